@@ -1,0 +1,1 @@
+"""Everything about DreamBooth that knows no orchestrator."""

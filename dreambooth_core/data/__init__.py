@@ -1,0 +1,1 @@
+"""Instance and class images: the gate, generation, the latent cache, batches."""

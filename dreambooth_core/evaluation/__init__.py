@@ -1,0 +1,1 @@
+"""Scores per checkpoint: prompt suites, extractors, selection, comparison."""

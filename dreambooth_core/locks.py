@@ -1,0 +1,70 @@
+"""Locks between processes: flocks that the kernel frees when the last holder is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dreambooth_core.errors import StageError
+
+_POLL_S = 0.2
+
+
+def _holder(path: Path) -> str:
+    """Who wrote into the lock file last, for the message of the one who waits."""
+    try:
+        return path.read_text().strip() or "an unknown process"
+    except OSError:
+        return "an unknown process"
+
+
+@contextlib.contextmanager
+def hold(
+    path: Path,
+    *,
+    timeout_s: float,
+    on_wait: Callable[[str], None] | None = None,
+    inheritable: bool = False,
+) -> Iterator[int]:
+    """Hold the flock on `path`; yield its descriptor.
+
+    With `inheritable`, child processes keep the lock until the last of them is gone. `on_wait` is
+    called once with the holder's description when the lock is taken. Raises StageError when it is
+    not free within `timeout_s`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.set_inheritable(fd, inheritable)
+        _acquire(fd, path, timeout_s, on_wait)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _acquire(
+    fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    told = False
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None and not told:
+                on_wait(_holder(path))
+                told = True
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"{path.name} is held by {_holder(path)} for longer than {timeout_s:.0f} s",
+                    hint="wait for that process or stop it, then run again",
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return

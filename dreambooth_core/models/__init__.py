@@ -1,0 +1,1 @@
+"""Pipelines: loading, LoRA, sampling."""

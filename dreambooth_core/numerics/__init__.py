@@ -1,0 +1,1 @@
+"""Pure functions: the only copies of the formulas."""

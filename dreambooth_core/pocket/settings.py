@@ -1,0 +1,62 @@
+"""Every size and number of the pocket models' recipe, in one frozen place.
+
+The numbers were chosen for one CPU core and about three hours; `docs/pocket.md` says what each costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartSettings:
+    """How one model is trained: `steps` optimizer steps of `batch` samples."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    save_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PocketSettings:
+    """The whole recipe. `image` is the side of a picture in pixels."""
+
+    seed: int = 20240817
+    image: int = 64
+    num_train: int = 30_000
+    num_test: int = 2_000
+    num_individuals: int = 6_000
+    views_per_individual: int = 4
+    #: One in this many (thing, colour, place) triples never appears in training.
+    held_out_one_in: int = 10
+    context_tokens: int = 24
+    clip_width: int = 128
+    clip_text_layers: int = 3
+    clip_vision_layers: int = 4
+    clip_patch: int = 8
+    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (24, 48, 96, 96)
+    vae: PartSettings = field(
+        default=PartSettings(steps=6000, batch=24, learning_rate=1e-3, weight_decay=0.0)
+    )
+    clip: PartSettings = field(
+        default=PartSettings(steps=3000, batch=128, learning_rate=1e-3, weight_decay=0.05)
+    )
+    dino: PartSettings = field(
+        default=PartSettings(steps=3000, batch=96, learning_rate=1e-3, weight_decay=0.05)
+    )
+    classifier: PartSettings = field(
+        default=PartSettings(steps=2000, batch=128, learning_rate=2e-3, weight_decay=0.05)
+    )
+    unet: PartSettings = field(
+        default=PartSettings(
+            steps=12_000, batch=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995
+        )
+    )
+
+
+POCKET = PocketSettings()

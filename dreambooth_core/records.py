@@ -1,0 +1,296 @@
+"""The frozen records that travel between stages, and their JSON twins.
+
+A record is written last into its folder as `record.json`: a folder without one does not exist.
+Records hold no time, host, process, absolute path or run id, so the same work gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dreambooth_core import files
+from dreambooth_core.errors import CorruptRecordError
+
+RECORD_NAME = "record.json"
+
+Role = Literal["instance", "class"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict about keys, the same value gives the same bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> dict[str, object]:
+        """The JSON twin as a plain dictionary."""
+        return self.model_dump(mode="json")
+
+    def write(self, folder: Path, name: str = RECORD_NAME) -> None:
+        """Write the JSON twin into `folder`, whole or not at all."""
+        files.write_json(folder / name, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path, name: str = RECORD_NAME) -> Self:
+        """Read the twin. Raises CorruptRecordError when it is absent or does not fit."""
+        path = folder / name
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise CorruptRecordError(
+                f"{path} does not exist, so the stage that makes it has not finished",
+                hint="run the stage again",
+            ) from None
+        except ValidationError as error:
+            raise CorruptRecordError(
+                f"{path} is not a {cls.__name__}", got=str(error), hint="run the stage again"
+            ) from None
+
+    @classmethod
+    def read_if_there(cls, folder: Path, name: str = RECORD_NAME) -> Self | None:
+        """The record, or None where the folder holds no whole one."""
+        try:
+            return cls.read(folder, name)
+        except CorruptRecordError:
+            return None
+
+
+class BaseModelIdentity(Record):
+    """Which base model, exactly: hub id and commit, or path and sha256 of its weights."""
+
+    name: str
+    revision: str | None
+    sha256: str
+
+
+# ---- validate -----------------------------------------------------------------------------------
+
+
+class AcceptedImage(Record):
+    """A photo that passed the gate; `sha256` is of the user's file, `pixels_sha256` of the copy."""
+
+    name: str
+    sha256: str
+    width: int
+    height: int
+    warnings: tuple[str, ...] = ()
+
+
+class TurnedAway(Record):
+    """A file that was rejected (it was meant to be a photo) or skipped (it was not)."""
+
+    name: str
+    reason: str
+
+
+class GateReport(Record):
+    """`validate/report.json`: the data gate's verdict on every entry of the folder (C6)."""
+
+    subject: str
+    accepted: tuple[AcceptedImage, ...]
+    rejected: tuple[TurnedAway, ...]
+    skipped: tuple[TurnedAway, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class ManifestImage(Record):
+    """One image file of a manifest: path relative to the manifest's folder, and its sha256."""
+
+    file: str
+    sha256: str
+
+
+class Manifest(Record):
+    """A set of images with one role. Listed here is what exists; folder listings are not asked."""
+
+    role: Role
+    fingerprint: str
+    images: tuple[ManifestImage, ...]
+    warnings: tuple[str, ...] = ()
+
+
+# ---- cache --------------------------------------------------------------------------------------
+
+
+class CachedImage(Record):
+    """The cached views (crops) of one image: file of the VAE moments and how many views it holds."""
+
+    image: str
+    role: Role
+    prompt: str
+    file: str
+    num_views: int
+
+
+class LatentCache(Record):
+    """VAE moments of every image and text embeddings of every prompt, addressed by content."""
+
+    fingerprint: str
+    base_model: BaseModelIdentity
+    resolution: int
+    images: tuple[CachedImage, ...]
+    text_file: str | None
+    files: dict[str, str]
+
+
+# ---- train --------------------------------------------------------------------------------------
+
+Method = Literal["full", "lora"]
+
+
+class Checkpoint(Record):
+    """Weights at a step, on disk, hashed: `checkpoint-<step>/` with sha256 of every file (C3)."""
+
+    name: str
+    step: int
+    method: Method
+    sha256: str
+    files: dict[str, str]
+
+
+class TrainingRun(Record):
+    """What a training published: every checkpoint, in order of steps."""
+
+    fingerprint: str
+    base_model: BaseModelIdentity
+    method: Method
+    max_train_steps: int
+    checkpoints: tuple[Checkpoint, ...]
+
+
+# ---- evaluate, select ---------------------------------------------------------------------------
+
+
+class Interval(Record):
+    """A mean with its bootstrap 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ScorerIdentity(Record):
+    """A scorer's backbone and the sha256 of its weights."""
+
+    name: str
+    backbone: str
+    sha256: str
+
+
+class Harness(Record):
+    """All that must be equal for two rows of scores to be comparable."""
+
+    suite: str
+    prompts: tuple[str, ...]
+    class_prompt: str
+    seeds: tuple[int, ...]
+    class_seeds: tuple[int, ...]
+    scorers: dict[str, ScorerIdentity]
+    sampler: str
+    steps: int
+    guidance: float
+    resolution: int
+    batch_size: int
+    instance_sha256: str
+
+
+class ImageScore(Record):
+    """Scores of one generated image: `prompt` and `seed` pair it across checkpoints."""
+
+    prompt: str
+    seed: int
+    clip_t: float
+    clip_i: float
+    dino: float
+
+
+class CheckpointScore(Record):
+    """One row with all its samples, as kept in the score store."""
+
+    name: str
+    step: int | None
+    checkpoint_sha256: str | None
+    images: tuple[ImageScore, ...]
+    n: int
+    clip_t: Interval | None
+    clip_i: Interval | None
+    dino: Interval | None
+    pres: Interval | None
+    div: Interval | None
+
+
+class ScoreRow(Record):
+    """One row of `evaluate/scores.json` (C6)."""
+
+    name: str
+    step: int | None
+    n: int
+    clip_t: Interval | None
+    clip_i: Interval | None
+    dino: Interval | None
+    pres: Interval | None
+    div: Interval | None
+
+
+class Scores(Record):
+    """`evaluate/scores.json`: the harness, a row per checkpoint, and rows `step 0` and `real`."""
+
+    harness: Harness
+    text_range: float
+    rows: tuple[ScoreRow, ...]
+
+
+class RankedCheckpoint(Record):
+    """A checkpoint's place in the selection and why it has it."""
+
+    name: str
+    step: int
+    qualified: bool
+    why: str
+    clip_t: float
+    dino: float
+    pres: float
+
+
+class Selection(Record):
+    """`select/selection.json`: the best checkpoint of a run and the rule that decided (C6)."""
+
+    best: str | None
+    qualified: bool
+    rule: str
+    ranked: tuple[RankedCheckpoint, ...]
+
+
+# ---- register, compare --------------------------------------------------------------------------
+
+
+class ModelVersion(Record):
+    """`register/version.json`: what stands (or will stand) in the registry (C6)."""
+
+    name: str
+    fingerprint: str
+    checkpoint: str
+    sha256: str
+
+
+class RegisteredVersion(Record):
+    """A version as the registry has it; not published, as its number is the registry's own."""
+
+    name: str
+    version: int
+    fingerprint: str
+    checkpoint: str
+    sha256: str
+    qualified: bool
+
+
+class Verdict(Record):
+    """The comparison of challenger and champion, as a decision with its reason (C6)."""
+
+    challenger: str
+    champion: str | None
+    promote: bool
+    why: str
+    difference: dict[str, Interval]

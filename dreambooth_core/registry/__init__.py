@@ -1,0 +1,1 @@
+"""The model registry and the tracker: the only importer of mlflow."""

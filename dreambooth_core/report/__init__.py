@@ -1,0 +1,1 @@
+"""The HTML page, grids, curves and the model card."""

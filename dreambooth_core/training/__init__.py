@@ -1,0 +1,1 @@
+"""The training engine: loss, step, loop, checkpoints, launch."""
