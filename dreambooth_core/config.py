@@ -429,7 +429,9 @@ def _override_problems(raw: Mapping[str, Any]) -> list[str]:
             if section not in _OVERRIDABLE:
                 hint = _nearest(str(section), _OVERRIDABLE)
                 allowed = ", ".join(_OVERRIDABLE)
-                problems.append(f"{at}: not a section that a subject can override; {hint or allowed}")
+                problems.append(
+                    f"{at}: not a section that a subject can override; {hint or allowed}"
+                )
             elif isinstance(fields, dict):
                 base = raw.get(section)
                 merged = {**(base if isinstance(base, dict) else {}), **fields}
@@ -458,7 +460,9 @@ def _describe(model: type[BaseModel], error: dict[str, Any], at: str) -> str:
         return f"{key}: missing; add it (presets/ holds complete files to copy from)"
     message = error["msg"].removeprefix("Value error, ")
     found = error.get("input")
-    return f"{key}: {message}, found {found!r}" if not isinstance(found, dict) else f"{key}: {message}"
+    return (
+        f"{key}: {message}, found {found!r}" if not isinstance(found, dict) else f"{key}: {message}"
+    )
 
 
 def _known_names(model: type[BaseModel], location: Iterable[str]) -> set[str]:

@@ -47,7 +47,7 @@ class StageError(DreamBoothError):
     """A stage could not do its work: a crash of the trainer, a full disk, a non-finite loss."""
 
 
-class Stopped(DreamBoothError):  # noqa: N818 - a stop is asked for, it is not an error
+class Stopped(DreamBoothError):
     """The work was asked to stop (Ctrl-C, SIGTERM, cancel) and did; it continues when run again."""
 
 

@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with one spelling per value: sorted keys, no spaces, no NaN. Raises ValueError on NaN."""
+    """JSON with one spelling per value: sorted keys, no spaces. Raises ValueError on NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -48,9 +48,7 @@ def hold(
         os.close(fd)
 
 
-def _acquire(
-    fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None
-) -> None:
+def _acquire(fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> None:
     deadline = time.monotonic() + timeout_s
     told = False
     while True:

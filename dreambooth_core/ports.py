@@ -52,5 +52,5 @@ class Progress(Protocol):
         ...
 
 
-def no_progress(done: int, total: int, text: str = "") -> None:  # noqa: ARG001 - the port's shape
+def no_progress(done: int, total: int, text: str = "") -> None:
     """The Progress of work that nobody watches."""

@@ -115,7 +115,7 @@ class Manifest(Record):
 
 
 class CachedImage(Record):
-    """The cached views (crops) of one image: file of the VAE moments and how many views it holds."""
+    """The cached views (crops) of one image: the file of its VAE moments, and how many views."""
 
     image: str
     role: Role

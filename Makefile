@@ -1,0 +1,57 @@
+# One word per habit. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two OpenMP threads of two processes on two cores slow one another tenfold.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+SUBJECT ?= mug
+
+.PHONY: help install demo test test-all check lint lock up deploy clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# First what source distributions (deepspeed) need to build, then the rest, without isolation.
+	$(BIN)/python -m pip install --quiet $$(grep -E '^(torch|setuptools|wheel|numpy)==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+install: $(BIN)/.installed  ## make .venv with the locked requirements
+	@test -d .dvc/cache || mkdir -p .dvc/cache
+
+demo: install  ## photos -> best checkpoint, scored and registered, for the example subject
+	$(BIN)/dreambooth run $(SUBJECT)
+
+test: install  ## the quick tests (the claims)
+	$(BIN)/python -m pytest
+
+test-all: install  ## with the slow tests and those that start servers
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: install  ## style, types, layers, settings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m dreambooth_core.config params.yaml presets/*.yaml
+
+check: lint test  ## what must pass before a push
+
+lock:  ## resolve pyproject.toml anew into requirements.lock
+	PYTHON=$(PYTHON) infra/lock.sh
+
+up: install  ## Prefect server, MLflow server and a worker on this machine
+	$(BIN)/dreambooth up
+
+deploy: install  ## register the deployments of prefect.yaml
+	$(BIN)/prefect --no-prompt deploy --all
+
+clean: install  ## prune the store of old work
+	$(BIN)/dreambooth clean

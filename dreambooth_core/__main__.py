@@ -1,0 +1,107 @@
+"""`python -m dreambooth_core STAGE --subject NAME`: what `dvc.yaml` runs.
+
+Two further entries are for the project itself: `train-worker JOB` is what accelerate launches, and
+`parity REQUEST` loads an upload in a fresh process. This is one of the two places that read the
+environment (the other is `flows/environment.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from dreambooth_core import locks
+from dreambooth_core.errors import DreamBoothError, Stopped
+from dreambooth_core.stages import STAGES, StageContext, run_stage
+from dreambooth_core.workspace import Workspace
+
+_LOCK_WAIT_S = 15.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (the work failed) or 2 (input or settings)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return arguments.run(arguments)
+    except DreamBoothError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dreambooth_core")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for stage in (*STAGES, "report"):
+        command = commands.add_parser(stage, help=f"run the stage {stage} of one subject")
+        command.add_argument("--subject", required=True)
+        command.set_defaults(run=_run_stage, stage=stage)
+    worker = commands.add_parser("train-worker", help="what accelerate launches")
+    worker.add_argument("job", type=Path)
+    worker.set_defaults(run=_run_worker)
+    parity = commands.add_parser("parity", help="check an upload in this fresh process")
+    parity.add_argument("request", type=Path)
+    parity.set_defaults(run=_run_parity)
+    return parser
+
+
+def _run_stage(arguments: argparse.Namespace) -> int:
+    workspace = Workspace(Path.cwd())
+    stop = stop_on_signals()
+    lock = workspace.subject_lock(arguments.subject)
+    with locks.hold(lock, timeout_s=_LOCK_WAIT_S, on_wait=_say_waiting, inheritable=True) as fd:
+        context = StageContext(
+            workspace,
+            progress=print_progress,
+            should_stop=stop.is_set,
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
+            lock_fd=fd,
+            # DVC sets it inside `dvc exp run`: an experiment never registers (design, section 4).
+            experiment="DVC_EXP_NAME" in os.environ,
+            env=dict(os.environ),
+        )
+        try:
+            run_stage(context, arguments.subject, arguments.stage)
+        except Stopped as stopped:
+            print(f"{stopped}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _run_worker(arguments: argparse.Namespace) -> int:
+    from dreambooth_core.stages.train_worker import run_worker
+
+    return run_worker(arguments.job)
+
+
+def _run_parity(arguments: argparse.Namespace) -> int:
+    from dreambooth_core.registry import parity
+
+    return parity.main(arguments.request)
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, so that work stops at the next safe place."""
+    event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event
+
+
+def print_progress(done: int, total: int, text: str = "") -> None:
+    """Show progress as plain lines on stderr, one per tenth of the way."""
+    if total and (done == total or done * 10 // total != (done - 1) * 10 // total):
+        print(f"  {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _say_waiting(holder: str) -> None:
+    print(f"waiting for {holder}, which works on this subject", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What all stages share: their context, their fingerprint, and how they publish."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import config, files, locks
+from dreambooth_core.config import SubjectView
+from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.workspace import Workspace
+
+PUBLISH_TIMEOUT_S = 120.0
+
+logger = logging.getLogger("dreambooth")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The world around a stage: where, who watches, who may stop it. Nothing here moves a bit."""
+
+    workspace: Workspace
+    progress: Progress = no_progress
+    should_stop: StopSignal = never_stop
+    tracking_uri: str | None = None
+    lock_fd: int | None = None
+    experiment: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def view(self, subject: str) -> SubjectView:
+        """The subject's settings as params.yaml holds them now."""
+        return config.load_view(self.workspace, subject)
+
+
+def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str:
+    """sha256 over everything the stage's output depends on (design, section 4)."""
+    return files.digest_of(
+        {"stage": stage, "settings": config.settings_of(view, stage), "inputs": dict(inputs)}
+    )
+
+
+@contextlib.contextmanager
+def publishing(context: StageContext, subject: str, stage: str) -> Iterator[Path]:
+    """Yield the folder to assemble a stage's output in; on success it becomes the output.
+
+    Held under the workspace lock, so that nobody asks DVC about a folder while it is exchanged.
+    """
+    target = context.workspace.stage_dir(subject, stage)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locks.hold(context.workspace.workspace_lock, timeout_s=PUBLISH_TIMEOUT_S):
+        files.remove_asides(target.parent)
+        with files.atomic_dir(target) as out:
+            yield out
+
+
+def hash_cache(workspace: Workspace) -> Path:
+    """The file that remembers the sha256 of large files by path, size and time."""
+    return workspace.state / "hashes.json"
