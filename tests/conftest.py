@@ -1,0 +1,62 @@
+"""What all tests share: a quiet, offline environment and the tiny models, built once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+QUIET_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # two spinning threads on a busy machine cost ten times the time
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "DVC_CHECK_UPDATE": "false",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "MPLBACKEND": "Agg",
+    "MPLCONFIGDIR": "/tmp/mpl-dreambooth-tests",
+}
+os.environ.update(QUIET_ENVIRONMENT)
+
+import pytest  # noqa: E402 - the libraries read the environment while they are imported
+import torch  # noqa: E402
+
+from tests import tiny_models  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny StableDiffusionPipeline (epsilon, PNDM, 64 px). Never write into it."""
+    return tiny_models.build_tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with v-prediction and DPM-Solver++, as in Stable Diffusion 2.x."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd-v"
+    return tiny_models.build_tiny_sd(folder, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny CLIPModel with its processor. Never write into it."""
+    return tiny_models.build_tiny_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny ViTModel with its image processor. Never write into it."""
+    return tiny_models.build_tiny_dino(tmp_path_factory.mktemp("models") / "tiny-dino")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with four distinct 96 px photos, the test's own."""
+    return tiny_models.build_photos(tmp_path / "photos")

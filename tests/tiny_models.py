@@ -1,0 +1,211 @@
+"""Tiny random models with the files and shapes of real ones, built without a network in seconds.
+
+They learn nothing and draw noise: tests of mechanics use them; tests of learning use the pocket
+models. Each builder writes one folder that the ordinary `from_pretrained` loads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+SIDE = 64
+"""Pixels of a side of what the tiny pipeline draws and the tiny scorers look at."""
+LATENT_SIDE = 8
+"""SIDE / 8, as in Stable Diffusion 1.x."""
+LATENT_CHANNELS = 4
+TEXT_WIDTH = 32
+MAX_TOKENS = 77
+
+_CORPUS = (
+    "a photo of a mug", "a photo of sks mug", "a photo of a dog on the beach",
+    "a red robot in the snow", "a blue cat at night", "a green car in the city",
+    "a yellow backpack in the forest", "a painting of a purple teapot with a house behind it",
+    "a close up of an orange toy on a table", "an oil painting of a dog in the jungle",
+    "black white striped dotted cup on top of the grass",
+)  # fmt: skip
+
+_NOISE_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIPTokenizer that has the corpus's words whole and spells all others in letters."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        special_tokens=[],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_CORPUS, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    learned = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *learned])
+    vocab = {t: i for i, t in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """Two layers of TEXT_WIDTH, with the tokenizer's special ids (pooling uses the end token)."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        projection_dim=TEXT_WIDTH,
+    )
+
+
+def _tiny_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIDE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def _tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=SIDE,
+    )
+
+
+def _scheduler(prediction_type: str) -> PNDMScheduler | DPMSolverMultistepScheduler:
+    """PNDM as Stable Diffusion 1.x has it; DPM-Solver++ for the v-prediction variant."""
+    if prediction_type == "epsilon":
+        return PNDMScheduler(**_NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False)
+    return DPMSolverMultistepScheduler(**_NOISE_SCHEDULE, prediction_type=prediction_type)
+
+
+def build_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Save a StableDiffusionPipeline of about 0.2 M parameters that draws SIDE px images."""
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = StableDiffusionPipeline(
+            vae=_tiny_vae(),
+            text_encoder=CLIPTextModel(tiny_text_config(tokenizer)),
+            tokenizer=tokenizer,
+            unet=_tiny_unet(),
+            scheduler=_scheduler(prediction_type),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _processor_sizes() -> dict[str, dict[str, int]]:
+    return {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+
+
+def build_tiny_clip(folder: Path, *, seed: int = 1) -> Path:
+    """Save a CLIPModel and its CLIPProcessor (PIL backend)."""
+    tokenizer = tiny_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        image_size=SIDE,
+        patch_size=16,
+        projection_dim=TEXT_WIDTH,
+    )
+    config = CLIPConfig(
+        text_config=tiny_text_config(tokenizer).to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=TEXT_WIDTH,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        CLIPModel(config).save_pretrained(folder)
+    image_processor = CLIPImageProcessorPil(**_processor_sizes())
+    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def build_tiny_dino(folder: Path, *, seed: int = 2) -> Path:
+    """Save a ViTModel (what DINO v1 is) and its image processor (PIL backend)."""
+    config = ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        image_size=SIDE,
+        patch_size=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def build_photos(folder: Path, *, count: int = 4, side: int = 96) -> Path:
+    """Write `count` distinct PNG photos of a striped mug, upright and opaque."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        shade = (40 * index) % 200
+        photo = Image.new("RGB", (side, side), (shade, 120, 220 - shade))
+        draw = ImageDraw.Draw(photo)
+        left, top = side // 8 + 6 * index, side // 6 + 3 * index
+        draw.rectangle((left, top, left + side // 2, top + side // 2), fill=(200, 60, 40))
+        for stripe in range(3):
+            y = top + 6 + stripe * side // 7
+            draw.rectangle((left, y, left + side // 2, y + 4), fill=(240, 240, 90 * stripe))
+        draw.ellipse((left + side // 2, top + 8, left + side // 2 + 16, top + 30), outline="white")
+        photo.save(folder / f"photo-{index}.png")
+    return folder
