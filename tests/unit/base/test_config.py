@@ -1,0 +1,156 @@
+"""The settings fail at the door, all errors at once, with keys and hints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from dreambooth_core import config
+from dreambooth_core.config import Effect, Section, Settings, SubjectView
+from dreambooth_core.errors import SettingsError
+
+ROOT = Path(__file__).parents[3]
+
+
+def changed(tmp_path: Path, **changes: object) -> Path:
+    """A copy of the shipped params.yaml with dotted keys set; a value of ... removes the key."""
+    raw = YAML(typ="safe").load(ROOT / "params.yaml")
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        target = raw
+        for section in sections:
+            target = target[section]
+        if value is ...:
+            del target[last]
+        else:
+            target[last] = value
+    path = tmp_path / "params.yaml"
+    YAML().dump(raw, path)
+    return path
+
+
+def view_of(path: Path) -> SubjectView:
+    settings = config.load_settings(path)
+    return config.for_subject(settings, next(iter(settings.subjects)))
+
+
+def subject_of_shipped() -> str:
+    return next(iter(YAML(typ="safe").load(ROOT / "params.yaml")["subjects"]))
+
+
+def test_the_shipped_settings_are_valid() -> None:
+    assert config.main([str(ROOT / "params.yaml")]) == 0
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    path = changed(tmp_path, train__lerning_rate=1e-5)
+    with pytest.raises(SettingsError, match=r"train.lerning_rate: unknown.*learning_rate\?"):
+        config.load_settings(path)
+
+
+def test_all_errors_are_reported_at_once_with_what_was_found(tmp_path: Path) -> None:
+    path = changed(
+        tmp_path, train__max_train_steps=-3, data__background="white", evaluate__suite=...
+    )
+    with pytest.raises(SettingsError) as caught:
+        config.load_settings(path)
+    text = str(caught.value)
+    assert "train.max_train_steps: Input should be greater than 0, found -3" in text
+    assert "data.background" in text
+    assert "'white'" in text
+    assert "evaluate.suite: missing" in text
+
+
+def test_an_override_is_checked_with_its_whole_dotted_key(tmp_path: Path) -> None:
+    name = subject_of_shipped()
+    path = changed(tmp_path, **{f"subjects__{name}__overrides": {"train": {"sed": 1}, "trian": {}}})
+    with pytest.raises(SettingsError) as caught:
+        config.load_settings(path)
+    assert f"subjects.{name}.overrides.train.sed: unknown setting; did you mean seed?" in str(
+        caught.value
+    )
+    assert f"subjects.{name}.overrides.trian" in str(caught.value)
+
+
+def test_an_override_changes_only_its_subjects_view(tmp_path: Path) -> None:
+    name = subject_of_shipped()
+    path = changed(tmp_path, **{f"subjects__{name}__overrides": {"train": {"learning_rate": 0.25}}})
+    assert view_of(path).train.learning_rate == 0.25
+    assert config.load_settings(path).train.learning_rate != 0.25
+
+
+def test_lora_without_its_section_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"train: method is lora, but the section train\.lora"):
+        config.load_settings(changed(tmp_path, train__method="lora", train__lora=None))
+
+
+def test_an_unknown_subject_names_those_that_are_there() -> None:
+    with pytest.raises(SettingsError, match=subject_of_shipped()):
+        config.for_subject(config.load_settings(ROOT / "params.yaml"), "nobody")
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("rate: 5e-6\n")
+    assert config.read_yaml(path) == {"rate": 5e-6}
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = "import sys, dreambooth_core.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def _leaves(model: type[Section]) -> list[tuple[str, object]]:
+    return list(model.model_fields.items())
+
+
+def test_only_the_runtime_section_holds_fields_without_effect() -> None:
+    for section in (config.DataSettings, config.TrainSettings, config.EvaluateSettings):
+        assert all(config.effect_of(f) is not Effect.NONE for _, f in _leaves(section))
+    assert all(config.effect_of(f) is Effect.NONE for _, f in _leaves(config.RuntimeSettings))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("data__min_side", 48, {"validate"}),
+        ("data__resolution", 128, {"validate", "class-images", "cache", "evaluate"}),
+        ("prior__seed", 99, {"class-images"}),
+        ("prior__prior_loss_weight", 0.5, {"train"}),
+        ("prior__num_class_images", 64, set()),
+        ("train__learning_rate", 1e-4, {"train"}),
+        ("train__checkpointing_steps", 10, set()),
+        ("train__max_train_steps", 900, set()),
+        ("evaluate__guidance_scale", 5.0, {"evaluate"}),
+        ("select__max_pres_gain", 0.5, {"select"}),
+        ("runtime__log_every_steps", 3, set()),
+        ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate"}),
+        ("versions__cache", 9, {"cache"}),
+    ],
+)
+def test_a_setting_moves_the_fingerprints_of_just_the_stages_that_depend_on_it(
+    tmp_path: Path, key: str, value: object, stages: set[str]
+) -> None:
+    before = view_of(ROOT / "params.yaml")
+    after = view_of(changed(tmp_path, **{key: value}))
+    moved = {
+        stage
+        for stage in config.STAGE_SETTINGS
+        if config.settings_of(before, stage) != config.settings_of(after, stage)
+    }
+    assert moved == stages
+
+
+def test_the_number_of_steps_is_part_of_the_result_when_the_schedule_depends_on_it(
+    tmp_path: Path,
+) -> None:
+    cosine = view_of(changed(tmp_path, train__lr_scheduler="cosine"))
+    assert "max_train_steps" in config.settings_of(cosine, "train")["train"]
+
+
+def test_every_section_of_the_settings_is_a_section_of_a_view() -> None:
+    assert set(Settings.model_fields) - {"subjects"} < set(SubjectView.model_fields)

@@ -1,0 +1,164 @@
+"""Files are whole or absent, whenever the process dies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import files, locks
+from dreambooth_core.errors import CorruptRecordError, StageError
+from dreambooth_core.records import GateReport, Manifest, ManifestImage, TurnedAway
+from dreambooth_core.workspace import Workspace, publish
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    files.write_text(target, "old")
+
+    def write_and_fail() -> None:
+        with files.atomic_file(target) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_exchanged_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for text in ("first", "second"):
+        with files.atomic_dir(target) as aside:
+            (aside / f"{text}.txt").write_text(text)
+    assert [p.name for p in target.iterdir()] == ["second.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with files.atomic_dir(target) as aside:
+        (aside / "a").write_text("a")
+    with pytest.raises(RuntimeError), files.atomic_dir(target) as aside:
+        raise RuntimeError
+    assert files.tree_hashes(target) == {"a": files.sha256_bytes(b"a")}
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from dreambooth_core import files
+n = 0
+while True:
+    n += 1
+    with files.atomic_dir(Path(sys.argv[1])) as aside:
+        for name in "abc":
+            (aside / name).write_text(str(n) * 50_000)
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.011, 0.037, 0.083])
+def test_a_kill_at_any_moment_leaves_whole_folders_only(tmp_path: Path, delay_s: float) -> None:
+    target = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    if target.exists():  # between the two renames of an exchange there is none for an instant
+        contents = {(target / name).read_text() for name in "abc"}
+        assert len(contents) == 1
+    files.remove_asides(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} <= {"out"}
+
+
+def test_mismatches_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("1")
+    (tmp_path / "bad").write_text("2")
+    expected = files.tree_hashes(tmp_path) | {"gone": "0" * 64}
+    (tmp_path / "bad").write_text("3")
+    assert files.mismatches(tmp_path, expected) == ["bad", "gone"]
+
+
+def test_canonical_json_refuses_nan_and_ignores_key_order() -> None:
+    assert files.digest_of({"b": 1, "a": 2}) == files.digest_of({"a": 2, "b": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        files.canonical_json(float("nan"))
+
+
+def test_a_published_folder_equals_its_source_and_sweeps_leftovers(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "f").write_text("x")
+    target = tmp_path / "work" / "s" / "stage"
+    target.parent.mkdir(parents=True)
+    (target.parent / ".aside-stage-dead").mkdir()
+    publish(source, target)
+    assert files.tree_hashes(target) == files.tree_hashes(source)
+    assert [p.name for p in target.parent.iterdir()] == ["stage"]
+
+
+def test_a_record_reads_back_equal_and_says_when_it_is_damaged(tmp_path: Path) -> None:
+    manifest = Manifest(
+        role="class", fingerprint="f", images=(ManifestImage(file="a.png", sha256="0"),)
+    )
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(CorruptRecordError, match="is not a Manifest"):
+        Manifest.read(tmp_path)
+    assert Manifest.read_if_there(tmp_path / "nowhere") is None
+
+
+def test_the_gate_report_has_the_keys_of_the_contract() -> None:
+    report = GateReport(
+        subject="s", accepted=(), rejected=(TurnedAway(name="a", reason="r"),), skipped=()
+    )
+    assert set(json.loads(report.model_dump_json())) >= {
+        "subject",
+        "accepted",
+        "rejected",
+        "skipped",
+    }
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from dreambooth_core import locks
+with locks.hold(Path(sys.argv[1]), timeout_s=1):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_names_its_holder_and_is_free_when_the_holder_is_killed(tmp_path: Path) -> None:
+    path = Workspace(tmp_path).subject_lock("mug")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    waited: list[str] = []
+    with (
+        pytest.raises(StageError, match=f"process {holder.pid}"),
+        locks.hold(path, timeout_s=0.3, on_wait=waited.append),
+    ):
+        pass
+    assert waited == [f"process {holder.pid}"]
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locks.hold(path, timeout_s=1):
+        pass
