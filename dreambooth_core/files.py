@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(
+    path: Path, *, during_exchange: AbstractContextManager[object] | None = None
+) -> Iterator[Path]:
     """Yield a temporary sibling folder; on success it is fsynced and replaces `path`.
 
     A process killed inside leaves only a folder whose name starts with `.aside-`;
-    `remove_asides` sweeps those.
+    `remove_asides` sweeps those. `during_exchange` (a lock) is held only while `path` is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{path.name}-", dir=path.parent))
@@ -84,7 +87,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o755)
         fsync_tree(aside)
-        _replace_dir(aside, path)
+        with during_exchange or contextlib.nullcontext():
+            _replace_dir(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-
-from dreambooth_core import files
 
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select", "register")
 """The stages that publish into `work/<subject>/`, in order."""
@@ -64,20 +61,3 @@ class Workspace:
     def verdict_dir(self, subject: str) -> Path:
         """Where the flow leaves the last verdict for the report (not a DVC output)."""
         return self.state / "verdicts" / subject
-
-
-def publish(source: Path, target: Path) -> None:
-    """Make `target` a whole copy of `source`: copied aside, fsynced, renamed.
-
-    A reader sees the old folder or the new one. Half-written leftovers of a killed publish are
-    swept first.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_asides(target.parent)
-    with files.atomic_dir(target) as aside:
-        files.copy_tree(source, aside)
-
-
-def discard(path: Path) -> None:
-    """Remove a published folder (DVC does so before a stage runs; the flow does the same)."""
-    shutil.rmtree(path, ignore_errors=True)

@@ -47,14 +47,15 @@ def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str
 def publishing(context: StageContext, subject: str, stage: str) -> Iterator[Path]:
     """Yield the folder to assemble a stage's output in; on success it becomes the output.
 
-    Held under the workspace lock, so that nobody asks DVC about a folder while it is exchanged.
+    Only the exchange is under the workspace lock: nobody asks DVC about a folder meanwhile. The
+    caller holds the subject's lock, so leftovers beside the output are those of a killed process.
     """
     target = context.workspace.stage_dir(subject, stage)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locks.hold(context.workspace.workspace_lock, timeout_s=PUBLISH_TIMEOUT_S):
-        files.remove_asides(target.parent)
-        with files.atomic_dir(target) as out:
-            yield out
+    files.remove_asides(target.parent)
+    exchange = locks.hold(context.workspace.workspace_lock, timeout_s=PUBLISH_TIMEOUT_S)
+    with files.atomic_dir(target, during_exchange=exchange) as out:
+        yield out
 
 
 def hash_cache(workspace: Workspace) -> Path:

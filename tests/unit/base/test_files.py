@@ -14,7 +14,8 @@ import pytest
 from dreambooth_core import files, locks
 from dreambooth_core.errors import CorruptRecordError, StageError
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, TurnedAway
-from dreambooth_core.workspace import Workspace, publish
+from dreambooth_core.stages import StageContext, common
+from dreambooth_core.workspace import Workspace
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -97,16 +98,25 @@ def test_canonical_json_refuses_nan_and_ignores_key_order() -> None:
         files.canonical_json(float("nan"))
 
 
-def test_a_published_folder_equals_its_source_and_sweeps_leftovers(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "sub").mkdir(parents=True)
-    (source / "sub" / "f").write_text("x")
-    target = tmp_path / "work" / "s" / "stage"
-    target.parent.mkdir(parents=True)
-    (target.parent / ".aside-stage-dead").mkdir()
-    publish(source, target)
-    assert files.tree_hashes(target) == files.tree_hashes(source)
-    assert [p.name for p in target.parent.iterdir()] == ["stage"]
+def test_an_output_is_exchanged_under_the_workspace_lock_and_leftovers_are_swept(
+    tmp_path: Path,
+) -> None:
+    context = StageContext(Workspace(tmp_path))
+    target = context.workspace.stage_dir("mug", "cache")
+    (target.parent / ".aside-cache-dead").mkdir(parents=True)
+    with (
+        pytest.raises(StageError, match=r"workspace\.lock is held"),
+        locks.hold(context.workspace.workspace_lock, timeout_s=1),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(common, "PUBLISH_TIMEOUT_S", 0.1)
+        with common.publishing(context, "mug", "cache"):
+            pass
+    assert not target.exists()
+    with common.publishing(context, "mug", "cache") as out:
+        (out / "f").write_text("x")
+    assert files.tree_hashes(target) == {"f": files.sha256_bytes(b"x")}
+    assert [p.name for p in target.parent.iterdir()] == ["cache"]
 
 
 def test_a_record_reads_back_equal_and_says_when_it_is_damaged(tmp_path: Path) -> None:
