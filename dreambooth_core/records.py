@@ -207,7 +207,10 @@ class ImageScore(Record):
 
 
 class CheckpointScore(Record):
-    """One row with all its samples, as kept in the score store."""
+    """One row with all its samples, as kept in the score store.
+
+    `text_range` is the mean CLIP-T of matched minus that of shuffled prompts.
+    """
 
     name: str
     step: int | None
@@ -219,6 +222,22 @@ class CheckpointScore(Record):
     dino: Interval | None
     pres: Interval | None
     div: Interval | None
+    text_range: float | None
+
+
+class Evaluation(Record):
+    """`evaluate/record.json`: every row with its samples, the basis of paired comparisons."""
+
+    harness: Harness
+    text_range: float
+    rows: tuple[CheckpointScore, ...]
+
+    def row(self, name: str) -> CheckpointScore:
+        """The row called `name`. Raises KeyError with the names that are there."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no row {name!r} among {[row.name for row in self.rows]}")
 
 
 class ScoreRow(Record):
