@@ -1,0 +1,222 @@
+"""Loading base models: the whole pipeline or one component, from a hub id or a folder.
+
+Weights are safetensors only and no code of a model's repository is ever run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, overload
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from dreambooth_core.config import BaseModelSettings, ComputeSettings
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import source
+from dreambooth_core.models.source import ModelSource
+from dreambooth_core.records import BaseModelIdentity
+
+Component = Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
+Family = Literal["sd"]
+
+_FAMILIES: dict[str, Family] = {"StableDiffusionPipeline": "sd"}
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+
+
+def configure_torch(compute: ComputeSettings) -> None:
+    """Threads and determinism for this process: both change bits, so both are settings."""
+    torch.set_num_threads(compute.num_threads)
+    torch.use_deterministic_algorithms(compute.deterministic, warn_only=False)
+    torch.backends.cudnn.benchmark = False
+    if compute.deterministic:
+        # cuBLAS is deterministic only with a workspace of fixed size.
+        # The library takes it from the environment and from nowhere else.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251
+
+
+def pick_device(compute: ComputeSettings) -> torch.device:
+    """The device to compute on. Raises SettingsError when a GPU is asked for and none is there."""
+    if compute.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if compute.device == "cuda":
+        raise SettingsError(
+            "compute.device is cuda, but torch finds no GPU on this machine",
+            got=f"torch {torch.__version__}",
+            hint="set compute.device to auto or cpu",
+        )
+    return torch.device("cpu")
+
+
+def find_base_model(settings: BaseModelSettings, root: Path) -> ModelSource:
+    """The base model's folder on this machine. Raises SettingsError."""
+    return source.find_model(
+        settings.pretrained_model_name_or_path,
+        root,
+        revision=settings.revision,
+        patterns=source.PIPELINE_PATTERNS,
+    )
+
+
+def resolve_base_model(
+    settings: BaseModelSettings, root: Path, *, hash_cache: Path
+) -> BaseModelIdentity:
+    """Which base model the settings mean, exactly: its name, hub commit and content's sha256.
+
+    `hash_cache` is a file that remembers the hashes of unchanged files. Raises SettingsError.
+    """
+    found = find_base_model(settings, root)
+    pipeline_family(found.folder)
+    sha256 = source.content_sha256(
+        found.folder, patterns=source.PIPELINE_PATTERNS, hash_cache=hash_cache
+    )
+    name = Path(settings.pretrained_model_name_or_path)
+    shown = name.name if name.is_absolute() else name.as_posix()  # records hold no machine paths
+    return BaseModelIdentity(name=shown, revision=found.commit, sha256=sha256)
+
+
+def pipeline_family(folder: Path) -> Family:
+    """Which kind of pipeline a folder holds: the only place that decides. Raises SettingsError."""
+    index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
+    class_name = str(index.get("_class_name"))
+    if class_name not in _FAMILIES:
+        raise SettingsError(
+            f"{folder.name} is a pipeline of a kind that cannot be trained here",
+            got=class_name,
+            allowed=", ".join(sorted(_FAMILIES)),
+        )
+    return _FAMILIES[class_name]
+
+
+def load_pipeline(
+    settings: BaseModelSettings,
+    root: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> StableDiffusionPipeline:
+    """The whole pipeline on `device`, in evaluation mode and silent. Raises SettingsError."""
+    folder = find_base_model(settings, root).folder
+    return load_pipeline_folder(folder, device=device, dtype=dtype, variant=settings.variant)
+
+
+def load_pipeline_folder(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+) -> StableDiffusionPipeline:
+    """The pipeline saved in `folder`, as `load_pipeline` gives it."""
+    pipeline_family(folder)
+    _silence_loading_bars()
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(folder, error) from error
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("unet", "vae", "text_encoder"):
+        setattr(pipe, name, _settle(getattr(pipe, name), device))
+    return pipe
+
+
+@overload
+def load_component(
+    name: Literal["unet"], settings: BaseModelSettings, root: Path, *,
+    device: torch.device, dtype: torch.dtype = ...,
+) -> UNet2DConditionModel: ...  # fmt: skip
+@overload
+def load_component(
+    name: Literal["vae"], settings: BaseModelSettings, root: Path, *,
+    device: torch.device, dtype: torch.dtype = ...,
+) -> AutoencoderKL: ...  # fmt: skip
+@overload
+def load_component(
+    name: Literal["text_encoder"], settings: BaseModelSettings, root: Path, *,
+    device: torch.device, dtype: torch.dtype = ...,
+) -> CLIPTextModel: ...  # fmt: skip
+@overload
+def load_component(
+    name: Literal["tokenizer"], settings: BaseModelSettings, root: Path
+) -> CLIPTokenizer: ...
+@overload
+def load_component(
+    name: Literal["scheduler"], settings: BaseModelSettings, root: Path
+) -> DDPMScheduler: ...
+def load_component(
+    name: Component,
+    settings: BaseModelSettings,
+    root: Path,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """One part of the base model; models come in evaluation mode, with gradients as they are.
+
+    "scheduler" is the DDPM noise schedule of the training, whatever sampler the pipeline has.
+    Raises SettingsError.
+    """
+    folder = find_base_model(settings, root).folder
+    pipeline_family(folder)
+    _silence_loading_bars()
+    part = folder / name
+    try:
+        if name == "tokenizer":
+            return CLIPTokenizer.from_pretrained(part, local_files_only=True)
+        if name == "scheduler":
+            return DDPMScheduler.from_pretrained(part, local_files_only=True)
+        model = _MODEL_CLASSES[name].from_pretrained(
+            part,
+            dtype=dtype,
+            variant=settings.variant,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(part, error) from error
+    return _settle(cast(torch.nn.Module, model), device or torch.device("cpu"))
+
+
+_MODEL_CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+}
+
+
+def _silence_loading_bars() -> None:
+    """Loading takes seconds; the libraries' bars would tear the stage's own progress apart."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _settle(model: _Model, device: torch.device) -> _Model:
+    """Move a model to `device`, in evaluation mode, its weights in memory of torch's own.
+
+    Weights of a memory-mapped file lie at other alignments than allocated ones, and kernels give
+    other last bits for them; after copying, a model gives the same bits however it was loaded.
+    """
+    model.eval().to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+    return model

@@ -1,0 +1,91 @@
+"""Drawing pictures with a pipeline, so that a picture depends on its own prompt and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_core.errors import Stopped
+from dreambooth_core.models.tensors import eval_mode
+from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+
+
+def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all named
+    pipe: StableDiffusionPipeline,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    resolution: int,
+    batch_size: int,
+    should_stop: StopSignal = never_stop,
+    progress: Progress = no_progress,
+) -> list[Image.Image]:
+    """Draw one RGB image of `resolution` px a side per prompt and seed.
+
+    Images are drawn in blocks of exactly `batch_size`: a short last block is filled up and the
+    filling thrown away, because the size of a batch changes bits. So image i depends on prompt i,
+    seed i and its place in its block, never on how many others are asked for. Raises Stopped
+    between two denoising steps when `should_stop` says so.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    images: list[Image.Image] = []
+    with eval_mode(pipe.unet, pipe.vae, pipe.text_encoder):
+        for start in range(0, len(prompts), batch_size):
+            _raise_if_stopped(should_stop)
+            block = slice(start, start + batch_size)
+            images += _draw_block(
+                pipe,
+                prompts=prompts[block],
+                seeds=seeds[block],
+                batch_size=batch_size,
+                should_stop=should_stop,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=resolution,
+                width=resolution,
+            )
+            progress(len(images), len(prompts))
+    return images
+
+
+def _draw_block(
+    pipe: StableDiffusionPipeline,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+    should_stop: StopSignal,
+    **call: Any,
+) -> list[Image.Image]:
+    missing = batch_size - len(prompts)
+    filled_prompts = [*prompts, *[prompts[-1]] * missing]
+    filled_seeds = [*seeds, *[seeds[-1]] * missing]
+    # Generators live on the CPU, so that a seed means the same noise on every device.
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in filled_seeds]
+
+    def stop_between_steps(
+        _pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        _raise_if_stopped(should_stop)
+        return tensors
+
+    output = pipe(
+        prompt=filled_prompts,
+        generator=generators,
+        output_type="pil",
+        callback_on_step_end=stop_between_steps,
+        **call,
+    )
+    return list(output.images[: len(prompts)])
+
+
+def _raise_if_stopped(should_stop: StopSignal) -> None:
+    if should_stop():
+        raise Stopped("the sampling was asked to stop", hint="run it again to continue")

@@ -1,0 +1,186 @@
+"""Where a model's files are and what they hold: hub ids and folders, and hashes by content."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.errors import DreamBoothError, SettingsError
+
+PIPELINE_PATTERNS = (
+    "model_index.json",
+    *(
+        f"{part}/*.{kind}"
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2")
+        for kind in ("json", "safetensors")
+    ),
+    *(f"{part}/*.{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("json", "txt")),
+    "scheduler/*.json",
+)
+"""The files of a saved pipeline that this project reads; never pickles, never code."""
+
+MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
+"""The same for a single model with its processor (a scorer)."""
+
+_SETTLED_S = 2.0
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's folder on this machine, and the hub's commit it is (None for a plain folder)."""
+
+    folder: Path
+    commit: str | None
+
+
+def find_model(
+    name: str, root: Path, *, revision: str | None = None, patterns: Sequence[str]
+) -> ModelSource:
+    """The folder of a model given by path (relative to `root`) or hub id.
+
+    A hub id is downloaded unless it is in the local hub cache. Raises SettingsError with what was
+    looked for.
+    """
+    folder = root / name
+    if folder.is_dir():
+        if revision is not None:
+            raise SettingsError(
+                f"{name} is a folder, and only a hub id has a revision",
+                got=f"revision {revision}",
+                hint="set revision to null",
+            )
+        return ModelSource(folder=folder, commit=None)
+    if not _looks_like_hub_id(name, root):
+        raise SettingsError(
+            f"the model {name} does not exist",
+            got=f"no folder {folder}",
+            allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
+        )
+    return _from_hub(name, revision=revision, patterns=patterns)
+
+
+def _looks_like_hub_id(name: str, root: Path) -> bool:
+    """Whether `name` is spelled owner/name and its first part is no folder of the workspace."""
+    parts = name.split("/")
+    spelled = len(parts) in (1, 2) and all(part.strip(".") for part in parts)
+    return spelled and not (len(parts) == 2 and (root / parts[0]).is_dir())
+
+
+def _from_hub(name: str, *, revision: str | None, patterns: Sequence[str]) -> ModelSource:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        what = name if revision is None else f"{name} at revision {revision}"
+        raise SettingsError(
+            f"the model {what} is neither a folder of this workspace nor to be had from the hub",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            hint="check the spelling and the network, accept the model's licence and log in with "
+            "`hf auth login`, or give the folder of a saved model",
+        ) from None
+    return ModelSource(folder=folder, commit=folder.name)
+
+
+def matching_files(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Names of the files below `folder` that fit a pattern, relative and sorted."""
+    kept = tuple(patterns)
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(n for n in names if any(_fits(n, pattern) for pattern in kept))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """A shell pattern whose `*` stays within one folder."""
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+def content_sha256(folder: Path, *, patterns: Iterable[str], hash_cache: Path) -> str:
+    """One sha256 over names and contents of the matching files.
+
+    Hashes of unchanged files are remembered in `hash_cache`. Raises SettingsError for a folder
+    without a single weight file.
+    """
+    names = matching_files(folder, patterns)
+    if not any(name.endswith(".safetensors") for name in names):
+        raise SettingsError(
+            f"{folder} holds no weights that can be used",
+            allowed="safetensors files (pickled .bin and .ckpt files are never loaded)",
+            hint="convert it with diffusers: load it where it came from, save_pretrained(folder)",
+        )
+    remembered = HashCache(hash_cache)
+    hashes = {name: remembered.sha256(folder / name) for name in names}
+    remembered.save()
+    return files.digest_of(hashes)
+
+
+class HashCache:
+    """sha256 of large files, remembered by path, size, times and inode."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = _read_known(path)
+        self._changed = False
+
+    def sha256(self, path: Path) -> str:
+        """The hash of a file's content: from memory when nothing about the file has changed."""
+        real = path.resolve()
+        key = str(real)
+        before = _stamp(real)
+        known = self._known.get(key)
+        if known is not None and known[:-1] == before:
+            return str(known[-1])
+        sha256 = files.sha256_file(real)
+        # A file written a moment ago could be written again within the clock's grain.
+        settled = time.time_ns() - int(before[1]) > _SETTLED_S * 1e9
+        if settled and _stamp(real) == before:
+            self._known[key] = [*before, sha256]
+            self._changed = True
+        return sha256
+
+    def save(self) -> None:
+        """Write what was learned, if anything was."""
+        if self._changed:
+            files.write_json(self._path, self._known)
+            self._changed = False
+
+
+def _stamp(path: Path) -> list[int | str]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _read_known(path: Path) -> dict[str, list[int | str]]:
+    """The remembered hashes; none when the file is absent or damaged (it is only a memory)."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def read_json_file(path: Path, *, what: str) -> dict[str, object]:
+    """A JSON object of a model's folder. Raises SettingsError, as the folder is the user's."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SettingsError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON", got=str(error)) from None
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} must hold an object", got=type(value).__name__)
+    return value
+
+
+def unusable(folder: Path, error: Exception) -> DreamBoothError:
+    """The error for a folder that the libraries refuse to load."""
+    return SettingsError(
+        f"{folder} cannot be loaded",
+        got=f"{type(error).__name__}: {error}",
+        hint="it must be a whole model in safetensors, as save_pretrained writes it",
+    )

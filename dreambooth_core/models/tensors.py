@@ -1,0 +1,64 @@
+"""Tensor files whose bytes depend on the tensors alone, and modes that are borrowed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from dreambooth_core import files
+from dreambooth_core.errors import CorruptRecordError
+
+
+def tensor_bytes(
+    tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """A safetensors file of `tensors` in memory, with the header's keys in sorted order.
+
+    The library writes metadata in the order of a randomly seeded hash map, so that two keys are
+    enough to make every file different.
+    """
+    import json
+
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    raw = save(ready, metadata={"format": "pt", **(metadata or {})})
+    header_end = 8 + int.from_bytes(raw[:8], "little")
+    header = files.canonical_json(json.loads(raw[8:header_end])).encode()
+    header += b" " * (-len(header) % 8)  # the data must begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + raw[header_end:]
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write small tensors (adapters, latents) to a safetensors file, whole or not at all."""
+    files.write_bytes(path, tensor_bytes(tensors, metadata=metadata))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises CorruptRecordError."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CorruptRecordError(f"{path} does not exist", hint="run the stage again") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CorruptRecordError(
+            f"{path} is not a whole safetensors file", got=str(error), hint="run the stage again"
+        ) from None
+
+
+@contextlib.contextmanager
+def eval_mode(*modules: torch.nn.Module) -> Iterator[None]:
+    """Borrow the modules in evaluation mode and give each submodule its own mode back."""
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, was_training in training:
+            part.training = was_training

@@ -1,0 +1,169 @@
+"""Loading: what a base model is, what is refused, and that bits do not depend on the way."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_core.config import BaseModelSettings, ComputeSettings
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import load, source
+
+CPU = torch.device("cpu")
+
+
+def base(path: Path | str, **more: str) -> BaseModelSettings:
+    return BaseModelSettings(pretrained_model_name_or_path=str(path), **more)
+
+
+@pytest.fixture
+def copy(tiny_sd: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "assets" / "sd"
+    shutil.copytree(tiny_sd, folder)
+    for path in folder.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def test_identity_is_by_content_not_by_place(copy: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "other" / "place"
+    shutil.copytree(copy, elsewhere)
+    here = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=tmp_path / "h.json")
+    there = load.resolve_base_model(base(elsewhere), tmp_path, hash_cache=tmp_path / "h.json")
+    assert here.sha256 == there.sha256
+    assert (here.name, there.name) == ("assets/sd", "place")
+    assert here.revision is None
+
+
+def test_second_identity_reads_no_weights(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "state" / "hashes.json"
+    first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(source.files, "sha256_file", refuse)
+    assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
+
+
+def test_a_changed_weight_is_noticed_even_with_its_old_time_and_size(
+    copy: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "hashes.json"
+    first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    stat = weights.stat()
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    time.sleep(0.02)
+    weights.write_bytes(changed)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_size == stat.st_size
+    second = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+    assert second.sha256 != first.sha256
+
+
+def test_files_that_are_not_loaded_do_not_count(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hashes.json"
+    first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+    (copy / "README.md").write_text("a card")
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
+
+
+def test_a_damaged_hash_cache_is_only_forgotten(copy: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "hashes.json"
+    first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+    cache.write_text('{"half')
+    assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
+
+
+def test_a_missing_folder_is_told_with_the_place_that_was_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    with pytest.raises(SettingsError, match=r"does not exist.*assets/nothing.*hub id"):
+        load.find_base_model(base("assets/nothing"), tmp_path)
+
+
+def test_an_unknown_hub_id_offline_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nobody/nothing.*what to do: check the spelling"):
+        load.find_base_model(base("nobody/nothing"), tmp_path)
+
+
+def test_a_revision_of_a_folder_is_refused(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"only a hub id has a revision.*found: revision main"):
+        load.find_base_model(base("assets/sd", revision="main"), tmp_path)
+
+
+def test_a_hub_id_is_named_by_its_commit(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = tmp_path / "hub"
+    repository = hub / "models--owner--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(copy, repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(hub))
+    found = load.resolve_base_model(base("owner/tiny"), tmp_path, hash_cache=tmp_path / "h.json")
+    assert (found.name, found.revision) == ("owner/tiny", commit)
+
+
+def test_another_kind_of_pipeline_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusion3Pipeline"
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(SettingsError, match="found: StableDiffusion3Pipeline; allowed: Stable"):
+        load.load_pipeline(base("assets/sd"), tmp_path, device=CPU)
+
+
+def test_pickled_weights_are_never_loaded(copy: Path, tmp_path: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(SettingsError, match=r"cannot be loaded.*safetensors"):
+        load.load_pipeline(base("assets/sd"), tmp_path, device=CPU)
+    with pytest.raises(SettingsError, match=r"cannot be loaded.*safetensors"):
+        load.load_component("unet", base("assets/sd"), tmp_path, device=CPU)
+
+
+def test_components_are_those_of_the_pipeline_to_the_bit(tiny_sd: Path) -> None:
+    settings = base(tiny_sd)
+    pipe = load.load_pipeline(settings, tiny_sd, device=CPU)
+    for name in ("unet", "vae", "text_encoder"):
+        apart = load.load_component(name, settings, tiny_sd, device=CPU)
+        for key, value in getattr(pipe, name).state_dict().items():
+            assert torch.equal(apart.state_dict()[key], value), f"{name}.{key}"
+        assert not apart.training
+    tokenizer = load.load_component("tokenizer", settings, tiny_sd)
+    assert tokenizer("a photo").input_ids == pipe.tokenizer("a photo").input_ids
+    schedule = load.load_component("scheduler", settings, tiny_sd)
+    assert schedule.config.num_train_timesteps == 1000
+    assert schedule.config.beta_schedule == "scaled_linear"
+
+
+def test_weights_lie_in_aligned_memory(tiny_sd: Path) -> None:
+    unet = load.load_component("unet", base(tiny_sd), tiny_sd, device=CPU)
+    assert {p.data_ptr() % 64 for p in unet.parameters()} == {0}
+
+
+def test_v_prediction_reaches_the_noise_schedule(tiny_sd_v: Path) -> None:
+    schedule = load.load_component("scheduler", base(tiny_sd_v), tiny_sd_v)
+    assert schedule.config.prediction_type == "v_prediction"
+
+
+def test_cuda_without_a_gpu_is_refused_and_auto_falls_back() -> None:
+    def compute(device: str) -> ComputeSettings:
+        return ComputeSettings(device=device, num_threads=1, deterministic=True)
+
+    assert load.pick_device(compute("cpu")).type == "cpu"
+    if not torch.cuda.is_available():
+        assert load.pick_device(compute("auto")).type == "cpu"
+        with pytest.raises(SettingsError, match=r"finds no GPU.*what to do: set compute.device"):
+            load.pick_device(compute("cuda"))
