@@ -99,22 +99,24 @@ def test_canonical_json_refuses_nan_and_ignores_key_order() -> None:
 
 
 def test_an_output_is_exchanged_under_the_workspace_lock_and_leftovers_are_swept(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = StageContext(Workspace(tmp_path))
     target = context.workspace.stage_dir("mug", "cache")
     (target.parent / ".aside-cache-dead").mkdir(parents=True)
+
+    def publish() -> None:
+        with common.publishing(context, "mug", "cache") as out:
+            (out / "f").write_text("x")
+
+    monkeypatch.setattr(common, "PUBLISH_TIMEOUT_S", 0.1)
     with (
-        pytest.raises(StageError, match=r"workspace\.lock is held"),
         locks.hold(context.workspace.workspace_lock, timeout_s=1),
-        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(StageError, match=r"workspace\.lock is held"),
     ):
-        patch.setattr(common, "PUBLISH_TIMEOUT_S", 0.1)
-        with common.publishing(context, "mug", "cache"):
-            pass
+        publish()
     assert not target.exists()
-    with common.publishing(context, "mug", "cache") as out:
-        (out / "f").write_text("x")
+    publish()
     assert files.tree_hashes(target) == {"f": files.sha256_bytes(b"x")}
     assert [p.name for p in target.parent.iterdir()] == ["cache"]
 
