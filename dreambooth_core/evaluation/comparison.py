@@ -1,0 +1,169 @@
+"""Challenger against champion, paired by (prompt, seed): promoted only beyond the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dreambooth_core.config import SelectSettings
+from dreambooth_core.errors import StageError
+from dreambooth_core.numerics.similarity import mean_estimate
+from dreambooth_core.records import CheckpointScore, Harness, ImageScore, Interval, Verdict
+
+_READERS: dict[str, Callable[[ImageScore], float]] = {
+    "dino": lambda image: image.dino,
+    "clip_t": lambda image: image.clip_t,
+    "clip_i": lambda image: image.clip_i,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One side of a comparison: a registered version, its row, and what it was scored with."""
+
+    name: str
+    qualified: bool
+    row: CheckpointScore
+    harness: Harness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How the noise is measured: resamples, their seed, and step 0's text range."""
+
+    samples: int
+    seed: int
+    text_range: float
+
+
+def compare(
+    challenger: Contender,
+    champion: Contender | None,
+    *,
+    settings: SelectSettings,
+    noise: Noise,
+) -> Verdict:
+    """Whether the challenger takes the champion's place, and why, as a sentence with numbers.
+
+    Raises StageError when the two were not scored on the same prompts, seeds and scorers.
+    """
+    if champion is None:
+        return _first(challenger)
+    if challenger.name == champion.name:
+        return Verdict(
+            challenger=challenger.name,
+            champion=champion.name,
+            promote=False,
+            why=f"{challenger.name} is already the champion.",
+            difference={},
+        )
+    difference = paired_difference(challenger, champion, noise=noise)
+    tolerance = settings.max_clip_t_loss * max(0.0, noise.text_range)
+    promote, why = _decide(challenger, champion, difference=difference, tolerance=tolerance)
+    return Verdict(
+        challenger=challenger.name,
+        champion=champion.name,
+        promote=promote,
+        why=why,
+        difference=difference,
+    )
+
+
+def paired_difference(
+    challenger: Contender, champion: Contender, *, noise: Noise
+) -> dict[str, Interval]:
+    """Mean of challenger minus champion over the pairs, for DINO, CLIP-T and CLIP-I.
+
+    Raises StageError when harnesses or pairs differ: then both have to be scored again first.
+    """
+    _check_same_harness(challenger, champion)
+    ours, theirs = _by_pair(challenger.row), _by_pair(champion.row)
+    if ours.keys() != theirs.keys() or not ours:
+        raise StageError(
+            "the images of challenger and champion do not pair by prompt and seed",
+            got=f"{len(ours)} and {len(theirs)} images, {len(ours.keys() & theirs.keys())} pairs",
+            hint="score both again with the same settings",
+        )
+    pairs = sorted(ours)
+    return {
+        score: Interval(
+            **mean_estimate(
+                np.array([read(ours[pair]) - read(theirs[pair]) for pair in pairs]),
+                samples=noise.samples,
+                seed=noise.seed,
+            )._asdict()
+        )
+        for score, read in _READERS.items()
+    }
+
+
+def _first(challenger: Contender) -> Verdict:
+    why = (
+        f"{challenger.name} becomes the first champion: it qualified in its run, and there is none "
+        "to compare it with."
+        if challenger.qualified
+        else f"{challenger.name} stays a challenger: no checkpoint of its run qualified, so it is "
+        "never promoted, although there is no champion yet."
+    )
+    return Verdict(
+        challenger=challenger.name,
+        champion=None,
+        promote=challenger.qualified,
+        why=why,
+        difference={},
+    )
+
+
+def _decide(
+    challenger: Contender,
+    champion: Contender,
+    *,
+    difference: dict[str, Interval],
+    tolerance: float,
+) -> tuple[bool, str]:
+    dino, clip_t = difference["dino"], difference["clip_t"]
+    count = len(challenger.row.images)
+    numbers = (
+        f"over {count} pairs of the same prompt and seed, DINO differs by {_spell(dino)} and "
+        f"CLIP-T by {_spell(clip_t)}"
+    )
+    versus = f"{challenger.name} stays a challenger to {champion.name}: {numbers}"
+    if not challenger.qualified:
+        return False, f"{versus}, but no checkpoint of its run qualified, so it is never promoted."
+    if dino.high < 0:
+        return False, f"{versus}, so it is less like the subject, by more than the noise."
+    if dino.low <= 0:
+        return False, f"{versus}, so the difference in DINO is within the noise."
+    if clip_t.high < -tolerance:
+        return False, (
+            f"{versus}, so it is more like the subject but follows the prompts worse by more than "
+            f"the tolerated {tolerance:.4f}, beyond the noise."
+        )
+    return True, (
+        f"{challenger.name} replaces {champion.name}: {numbers}, so it is more like the subject by "
+        f"more than the noise, and its CLIP-T is not worse than tolerated ({tolerance:.4f})."
+    )
+
+
+def _spell(interval: Interval) -> str:
+    return f"{interval.mean:+.4f} (95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
+
+
+def _check_same_harness(challenger: Contender, champion: Contender) -> None:
+    ours, theirs = challenger.harness.to_json(), champion.harness.to_json()
+    differing = sorted(name for name in ours if ours[name] != theirs[name])
+    if differing:
+        raise StageError(
+            "challenger and champion were not scored with the same harness",
+            got=f"different {', '.join(differing)}",
+            hint="score both again with the same suite, seeds, scorers and photos",
+        )
+
+
+def _by_pair(row: CheckpointScore) -> dict[tuple[str, int], ImageScore]:
+    pairs = {(image.prompt, image.seed): image for image in row.images}
+    if len(pairs) != len(row.images):
+        raise StageError(f"row {row.name!r} holds two images of the same prompt and seed")
+    return pairs

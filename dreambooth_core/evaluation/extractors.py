@@ -1,0 +1,199 @@
+"""The scorers' backbones: images or texts in, features of length 1 out, weights hashed.
+
+Legend: N images or texts, D feature width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+from dreambooth_core import files
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.numerics.similarity import Floats, unit_rows
+from dreambooth_core.records import ScorerIdentity
+
+_BATCH = 32  # fixed: the batch size can change the last bits of a feature
+_PARTS = ("*.json", "*.txt", "*.safetensors")
+_CLS_MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+_OWN_POOLER = ("vit", "deit")  # their pooler is not part of DINO's weights: it would be random
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScorer:
+    """CLIP's image and text towers with their projections: CLIP-T and CLIP-I."""
+
+    identity: ScorerIdentity
+    model: Any  # a CLIPModel; the library's own types do not know its outputs
+    processor: Any
+    tokenizer: Any
+
+    def images(self, images: Sequence[Image.Image]) -> Floats:
+        """Projected image features (N, D) of unit length."""
+
+        def features(batch: Sequence[Image.Image]) -> torch.Tensor:
+            pixels_BCHW = _pixels(self.processor, batch).to(self.model.device)
+            return self.model.get_image_features(pixel_values=pixels_BCHW).pooler_output
+
+        return _in_batches(self.model, images, features)
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """Projected text features (N, D) of unit length; longer texts are cut at the context."""
+
+        def features(batch: Sequence[str]) -> torch.Tensor:
+            tokens = self.tokenizer(
+                list(batch),
+                padding="max_length",
+                truncation=True,
+                max_length=self.model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(self.model.device)
+            output = self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+            return output.pooler_output
+
+        return _in_batches(self.model, texts, features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinoScorer:
+    """A self-supervised ViT; its feature is the class token after the last layer norm."""
+
+    identity: ScorerIdentity
+    model: Any
+    processor: Any
+
+    def images(self, images: Sequence[Image.Image]) -> Floats:
+        """Class-token features (N, D) of unit length."""
+
+        def features(batch: Sequence[Image.Image]) -> torch.Tensor:
+            pixels_BCHW = _pixels(self.processor, batch).to(self.model.device)
+            return self.model(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
+
+        return _in_batches(self.model, images, features)
+
+
+def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
+    """A CLIPModel in float32. Raises SettingsError when it is absent, partial or no CLIP."""
+    folder = _folder_of(name, root=root)
+    _check_type(folder, name=name, allowed=("clip",))
+    model = _load(CLIPModel, folder, name=name)
+    return ClipScorer(
+        identity=_identity("clip", name, folder=folder),
+        model=model.to(device),
+        processor=AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+    )
+
+
+def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
+    """A ViT with a class token, in float32. Raises SettingsError when absent or of another kind."""
+    folder = _folder_of(name, root=root)
+    kind = _check_type(folder, name=name, allowed=_CLS_MODELS)
+    extra = {"add_pooling_layer": False} if kind in _OWN_POOLER else {}
+    model = _load(AutoModel, folder, name=name, **extra)
+    return DinoScorer(
+        identity=_identity("dino", name, folder=folder),
+        model=model.to(device),
+        processor=AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+    )
+
+
+@contextlib.contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Borrow evaluation mode: every module gets its own mode back, also after an exception."""
+    were_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in were_training:
+            module.training = True
+
+
+def _in_batches(model: torch.nn.Module, items: Sequence[Any], features: Any) -> Floats:
+    with eval_mode(model), torch.inference_mode():
+        parts = [
+            features(items[start : start + _BATCH]).float().cpu()
+            for start in range(0, len(items), _BATCH)
+        ]
+    return unit_rows(torch.cat(parts).numpy())
+
+
+def _pixels(processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    rgb = [image.convert("RGB") for image in images]
+    return processor(images=rgb, return_tensors="pt")["pixel_values"]
+
+
+def _folder_of(name: str, *, root: Path) -> Path:
+    """The folder of a scorer: a path (relative to `root`), else a hub id's snapshot."""
+    if (root / name / "config.json").is_file():
+        return root / name
+    if (root / name).exists() or name.startswith((".", "/")) or name.count("/") != 1:
+        raise SettingsError(
+            "a scorer's folder holds no model",
+            got=name,
+            allowed="a folder with config.json and *.safetensors, or a hub id such as "
+            "openai/clip-vit-large-patch14",
+            hint="set evaluate.clip and evaluate.dino",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_PARTS)))
+    except Exception as error:
+        # The hub's client raises a dozen classes; each means that the scorer cannot be had here.
+        raise SettingsError(
+            "a scorer is neither a folder here nor to be had from the hub",
+            got=f"{name} ({type(error).__name__})",
+            allowed="a folder, a hub id in the local cache, or a hub id and a network",
+            hint="set evaluate.clip and evaluate.dino",
+        ) from error
+
+
+def _check_type(folder: Path, *, name: str, allowed: Sequence[str]) -> str:
+    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if kind not in allowed:
+        raise SettingsError(
+            "a scorer is of a kind that has no feature of the sort that is asked for",
+            got=f"{name} is a {kind!r}",
+            allowed=", ".join(allowed),
+        )
+    return kind
+
+
+def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Module:
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
+        )
+    except OSError as error:
+        raise SettingsError(
+            "a scorer's weights cannot be read", got=f"{name} ({error})", allowed="safetensors only"
+        ) from None
+    if info["missing_keys"]:
+        raise SettingsError(
+            "a scorer's weights are not complete, so part of it would be random",
+            got=f"{name} lacks {', '.join(sorted(info['missing_keys'])[:3])}",
+        )
+    return model
+
+
+def _identity(role: str, name: str, *, folder: Path) -> ScorerIdentity:
+    """The backbone's name without this machine's path, and one hash over all that shapes it."""
+    parts = {path.name: files.sha256_file(path) for glob in _PARTS for path in folder.glob(glob)}
+    backbone = Path(name).name if Path(name).is_absolute() else name
+    return ScorerIdentity(name=role, backbone=backbone, sha256=files.digest_of(parts))
