@@ -76,7 +76,8 @@ def _draw_block(
         _raise_if_stopped(should_stop)
         return tensors
 
-    output = pipe(
+    draw: Any = pipe  # diffusers' annotations of the call are narrower than what it takes
+    output = draw(
         prompt=filled_prompts,
         generator=generators,
         output_type="pil",

@@ -1,0 +1,206 @@
+"""Weights of checkpoints: written, swapped into a resident pipeline and out again, exported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dreambooth_core import files
+from dreambooth_core.config import BaseModelSettings
+from dreambooth_core.errors import CorruptRecordError
+from dreambooth_core.models import load, lora, source
+from dreambooth_core.models.tensors import read_tensors
+from dreambooth_core.records import BaseModelIdentity, Checkpoint
+
+COMPONENTS = ("unet", "text_encoder")
+"""The parts of a pipeline that a checkpoint may hold, each in a folder of its name."""
+BASE_REFERENCE = "base_model.json"
+"""In an exported adapter: which base model it belongs to."""
+
+_ADAPTER = "checkpoint"
+_LOCAL_KEYS = ("_name_or_path",)
+
+BaseState = dict[str, dict[str, torch.Tensor]]
+"""Copies of a pipeline's own weights: component -> name -> tensor."""
+
+
+# ---- write --------------------------------------------------------------------------------------
+
+
+def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write the U-Net to `folder/unet`, as `UNet2DConditionModel.from_pretrained` reads it (C3)."""
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    drop_local_paths(folder / "unet")
+
+
+def drop_local_paths(folder: Path) -> None:
+    """Remove from the JSON files below `folder` where a model was loaded from on this machine."""
+    for path in sorted(folder.rglob("*.json")):
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict) and any(key in value for key in _LOCAL_KEYS):
+            files.write_json(path, {k: v for k, v in value.items() if k not in _LOCAL_KEYS})
+
+
+# ---- swap ---------------------------------------------------------------------------------------
+
+
+def take_base_state(pipe: StableDiffusionPipeline) -> BaseState:
+    """Copies of the base model's weights, to be put back after each checkpoint."""
+    return {
+        component: {k: v.clone() for k, v in getattr(pipe, component).state_dict().items()}
+        for component in COMPONENTS
+    }
+
+
+def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raise CorruptRecordError unless every file of the checkpoint has the recorded sha256."""
+    wrong = files.mismatches(folder, checkpoint.files)
+    if wrong or files.digest_of(checkpoint.files) != checkpoint.sha256:
+        raise CorruptRecordError(
+            f"{checkpoint.name} is not what its record says",
+            got=f"missing or changed: {', '.join(wrong) or 'the record itself'}",
+            hint="delete the train stage's output and run the stage again",
+        )
+
+
+@contextlib.contextmanager
+def apply_checkpoint(
+    pipe: StableDiffusionPipeline,
+    base_state: BaseState,
+    checkpoint_dir: Path,
+    checkpoint: Checkpoint,
+) -> Iterator[StableDiffusionPipeline]:
+    """Borrow the pipeline with the checkpoint's weights; the base's come back to the bit.
+
+    The weights are copied into the memory where the base's are, so bits do not depend on the
+    order in which checkpoints are tried. Raises CorruptRecordError when files or shapes are wrong.
+    """
+    verify_checkpoint(checkpoint_dir, checkpoint)
+    if checkpoint.method == "lora":
+        with _applied_lora(pipe, checkpoint_dir):
+            yield pipe
+        return
+    try:
+        for component in _components_of(checkpoint):
+            _copy_weights(getattr(pipe, component), checkpoint_dir / component)
+        yield pipe
+    finally:
+        for component in _components_of(checkpoint):
+            getattr(pipe, component).load_state_dict(base_state[component])
+
+
+@contextlib.contextmanager
+def _applied_lora(pipe: StableDiffusionPipeline, folder: Path) -> Iterator[None]:
+    pipe.load_lora_weights(folder, weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    pipe.unet.eval()  # a fresh adapter's dropout is in training mode
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
+
+
+def _components_of(checkpoint: Checkpoint) -> list[str]:
+    folders = {name.split("/")[0] for name in checkpoint.files}
+    return [component for component in COMPONENTS if component in folders]
+
+
+def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Copy saved weights into the model's own memory. Raises CorruptRecordError."""
+    weights: dict[str, torch.Tensor] = {}
+    for name in source.matching_files(folder, ("*.safetensors",)):
+        weights |= read_tensors(folder / name)
+    own = model.state_dict()
+    wrong = sorted(set(weights) ^ set(own))
+    wrong += sorted(k for k in set(weights) & set(own) if weights[k].shape != own[k].shape)
+    if wrong:
+        raise CorruptRecordError(
+            f"the weights in {folder} do not fit the base model",
+            got=f"{len(wrong)} names or shapes, first {wrong[0]}",
+            hint="the base model has changed since; train again",
+        )
+    model.load_state_dict(weights)
+
+
+# ---- export -------------------------------------------------------------------------------------
+
+
+def export_pipeline(
+    settings: BaseModelSettings,
+    root: Path,
+    *,
+    identity: BaseModelIdentity,
+    checkpoint_dir: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+) -> None:
+    """Write the final pipeline of a run into the new folder `out` (C4).
+
+    A full fine-tune becomes a folder that `StableDiffusionPipeline.from_pretrained` loads; LoRA
+    becomes the adapters in diffusers' and kohya's formats and `base_model.json`. Raises
+    CorruptRecordError when the checkpoint is not what its record says.
+    """
+    verify_checkpoint(checkpoint_dir, checkpoint)
+    with files.atomic_dir(out) as aside:
+        if checkpoint.method == "lora":
+            _export_adapter(settings, identity, checkpoint_dir, aside)
+        else:
+            _export_full(settings, root, checkpoint_dir, checkpoint, aside)
+
+
+def _export_adapter(
+    settings: BaseModelSettings, identity: BaseModelIdentity, checkpoint_dir: Path, out: Path
+) -> None:
+    files.write_bytes(out / lora.LORA_FILE, (checkpoint_dir / lora.LORA_FILE).read_bytes())
+    lora.write_kohya(checkpoint_dir, out=out / lora.KOHYA_FILE)
+    reference = {**settings.model_dump(mode="json"), "identity": identity.to_json()}
+    files.write_json(out / BASE_REFERENCE, reference)
+
+
+def _export_full(
+    settings: BaseModelSettings,
+    root: Path,
+    checkpoint_dir: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+) -> None:
+    pipe = load.load_pipeline(settings, root, device=torch.device("cpu"))
+    for component in _components_of(checkpoint):
+        _copy_weights(getattr(pipe, component), checkpoint_dir / component)
+    pipe.save_pretrained(out, safe_serialization=True)
+    drop_local_paths(out)
+
+
+def load_exported(
+    folder: Path,
+    root: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    hash_cache: Path,
+) -> StableDiffusionPipeline:
+    """The pipeline that `export_pipeline` wrote into `folder`, ready to draw.
+
+    `root` is the workspace that an adapter's base model is looked for in. Raises SettingsError
+    when the base model cannot be had, CorruptRecordError when it is not the one trained on.
+    """
+    if not (folder / BASE_REFERENCE).is_file():
+        return load.load_pipeline_folder(folder, device=device, dtype=dtype)
+    reference = json.loads((folder / BASE_REFERENCE).read_bytes())
+    trained_on = BaseModelIdentity.model_validate(reference.pop("identity"))
+    settings = BaseModelSettings.model_validate(reference)
+    found = load.resolve_base_model(settings, root, hash_cache=hash_cache)
+    if found.sha256 != trained_on.sha256:
+        raise CorruptRecordError(
+            f"the base model {found.name} is not the one that the adapter was trained on",
+            got=f"sha256 {found.sha256}",
+            allowed=f"sha256 {trained_on.sha256}, revision {trained_on.revision}",
+        )
+    pipe = load.load_pipeline(settings, root, device=device, dtype=dtype)
+    pipe.load_lora_weights(folder, weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    pipe.unet.eval()
+    return pipe

@@ -1,0 +1,159 @@
+"""LoRA: what is written is what was trained, in both formats, whatever alpha is."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dreambooth_core.config import BaseModelSettings, LoraSettings
+from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.models import load, lora
+from dreambooth_core.models.tensors import read_tensors, tensor_bytes
+from dreambooth_core.numerics.seeding import generator_for
+
+CPU = torch.device("cpu")
+LORA = LoraSettings(
+    rank=4, lora_alpha=6.0, lora_dropout=0.0, lora_layers=("to_q", "to_k", "to_v", "to_out.0")
+)
+
+
+def fresh_unet(tiny_sd: Path) -> UNet2DConditionModel:
+    settings = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    return load.load_component("unet", settings, tiny_sd, device=CPU)
+
+
+def trained_unet(tiny_sd: Path) -> UNet2DConditionModel:
+    """A U-Net whose adapters are not zero, as after a training."""
+    unet = fresh_unet(tiny_sd)
+    lora.add_lora(unet, LORA, seed=3)
+    with torch.no_grad():
+        for index, weight in enumerate(lora.lora_parameters(unet)):
+            weight.add_(0.1 * torch.randn(weight.shape, generator=generator_for(1, "t", index)))
+    return unet
+
+
+def pipeline(tiny_sd: Path) -> StableDiffusionPipeline:
+    settings = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    return load.load_pipeline(settings, tiny_sd, device=CPU)
+
+
+def merged(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    """The U-Net's weights with the loaded adapter added in."""
+    pipe.fuse_lora()
+    return {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in pipe.unet.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
+def expected_merge(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """W + (alpha / r) B A, computed by hand."""
+    state = unet.state_dict()
+    merge = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer", "")
+        merge[plain] = tensor
+        if plain != name and name.endswith("weight"):
+            layer = name.removesuffix(".base_layer.weight")
+            down, up = (state[f"{layer}.lora_{m}.default.weight"] for m in "AB")
+            merge[plain] = tensor + LORA.lora_alpha / LORA.rank * up @ down
+    return merge
+
+
+def test_new_adapters_change_nothing_and_only_they_are_trained(tiny_sd: Path) -> None:
+    plain, adapted = fresh_unet(tiny_sd), fresh_unet(tiny_sd)
+    lora.add_lora(adapted, LORA, seed=3)
+    inputs = (
+        torch.randn(1, 4, 8, 8, generator=generator_for(0, "x")),
+        torch.tensor([500]),
+        torch.randn(1, 77, 32, generator=generator_for(0, "text")),
+    )
+    with torch.inference_mode():
+        assert torch.equal(plain(*inputs).sample, adapted(*inputs).sample)
+    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert (
+        len(trainable) == len(lora.lora_parameters(adapted)) == 64
+    )  # 4 transformers x 2 attentions x 4 layers x A, B
+    assert all(".lora_" in name for name in trainable)
+
+
+def test_initial_adapters_depend_on_the_seed_alone(tiny_sd: Path) -> None:
+    states = []
+    for seed, noise in ((3, 0), (3, 1), (4, 0)):
+        unet = fresh_unet(tiny_sd)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(noise)
+            lora.add_lora(unet, LORA, seed=seed)
+        states.append(tensor_bytes(lora.lora_state_dict(unet)))
+    assert states[0] == states[1] != states[2]
+
+
+def test_layers_that_fit_nothing_are_refused_with_what_would(tiny_sd: Path) -> None:
+    wrong = LORA.model_copy(update={"lora_layers": ("to_nowhere",)})
+    with pytest.raises(SettingsError, match=r"found: to_nowhere; allowed: .*to_q"):
+        lora.add_lora(fresh_unet(tiny_sd), wrong, seed=3)
+
+
+@pytest.mark.parametrize("format_", ["diffusers", "kohya"])
+def test_loaded_adapter_adds_alpha_over_r_times_b_a(
+    tiny_sd: Path, tmp_path: Path, format_: str
+) -> None:
+    unet = trained_unet(tiny_sd)
+    lora.write_lora(unet, tmp_path)
+    lora.write_kohya(tmp_path, out=tmp_path / lora.KOHYA_FILE)
+    pipe = pipeline(tiny_sd)
+    name = lora.LORA_FILE if format_ == "diffusers" else lora.KOHYA_FILE
+    pipe.load_lora_weights(tmp_path, weight_name=name)
+    found, expected = merged(pipe), expected_merge(unet)
+    assert set(found) == set(expected)
+    base = fresh_unet(tiny_sd).state_dict()
+    changed = 0
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5)
+        changed += not torch.equal(base[key], value)
+    assert changed == len(lora.lora_parameters(unet)) / 2
+
+
+def test_kohya_file_has_the_names_and_alpha_of_the_format(tiny_sd: Path, tmp_path: Path) -> None:
+    lora.write_lora(trained_unet(tiny_sd), tmp_path)
+    lora.write_kohya(tmp_path, out=tmp_path / "k.safetensors")
+    kohya = read_tensors(tmp_path / "k.safetensors")
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert kohya[f"{layer}.lora_down.weight"].shape == (4, 16)
+    assert kohya[f"{layer}.lora_up.weight"].shape == (16, 4)
+    assert float(kohya[f"{layer}.alpha"]) == 6.0
+
+
+def test_adapters_survive_writing_and_reading_to_the_bit(tiny_sd: Path, tmp_path: Path) -> None:
+    unet = trained_unet(tiny_sd)
+    lora.write_lora(unet, tmp_path)
+    state, alpha = lora.read_lora(tmp_path)
+    assert alpha == 6.0
+    again = fresh_unet(tiny_sd)
+    lora.add_lora(again, LORA, seed=99)
+    lora.set_lora_state_dict(again, state)
+    for name, tensor in lora.lora_state_dict(unet).items():
+        assert torch.equal(lora.lora_state_dict(again)[name], tensor), name
+    missing = dict(list(state.items())[1:])
+    with pytest.raises(CorruptRecordError, match="do not fit the U-Net"):
+        lora.set_lora_state_dict(again, missing)
+
+
+def test_file_bytes_are_the_same_in_every_process() -> None:
+    code = (
+        "import torch, hashlib; from dreambooth_core.models.tensors import tensor_bytes;"
+        "t = {'b': torch.ones(3), 'a': torch.zeros(2)}; m = {k: k for k in 'zyxwvu'};"
+        "print(hashlib.sha256(tensor_bytes(t, metadata=m)).hexdigest())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = tensor_bytes(
+        {"a": torch.zeros(2), "b": torch.ones(3)}, metadata={k: k for k in "uvwxyz"}
+    )
+    assert run.stdout.strip() == hashlib.sha256(here).hexdigest()

@@ -1,0 +1,187 @@
+"""Checkpoints in a resident pipeline: swapped in, and the base back to the bit; exports load."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dreambooth_core import files
+from dreambooth_core.config import BaseModelSettings, LoraSettings
+from dreambooth_core.errors import CorruptRecordError
+from dreambooth_core.models import load, lora, weights
+from dreambooth_core.models.sampling import sample
+from dreambooth_core.numerics.seeding import generator_for
+from dreambooth_core.records import Checkpoint
+
+CPU = torch.device("cpu")
+LORA = LoraSettings(rank=2, lora_alpha=4.0, lora_dropout=0.1, lora_layers=("to_q", "to_v"))
+
+
+@pytest.fixture
+def base(tiny_sd: Path) -> BaseModelSettings:
+    return BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+
+
+def record(folder: Path, method: str, step: int = 10) -> Checkpoint:
+    hashes = files.tree_hashes(folder)
+    checkpoint = Checkpoint(
+        name=folder.name, step=step, method=method, sha256=files.digest_of(hashes), files=hashes
+    )
+    checkpoint.write(folder)
+    return checkpoint
+
+
+def shake(parameters: list[torch.nn.Parameter], *, seed: int) -> None:
+    with torch.no_grad():
+        for index, p in enumerate(parameters):
+            noise = torch.randn(p.shape, generator=generator_for(seed, "shake", index))
+            p.add_(0.05 * noise)
+
+
+@pytest.fixture(params=["full", "lora"])
+def trained(
+    request: pytest.FixtureRequest, base: BaseModelSettings, tmp_path: Path
+) -> tuple[Path, Checkpoint]:
+    """A checkpoint folder of either method, with weights unlike the base's."""
+    unet = load.load_component("unet", base, tmp_path, device=CPU)
+    folder = tmp_path / "checkpoint-10"
+    folder.mkdir()
+    if request.param == "full":
+        shake(list(unet.parameters()), seed=1)
+        weights.write_unet(unet, folder)
+    else:
+        lora.add_lora(unet, LORA, seed=1)
+        shake(lora.lora_parameters(unet), seed=1)
+        lora.write_lora(unet, folder)
+    return folder, record(folder, request.param)
+
+
+def picture(pipe: StableDiffusionPipeline) -> bytes:
+    call = {"steps": 2, "guidance": 3.0, "resolution": 64, "batch_size": 1}
+    return sample(pipe, prompts=["a photo of sks mug"], seeds=[4], **call)[0].tobytes()
+
+
+def test_base_comes_back_to_the_bit_after_a_checkpoint(
+    base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    state = weights.take_base_state(pipe)
+    before = picture(pipe)
+    with weights.apply_checkpoint(pipe, state, *trained):
+        inside = picture(pipe)
+    with weights.apply_checkpoint(pipe, state, *trained):
+        assert picture(pipe) == inside
+    assert inside != before
+    assert picture(pipe) == before
+    assert set(pipe.unet.state_dict()) == set(state["unet"])
+    for name, tensor in pipe.unet.state_dict().items():
+        assert torch.equal(tensor, state["unet"][name]), name
+
+
+def test_base_comes_back_when_the_work_inside_fails(
+    base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    state = weights.take_base_state(pipe)
+    before = picture(pipe)
+    with (
+        pytest.raises(RuntimeError, match="no memory"),
+        weights.apply_checkpoint(pipe, state, *trained),
+    ):
+        raise RuntimeError("no memory")
+    assert picture(pipe) == before
+
+
+def test_a_changed_file_is_refused_before_it_is_loaded(
+    base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    folder, checkpoint = trained
+    name = next(n for n in checkpoint.files if n.endswith(".safetensors"))
+    damaged = bytearray((folder / name).read_bytes())
+    damaged[-1] ^= 1
+    (folder / name).write_bytes(damaged)
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    state = weights.take_base_state(pipe)
+    with (
+        pytest.raises(CorruptRecordError, match=f"checkpoint-10 is not .* changed: {name}"),
+        weights.apply_checkpoint(pipe, state, folder, checkpoint),
+    ):
+        pass
+
+
+def test_weights_of_another_shape_are_refused(base: BaseModelSettings, tmp_path: Path) -> None:
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    state = weights.take_base_state(pipe)
+    before = picture(pipe)
+    config = {**pipe.unet.config, "layers_per_block": 2}
+    folder = tmp_path / "checkpoint-10"
+    weights.write_unet(UNet2DConditionModel.from_config(config), folder)
+    with (
+        pytest.raises(CorruptRecordError, match="do not fit the base model"),
+        weights.apply_checkpoint(pipe, state, folder, record(folder, "full")),
+    ):
+        pass
+    assert picture(pipe) == before
+
+
+def test_checkpoint_loads_as_the_snippets_promise_and_names_no_path(
+    base: BaseModelSettings, tmp_path: Path
+) -> None:
+    unet = load.load_component("unet", base, tmp_path, device=CPU)
+    weights.write_unet(unet, tmp_path / "checkpoint-5")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "checkpoint-5" / "unet")
+    for name, tensor in unet.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    text = (tmp_path / "checkpoint-5" / "unet" / "config.json").read_text()
+    assert str(tmp_path.parent) not in text
+    assert "_name_or_path" not in text
+
+
+def test_export_draws_the_pictures_of_the_swapped_checkpoint(
+    base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
+) -> None:
+    folder, checkpoint = trained
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    with weights.apply_checkpoint(pipe, weights.take_base_state(pipe), folder, checkpoint):
+        scored = picture(pipe)
+    hash_cache, out = tmp_path / "hashes.json", tmp_path / "export"
+    identity = load.resolve_base_model(base, tmp_path, hash_cache=hash_cache)
+    weights.export_pipeline(
+        base, tmp_path, identity=identity, checkpoint_dir=folder, checkpoint=checkpoint, out=out
+    )
+    exported = weights.load_exported(out, tmp_path, device=CPU, hash_cache=hash_cache)
+    assert picture(exported) == scored
+    if checkpoint.method == "full":
+        plain = StableDiffusionPipeline.from_pretrained(out)
+        assert plain.safety_checker is None
+        assert all(str(tmp_path) not in p.read_text() for p in out.rglob("*.json"))
+    else:
+        assert sorted(p.name for p in out.iterdir()) == [
+            "base_model.json", "lora_kohya.safetensors", "pytorch_lora_weights.safetensors",
+        ]  # fmt: skip
+
+
+def test_adapter_refuses_a_base_that_is_not_its_own(
+    tiny_sd: Path, base: BaseModelSettings, tmp_path: Path
+) -> None:
+    unet = load.load_component("unet", base, tmp_path, device=CPU)
+    lora.add_lora(unet, LORA, seed=1)
+    folder = tmp_path / "checkpoint-10"
+    lora.write_lora(unet, folder)
+    own = tmp_path / "models" / "own"
+    shutil.copytree(tiny_sd, own)
+    settings = BaseModelSettings(pretrained_model_name_or_path="models/own")
+    cache = tmp_path / "hashes.json"
+    weights.export_pipeline(
+        settings, tmp_path, checkpoint_dir=folder, checkpoint=record(folder, "lora"),
+        identity=load.resolve_base_model(settings, tmp_path, hash_cache=cache),
+        out=tmp_path / "export",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "export/base_model.json").read_text())["identity"]["sha256"]
+    scheduler = own / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+    with pytest.raises(CorruptRecordError, match="models/own is not the one that the adapter"):
+        weights.load_exported(tmp_path / "export", tmp_path, device=CPU, hash_cache=cache)
