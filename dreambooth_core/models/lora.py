@@ -33,13 +33,13 @@ _KOHYA_NAMES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 def add_lora(unet: UNet2DConditionModel, settings: LoraSettings, *, seed: int) -> None:
     """Freeze the U-Net and give it trainable adapters that change nothing yet (B is zero).
 
-    A is drawn with standard deviation 1/r, by generators of (seed, "lora", layer). Raises SettingsError when
-    `lora_layers` fits no layer.
+    A is drawn with standard deviation 1/r, by generators of (seed, "lora", layer). Raises
+    SettingsError when `lora_layers` fits no layer.
     """
     unet.requires_grad_(False)
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.lora_alpha,
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number will do
         lora_dropout=settings.lora_dropout,
         target_modules=list(settings.lora_layers),
         init_lora_weights="gaussian",

@@ -96,7 +96,7 @@ def apply_checkpoint(
 
 @contextlib.contextmanager
 def _applied_lora(pipe: StableDiffusionPipeline, folder: Path) -> Iterator[None]:
-    pipe.load_lora_weights(folder, weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
     pipe.unet.eval()  # a fresh adapter's dropout is in training mode
     try:
         yield
@@ -201,6 +201,6 @@ def load_exported(
             allowed=f"sha256 {trained_on.sha256}, revision {trained_on.revision}",
         )
     pipe = load.load_pipeline(settings, root, device=device, dtype=dtype)
-    pipe.load_lora_weights(folder, weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
     pipe.unet.eval()
     return pipe
