@@ -1,0 +1,229 @@
+"""From a file of any supported kind to upright sRGB pixels without alpha, or a reason why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pillow_heif
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from dreambooth_core.data import wording
+from dreambooth_core.data.kinds import KINDS, is_cut_short, is_raw, kind_of
+from dreambooth_core.errors import DataError
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
+"""Pillow's names of what is read; MPO is the JPEG of phones that adds a second picture."""
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_COLOUR_SPACE = slice(16, 20)  # of an ICC profile's header
+_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Upright sRGB pixels (mode RGB, no metadata) and what is worth telling about them."""
+
+    image: Image.Image
+    turned: bool
+    """Whether an EXIF orientation was applied."""
+    notes: tuple[str, ...]
+
+
+def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -> Decoded:
+    """Read a photo: first frame, upright, sRGB, 8 bit, alpha laid onto `background` (#rrggbb).
+
+    The header is judged before any pixel is decoded. Raises DataError with the reason when the file
+    cannot be read or decoded, has more than `max_pixels` pixels (or more than Pillow's own limit of
+    178 million), or a side shorter than `min_side`.
+    """
+    pillow_heif.register_heif_opener()
+    with _as_reasons(path, max_pixels=max_pixels), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; they change no pixel
+        if is_raw(path):
+            raise DataError(wording.REJECTED_RAW.format(suffix=path.suffix.lower()))
+        if path.stat().st_size == 0:
+            raise DataError(wording.REJECTED_EMPTY)
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(image.size, max_pixels=max_pixels, min_side=min_side)
+            return _normalise(image, background=background)
+
+
+@contextlib.contextmanager
+def _as_reasons(path: Path, *, max_pixels: int) -> Iterator[None]:
+    """Turn what decoders raise over broken or hostile bytes into a DataError with the reason."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        raise _too_many(int(found[1]) if found else 0, max_pixels=max_pixels) from None
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error...
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = wording.REJECTED_UNREADABLE.format(error=error.strerror)
+        else:
+            reason = _why_undecodable(path, error)
+        raise DataError(reason) from None
+
+
+def _too_many(pixels: int, *, max_pixels: int) -> DataError:
+    return DataError(
+        wording.REJECTED_PIXELS.format(
+            megapixels=f"{pixels / 1e6:.1f}", allowed=f"{max_pixels / 1e6:g}"
+        )
+    )
+
+
+def _check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise _too_many(width * height, max_pixels=max_pixels)
+    if min(size) < min_side:
+        raise DataError(
+            wording.REJECTED_SMALL.format(width=width, height=height, min_side=min_side)
+        )
+
+
+# ---- why not ------------------------------------------------------------------------------------
+
+
+def _why_undecodable(path: Path, error: Exception) -> str:
+    text = str(error)
+    if re.search(r"truncat|end of file|not enough", text, re.IGNORECASE) or is_cut_short(path):
+        return wording.REJECTED_TRUNCATED
+    kind = kind_of(path)
+    if kind is None:
+        return wording.REJECTED_KIND.format(kinds=KINDS)
+    return wording.REJECTED_DAMAGED.format(kind=kind, error=_one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    """A decoder's message without what changes from run to run."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture is found in them"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"<[^>]*>|0x[0-9a-f]+", "", text)[:120].strip()
+
+
+# ---- pixels -------------------------------------------------------------------------------------
+
+
+def _normalise(image: Image.Image, *, background: str) -> Decoded:
+    notes: list[str] = []
+    if _has_more_frames(image):
+        notes.append(wording.WARNED_FRAMES)
+    before = _orientation(image, notes)
+    image.load()
+    # Pillow turns a TIFF while it loads it, and then takes the tag away.
+    orientation = _orientation(image, notes)
+    profile = cast("bytes | None", image.info.get("icc_profile"))
+    colours, alpha = _split_alpha(_with_8_bits(image))
+    colours = _to_srgb(colours, profile, notes)
+    if alpha is not None:
+        colours = Image.composite(colours, Image.new("RGB", colours.size, background), alpha)
+    if orientation in _TRANSPOSITIONS:
+        colours = colours.transpose(_TRANSPOSITIONS[orientation])
+    elif colours is image:
+        colours = image.copy()
+    colours.info = {}  # Pillow would write a profile or a transparent colour into the copy
+    turned = {before, orientation} & set(_TRANSPOSITIONS)
+    return Decoded(image=colours, turned=bool(turned), notes=tuple(dict.fromkeys(notes)))
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    """Whether an animation or a page is left out; the second picture of a phone's photo is none."""
+    if image.format in ("MPO", "HEIF"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame does no harm
+        return True
+
+
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """EXIF orientation 1..8. HEIC says 1: its decoder has turned the picture already."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except OSError:  # a PNG is loaded for its EXIF data, so this is the picture's own trouble
+        raise
+    except Exception:
+        notes.append(wording.WARNED_EXIF)
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """Grey, colour or CMYK with 8 bits per channel; of 16 bits the upper 8 are kept.
+
+    Pillow itself keeps the upper 8 bits of 16-bit colour, but clips 16-bit grey at 255.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(wording.REJECTED_RANGE)
+    return image
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours (mode L, RGB, CMYK or LAB) and the alpha channel, if the picture has one."""
+    if image.has_transparency_data:
+        grey = image.mode in ("L", "LA", "La", "1")
+        both = image.convert("LA" if grey else "RGBA")
+        return both.convert("L" if grey else "RGB"), both.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Mode RGB in sRGB, through the embedded ICC profile where there is a usable one."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            space = profile[_COLOUR_SPACE].decode("latin-1").strip()
+            return _through_profile(image, source, space=space)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            notes.append(wording.WARNED_PROFILE)
+    if image.mode == "LAB":
+        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return _through_profile(image, source, space="Lab")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _through_profile(
+    image: Image.Image, source: ImageCms.ImageCmsProfile, *, space: str
+) -> Image.Image:
+    """Relative colorimetric with black point compensation, as photo editors do by default."""
+    wanted = _PROFILE_MODES.get(space)
+    if wanted == "RGB" and image.mode == "L":
+        image = image.convert("RGB")
+    if image.mode != wanted:
+        raise ValueError("the profile is one for other channels than the picture has")
+    converted = ImageCms.profileToProfile(
+        image,
+        source,
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if converted is None:
+        raise ValueError("the profile gave no picture")
+    return converted
