@@ -30,7 +30,7 @@ _KOHYA_PREFIX = "lora_unet_"
 _KOHYA_NAMES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
-def add_lora(unet: UNet2DConditionModel, settings: LoraSettings, *, seed: int) -> None:
+def add_adapter(unet: UNet2DConditionModel, settings: LoraSettings, *, seed: int) -> None:
     """Freeze the U-Net and give it trainable adapters that change nothing yet (B is zero).
 
     A is drawn with standard deviation 1/r, by generators of (seed, "lora", layer). Raises
@@ -64,27 +64,27 @@ def _draw_initial(unet: UNet2DConditionModel, *, rank: int, seed: int) -> None:
             weight.copy_(noise / rank)
 
 
-def lora_parameters(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
+def adapter_parameters(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
     """The adapters' weights, in the order of the model's parameters."""
     return [p for name, p in unet.named_parameters() if ".lora_" in name]
 
 
-def lora_state_dict(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+def adapter_state_dict(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     """The adapters' weights by `unet.<layer>.lora_A.weight` and `...lora_B.weight`."""
     state = get_peft_model_state_dict(unet)
     return {f"{_PREFIX}{name}": tensor for name, tensor in sorted(state.items())}
 
 
-def set_lora_state_dict(unet: UNet2DConditionModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `lora_state_dict` gave. Raises CorruptRecordError when names do not fit."""
-    expected = set(lora_state_dict(unet))
+def set_adapter_state_dict(unet: UNet2DConditionModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `adapter_state_dict` gave. Raises CorruptRecordError when names do not fit."""
+    expected = set(adapter_state_dict(unet))
     if set(state) != expected:
         odd = sorted(set(state) ^ expected)
         raise CorruptRecordError("the adapter's weights do not fit the U-Net", got=", ".join(odd))
     set_peft_model_state_dict(unet, {k.removeprefix(_PREFIX): v for k, v in state.items()})
 
 
-def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+def write_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write the adapters as `folder/pytorch_lora_weights.safetensors`, with their alpha.
 
     Without the metadata a loader would take alpha = r and scale the update wrongly.
@@ -94,11 +94,11 @@ def write_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     kept["target_modules"] = sorted(config["target_modules"])
     metadata = {f"{_PREFIX}{key}": value for key, value in kept.items()}
     text = json.dumps(metadata, sort_keys=True, indent=2)
-    write_tensors(folder / LORA_FILE, lora_state_dict(unet), metadata={_METADATA_KEY: text})
+    write_tensors(folder / LORA_FILE, adapter_state_dict(unet), metadata={_METADATA_KEY: text})
 
 
-def read_lora(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
-    """The adapters' weights that `write_lora` wrote, and their alpha. Raises CorruptRecordError."""
+def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
+    """The adapters' weights that `write_adapter` wrote, and their alpha. Raises CorruptRecordError."""
     state = read_tensors(folder / LORA_FILE)
     metadata = _read_metadata(folder / LORA_FILE)
     return state, float(metadata[f"{_PREFIX}lora_alpha"])
@@ -132,7 +132,7 @@ def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict
 
 def write_kohya(folder: Path, *, out: Path) -> None:
     """Write the adapters of a checkpoint folder in kohya's format to the file `out`."""
-    state, alpha = read_lora(folder)
+    state, alpha = read_adapter(folder)
     rank = next(len(tensor) for name, tensor in state.items() if ".lora_A." in name)
     metadata = {"ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
     write_tensors(out, kohya_state_dict(state, alpha=alpha), metadata=metadata)

@@ -53,9 +53,9 @@ def trained(
         shake(list(unet.parameters()), seed=1)
         weights.write_unet(unet, folder)
     else:
-        lora.add_lora(unet, LORA, seed=1)
-        shake(lora.lora_parameters(unet), seed=1)
-        lora.write_lora(unet, folder)
+        lora.add_adapter(unet, LORA, seed=1)
+        shake(lora.adapter_parameters(unet), seed=1)
+        lora.write_adapter(unet, folder)
     return folder, record(folder, request.param)
 
 
@@ -168,9 +168,9 @@ def test_adapter_refuses_a_base_that_is_not_its_own(
     tiny_sd: Path, base: BaseModelSettings, tmp_path: Path
 ) -> None:
     unet = load.load_component("unet", base, tmp_path, device=CPU)
-    lora.add_lora(unet, LORA, seed=1)
+    lora.add_adapter(unet, LORA, seed=1)
     folder = tmp_path / "checkpoint-10"
-    lora.write_lora(unet, folder)
+    lora.write_adapter(unet, folder)
     own = tmp_path / "models" / "own"
     shutil.copytree(tiny_sd, own)
     settings = BaseModelSettings(pretrained_model_name_or_path="models/own")
