@@ -25,9 +25,6 @@ BASE_REFERENCE = "base_model.json"
 _ADAPTER = "checkpoint"
 _LOCAL_KEYS = ("_name_or_path",)
 
-BaseState = dict[str, dict[str, torch.Tensor]]
-"""Copies of a pipeline's own weights: component -> name -> tensor."""
-
 
 # ---- write --------------------------------------------------------------------------------------
 
@@ -49,14 +46,6 @@ def drop_local_paths(folder: Path) -> None:
 # ---- swap ---------------------------------------------------------------------------------------
 
 
-def take_base_state(pipe: StableDiffusionPipeline) -> BaseState:
-    """Copies of the base model's weights, to be put back after each checkpoint."""
-    return {
-        component: {k: v.clone() for k, v in getattr(pipe, component).state_dict().items()}
-        for component in COMPONENTS
-    }
-
-
 def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Raise CorruptRecordError unless every file of the checkpoint has the recorded sha256."""
     wrong = files.mismatches(folder, checkpoint.files)
@@ -69,13 +58,10 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def apply_checkpoint(
-    pipe: StableDiffusionPipeline,
-    base_state: BaseState,
-    checkpoint_dir: Path,
-    checkpoint: Checkpoint,
+def applied(
+    pipe: StableDiffusionPipeline, checkpoint_dir: Path, checkpoint: Checkpoint
 ) -> Iterator[StableDiffusionPipeline]:
-    """Borrow the pipeline with the checkpoint's weights; the base's come back to the bit.
+    """Borrow the pipeline with the checkpoint's weights; its own come back to the bit.
 
     The weights are copied into the memory where the base's are, so bits do not depend on the
     order in which checkpoints are tried. Raises CorruptRecordError when files or shapes are wrong.
@@ -85,13 +71,15 @@ def apply_checkpoint(
         with _applied_lora(pipe, checkpoint_dir):
             yield pipe
         return
+    models = {component: getattr(pipe, component) for component in _components_of(checkpoint)}
+    own = {c: {k: v.clone() for k, v in m.state_dict().items()} for c, m in models.items()}
     try:
-        for component in _components_of(checkpoint):
-            _copy_weights(getattr(pipe, component), checkpoint_dir / component)
+        for component, model in models.items():
+            _copy_weights(model, checkpoint_dir / component)
         yield pipe
     finally:
-        for component in _components_of(checkpoint):
-            getattr(pipe, component).load_state_dict(base_state[component])
+        for component, model in models.items():
+            model.load_state_dict(own[component])
 
 
 @contextlib.contextmanager

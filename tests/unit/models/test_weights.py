@@ -68,28 +68,27 @@ def test_base_comes_back_to_the_bit_after_a_checkpoint(
     base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
 ) -> None:
     pipe = load.load_pipeline(base, tmp_path, device=CPU)
-    state = weights.take_base_state(pipe)
+    state = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
     before = picture(pipe)
-    with weights.apply_checkpoint(pipe, state, *trained):
+    with weights.applied(pipe, *trained):
         inside = picture(pipe)
-    with weights.apply_checkpoint(pipe, state, *trained):
+    with weights.applied(pipe, *trained):
         assert picture(pipe) == inside
     assert inside != before
     assert picture(pipe) == before
-    assert set(pipe.unet.state_dict()) == set(state["unet"])
+    assert set(pipe.unet.state_dict()) == set(state)
     for name, tensor in pipe.unet.state_dict().items():
-        assert torch.equal(tensor, state["unet"][name]), name
+        assert torch.equal(tensor, state[name]), name
 
 
 def test_base_comes_back_when_the_work_inside_fails(
     base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
 ) -> None:
     pipe = load.load_pipeline(base, tmp_path, device=CPU)
-    state = weights.take_base_state(pipe)
     before = picture(pipe)
     with (
         pytest.raises(RuntimeError, match="no memory"),
-        weights.apply_checkpoint(pipe, state, *trained),
+        weights.applied(pipe, *trained),
     ):
         raise RuntimeError("no memory")
     assert picture(pipe) == before
@@ -104,24 +103,22 @@ def test_a_changed_file_is_refused_before_it_is_loaded(
     damaged[-1] ^= 1
     (folder / name).write_bytes(damaged)
     pipe = load.load_pipeline(base, tmp_path, device=CPU)
-    state = weights.take_base_state(pipe)
     with (
         pytest.raises(CorruptRecordError, match=f"checkpoint-10 is not .* changed: {name}"),
-        weights.apply_checkpoint(pipe, state, folder, checkpoint),
+        weights.applied(pipe, folder, checkpoint),
     ):
         pass
 
 
 def test_weights_of_another_shape_are_refused(base: BaseModelSettings, tmp_path: Path) -> None:
     pipe = load.load_pipeline(base, tmp_path, device=CPU)
-    state = weights.take_base_state(pipe)
     before = picture(pipe)
     config = {**pipe.unet.config, "layers_per_block": 2}
     folder = tmp_path / "checkpoint-10"
     weights.write_unet(UNet2DConditionModel.from_config(config), folder)
     with (
         pytest.raises(CorruptRecordError, match="do not fit the base model"),
-        weights.apply_checkpoint(pipe, state, folder, record(folder, "full")),
+        weights.applied(pipe, folder, record(folder, "full")),
     ):
         pass
     assert picture(pipe) == before
@@ -145,7 +142,7 @@ def test_export_draws_the_pictures_of_the_swapped_checkpoint(
 ) -> None:
     folder, checkpoint = trained
     pipe = load.load_pipeline(base, tmp_path, device=CPU)
-    with weights.apply_checkpoint(pipe, weights.take_base_state(pipe), folder, checkpoint):
+    with weights.applied(pipe, folder, checkpoint):
         scored = picture(pipe)
     hash_cache, out = tmp_path / "hashes.json", tmp_path / "export"
     identity = load.resolve_base_model(base, tmp_path, hash_cache=hash_cache)
