@@ -1,0 +1,288 @@
+"""Scoring with real (tiny) backbones: extractors, the store, stops, kills and publishing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth_core import files
+from dreambooth_core.errors import SettingsError, Stopped
+from dreambooth_core.evaluation.extractors import eval_mode, load_clip, load_dino
+from dreambooth_core.evaluation.publish import image_names, make_evaluation, publish_evaluation
+from dreambooth_core.evaluation.scores import (
+    Bootstrap,
+    Evaluator,
+    ScoredModel,
+    make_references,
+    row_images,
+    score_checkpoint,
+    score_real,
+)
+from dreambooth_core.evaluation.store import ScoreStore, images_made
+from dreambooth_core.evaluation.suites import load_suite, make_plan
+from tests.unit.evaluation.made_up import SETTINGS, SUBJECT
+
+CPU = torch.device("cpu")
+MODEL = ScoredModel(name="checkpoint-100", step=100, sha256="ab" * 32)
+NUM_IMAGES = 48  # 8 prompts x 4, and 16 of the class prompt: three blocks of 16
+
+
+class Painter:
+    """A sampler whose picture depends on prompt and seed only; it counts what it paints."""
+
+    def __init__(self, *, dies_after: int | None = None) -> None:
+        self.painted, self.dies_after = 0, dies_after
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        if self.dies_after is not None and self.painted >= self.dies_after:
+            raise KeyboardInterrupt
+        self.painted += len(prompts)
+        return [self.paint(p, s) for p, s in zip(prompts, seeds, strict=True)]
+
+    def paint(self, prompt: str, seed: int) -> Image.Image:
+        rng = np.random.default_rng([seed, len(prompt)])
+        return Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def evaluator(tiny_clip: Path, tiny_dino: Path, photos: Path, tmp_path: Path) -> Evaluator:
+    return make_evaluator(tiny_clip, tiny_dino, photos=sorted(photos.iterdir()), root=tmp_path)
+
+
+def make_evaluator(clip: Path, dino: Path, *, photos: list[Path], root: Path) -> Evaluator:
+    scorers = (
+        load_clip(str(clip), root=root, device=CPU),
+        load_dino(str(dino), root=root, device=CPU),
+    )
+    suite = load_suite("pocket", root=root)
+    return Evaluator(
+        plan=make_plan(SETTINGS, suite=suite, subject=SUBJECT, sampler="DDIM", resolution=64),
+        clip=scorers[0],
+        dino=scorers[1],
+        references=make_references(photos, clip=scorers[0], dino=scorers[1]),
+        store=ScoreStore(root / "store"),
+        bootstrap=Bootstrap(samples=100, seed=1),
+    )
+
+
+# ---- extractors ---------------------------------------------------------------------------------
+
+
+def test_features_have_length_1_and_the_same_image_the_same_feature(evaluator: Evaluator) -> None:
+    images = [Painter().paint("x", seed) for seed in (1, 2, 1)]
+    for features in (evaluator.clip.images(images), evaluator.dino.images(images)):
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-12)
+        np.testing.assert_array_equal(features[0], features[2])
+        assert not np.allclose(features[0], features[1])
+
+
+def test_clip_agrees_with_the_librarys_own_similarity(
+    evaluator: Evaluator, tiny_clip: Path
+) -> None:
+    """CLIPModel's logits are its logit scale times the cosines."""
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    images, texts = [Painter().paint("x", 1)], ["a photo of a mug", "a dog at night"]
+    tokens = evaluator.clip.tokenizer(texts, padding=True, return_tensors="pt")
+    pixels = evaluator.clip.processor(images=images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        output = model(pixel_values=pixels, **tokens)
+        expected = (output.logits_per_image / model.logit_scale.exp()).numpy()
+    got = evaluator.clip.images(images) @ evaluator.clip.texts(texts).T
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_dino_takes_the_class_token_after_the_last_norm(
+    evaluator: Evaluator, tiny_dino: Path
+) -> None:
+    from transformers import ViTModel
+
+    model = ViTModel.from_pretrained(tiny_dino, add_pooling_layer=False).eval()
+    image = Painter().paint("x", 1)
+    pixels = evaluator.dino.processor(images=[image], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        token = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(
+        evaluator.dino.images([image]), token / np.linalg.norm(token), atol=1e-6
+    )
+
+
+def test_evaluation_mode_is_borrowed_module_by_module() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    model.train()
+    model[1].eval()
+    seen: list[bool] = []
+
+    def fail_inside() -> None:
+        with eval_mode(model):
+            seen.extend(module.training for module in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert seen == [False, False, False]
+    assert [model.training, model[0].training, model[1].training] == [True, True, False]
+
+
+def test_a_scorers_identity_follows_its_weights_and_not_its_place(
+    tiny_dino: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere" / tiny_dino.name
+    shutil.copytree(tiny_dino, copy)
+    first = load_dino(str(tiny_dino), root=tmp_path, device=CPU).identity
+    assert load_dino(str(copy), root=tmp_path, device=CPU).identity == first
+    assert first.backbone == tiny_dino.name
+    (copy / "preprocessor_config.json").write_text(
+        (copy / "preprocessor_config.json").read_text().replace("0.5", "0.4")
+    )
+    assert load_dino(str(copy), root=tmp_path, device=CPU).identity.sha256 != first.sha256
+
+
+def test_a_scorer_of_the_wrong_kind_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"is a 'clip'; allowed: vit, deit, dinov2"):
+        load_dino(str(tiny_clip), root=tmp_path, device=CPU)
+
+
+def test_a_scorer_with_missing_weights_is_refused(tiny_dino: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_dino, tmp_path / "partial")
+    weights = load_file(tmp_path / "partial" / "model.safetensors")
+    weights.pop("layernorm.weight")
+    save_file(weights, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match=r"partial lacks layernorm\.weight"):
+        load_dino("partial", root=tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "nobody/nothing-of-that-name"])
+def test_a_scorer_that_is_nowhere_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load_clip(name, root=tmp_path, device=CPU)
+
+
+# ---- the store ----------------------------------------------------------------------------------
+
+
+def test_nothing_complete_is_made_twice(evaluator: Evaluator) -> None:
+    painter = Painter()
+    first = score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    again = score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    assert first == again
+    assert painter.painted == NUM_IMAGES == images_made(evaluator.store.root)
+
+
+def test_the_same_weights_under_another_name_are_not_scored_again(evaluator: Evaluator) -> None:
+    painter = Painter()
+    score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    other = ScoredModel(name="version 3", step=700, sha256=MODEL.sha256)
+    row = score_checkpoint(evaluator, model=other, sampler=painter)
+    assert (row.name, row.step) == ("version 3", 700)
+    assert painter.painted == NUM_IMAGES
+
+
+def test_a_stop_is_heeded_between_blocks_and_the_record_is_the_same_after(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    painter = Painter()
+    with pytest.raises(Stopped, match="stopped after 16 of 48 evaluation images"):
+        score_checkpoint(
+            evaluator, model=MODEL, sampler=painter, should_stop=lambda: painter.painted >= 16
+        )
+    resumed = score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    assert painter.painted == NUM_IMAGES
+    undisturbed = Evaluator(**{**vars(evaluator), "store": ScoreStore(tmp_path / "another store")})
+    assert score_checkpoint(undisturbed, model=MODEL, sampler=Painter()) == resumed
+
+
+def test_a_kill_loses_at_most_the_block_in_work(evaluator: Evaluator) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score_checkpoint(evaluator, model=MODEL, sampler=Painter(dies_after=32))
+    painter = Painter()
+    score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    assert painter.painted == NUM_IMAGES - 32
+
+
+def test_what_a_kill_left_half_written_is_swept(evaluator: Evaluator) -> None:
+    folder = evaluator.store.root / "images" / evaluator.plan.sampling_key(MODEL.sha256)
+    (folder / ".aside-block-00001-x").mkdir(parents=True)
+    score_checkpoint(evaluator, model=MODEL, sampler=Painter())
+    assert not list(folder.glob(".aside-*"))
+
+
+def test_a_damaged_block_is_made_again_and_only_it(evaluator: Evaluator) -> None:
+    first = score_checkpoint(evaluator, model=MODEL, sampler=Painter())
+    victim = row_images(evaluator, MODEL.sha256).suite[20]
+    victim.write_bytes(b"not a picture")
+    for record in (evaluator.store.root / "scores").rglob("record.json"):
+        record.unlink()
+    painter = Painter()
+    assert score_checkpoint(evaluator, model=MODEL, sampler=painter) == first
+    assert painter.painted == 16
+
+
+def test_other_photos_rescore_without_sampling(
+    evaluator: Evaluator, tiny_clip: Path, tiny_dino: Path, photos: Path, tmp_path: Path
+) -> None:
+    first = score_checkpoint(evaluator, model=MODEL, sampler=Painter())
+    fewer = sorted(photos.iterdir())[:2]
+    other = make_evaluator(tiny_clip, tiny_dino, photos=fewer, root=tmp_path)
+    painter = Painter()
+    row = score_checkpoint(other, model=MODEL, sampler=painter)
+    assert painter.painted == 0
+    assert row.clip_t == first.clip_t
+    assert row.dino != first.dino
+    assert other.harness != evaluator.harness
+
+
+def test_other_weights_get_their_own_images(evaluator: Evaluator) -> None:
+    painter = Painter()
+    score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    base = ScoredModel(name="step 0", step=0, sha256="cd" * 32)
+    row = score_checkpoint(evaluator, model=base, sampler=painter)
+    assert painter.painted == 2 * NUM_IMAGES
+    assert row.checkpoint_sha256 is None
+
+
+# ---- publishing ---------------------------------------------------------------------------------
+
+
+def publish(evaluator: Evaluator, out: Path) -> None:
+    base = ScoredModel(name="step 0", step=0, sha256="cd" * 32)
+    rows = [score_checkpoint(evaluator, model=m, sampler=Painter()) for m in (base, MODEL)]
+    publish_evaluation(
+        out,
+        evaluation=make_evaluation(evaluator.harness, [*rows, score_real(evaluator)]),
+        images={m.name: row_images(evaluator, m.sha256) for m in (base, MODEL)},
+        draw_grid=lambda path: files.write_bytes(path, b"grid"),
+    )
+
+
+def test_the_published_folder_holds_every_image_table_and_record(
+    evaluator: Evaluator, tmp_path: Path
+) -> None:
+    publish(evaluator, tmp_path / "out")
+    names = set(files.tree_hashes(tmp_path / "out"))
+    assert {"record.json", "scores.json", "curves.csv", "grid.png"} < names
+    assert "images/step-0/07-03.png" in names
+    assert "images/checkpoint-100/class-15.png" in names
+    assert len(names) == 4 + 2 * NUM_IMAGES
+    assert len(image_names(evaluator.harness)) == NUM_IMAGES
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["step 0", "checkpoint-100", "real"]
+    header, *lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
+    assert header == "step,clip_t,clip_i,dino,pres,div"
+    assert [line.split(",")[0] for line in lines] == ["0", "100"]
+
+
+def test_publishing_twice_gives_the_same_bytes(evaluator: Evaluator, tmp_path: Path) -> None:
+    publish(evaluator, tmp_path / "one")
+    publish(evaluator, tmp_path / "two")
+    assert files.tree_hashes(tmp_path / "one") == files.tree_hashes(tmp_path / "two")

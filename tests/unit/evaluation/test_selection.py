@@ -1,0 +1,143 @@
+"""The selection rule, one case for every branch.
+
+With step 0 at CLIP-T 0.30 and PRES 0.40, a text range of 0.10 and DINO(real) 0.90, the limits of
+the default settings are CLIP-T >= 0.30 - 0.1 x 0.10 = 0.29 and PRES <= 0.40 + 0.25 x 0.50 = 0.525.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dreambooth_core.errors import StageError
+from dreambooth_core.evaluation.selection import flat_metrics, limits_of, select_best
+from dreambooth_core.records import ScoreRow
+from tests.unit.evaluation.made_up import SELECT, real_row, score_row, scores
+
+BASE = score_row("step 0", 0, clip_t=0.30, dino=0.50, pres=0.40)
+
+
+def checkpoint(step: int, *, clip_t: float, dino: float, pres: float = 0.45) -> ScoreRow:
+    return score_row(f"checkpoint-{step}", step, clip_t=clip_t, dino=dino, pres=pres)
+
+
+def select(*rows: ScoreRow, text_range: float = 0.1):
+    return select_best(scores([BASE, *rows, real_row()], text_range=text_range), SELECT)
+
+
+def test_limits_are_those_worked_out_by_hand() -> None:
+    limits = limits_of(scores([BASE, real_row()]), SELECT)
+    assert limits.min_clip_t == pytest.approx(0.29)
+    assert limits.max_pres == pytest.approx(0.525)
+
+
+def test_the_highest_dino_wins_among_those_that_qualify() -> None:
+    chosen = select(
+        checkpoint(100, clip_t=0.31, dino=0.60),
+        checkpoint(200, clip_t=0.295, dino=0.75),
+        checkpoint(300, clip_t=0.292, dino=0.70),
+    )
+    assert (chosen.best, chosen.qualified) == ("checkpoint-200", True)
+    assert [r.name for r in chosen.ranked] == ["checkpoint-200", "checkpoint-300", "checkpoint-100"]
+
+
+def test_clip_t_below_its_limit_disqualifies_the_highest_dino() -> None:
+    chosen = select(
+        checkpoint(100, clip_t=0.30, dino=0.60), checkpoint(200, clip_t=0.2899, dino=0.85)
+    )
+    assert chosen.best == "checkpoint-100"
+    assert chosen.ranked[1].why == "CLIP-T 0.2899 is below 0.2900"
+
+
+def test_pres_above_its_limit_disqualifies_the_highest_dino() -> None:
+    chosen = select(
+        checkpoint(100, clip_t=0.30, dino=0.60),
+        checkpoint(200, clip_t=0.30, dino=0.85, pres=0.53),
+    )
+    assert chosen.best == "checkpoint-100"
+    assert chosen.ranked[1].why == "PRES 0.5300 is above 0.5250"
+
+
+def test_a_checkpoint_exactly_on_both_limits_qualifies() -> None:
+    limits = limits_of(scores([BASE, real_row()]), SELECT)
+    row = checkpoint(100, clip_t=limits.min_clip_t, dino=0.6, pres=limits.max_pres)
+    assert select(row).qualified
+
+
+def test_a_tie_goes_to_the_earlier_step() -> None:
+    chosen = select(
+        checkpoint(300, clip_t=0.30, dino=0.70), checkpoint(100, clip_t=0.30, dino=0.70)
+    )
+    assert chosen.best == "checkpoint-100"
+    assert "the earliest of 2 with that DINO" in chosen.rule
+
+
+def test_when_none_qualifies_the_highest_clip_t_is_the_fallback_and_does_not_qualify() -> None:
+    chosen = select(
+        checkpoint(100, clip_t=0.28, dino=0.60), checkpoint(200, clip_t=0.20, dino=0.85)
+    )
+    assert (chosen.best, chosen.qualified) == ("checkpoint-100", False)
+    assert chosen.rule.startswith("None of the 2 checkpoints qualifies")
+    assert "never promoted" in chosen.rule
+
+
+def test_a_disqualified_checkpoint_ranks_below_every_qualified_one() -> None:
+    chosen = select(
+        checkpoint(100, clip_t=0.40, dino=0.95, pres=0.9), checkpoint(200, clip_t=0.29, dino=0.51)
+    )
+    assert [judged.qualified for judged in chosen.ranked] == [True, False]
+
+
+def test_the_rule_is_a_sentence_with_the_numbers_that_decided() -> None:
+    rule = select(checkpoint(100, clip_t=0.31, dino=0.60)).rule
+    assert rule == (
+        "checkpoint-100 has the highest DINO, 0.6000, of the 1 of 1 checkpoints that qualify: its "
+        "CLIP-T of 0.3100 is at least 0.2900 (step 0's 0.3000 minus 0.1 x the text range of "
+        "0.1000), and its PRES of 0.4500 is at most 0.5250 (step 0's 0.4000 plus 0.25 x the way to "
+        "DINO of the real photos, 0.9000)."
+    )
+
+
+def test_a_negative_text_range_does_not_ask_for_more_than_step_0() -> None:
+    assert select(checkpoint(100, clip_t=0.30, dino=0.6), text_range=-0.5).qualified
+
+
+def test_real_photos_less_alike_than_step_0_do_not_ask_for_less_than_its_pres() -> None:
+    rows = [BASE, checkpoint(100, clip_t=0.3, dino=0.6, pres=0.40), real_row(0.2)]
+    assert select_best(scores(rows), SELECT).qualified
+
+
+def test_with_a_single_photo_the_way_of_pres_leads_to_1() -> None:
+    limits = limits_of(scores([BASE, real_row(None)]), SELECT)
+    assert limits.max_pres == pytest.approx(0.40 + 0.25 * 0.60)
+    assert "a single photo has no pairs" in limits.pres_because
+
+
+def test_no_checkpoint_is_an_error() -> None:
+    with pytest.raises(StageError, match="no checkpoint to select from"):
+        select()
+
+
+def test_no_row_step_0_is_an_error_that_names_the_rows() -> None:
+    rows = [checkpoint(100, clip_t=0.3, dino=0.6), real_row()]
+    with pytest.raises(StageError, match="no row 'step 0'; found: checkpoint-100, real"):
+        select_best(scores(rows), SELECT)
+
+
+def test_flat_metrics_hold_the_best_row_and_what_was_gained_over_step_0() -> None:
+    table = scores([BASE, checkpoint(100, clip_t=0.31, dino=0.62), real_row()])
+    metrics = flat_metrics(table, select_best(table, SELECT))
+    assert (metrics["best_step"], metrics["qualified"]) == (100, 1)
+    assert metrics["dino"] == 0.62
+    assert metrics["dino_minus_step_0"] == pytest.approx(0.12)
+
+
+@pytest.mark.parametrize("module", ["selection", "comparison"])
+def test_the_rules_are_imported_without_torch(module: str) -> None:
+    code = (
+        f"import sys, dreambooth_core.evaluation.{module}; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
