@@ -1,0 +1,21 @@
+"""The flow `retrain-all`: runs `train-subject` for every subject whose data or settings changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows import environment
+from flows.train_subject import train_subject
+from tasks.changes import changed_subjects, finish_all
+
+
+@flow(name="retrain-all", persist_result=False)
+def retrain_all(workspace: str | None = None) -> dict[str, Any]:
+    """Bring every changed subject up to date, one after the other; a failed one stops no other."""
+    root = environment.find_workspace(Path(workspace or "."))
+    subjects = changed_subjects(root, environment.complete(root))
+    runs = [train_subject(subject, str(root), return_state=True) for subject in subjects]
+    return finish_all(subjects, runs)

@@ -1,0 +1,36 @@
+"""The flow `train-subject`: from a subject's photos to a compared, registered best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import environment
+from tasks import pipeline, summary
+from tasks.run import subject_run
+
+
+@flow(
+    name="train-subject",
+    flow_run_name="train-subject {subject}",
+    persist_result=False,
+    # One resident pipeline: as many workers as devices that a process works on.
+    task_runner=ThreadPoolTaskRunner(max_workers=1),
+)
+def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
+    """Bring everything of one subject up to date and compare the result with the champion."""
+    root = environment.find_workspace(Path(workspace or "."))
+    with subject_run(subject, root, environment.complete(root)) as run:
+        pipeline.validate(run)
+        pipeline.class_images(run)
+        pipeline.cache(run)
+        pipeline.train(run)
+        pipeline.evaluate(run)
+        pipeline.select(run)
+        pipeline.register(run)
+        verdict = pipeline.compare(run)
+        pipeline.report(run)
+        return summary.of(run, verdict)

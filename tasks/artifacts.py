@@ -1,0 +1,102 @@
+"""What a flow run shows in Prefect: gate report, score table, picture grid, verdict with links."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from dreambooth_core.records import GateReport, Interval, ScoreRow, Scores, Selection, Verdict
+from tasks.run import SubjectRun
+
+_INLINE_BYTES = 400_000
+SCORE_NAMES = {
+    "clip_t": "CLIP-T",
+    "clip_i": "CLIP-I",
+    "dino": "DINO",
+    "pres": "PRES",
+    "div": "DIV",
+}
+
+
+def _key(run: SubjectRun, what: str) -> str:
+    """Artifact keys hold lower-case letters, digits and dashes only."""
+    return f"{run.subject.replace('_', '-')}-{what}"
+
+
+def gate_report(run: SubjectRun) -> None:
+    """The data gate's verdict on every file."""
+    folder = run.workspace.stage_dir(run.subject, "validate")
+    report = GateReport.read(folder, "report.json")
+    lines = [f"# Photos of {run.subject}", "", "| file | verdict |", "|---|---|"]
+    lines += [
+        f"| {_cell(i.name)} | accepted {i.width}x{i.height} {_cell('; '.join(i.warnings))} |"
+        for i in report.accepted
+    ]
+    lines += [f"| {_cell(e.name)} | rejected: {_cell(e.reason)} |" for e in report.rejected]
+    lines += [f"| {_cell(e.name)} | skipped: {_cell(e.reason)} |" for e in report.skipped]
+    lines += ["", *(f"- {warning}" for warning in report.warnings)]
+    create_markdown_artifact("\n".join(lines), key=_key(run, "gate-report"))
+
+
+def _cell(text: str) -> str:
+    """Text from users' files, as a table's cell that cannot break out of it."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def score_rows(scores: Scores, best: str | None) -> list[dict[str, str]]:
+    """The score table in words: a dictionary per row, `best` marked."""
+    return [_score_row(row, chosen=row.name == best) for row in scores.rows]
+
+
+def _score_row(row: ScoreRow, *, chosen: bool) -> dict[str, str]:
+    cells = {"row": f"{row.name} (chosen)" if chosen else row.name, "images": str(row.n)}
+    for name, title in SCORE_NAMES.items():
+        cells[title] = _spell(getattr(row, name))
+    return cells
+
+
+def _spell(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def score_table(run: SubjectRun) -> None:
+    """CLIP-T, CLIP-I, DINO, PRES and DIV of every row."""
+    scores = Scores.read(run.workspace.stage_dir(run.subject, "evaluate"), "scores.json")
+    create_table_artifact(score_rows(scores, None), key=_key(run, "scores"))
+
+
+def picture_grid(run: SubjectRun) -> None:
+    """The grid of prompts x checkpoints; inline where it is small enough, else as a link."""
+    path = run.workspace.stage_dir(run.subject, "evaluate") / "grid.png"
+    if path.stat().st_size <= _INLINE_BYTES:
+        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    else:
+        source = path.as_uri()
+    text = f"# {run.subject}: prompts x checkpoints\n\n![grid]({source})\n\n{path}"
+    create_markdown_artifact(text, key=_key(run, "grid"))
+
+
+def verdict(run: SubjectRun, result: Verdict) -> None:
+    """The decision, its reason, and where to look."""
+    selection = Selection.read(run.workspace.stage_dir(run.subject, "select"))
+    lines = [
+        f"# {run.subject}: {'promoted' if result.promote else 'stays challenger'}",
+        "",
+        result.why,
+        "",
+        f"- challenger: {result.challenger}",
+        f"- champion before: {result.champion or 'none'}",
+        f"- chosen checkpoint: {selection.best}. {selection.rule}",
+        *_differences(result.difference.items()),
+        f"- page: {run.workspace.report_page(run.subject).as_uri()}",
+        f"- registry: {run.env.get('MLFLOW_TRACKING_URI', 'mlflow.db in the workspace')}",
+    ]
+    create_markdown_artifact("\n".join(lines), key=_key(run, "verdict"))
+
+
+def _differences(items: Iterable[tuple[str, Interval]]) -> list[str]:
+    return [f"- difference in {name}: {_spell(interval)}" for name, interval in items]

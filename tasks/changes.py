@@ -1,0 +1,70 @@
+"""Which subjects have changed photos or settings: one question to DVC for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+
+from dreambooth_core import config
+from dreambooth_core.errors import StageError
+from dreambooth_core.workspace import Workspace
+from tasks import photos
+from tasks.dvc import Busy, Dvc
+
+_BUSY_POLL_S = 5.0
+_BUSY_TIMEOUT_S = 12 * 3600
+
+
+@task(name="changed subjects", cache_policy=NO_CACHE, persist_result=False, retries=1)
+def changed_subjects(root: Path, env: Mapping[str, str]) -> list[str]:
+    """Names of the subjects with a stage or photos that DVC calls changed, in order of name."""
+    workspace = Workspace(root)
+    settings = config.load_settings(workspace.params)
+    dvc = Dvc(workspace, env=env)
+    for name in settings.subjects:
+        photos.restore(workspace, name, dvc)
+    changed = _status(dvc)
+    return sorted(
+        name
+        for name, subject in settings.subjects.items()
+        if any(
+            key.endswith(f"@{name}") or workspace.resolve(key) == _pointer(workspace, subject)
+            for key in changed
+        )
+    )
+
+
+def _pointer(workspace: Workspace, subject: config.SubjectSettings) -> Path:
+    return photos.pointer_of(workspace.resolve(subject.instance_dir))
+
+
+def _status(dvc: Dvc) -> Mapping[str, object]:
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            return dvc.status()
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_POLL_S)
+
+
+def finish_all(subjects: list[str], runs: list[State[Any]]) -> dict[str, Any]:
+    """What became of each subject. Raises StageError, naming them, when some runs failed."""
+    failed = {
+        subject: state.message or state.name
+        for subject, state in zip(subjects, runs, strict=True)
+        if not state.is_completed()
+    }
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(subjects)} subjects failed",
+            got="; ".join(f"{subject}: {message}" for subject, message in failed.items()),
+            hint="`dreambooth run SUBJECT` shows one of them from close by",
+        )
+    return {"changed": subjects}

@@ -1,0 +1,132 @@
+"""The only door to DVC: its command line, one call at a time.
+
+Calls hold the workspace lock, so that no stage exchanges a folder while DVC looks at it. DVC has
+locks of its own; while a `dvc repro` runs a stage they answer "busy", which is `Busy` here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import locks
+from dreambooth_core.errors import DataError, StageError
+from dreambooth_core.workspace import Workspace
+
+_LOCK_TIMEOUT_S = 300.0
+_SETTLE_S = 5.0
+_BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
+_CORRUPT_RWLOCK = "Unable to read RWLock-file"
+_BROKEN_ENTRY = ("No such file or directory", "Too many levels of symbolic links")
+_UNREADABLE = "Permission denied"
+
+Status = dict[str, list[Any]]
+"""What `dvc status --json` prints: changes by stage (or .dvc file); nothing changed: no entry."""
+
+
+class Busy(StageError):
+    """Another DVC process works on the same files; it will be done in a while."""
+
+
+class Dvc:
+    """DVC in one workspace."""
+
+    def __init__(self, workspace: Workspace, *, env: Mapping[str, str]) -> None:
+        self._workspace = workspace
+        own = str(Path(sys.executable).parent)
+        # Stages are started as `python ...`: it must be this interpreter.
+        self._env = {**env, "PATH": f"{own}:{env.get('PATH', '')}"}
+
+    def status(self, targets: Sequence[str] = ()) -> Status:
+        """What has changed among `targets` (all without any). Raises Busy and StageError."""
+        with self._locked():
+            text = self._call("status", "--json", *targets)
+        return json.loads(text or "{}")
+
+    def commit(self, target: str) -> None:
+        """Record the outputs of a stage, or the content of a .dvc file, as they are now."""
+        with self._locked():
+            self.commit_unlocked(target)
+
+    def commit_unlocked(self, target: str) -> None:
+        """`commit` for a caller that holds the workspace lock already."""
+        self._call("commit", "--force", "--quiet", target)
+
+    def add(self, path: str) -> None:
+        """Track a file or folder (it stays where it is; DVC keeps a copy)."""
+        with self._locked():
+            self._call("add", "--quiet", path)
+
+    def fetch(self, target: str) -> bool:
+        """Bring back what a .dvc file tracks from the cache or the remote; whether that worked."""
+        with self._locked():
+            try:
+                self._call("checkout", "--quiet", target)
+            except StageError:
+                try:
+                    self._call("pull", "--quiet", target)
+                except StageError:
+                    return False
+        return True
+
+    def _locked(self) -> Any:
+        return locks.hold(self._workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S)
+
+    def _call(self, *arguments: str) -> str:
+        code, out, err = self._run(arguments)
+        if code != 0 and _CORRUPT_RWLOCK in err:
+            # A kill while DVC rewrote its own lock file; processes that live write it anew.
+            (self._workspace.root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
+            code, out, err = self._run(arguments)
+        if code == 0:
+            return out.strip()
+        raise _as_error(arguments, err.strip() or out.strip())
+
+    def _run(self, arguments: Sequence[str]) -> tuple[int, str, str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=self._workspace.root,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C must not hit DVC while it writes dvc.lock
+        )
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            _settle(process)
+            raise
+        return process.returncode, out, err
+
+
+def _settle(process: subprocess.Popen[str]) -> None:
+    """Let a short DVC call come to its end rather than cut it while it writes."""
+    try:
+        process.communicate(timeout=_SETTLE_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+
+
+def _as_error(arguments: Sequence[str], text: str) -> StageError | DataError:
+    command = f"dvc {' '.join(arguments)}"
+    if any(sign in text for sign in _BUSY):
+        return Busy(f"`{command}` has to wait: another DVC process is at work", got=text)
+    if any(sign in text for sign in _BROKEN_ENTRY):
+        return DataError(
+            "DVC cannot read an entry of a folder that it tracks",
+            got=text.splitlines()[0],
+            hint="remove the broken link, or the link that leads to itself",
+        )
+    if _UNREADABLE in text:
+        return DataError(
+            "DVC may not read a file that it tracks",
+            got=text.splitlines()[0],
+            hint="give read permission, or remove the file",
+        )
+    return StageError(f"`{command}` failed", got=text)

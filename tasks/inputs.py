@@ -1,0 +1,84 @@
+"""What a stage was made from: its settings and dependencies, noted before and compared after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import config, files
+from dreambooth_core.errors import StageError
+from dreambooth_core.records import RECORD_NAME
+from dreambooth_core.workspace import Workspace
+
+_SMALL_BYTES = 64 << 20
+
+
+def settings_now(workspace: Workspace, subject: str, stage: str) -> dict[str, Any]:
+    """The values of params.yaml that DVC records for a stage, by dotted key."""
+    raw = config.read_yaml(workspace.params)
+    keys = [key.replace("${key}", subject) for key in config.dvc_params(stage)]
+    return {key: _at(raw, key) for key in keys}
+
+
+def _at(raw: Any, key: str) -> Any:
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
+
+
+def dependencies(workspace: Workspace, subject: str, stage: str) -> list[Path]:
+    """The paths that dvc.yaml names as dependencies of a subject's stage."""
+    entry = config.read_yaml(workspace.root / "dvc.yaml")["stages"][stage]["do"]
+    view = config.load_view(workspace, subject)
+    values = {"${key}": subject, "${item.instance_dir}": view.subject.instance_dir}
+    found: list[Path] = []
+    for dep in entry.get("deps", ()):
+        for name, value in values.items():
+            dep = dep.replace(name, value)
+        found.append(workspace.resolve(dep))
+    return found
+
+
+def inputs_now(workspace: Workspace, subject: str, stage: str) -> dict[str, str]:
+    """The content of each dependency as one digest, by path."""
+    root = workspace.root
+    return {
+        path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path): _digest(path)
+        for path in dependencies(workspace, subject, stage)
+    }
+
+
+def _digest(path: Path) -> str:
+    """A published folder is named by its record; photos by their bytes; weights by size and time."""
+    if (path / RECORD_NAME).is_file():
+        return files.sha256_file(path / RECORD_NAME)
+    if path.is_file():
+        return files.sha256_file(path)
+    found = sorted(p for p in path.rglob("*") if p.is_file())
+    if sum(p.stat().st_size for p in found) <= _SMALL_BYTES and not _is_weights(found):
+        return files.digest_of({p.name: files.sha256_file(p) for p in found})
+    return files.digest_of([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found])
+
+
+def _is_weights(found: list[Path]) -> bool:
+    return any(p.suffix == ".safetensors" for p in found)
+
+
+def refuse_drift(stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise StageError when settings or inputs moved while a stage ran: DVC would record a lie."""
+    moved = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if not moved:
+        return
+    changes = ", ".join(
+        key if _is_digest(before.get(key)) else f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in moved
+    )
+    raise StageError(
+        f"what {stage} is made from changed while it ran, so its output is not recorded",
+        got=changes,
+        hint="run again; what was finished with the former values is kept in the store",
+    )
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64

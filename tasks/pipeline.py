@@ -1,0 +1,162 @@
+"""The tasks of a subject's run: one per stage, thin shells around `dreambooth_core.stages`.
+
+Tasks that write files never use Prefect's result cache: DVC says what is up to date. Stages run in
+the main thread, which alone can be interrupted; only the rows of the evaluation are mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.utilities.annotations import unmapped
+
+from dreambooth_core import stages
+from dreambooth_core.errors import DataError, SettingsError, Stopped
+from dreambooth_core.records import Verdict
+from tasks import artifacts, products
+from tasks.run import SubjectRun
+
+_HOUR = 3600
+
+
+def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
+    """Wrong input, wrong settings and a wished stop stay what they are, however often tried."""
+    try:
+        state.result()
+    except (SettingsError, DataError, Stopped):
+        return False
+    except Exception:  # noqa: BLE001 - whatever else failed may be the machine's fault
+        return True
+    return False
+
+
+def _options(stage: str, *, hours: float, retries: int = 0, tags: list[str] | None = None) -> Any:
+    return {
+        "name": stage,
+        "task_run_name": f"{stage} {{run.subject}}",
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+        "timeout_seconds": int(hours * _HOUR),
+        "retries": retries,
+        "retry_delay_seconds": [5, 30][:retries] or None,
+        "retry_condition_fn": _is_worth_retrying,
+        "tags": tags or [],
+    }
+
+
+def _guarded(
+    run: SubjectRun,
+    stage: str,
+    *,
+    show: Callable[[SubjectRun], object] = lambda run: None,
+    is_lost: Callable[[], bool] = lambda: False,
+) -> State[Any]:
+    """Bring a stage up to date inside the guard, then show what it made."""
+
+    def work() -> None:
+        stages.run_stage(run.context(stage), run.subject, stage)
+
+    with run.timed(stage) as ran:
+        ran.append(run.guard.run(stage, work, is_lost=is_lost))
+        show(run)
+    return _state(stage, ran=ran[0])
+
+
+def _state(stage: str, *, ran: bool) -> State[Any]:
+    if ran:
+        return Completed(message=f"{stage} ran")
+    return Completed(name="UpToDate", message=f"{stage} was up to date: nothing to do")
+
+
+@task(**_options("validate", hours=1))
+def validate(run: SubjectRun) -> State[Any]:
+    """The data gate; afterwards the photos' .dvc file names what the gate has seen."""
+    state = _guarded(run, "validate", show=artifacts.gate_report)
+    run.guard.commit_photos()
+    return state
+
+
+@task(**_options("class-images", hours=12, retries=1, tags=["device"]))
+def class_images(run: SubjectRun) -> State[Any]:
+    """The images of the ordinary class, made by the base model."""
+    return _guarded(run, "class-images")
+
+
+@task(**_options("cache", hours=6, retries=1, tags=["device"]))
+def cache(run: SubjectRun) -> State[Any]:
+    """The VAE moments of all images and the embeddings of all prompts."""
+    return _guarded(run, "cache")
+
+
+@task(**_options("train", hours=96, retries=1, tags=["device"]))
+def train(run: SubjectRun) -> State[Any]:
+    """The training, in a process group of its own; a retry resumes from the store."""
+    return _guarded(run, "train")
+
+
+@task(**{**_options("score", hours=12, retries=1, tags=["device"]), "task_run_name": "score {row}"})
+def score_row(row: str, run: SubjectRun) -> None:
+    """One row of the score table, into the score store."""
+    products.score_row(run, row)
+
+
+def evaluate(run: SubjectRun) -> State[Any]:
+    """Score every row, mapped, then gather them; all inside the stage's guard."""
+
+    def work() -> None:
+        rows = products.rows_to_score(run)
+        score_row.map(list(rows), unmapped(run)).result()
+        gather_scores(run)
+
+    with run.timed("evaluate") as ran:
+        ran.append(run.guard.run("evaluate", work))
+    return show_scores(run, ran=ran[0])
+
+
+@task(**_options("gather scores", hours=12, retries=1))
+def gather_scores(run: SubjectRun) -> None:
+    """Publish the rows that the score store now holds."""
+    stages.run_stage(run.context("evaluate"), run.subject, "evaluate")
+
+
+@task(**_options("evaluate", hours=1))
+def show_scores(run: SubjectRun, *, ran: bool) -> State[Any]:
+    """The score table and the grid as artifacts."""
+    artifacts.score_table(run)
+    artifacts.picture_grid(run)
+    return _state("evaluate", ran=ran)
+
+
+@task(**_options("select", hours=1))
+def select(run: SubjectRun) -> State[Any]:
+    """The best checkpoint by the rule."""
+    return _guarded(run, "select")
+
+
+@task(**_options("register", hours=6, retries=2))
+def register(run: SubjectRun) -> State[Any]:
+    """The best checkpoint as a version; DVC and the registry are both asked."""
+    return _guarded(run, "register", is_lost=lambda: products.is_version_lost(run))
+
+
+@task(**_options("compare", hours=12, retries=2))
+def compare(run: SubjectRun) -> Verdict:
+    """Challenger against champion; never skipped, as the champion is the registry's own."""
+    with run.timed("compare") as ran:
+        verdict = products.compare(run)
+        ran.append(True)
+    artifacts.verdict(run, verdict)
+    return verdict
+
+
+@task(**_options("report", hours=1))
+def report(run: SubjectRun) -> State[Any]:
+    """The page; also made anew when the verdict has changed since."""
+    state = _guarded(run, "report", is_lost=lambda: products.is_page_old(run))
+    products.note_page(run)
+    return state

@@ -1,0 +1,62 @@
+"""What the tasks ask of the core besides running a stage, and what no DVC stage knows of."""
+
+from __future__ import annotations
+
+from dreambooth_core import files
+from dreambooth_core.records import ModelVersion, RegisteredVersion, Verdict
+from tasks.run import SubjectRun
+
+
+def rows_to_score(run: SubjectRun) -> tuple[str, ...]:
+    """Names of the rows of the score table."""
+    from dreambooth_core.stages import evaluate
+
+    return evaluate.rows_to_score(run.context("evaluate"), run.subject)
+
+
+def score_row(run: SubjectRun, row: str) -> None:
+    """Score one row into the store. Raises Stopped between sampling blocks."""
+    from dreambooth_core.stages import evaluate
+
+    evaluate.score_row(run.context(f"score {row}"), run.subject, row)
+
+
+def compare(run: SubjectRun) -> Verdict:
+    """Decide between challenger and champion, and act on it."""
+    from dreambooth_core.stages import compare as stage
+
+    return stage.run(run.context("compare"), run.subject)
+
+
+def registered_version(run: SubjectRun) -> RegisteredVersion | None:
+    """The version in the registry that the published selection stands for."""
+    from dreambooth_core.registry import tracking, versions
+
+    wanted = ModelVersion.read_if_there(run.workspace.stage_dir(run.subject, "register"))
+    if wanted is None:
+        return None
+    place = tracking.resolve_tracking(run.workspace, uri=run.env.get("MLFLOW_TRACKING_URI"))
+    return versions.find_version(place, name=wanted.name, fingerprint=wanted.fingerprint)
+
+
+def is_version_lost(run: SubjectRun) -> bool:
+    """Whether the registry lacks the version that DVC takes for registered."""
+    if "DVC_EXP_NAME" in run.env:
+        return False  # an experiment never registers
+    return registered_version(run) is None
+
+
+def _verdict_digest(run: SubjectRun) -> str:
+    return files.digest_of(files.tree_hashes(run.workspace.verdict_dir(run.subject)))
+
+
+def is_page_old(run: SubjectRun) -> bool:
+    """Whether the page is missing or shows another verdict than the present one."""
+    note = run.workspace.state / "report" / run.subject
+    page = run.workspace.report_page(run.subject)
+    return not (page.is_file() and note.is_file() and note.read_text() == _verdict_digest(run))
+
+
+def note_page(run: SubjectRun) -> None:
+    """Remember which verdict the page shows."""
+    files.write_text(run.workspace.state / "report" / run.subject, _verdict_digest(run))
