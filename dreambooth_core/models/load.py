@@ -99,6 +99,14 @@ def pipeline_family(folder: Path) -> Family:
     return _FAMILIES[class_name]
 
 
+def sampler_name(settings: BaseModelSettings, root: Path) -> str:
+    """Class of the pipeline's own sampler, such as DPMSolverMultistepScheduler."""
+    folder = find_base_model(settings, root).folder
+    index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
+    entry = index.get("scheduler")
+    return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 else "unknown"
+
+
 def load_pipeline(
     settings: BaseModelSettings,
     root: Path,

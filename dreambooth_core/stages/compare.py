@@ -1,0 +1,198 @@
+"""The comparison across runs: challenger against champion, and the promotion that may follow.
+
+No DVC stage: which version is the champion is a fact of the registry (docs/adr/0005).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import getpass
+from collections.abc import Sequence
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_core import files
+from dreambooth_core.config import SubjectView
+from dreambooth_core.errors import StageError
+from dreambooth_core.evaluation import comparison, scores
+from dreambooth_core.evaluation.comparison import Contender, Noise
+from dreambooth_core.evaluation.scores import ScoredModel
+from dreambooth_core.models import sampling, weights
+from dreambooth_core.records import CheckpointScore, Evaluation, RegisteredVersion, Verdict
+from dreambooth_core.registry import aliases, versions
+from dreambooth_core.registry.aliases import Decision
+from dreambooth_core.registry.tracking import Tracking
+from dreambooth_core.registry.versions import VersionInfo
+from dreambooth_core.stages import evaluate
+from dreambooth_core.stages.common import StageContext, hash_cache
+from dreambooth_core.stages.register import registered, tracking_of
+
+VERDICT = "verdict.json"
+
+
+def run(context: StageContext, subject: str) -> Verdict:
+    """Compare, write the verdict into the version's tags, and promote if it says so."""
+    view, tracking = context.view(subject), tracking_of(context)
+    challenger = registered(context, subject)
+    champion = aliases.champion(tracking, name=challenger.name)
+    verdict = comparison.compare(
+        _challenger(context, subject, challenger),
+        _champion(context, view, champion, challenger),
+        settings=view.select,
+        noise=_noise(context, view),
+    )
+    verdict.write(context.workspace.verdict_dir(subject), VERDICT)
+    if champion is None or champion.version.version != challenger.version:
+        _carry_out(tracking, challenger, verdict)
+    return verdict
+
+
+def last_verdict(context: StageContext, subject: str) -> Verdict | None:
+    """The verdict of the last comparison, for the page."""
+    return Verdict.read_if_there(context.workspace.verdict_dir(subject), VERDICT)
+
+
+def decision(why: str) -> Decision:
+    """Who moves an alias (the account of this process), when, and why."""
+    now = datetime.datetime.now(datetime.UTC)  # noqa: TID251 - a tag of the registry, not an output
+    return Decision(who=getpass.getuser(), when=now.isoformat(timespec="seconds"), why=why)
+
+
+def label(version: RegisteredVersion) -> str:
+    """How a version is called in verdicts."""
+    return f"{version.name}/{version.version}"
+
+
+def _challenger(context: StageContext, subject: str, version: RegisteredVersion) -> Contender:
+    evaluation = _evaluation(context, subject)
+    return Contender(
+        name=label(version),
+        qualified=version.qualified,
+        row=evaluation.row(version.checkpoint),
+        harness=evaluation.harness,
+    )
+
+
+def _champion(
+    context: StageContext,
+    view: SubjectView,
+    champion: VersionInfo | None,
+    challenger: RegisteredVersion,
+) -> Contender | None:
+    """The champion as a contender, scored on the challenger's suite, seeds and scorers."""
+    if champion is None:
+        return None
+    version = champion.version
+    same = version.version == challenger.version
+    row = (
+        _evaluation(context, view.name).row(version.checkpoint)
+        if same
+        else score_version(context, view, champion)
+    )
+    return Contender(
+        name=label(version),
+        qualified=version.qualified,
+        row=row,
+        harness=_evaluation(context, view.name).harness,
+    )
+
+
+def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -> CheckpointScore:
+    """A registered version's row under the present harness: found in the store, or made.
+
+    Its images are found when it was trained on the present base model on a machine like this one;
+    otherwise the version is fetched from the registry and sampled.
+    """
+    session, version = evaluate.open_session(context, view.name), info.version
+    plan = session.evaluator.plan
+
+    @functools.cache
+    def pipeline() -> StableDiffusionPipeline:
+        return weights.load_exported(
+            versions.fetch(tracking_of(context), info.uri),
+            context.workspace.root,
+            device=session.device,
+            hash_cache=hash_cache(context.workspace),
+        )
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        return sampling.sample(
+            pipeline(),
+            prompts=prompts,
+            seeds=seeds,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            resolution=plan.resolution,
+            batch_size=plan.batch_size,
+            should_stop=context.should_stop,
+        )
+
+    return scores.score_checkpoint(
+        session.evaluator,
+        model=ScoredModel(
+            name=version.checkpoint,
+            step=int(version.checkpoint.rsplit("-", 1)[-1]),
+            sha256=session.model_sha256(
+                version.sha256, base_sha256=info.tags.get("base_model_sha256")
+            ),
+        ),
+        sampler=sampler,
+        progress=context.progress,
+        should_stop=context.should_stop,
+    )
+
+
+def _noise(context: StageContext, view: SubjectView) -> Noise:
+    return Noise(
+        samples=view.evaluate.bootstrap_samples,
+        seed=view.evaluate.seed,
+        text_range=_evaluation(context, view.name).text_range,
+    )
+
+
+def _evaluation(context: StageContext, subject: str) -> Evaluation:
+    return Evaluation.read(context.workspace.stage_dir(subject, "evaluate"))
+
+
+def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict) -> None:
+    """Write the verdict as tags, and move the alias when it says so."""
+    tags = {
+        "verdict": verdict.why,
+        "verdict.promote": str(verdict.promote).lower(),
+        "verdict.champion": verdict.champion or "none",
+        "verdict.difference": files.canonical_json(verdict.to_json()["difference"]),
+    }
+    aliases.set_tags(tracking, name=version.name, version=version.version, tags=tags)
+    if verdict.promote:
+        aliases.promote(
+            tracking, name=version.name, version=version.version, decision=decision(verdict.why)
+        )
+
+
+def promote(context: StageContext, subject: str, version: int, *, why: str) -> VersionInfo:
+    """Make a version the champion by hand. Raises RegistryError."""
+    name = context.view(subject).model_name
+    return aliases.promote(tracking_of(context), name=name, version=version, decision=decision(why))
+
+
+def rollback(context: StageContext, subject: str, *, why: str) -> VersionInfo:
+    """Make the champion before this one the champion again. Raises RegistryError."""
+    name = context.view(subject).model_name
+    return aliases.rollback(tracking_of(context), name=name, decision=decision(why))
+
+
+def side_by_side(
+    context: StageContext, subject: str, numbers: list[int] | None = None
+) -> list[VersionInfo]:
+    """The registry's versions of a subject (all, or some). Raises RegistryError, StageError."""
+    found = versions.list_versions(tracking_of(context), name=context.view(subject).model_name)
+    wanted = [v for v in found if not numbers or v.version.version in numbers]
+    missing = set(numbers or ()) - {v.version.version for v in wanted}
+    if missing:
+        raise StageError(
+            f"{subject} has no version {', '.join(map(str, sorted(missing)))}",
+            allowed=", ".join(str(v.version.version) for v in found),
+        )
+    return wanted

@@ -1,0 +1,233 @@
+"""The evaluate stage: a row of scores for the base model, every checkpoint and the real photos.
+
+The flow calls `score_row` once per row, mapped; the stage itself gathers the rows, which it then
+finds in the score store, and publishes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_core import files
+from dreambooth_core.config import SubjectView
+from dreambooth_core.evaluation import extractors, scores, suites
+from dreambooth_core.evaluation.scores import REAL, STEP_0, Evaluator, ScoredModel
+from dreambooth_core.evaluation.store import RowImages, ScoreStore
+from dreambooth_core.models import load, sampling, weights
+from dreambooth_core.records import (
+    BaseModelIdentity,
+    Checkpoint,
+    CheckpointScore,
+    Evaluation,
+    Manifest,
+    ScoreRow,
+    Scores,
+    TrainingRun,
+)
+from dreambooth_core.report import grid
+from dreambooth_core.stages.common import StageContext, hash_cache, publishing
+from dreambooth_core.workspace import Workspace
+
+CURVES = ("clip_t", "clip_i", "dino", "pres", "div")
+
+
+def rows_to_score(context: StageContext, subject: str) -> tuple[str, ...]:
+    """Names of the rows: `real`, `step 0`, and every checkpoint in order of steps."""
+    run = _training_run(context.workspace, subject)
+    return (REAL, STEP_0, *(checkpoint.name for checkpoint in run.checkpoints))
+
+
+def score_row(context: StageContext, subject: str, name: str) -> CheckpointScore:
+    """Score one row, or find it in the store. Raises Stopped between sampling blocks."""
+    session = open_session(context, subject)
+    if name == REAL:
+        return scores.score_real(session.evaluator)
+    checkpoint = None if name == STEP_0 else _checkpoint(context.workspace, subject, name)
+    folder = context.workspace.stage_dir(subject, "train") / name
+    return session.score(context, name=name, checkpoint=checkpoint, folder=folder)
+
+
+def run(context: StageContext, subject: str) -> Evaluation:
+    """Score all rows, then publish samples, scores, curves and the grid."""
+    names = rows_to_score(context, subject)
+    rows = [score_row(context, subject, name) for name in names]
+    session = open_session(context, subject)
+    text_range = next(row.text_range for row in rows if row.name == STEP_0)
+    assert text_range is not None  # noqa: S101 - step 0 always has prompts
+    evaluation = Evaluation(
+        harness=session.evaluator.harness, text_range=text_range, rows=tuple(rows)
+    )
+    with publishing(context, subject, "evaluate") as out:
+        _write_pictures(session, evaluation, out)
+        table_of(evaluation).write(out, "scores.json")
+        files.write_text(out / "curves.csv", _curves(rows))
+        evaluation.write(out)
+    return evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What the rows of one evaluation share in a process: scorers, photos, a resident pipeline."""
+
+    evaluator: Evaluator
+    identity: BaseModelIdentity
+    device: torch.device
+    num_threads: int
+    resident: Callable[[], tuple[StableDiffusionPipeline, weights.BaseState]]
+
+    def model_sha256(self, checkpoint_sha256: str | None, *, base_sha256: str | None = None) -> str:
+        """Everything about a model and a machine that makes its images what they are."""
+        base = base_sha256 or self.identity.sha256
+        return files.digest_of([base, checkpoint_sha256, self.device.type, self.num_threads])
+
+    def score(
+        self, context: StageContext, *, name: str, checkpoint: Checkpoint | None, folder: Path
+    ) -> CheckpointScore:
+        """The row of the base model, or of a checkpoint whose files are in `folder`."""
+        plan = self.evaluator.plan
+        own_sha256 = checkpoint.sha256 if checkpoint else None
+
+        def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+            pipe, base_state = self.resident()
+            with (
+                weights.apply_checkpoint(pipe, base_state, folder, checkpoint)
+                if checkpoint
+                else contextlib.nullcontext()
+            ):
+                return sampling.sample(
+                    pipe,
+                    prompts=prompts,
+                    seeds=seeds,
+                    steps=plan.steps,
+                    guidance=plan.guidance,
+                    resolution=plan.resolution,
+                    batch_size=plan.batch_size,
+                    should_stop=context.should_stop,
+                )
+
+        row = scores.score_checkpoint(
+            self.evaluator,
+            model=ScoredModel(
+                name=name,
+                step=checkpoint.step if checkpoint else 0,
+                sha256=self.model_sha256(own_sha256),
+            ),
+            sampler=sampler,
+            progress=context.progress,
+            should_stop=context.should_stop,
+        )
+        return row.model_copy(update={"checkpoint_sha256": own_sha256})
+
+    def images(self, checkpoint_sha256: str | None) -> RowImages:
+        """The stored images of a scored row."""
+        return scores.row_images(self.evaluator, self.model_sha256(checkpoint_sha256))
+
+
+def open_session(context: StageContext, subject: str) -> Session:
+    """The session of this process for the subject's present settings and photos."""
+    view = context.view(subject)
+    load.configure_torch(view.compute)
+    photos = context.workspace.stage_dir(subject, "validate")
+    manifest = Manifest.read(photos)
+    return _session(context.workspace, view.model_dump_json(by_alias=True), photos, manifest)
+
+
+@functools.lru_cache(maxsize=1)  # one resident pipeline per process: a GPU may not hold two
+def _session(workspace: Workspace, view_json: str, photos: Path, manifest: Manifest) -> Session:
+    view = SubjectView.model_validate_json(view_json)
+    device = load.pick_device(view.compute)
+    identity = load.resolve_base_model(
+        view.base_model, workspace.root, hash_cache=hash_cache(workspace)
+    )
+    clip = extractors.load_clip(view.evaluate.clip, root=workspace.root, device=device)
+    dino = extractors.load_dino(view.evaluate.dino, root=workspace.root, device=device)
+    references = scores.make_references(
+        [photos / image.file for image in manifest.images], clip=clip, dino=dino
+    )
+    suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=workspace.root)
+    plan = suites.make_plan(
+        view.evaluate,
+        suite=suite,
+        subject=view.subject,
+        sampler=load.sampler_name(view.base_model, workspace.root),
+        resolution=view.data.resolution,
+    )
+    return Session(
+        evaluator=Evaluator(
+            plan=plan,
+            clip=clip,
+            dino=dino,
+            references=references,
+            store=ScoreStore(workspace.state / "evaluate"),
+            bootstrap=scores.Bootstrap(
+                samples=view.evaluate.bootstrap_samples, seed=view.evaluate.seed
+            ),
+        ),
+        identity=identity,
+        device=device,
+        num_threads=view.compute.num_threads,
+        resident=functools.cache(lambda: _load_resident(view, workspace, device)),
+    )
+
+
+def _load_resident(
+    view: SubjectView, workspace: Workspace, device: torch.device
+) -> tuple[StableDiffusionPipeline, weights.BaseState]:
+    """The pipeline that weights are swapped into, and the weights that it came with."""
+    pipe = load.load_pipeline(view.base_model, workspace.root, device=device)
+    return pipe, weights.take_base_state(pipe)
+
+
+def _training_run(workspace: Workspace, subject: str) -> TrainingRun:
+    return TrainingRun.read(workspace.stage_dir(subject, "train"))
+
+
+def _checkpoint(workspace: Workspace, subject: str, name: str) -> Checkpoint:
+    return next(c for c in _training_run(workspace, subject).checkpoints if c.name == name)
+
+
+def table_of(evaluation: Evaluation) -> Scores:
+    """The rows without their samples, as `scores.json` holds them (C6)."""
+    kept = set(ScoreRow.model_fields)
+    return Scores(
+        harness=evaluation.harness,
+        text_range=evaluation.text_range,
+        rows=tuple(ScoreRow(**row.model_dump(include=kept)) for row in evaluation.rows),
+    )
+
+
+def _curves(rows: Sequence[CheckpointScore]) -> str:
+    """Scores over steps, for `dvc plots`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *CURVES])
+    for row in rows:
+        if row.step is not None:
+            values = [getattr(row, name) for name in CURVES]
+            writer.writerow([row.step, *(f"{v.mean:.6f}" if v else "" for v in values)])
+    return text.getvalue()
+
+
+def _write_pictures(session: Session, evaluation: Evaluation, out: Path) -> None:
+    """Copy every row's samples, and draw the grid prompts x rows."""
+    run_rows = [row for row in evaluation.rows if row.name != REAL]
+    columns: dict[str, list[Path]] = {}
+    for row in run_rows:
+        paths = session.images(row.checkpoint_sha256)
+        folder = out / "images" / row.name.replace(" ", "-")
+        folder.mkdir(parents=True)
+        for index, path in enumerate((*paths.suite, *paths.class_prompt)):
+            shutil.copyfile(path, folder / f"{index:03d}.png")
+        columns[row.name] = list(paths.suite)
+    grid.write_grid(out / "grid.png", plan_prompts=session.evaluator.plan.prompts, columns=columns)

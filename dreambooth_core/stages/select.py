@@ -1,0 +1,19 @@
+"""The select stage: the best checkpoint of a run, with the rule that decided."""
+
+from __future__ import annotations
+
+from dreambooth_core import files
+from dreambooth_core.evaluation import selection
+from dreambooth_core.records import Scores, Selection
+from dreambooth_core.stages.common import StageContext, publishing
+
+
+def run(context: StageContext, subject: str) -> Selection:
+    """Publish the selection, and the flat numbers that `dvc metrics` compares."""
+    scores = Scores.read(context.workspace.stage_dir(subject, "evaluate"), "scores.json")
+    selected = selection.select_best(scores, context.view(subject).select)
+    with publishing(context, subject, "select") as out:
+        files.write_json(out / "metrics.json", selection.flat_metrics(scores, selected))
+        selected.write(out, "selection.json")
+        selected.write(out)
+    return selected
