@@ -6,6 +6,7 @@ scratch folder until all photos are compared, so memory holds one photo at a tim
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,14 +165,14 @@ def require_usable(report: GateReport) -> None:
 def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Manifest:
     """Publish into `out`: `images/NNN.png`, `report.json`, and the manifest as `record.json`, last.
 
-    The copies are moved, so `out` must be on the file system of the inspection's scratch folder.
+    The copies are moved out of the inspection's scratch folder: this can be done once.
     """
     require_usable(inspection.report)
     (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[ManifestImage] = []
     for index, copy in enumerate(inspection.copies):
         target = out / "images" / f"{index:03d}.png"
-        copy.replace(target)
+        shutil.move(copy, target)
         files.fsync_path(target)
         relative = target.relative_to(out).as_posix()
         images.append(ManifestImage(file=relative, sha256=files.sha256_file(target)))
