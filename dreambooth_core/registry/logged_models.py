@@ -1,0 +1,260 @@
+"""Checkpoints as MLflow LoggedModels: a row with its scores for each, the files of the best only.
+
+A row begins as an external model (nothing but a name, tags and scores). Uploading promotes that
+very row: its scores and id stay. Every step may be repeated after a kill.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models.utils import get_external_mlflow_model_spec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+from dreambooth_core import files
+from dreambooth_core.records import Checkpoint, ScoreRow, Scores, Selection
+from dreambooth_core.registry import runs
+from dreambooth_core.registry.runs import RunRef
+from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
+
+SCORES = ("clip_t", "clip_i", "dino", "pres", "div")
+CHECKPOINT_SHA256 = "dreambooth.checkpoint_sha256"
+UPLOADED = "dreambooth.uploaded"
+"""Tag of a logged model, set last: digest of what was uploaded. Absent: nothing whole is there."""
+
+_MODEL_TYPE = "dreambooth-checkpoint"
+_MLMODEL = "MLmodel"
+
+
+def record_scores(
+    tracking: Tracking,
+    run: RunRef,
+    *,
+    checkpoints: Sequence[Checkpoint],
+    scores: Scores,
+    grid: Path | None = None,
+) -> dict[str, str]:
+    """Write the whole score table: a LoggedModel per checkpoint, curves over steps, the grid.
+
+    Returns the model id of each checkpoint by name. Raises RegistryError.
+    """
+    rows = {row.name: row for row in scores.rows}
+    models: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        model = find_or_create_model(tracking, run, checkpoint)
+        models[checkpoint.name] = model.model_id
+        if checkpoint.name in rows:
+            _log_model_scores(tracking, run, model, rows[checkpoint.name], scores)
+    runs.log_metrics(tracking, run, _curves(scores))
+    if grid is not None:
+        last = max((checkpoint.step for checkpoint in checkpoints), default=0)
+        runs.log_image(tracking, run, grid.read_bytes(), name="grid", step=last)
+    return models
+
+
+def record_selection(
+    tracking: Tracking, run: RunRef, *, selection: Selection, scores: Scores
+) -> None:
+    """Write which checkpoint is the best, with its scores as `best/...` and the rule as a tag."""
+    runs.log_tags(
+        tracking,
+        run,
+        {
+            "dreambooth.best": selection.best or "none",
+            "dreambooth.qualified": str(selection.qualified).lower(),
+            "dreambooth.rule": selection.rule[:5000],
+        },
+    )
+    best = next((row for row in scores.rows if row.name == selection.best), None)
+    if best is None or best.step is None:
+        return
+    now = _now()
+    values = {**_means(best), "step": float(best.step)}
+    runs.log_metrics(
+        tracking, run, [Metric(f"best/{key}", value, now, 0) for key, value in values.items()]
+    )
+
+
+def find_model(tracking: Tracking, run: RunRef, sha256: str) -> LoggedModel | None:
+    """The oldest LoggedModel of a checkpoint in its training's run, or None."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing="looking for a checkpoint"):
+        found = client.search_logged_models(
+            [run.experiment_id],
+            filter_string=(
+                f"tags.`{CHECKPOINT_SHA256}` = '{sha256}' AND source_run_id = '{run.run_id}'"
+            ),
+            order_by=[{"field_name": "creation_timestamp", "ascending": True}],
+            max_results=1,
+        )
+    return found[0] if found else None
+
+
+def find_or_create_model(tracking: Tracking, run: RunRef, checkpoint: Checkpoint) -> LoggedModel:
+    """The LoggedModel of a checkpoint; one that a kill left half made is completed."""
+    client = connect(tracking)
+    with alone(tracking):
+        model = find_model(tracking, run, checkpoint.sha256)
+        with in_plain_words(tracking, doing=f"recording {checkpoint.name}"):
+            if model is None:
+                model = _create(client, run, checkpoint)
+            if model.status != LoggedModelStatus.READY:
+                model = _complete(client, model)
+    return model
+
+
+def _create(client: MlflowClient, run: RunRef, checkpoint: Checkpoint) -> LoggedModel:
+    return client.create_logged_model(
+        run.experiment_id,
+        name=checkpoint.name,
+        source_run_id=run.run_id,
+        model_type=_MODEL_TYPE,
+        params={"step": str(checkpoint.step), "method": checkpoint.method},
+        tags={CHECKPOINT_SHA256: checkpoint.sha256, MLFLOW_MODEL_IS_EXTERNAL: "true"},
+    )
+
+
+def _complete(client: MlflowClient, model: LoggedModel) -> LoggedModel:
+    """Give a new row the stub that MLflow expects of an external model, and mark it ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        get_external_mlflow_model_spec(model).save(str(Path(folder) / _MLMODEL))
+        client.log_model_artifacts(model.model_id, folder)
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def upload(
+    tracking: Tracking, run: RunRef, *, checkpoint: Checkpoint, saved_model: Path, digest: str
+) -> str:
+    """Upload a saved MLflow model as the files of a checkpoint's row; returns the model id.
+
+    `digest` names the content: where it was uploaded before nothing is done. A row whose files are
+    of another digest may stand behind a registered version, so it stays and a new row is made.
+    """
+    client = connect(tracking)
+    model = find_or_create_model(tracking, run, checkpoint)
+    with alone(tracking), in_plain_words(tracking, doing=f"uploading {checkpoint.name}"):
+        there = find_upload(tracking, run, checkpoint.sha256, digest)
+        if there is not None:
+            return there
+        if UPLOADED in client.get_logged_model(model.model_id).tags:
+            model = _create(client, run, checkpoint)
+        _make_it_its_own(saved_model, model, run)
+        client.log_model_artifacts(model.model_id, str(saved_model))
+        _finish_upload(client, run, model, checkpoint, digest)
+    return model.model_id
+
+
+def find_upload(tracking: Tracking, run: RunRef, sha256: str, digest: str) -> str | None:
+    """The id of the row that holds exactly this upload, or None."""
+    found = connect(tracking).search_logged_models(
+        [run.experiment_id],
+        filter_string=(
+            f"tags.`{CHECKPOINT_SHA256}` = '{sha256}' AND tags.`{UPLOADED}` = '{digest}' "
+            f"AND source_run_id = '{run.run_id}'"
+        ),
+        max_results=1,
+    )
+    return found[0].model_id if found else None
+
+
+def _make_it_its_own(saved_model: Path, model: LoggedModel, run: RunRef) -> None:
+    """Write the row's id and run into the saved model's MLmodel file."""
+    from mlflow.models import Model
+
+    path = saved_model / _MLMODEL
+    spec = Model.load(str(path))
+    spec.model_uuid = spec.model_id = model.model_id
+    spec.run_id, spec.artifact_path = run.run_id, model.artifact_location
+    spec.save(str(path))
+
+
+def _finish_upload(
+    client: MlflowClient, run: RunRef, model: LoggedModel, checkpoint: Checkpoint, digest: str
+) -> None:
+    """From external to real, then an output of the run, then the tag that says it is whole."""
+    if model.status != LoggedModelStatus.READY:
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    if MLFLOW_MODEL_IS_EXTERNAL in client.get_logged_model(model.model_id).tags:
+        client.delete_logged_model_tag(model.model_id, MLFLOW_MODEL_IS_EXTERNAL)
+    outputs = client.get_run(run.run_id).outputs
+    linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+    if model.model_id not in linked:  # MLflow refuses a second link with a raw SQL error
+        output = LoggedModelOutput(model.model_id, step=checkpoint.step)
+        client.log_outputs(run.run_id, [output])
+    client.set_logged_model_tags(model.model_id, {UPLOADED: digest})
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+def harness_digest(scores: Scores) -> str:
+    """Names the harness that rows were scored in: rows of two harnesses are never mixed."""
+    return files.digest_of(scores.harness.to_json())[: runs.DIGEST_LENGTH]
+
+
+def _log_model_scores(
+    tracking: Tracking, run: RunRef, model: LoggedModel, row: ScoreRow, scores: Scores
+) -> None:
+    """Write a row's scores onto its model, tied to the harness, unless they are there."""
+    client, digest = connect(tracking), harness_digest(scores)
+    with in_plain_words(tracking, doing=f"writing the scores of {row.name}"):
+        there = {
+            (metric.key, metric.value)
+            for metric in client.get_logged_model(model.model_id).metrics or ()
+            if metric.dataset_digest == digest
+        }
+        new = {k: v for k, v in _with_bounds(row).items() if (k, v) not in there}
+        now = _now()
+        client.log_batch(
+            run.run_id,
+            metrics=[
+                Metric(
+                    key,
+                    value,
+                    now,
+                    row.step or 0,
+                    model_id=model.model_id,
+                    dataset_name=scores.harness.suite,
+                    dataset_digest=digest,
+                )
+                for key, value in new.items()
+            ],
+        )
+
+
+def _curves(scores: Scores) -> list[Metric]:
+    """The run's own metrics: `score/<name>` over steps, `real/<name>` for the photos."""
+    now = _now()
+    curves: list[Metric] = []
+    for row in scores.rows:
+        group = "score" if row.step is not None else "real"
+        curves += [Metric(f"{group}/{k}", v, now, row.step or 0) for k, v in _means(row).items()]
+    return curves
+
+
+def _means(row: ScoreRow) -> dict[str, float]:
+    intervals = {name: getattr(row, name) for name in SCORES}
+    return {name: interval.mean for name, interval in intervals.items() if interval is not None}
+
+
+def _with_bounds(row: ScoreRow) -> dict[str, float]:
+    """Means with the bounds of their 95 % intervals."""
+    values: dict[str, float] = dict(_means(row))
+    for name in _means(row):
+        interval = getattr(row, name)
+        values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return values
+
+
+def score_tags(row: ScoreRow) -> Mapping[str, str]:
+    """A row's scores as text tags of a version, such as `score.dino`."""
+    return {f"score.{name}": f"{value:.6g}" for name, value in _means(row).items()}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,128 @@
+"""Packing an exported pipeline as an MLflow model: safetensors, text and one .py, no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+from mlflow.models import Model
+
+from dreambooth_core import files
+from dreambooth_core.errors import RegistryError
+
+SERVING_CODE = Path(__file__).with_name("serving_model.py")
+ARTIFACT = "pipeline"
+"""Name of the pipeline folder below `artifacts/` of the packed model."""
+
+_REQUIREMENTS = (
+    "mlflow", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "pillow",
+    "pydantic",
+)  # fmt: skip
+_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".npy"}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the model samples when a request does not say: as the evaluation did.
+
+    `block_size` is the evaluation's sampling batch size (other sizes give other bits). For LoRA
+    weights `base_model` and `base_revision` say where their base model is (hub id or folder).
+    """
+
+    steps: int
+    guidance: float
+    resolution: int
+    block_size: int
+    dtype: str = "float32"
+    device: str = "auto"
+    base_model: str | None = None
+    base_revision: str | None = None
+
+
+def package_digest(export: Path, serving: Serving) -> str:
+    """Names what an upload consists of: the exported files, how they sample, the serving code."""
+    return files.digest_of(
+        {
+            "export": files.tree_hashes(export),
+            "serving": asdict(serving),
+            "code": files.sha256_file(SERVING_CODE),
+        }
+    )
+
+
+@contextlib.contextmanager
+def packed(
+    export: Path, *, serving: Serving, metadata: Mapping[str, Any], scratch: Path
+) -> Iterator[Path]:
+    """Yield a folder with the MLflow model, made below `scratch` and removed afterwards.
+
+    Raises RegistryError when the export holds a file that could be a pickle.
+    """
+    _refuse_pickles(export)
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="packing-", dir=scratch))
+    try:
+        with _quiet_mlflow():
+            mlflow.pyfunc.save_model(
+                str(folder / "model"),
+                python_model=str(SERVING_CODE),
+                artifacts={ARTIFACT: str(export)},
+                model_config={k: v for k, v in asdict(serving).items() if v is not None},
+                metadata={**metadata, "files": files.tree_hashes(export)},
+                pip_requirements=_requirements(),
+            )
+        _forget_this_machine(folder / "model")
+        yield folder / "model"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_this_machine(model: Path) -> None:
+    """Give the pipeline folder its fixed name, and MLmodel relative paths for absolute ones."""
+    path = model / "MLmodel"
+    spec = Model.load(str(path))
+    flavor = spec.flavors["python_function"]
+    entry = flavor["artifacts"][ARTIFACT]
+    (model / entry["path"]).rename(model / "artifacts" / ARTIFACT)
+    entry["path"] = entry["uri"] = f"artifacts/{ARTIFACT}"
+    flavor["model_code_path"] = SERVING_CODE.name
+    spec.save(str(path))
+
+
+def _refuse_pickles(export: Path) -> None:
+    found = sorted(
+        path.relative_to(export).as_posix()
+        for path in export.rglob("*")
+        if path.suffix.lower() in _PICKLES
+    )
+    if found:
+        raise RegistryError(
+            "the exported pipeline holds files that may be pickles",
+            got=", ".join(found[:5]),
+            allowed="safetensors and text files",
+        )
+
+
+def _requirements() -> list[str]:
+    """The installed versions, without local parts such as +cpu that no index knows."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]
+
+
+@contextlib.contextmanager
+def _quiet_mlflow() -> Iterator[None]:
+    """MLflow's hints (no signature, how to get an example) are for people who type, not for us."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,212 @@
+"""Export parity: the upload, loaded in a fresh process, gives the images that were scored."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import mlflow
+import mlflow.pyfunc
+from PIL import Image
+
+from dreambooth_core.config import ComputeSettings
+from dreambooth_core.errors import RegistryError, StageError, Stopped
+from dreambooth_core.models.load import configure_torch, pick_device
+from dreambooth_core.ports import StopSignal, never_stop
+from dreambooth_core.records import Record
+from dreambooth_core.registry.tracking import Tracking
+
+PARITY_TIMEOUT_S = 1800.0
+
+_COMMAND = ("-m", "dreambooth_core", "parity")
+_LAST_LINES = 15
+_POLL_S = 0.5
+
+
+class ParityRequest(Record):
+    """An image that was scored: what was asked for, and the hash of its pixels."""
+
+    prompt: str
+    seed: int
+    pixels_sha256: str
+
+
+class ParityMismatch(Record):
+    """An image that came out otherwise."""
+
+    prompt: str
+    seed: int
+    expected: str
+    got: str
+
+
+class ParityResult(Record):
+    """How many images were compared, and which differ."""
+
+    model_uri: str
+    compared: int
+    mismatches: tuple[ParityMismatch, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every image is the same, pixel by pixel (and there was one to compare)."""
+        return self.compared > 0 and not self.mismatches
+
+    @property
+    def text(self) -> str:
+        """The verdict in a sentence."""
+        if self.passed:
+            return f"{self.compared} images of {self.model_uri} in a fresh process: all the same"
+        return (
+            f"{len(self.mismatches)} of {self.compared} images of {self.model_uri} in a fresh "
+            "process differ from those that were scored"
+        )
+
+
+class ParityPlan(Record):
+    """What to compare: a version, the images, and how and on what the evaluation drew them."""
+
+    model_uri: str
+    requests: tuple[ParityRequest, ...]
+    steps: int
+    guidance: float
+    compute: ComputeSettings
+
+
+class _Job(Record):
+    """What the fresh process is told."""
+
+    tracking_uri: str
+    plan: ParityPlan
+    result: Path
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """Hex sha256 of an image's mode, size and pixels, whatever file it came from."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def requests_of(
+    pictures: Sequence[tuple[str, int, Path]], *, at_most: int | None = None
+) -> tuple[ParityRequest, ...]:
+    """Requests for images that lie in files: (prompt, seed, path), in the order of evaluation."""
+    requests: list[ParityRequest] = []
+    for prompt, seed, path in pictures[:at_most]:
+        with Image.open(path) as image:
+            requests.append(
+                ParityRequest(prompt=prompt, seed=seed, pixels_sha256=pixels_sha256(image))
+            )
+    return tuple(requests)
+
+
+def check_parity(
+    tracking: Tracking,
+    plan: ParityPlan,
+    *,
+    should_stop: StopSignal = never_stop,
+    timeout_s: float = PARITY_TIMEOUT_S,
+) -> ParityResult:
+    """Draw the plan's images from the registry's copy in a new process and compare the pixels.
+
+    Raises StageError when that process fails, with its last lines, and Stopped when asked to stop.
+    """
+    with tempfile.TemporaryDirectory(prefix="parity-") as name:
+        folder = Path(name)
+        job = _Job(tracking_uri=tracking.uri, plan=plan, result=folder / "result.json")
+        job.write(folder, "job.json")
+        with (folder / "log").open("w+b") as log:
+            code = _wait(_start(folder / "job.json", log), should_stop, timeout_s)
+            if code != 0:
+                log.seek(0)
+                lines = log.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+                raise StageError(
+                    f"the process that loads {plan.model_uri} ended with code {code}",
+                    got="\n".join(lines),
+                )
+        return ParityResult.read(folder, "result.json")
+
+
+def _start(job: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the fresh process; it ends when its stdin is closed, so it cannot outlive this one."""
+    return subprocess.Popen(
+        [sys.executable, *_COMMAND, str(job)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: float) -> int:
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_S)
+            if should_stop():
+                raise Stopped("the export parity check was asked to stop", hint="run it again")
+            if time.monotonic() > deadline:
+                raise StageError(f"the export parity check took longer than {timeout_s:.0f} s")
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ---- below: the fresh process -------------------------------------------------------------------
+
+
+def main(job_file: Path) -> int:
+    """Load the model of a job file, draw its images and write the result. 0: it was compared."""
+    job = _Job.read(job_file.parent, job_file.name)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    configure_torch(job.plan.compute)
+    mlflow.set_tracking_uri(job.tracking_uri)
+    mlflow.set_registry_uri(job.tracking_uri)
+    model = mlflow.pyfunc.load_model(
+        job.plan.model_uri, model_config={"device": str(pick_device(job.plan.compute))}
+    )
+    _compare(model, job.plan).write(job.result.parent, job.result.name)
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Block until the parent closes the pipe (or dies), then end at once."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _compare(model: Any, plan: ParityPlan) -> ParityResult:
+    """All requests in one call and in order, so that the blocks are those of the evaluation."""
+    pictures = model.predict(
+        [
+            {"prompt": r.prompt, "seed": r.seed, "steps": plan.steps, "guidance": plan.guidance}
+            for r in plan.requests
+        ]
+    )
+    found = [_hash_of_png(picture) for picture in pictures]
+    if len(found) != len(plan.requests):
+        raise RegistryError(f"{len(plan.requests)} images were asked for", got=str(len(found)))
+    mismatches = [
+        ParityMismatch(prompt=r.prompt, seed=r.seed, expected=r.pixels_sha256, got=got)
+        for r, got in zip(plan.requests, found, strict=True)
+        if r.pixels_sha256 != got
+    ]
+    return ParityResult(model_uri=plan.model_uri, compared=len(found), mismatches=tuple(mismatches))
+
+
+def _hash_of_png(picture: str) -> str:
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        return pixels_sha256(image)

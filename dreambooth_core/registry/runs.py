@@ -1,0 +1,197 @@
+"""The MLflow run of a training: found or created by its fingerprint, written without doubles.
+
+Separate processes of one training (trainer, evaluation, registration, a rerun after a kill) meet in
+the same run, and doing a thing again adds no second row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
+from PIL import Image
+
+from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
+
+FINGERPRINT = "dreambooth.fingerprint"
+"""Tag of a run, a logged model and a model version: the fingerprint of what made it."""
+
+DIGEST_LENGTH = 36
+"""MLflow's limit for the digest of a data set."""
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A training's run. `created` is false where it was there before."""
+
+    run_id: str
+    experiment_id: str
+    created: bool
+
+
+def experiment_id(tracking: Tracking, name: str) -> str:
+    """The experiment called `name`, created or restored where needed. Raises RegistryError."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"opening experiment {name}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return _create_experiment(client, tracking, name)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+
+def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
+    root = tracking.artifact_root
+    try:
+        return client.create_experiment(
+            name, artifact_location=None if root is None else (root / name).as_uri()
+        )
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id  # another machine was quicker
+
+
+def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
+    """The run of a training, or None. Raises RegistryError when the store does not answer."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"looking for the run of {experiment}"):
+        found: Experiment | None = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        run = _oldest(client, found.experiment_id, fingerprint)
+    return run and RunRef(run.info.run_id, found.experiment_id, created=False)
+
+
+def _oldest(client: MlflowClient, experiment: str, fingerprint: str) -> Run | None:
+    """Should two machines ever have created one each at once, all settle on the older one."""
+    runs = client.search_runs(
+        [experiment],
+        filter_string=f"tags.`{FINGERPRINT}` = '{fingerprint}'",
+        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+def find_or_create_run(
+    tracking: Tracking,
+    *,
+    experiment: str,
+    fingerprint: str,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+) -> RunRef:
+    """The one run with this fingerprint in the experiment. Raises RegistryError."""
+    with alone(tracking):
+        there = find_run(tracking, experiment=experiment, fingerprint=fingerprint)
+        if there is not None:
+            return there
+        home = experiment_id(tracking, experiment)
+        with in_plain_words(tracking, doing=f"creating the run {name}"):
+            run = connect(tracking).create_run(
+                home, run_name=name, tags={**(tags or {}), FINGERPRINT: fingerprint}
+            )
+    return RunRef(run.info.run_id, home, created=True)
+
+
+# ---- what is written into a run -----------------------------------------------------------------
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `section.field: text`, the form of MLflow's params."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> None:
+    """Write settings as params. MLflow's params never change: a key that is there stays."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing="writing the settings"):
+        known = client.get_run(run.run_id).data.params
+        new = [Param(k, v) for k, v in flattened(values).items() if k not in known]
+        for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
+            client.log_batch(run.run_id, params=batch)
+
+
+def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
+    """Set tags of a run; a tag that is there is replaced."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing="setting tags"):
+        for batch in _batches([RunTag(k, v) for k, v in tags.items()], MAX_PARAMS_TAGS_PER_BATCH):
+            client.log_batch(run.run_id, tags=batch)
+
+
+def log_dataset(
+    tracking: Tracking, run: RunRef, *, name: str, folder: str, sha256: str, context: str
+) -> None:
+    """Say which images went in: name, relative folder and digest; no image is copied."""
+    dataset = MetaDataset(resolve_dataset_source(folder), name=name, digest=sha256[:DIGEST_LENGTH])
+    tag = InputTag("mlflow.data.context", context)
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"recording the data set {name}"):
+        client.log_inputs(run.run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
+
+
+def log_metrics(tracking: Tracking, run: RunRef, metrics: Iterable[Metric]) -> None:
+    """Write numbers that are not there yet (the same key, step and value is written once)."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing="writing metrics"):
+        new = [metric for metric in metrics if not _is_there(client, run, metric)]
+        for batch in _batches(new, MAX_METRICS_PER_BATCH):
+            client.log_batch(run.run_id, metrics=batch)
+
+
+def _is_there(client: MlflowClient, run: RunRef, metric: Metric) -> bool:
+    return (metric.step, metric.value) in recorded(client, run.run_id, metric.key)
+
+
+def recorded(client: MlflowClient, run_id: str, key: str) -> set[tuple[int, float]]:
+    """Steps and values of a key so far."""
+    return {(entry.step, entry.value) for entry in client.get_metric_history(run_id, key)}
+
+
+def log_image(tracking: Tracking, run: RunRef, picture: bytes, *, name: str, step: int) -> None:
+    """Write a picture for MLflow's image grid; the same picture at the same step only once.
+
+    The tag that remembers it is set last, so a kill in between costs at most a second copy.
+    """
+    client = connect(tracking)
+    tag = f"dreambooth.image.{name}.{step}"
+    digest = hashlib.sha256(picture).hexdigest()[:16]
+    with in_plain_words(tracking, doing=f"writing the picture {name}"):
+        if client.get_run(run.run_id).data.tags.get(tag) == digest:
+            return
+        with Image.open(io.BytesIO(picture)) as image:
+            client.log_image(run.run_id, image, key=name, step=step, synchronous=True)
+        client.set_tag(run.run_id, tag, digest)
+
+
+def set_status(tracking: Tracking, run: RunRef, status: str) -> None:
+    """`RUNNING` while a process works on it, then `FINISHED`, `FAILED` or `KILLED`."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"marking the run {status}"):
+        if status == "RUNNING":
+            client.update_run(run.run_id, status=status)
+        else:
+            client.set_terminated(run.run_id, status=status)
+
+
+def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -1,0 +1,160 @@
+"""The code that a registered model carries with it: requests in, PNG pictures out.
+
+MLflow copies this file into the model and runs it where the model is loaded, so it stands alone:
+it needs torch, diffusers and MLflow, not this project, and nothing in the model is a pickle. It
+samples in the same fixed blocks as `models/sampling.py` (a test compares the two pixel by pixel):
+a short block is padded with repeats of its last row, as the size of a batch changes the bits.
+
+The annotations must be real types (MLflow builds the signature from them), hence no
+`from __future__ import annotations` here.
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import pydantic
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class ImageRequest(pydantic.BaseModel):
+    """What to draw. Where steps or guidance are missing, those of the evaluation are used."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    prompt: str
+    negative_prompt: Optional[str] = None  # noqa: UP045 - MLflow reads this spelling
+    seed: int = 0
+    num: int = pydantic.Field(default=1, ge=1, le=64)
+    steps: Optional[int] = pydantic.Field(default=None, ge=1, le=1000)  # noqa: UP045
+    guidance: Optional[float] = pydantic.Field(default=None, ge=0)  # noqa: UP045
+
+
+class _Row(NamedTuple):
+    """One image to draw."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    guidance: float
+
+
+class DreamBoothModel(PythonModel):
+    """A Stable Diffusion pipeline folder, or LoRA weights on a base model named beside them."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights (safetensors only) onto the device that the model config names."""
+        import torch
+
+        self._config = dict(context.model_config or {})
+        device = self._config.get("device", "auto")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, self._config.get("dtype", "float32"))
+        self._pipe = _load(Path(context.artifacts["pipeline"]), self._config, dtype)
+        self._pipe.set_progress_bar_config(disable=True)
+        for part in (self._pipe.unet, self._pipe.vae, self._pipe.text_encoder):
+            _settle(part, device)
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - MLflow's signature
+        model_input: list[ImageRequest],
+        params: Optional[dict[str, Any]] = None,  # noqa: ARG002, UP045
+    ) -> list[str]:
+        """PNG pictures as base64, request by request; of one request: seed, seed + 1, ..."""
+        rows = [row for request in model_input for row in self._rows(request)]
+        pictures: list[str] = []
+        for start, stop in _runs(rows, self._config["block_size"]):
+            pictures += self._draw(rows[start:stop])
+        return pictures
+
+    def _rows(self, request: ImageRequest) -> list[_Row]:
+        steps = self._config["steps"] if request.steps is None else request.steps
+        guidance = self._config["guidance"] if request.guidance is None else request.guidance
+        negative = request.negative_prompt or ""
+        return [
+            _Row(request.prompt, negative, request.seed + i, steps, guidance)
+            for i in range(request.num)
+        ]
+
+    def _draw(self, rows: list[_Row]) -> list[str]:
+        """Draw one block: as many rows as its size, the last one repeated where rows are few."""
+        import torch
+
+        block = rows + rows[-1:] * (self._config["block_size"] - len(rows))
+        side = self._config["resolution"]
+        images = self._pipe(
+            prompt=[row.prompt for row in block],
+            negative_prompt=[row.negative for row in block],
+            num_inference_steps=rows[0].steps,
+            guidance_scale=rows[0].guidance,
+            height=side,
+            width=side,
+            generator=[torch.Generator("cpu").manual_seed(row.seed) for row in block],
+        ).images
+        return [_png(image) for image in images[: len(rows)]]
+
+
+def _runs(rows: list[_Row], block_size: int) -> list[tuple[int, int]]:
+    """Bounds of consecutive rows with the same steps and guidance, at most a block each."""
+    bounds: list[tuple[int, int]] = []
+    start = 0
+    for i in range(1, len(rows) + 1):
+        full = i - start == block_size
+        if i == len(rows) or full or rows[i][3:] != rows[start][3:]:
+            bounds.append((start, i))
+            start = i
+    return bounds
+
+
+def _settle(part: Any, device: str) -> None:
+    """Onto the device, in evaluation mode, weights copied out of the memory-mapped file.
+
+    Mapped weights lie at other alignments than allocated ones, and kernels give other last bits
+    for them.
+    """
+    part.eval().to(device)
+    for tensor in (*part.parameters(), *part.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def _png(image: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _load(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
+    """The pipeline in `folder`, or the base model with the LoRA weights that lie there."""
+    from diffusers import StableDiffusionPipeline
+
+    options = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    if (folder / "model_index.json").is_file():
+        return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+    base, revision = config.get("base_model"), config.get("base_revision")
+    if not base:
+        named = json.loads((folder / "base_model.json").read_text())
+        base, revision = named["name"], named["revision"]
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(base, revision=revision, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"this model is LoRA weights for the base model {base!r}, which is not here; say where "
+            "it is: mlflow.pyfunc.load_model(URI, model_config={'base_model': FOLDER})"
+        ) from error
+    pipe.load_lora_weights(str(folder), weight_name="pytorch_lora_weights.safetensors")
+    return pipe
+
+
+set_model(DreamBoothModel())

@@ -1,0 +1,330 @@
+"""Versions of a registered model: registered once per fingerprint, listed, fetched.
+
+What a version is stands in its tags: the same fingerprint always gives the same version back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from dreambooth_core import files
+from dreambooth_core.errors import CorruptRecordError, RegistryError
+from dreambooth_core.records import (
+    BaseModelIdentity,
+    Checkpoint,
+    ModelVersion,
+    RegisteredVersion,
+    ScoreRow,
+    Selection,
+)
+from dreambooth_core.registry import logged_models, package
+from dreambooth_core.registry.package import Serving
+from dreambooth_core.registry.runs import FINGERPRINT, RunRef
+from dreambooth_core.registry.tracking import (
+    Tracking,
+    alone,
+    as_default,
+    connect,
+    in_plain_words,
+)
+
+TAG_LIMIT = 5000
+"""Characters of a tag's value that every MLflow store takes; longer ones are cut, and say so."""
+
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+_REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version came from: enough to make it again."""
+
+    settings: Mapping[str, Any]
+    data_sha256: str
+    base_model: BaseModelIdentity
+    dvc_hashes: Mapping[str, str]
+    git_commit: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run's best checkpoint, as it goes into the registry.
+
+    `export` is the folder of `models.weights.export_pipeline`; `card` is the version's description
+    (Markdown).
+    """
+
+    record: ModelVersion
+    checkpoint: Checkpoint
+    row: ScoreRow
+    selection: Selection
+    export: Path
+    serving: Serving
+    lineage: Lineage
+    card: str
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """A version with its tags, for `dreambooth compare` and the page."""
+
+    version: RegisteredVersion
+    aliases: tuple[str, ...]
+    scores: Mapping[str, float]
+    settings: Mapping[str, Any]
+    tags: Mapping[str, str]
+    created_ms: int
+
+    @property
+    def uri(self) -> str:
+        """The reference that `mlflow.pyfunc.load_model` takes."""
+        return f"models:/{self.version.name}/{self.version.version}"
+
+
+def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> RegisteredVersion | None:
+    """The version with this fingerprint, or None. Raises RegistryError when nothing answers."""
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"looking for a version of {name}"):
+        found = client.search_model_versions(
+            f"name = '{name}' AND tags.`{FINGERPRINT}` = '{fingerprint}'"
+        )
+    oldest = min(found, key=lambda version: int(version.version), default=None)
+    return oldest and _registered(oldest)
+
+
+def register_version(
+    tracking: Tracking, run: RunRef, candidate: Candidate, *, scratch: Path
+) -> RegisteredVersion:
+    """Upload the best checkpoint and make it a version; the same fingerprint only once.
+
+    Files are packed below `scratch` (it must hold a second copy of the export). The version has no
+    alias yet: that takes a passed parity check. Raises RegistryError.
+    """
+    record = candidate.record
+    there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
+    if there is not None:
+        return there
+    model_id = _upload(tracking, run, candidate, scratch)
+    client = connect(tracking)
+    with alone(tracking):
+        there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
+        if there is not None:
+            return there  # another process was quicker
+        doing = f"registering a version of {record.name}"
+        with in_plain_words(tracking, doing=doing), as_default(tracking):
+            _ensure_registered_model(client, record.name)
+            version = client.create_model_version(
+                record.name,
+                source=f"models:/{model_id}",
+                run_id=run.run_id,
+                tags=_tags(candidate),
+                description=candidate.card,
+                model_id=model_id,
+            )
+    return _registered(version)
+
+
+def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path) -> str:
+    """The id of the logged model that holds the candidate's files, uploaded where it is not yet."""
+    checkpoint = candidate.checkpoint
+    digest = package.package_digest(candidate.export, candidate.serving)
+    there = logged_models.find_upload(tracking, run, checkpoint.sha256, digest)
+    if there is not None:
+        return there
+    metadata = {
+        "fingerprint": candidate.record.fingerprint,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "base_model": candidate.lineage.base_model.to_json(),
+    }
+    with package.packed(
+        candidate.export, serving=candidate.serving, metadata=metadata, scratch=scratch
+    ) as saved:
+        return logged_models.upload(
+            tracking, run, checkpoint=checkpoint, saved_model=saved, digest=digest
+        )
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name, description="The best checkpoints of one subject.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _tags(candidate: Candidate) -> dict[str, str]:
+    """All that is known of a version, as text. The settings are cut at TAG_LIMIT, never dropped."""
+    lineage, record = candidate.lineage, candidate.record
+    tags = {
+        FINGERPRINT: record.fingerprint,
+        "checkpoint": record.checkpoint,
+        "sha256": record.sha256,
+        "qualified": str(candidate.selection.qualified).lower(),
+        "rule": candidate.selection.rule,
+        "settings": files.canonical_json(lineage.settings),
+        "settings_sha256": files.digest_of(lineage.settings),
+        "data_sha256": lineage.data_sha256,
+        "base_model": lineage.base_model.name,
+        "base_model_revision": lineage.base_model.revision or "",
+        "base_model_sha256": lineage.base_model.sha256,
+        "git_commit": lineage.git_commit or "",
+        **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
+        **logged_models.score_tags(candidate.row),
+    }
+    return {key: _fitting(value) for key, value in tags.items() if value}
+
+
+def _fitting(value: str) -> str:
+    mark = " ... (cut)"
+    return value if len(value) <= TAG_LIMIT else value[: TAG_LIMIT - len(mark)] + mark
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def list_versions(tracking: Tracking, *, name: str) -> list[VersionInfo]:
+    """All versions of a model, oldest first. Raises RegistryError for an unknown model."""
+    client = connect(tracking)
+    aliases = aliases_of(tracking, name=name)
+    with in_plain_words(tracking, doing=f"listing the versions of {name}"):
+        found = client.search_model_versions(f"name = '{name}'")
+    return [_info(version, aliases) for version in sorted(found, key=lambda v: int(v.version))]
+
+
+def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
+    """One version. Raises RegistryError, naming those that exist, for an unknown one."""
+    versions = list_versions(tracking, name=name)
+    found = next((info for info in versions if info.version.version == version), None)
+    if found is None:
+        raise RegistryError(
+            f"{name} has no version {version}",
+            allowed=", ".join(str(info.version.version) for info in versions) or "none yet",
+        )
+    return found
+
+
+def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
+    """The model's aliases and the versions that they point at. Raises RegistryError."""
+    client = connect(tracking)
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code not in _ABSENT:
+            with in_plain_words(tracking, doing=f"reading {name}"):
+                raise
+        known = sorted(model.name for model in client.search_registered_models(max_results=50))
+        raise RegistryError(
+            f"no model is called {name!r} in the registry",
+            allowed=", ".join(known) or "none is registered yet",
+            hint="`dreambooth run SUBJECT` registers the first version of a subject",
+        ) from None
+    # SQLite gives whole numbers here, a server text.
+    return {alias: int(version) for alias, version in aliases.items()}
+
+
+def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/3` means. Raises RegistryError."""
+    match = _REFERENCE.match(reference)
+    if match is None:
+        raise RegistryError(
+            "this is no model reference",
+            got=reference,
+            allowed="models:/NAME@champion, models:/NAME@challenger or models:/NAME/3",
+        )
+    name = match["name"]
+    if match["version"]:
+        return get_version(tracking, name=name, version=int(match["version"]))
+    aliases = aliases_of(tracking, name=name)
+    if match["alias"] not in aliases:
+        raise RegistryError(
+            f"{name} has no {match['alias']}",
+            allowed=", ".join(f"{alias} (version {v})" for alias, v in sorted(aliases.items()))
+            or "it has no alias yet",
+            hint="`dreambooth compare SUBJECT` lists its versions",
+        )
+    return get_version(tracking, name=name, version=aliases[match["alias"]])
+
+
+def fetch(tracking: Tracking, reference: str) -> Path:
+    """The exported pipeline folder of a referenced version, on this machine, every file verified.
+
+    Downloaded once into the workspace's cache (a store on this disk is copied like any other, so
+    that nobody can change a registered model by its files). Raises RegistryError.
+    """
+    info = resolve_reference(tracking, reference)
+    client = connect(tracking)
+    with in_plain_words(tracking, doing=f"reading {info.uri}"):
+        source = client.get_model_version(info.version.name, str(info.version.version)).source
+    target = tracking.cache / (source or "").rsplit("/", 1)[-1]
+    if not target.is_dir():
+        with (
+            in_plain_words(tracking, doing=f"downloading {info.uri}"),
+            as_default(tracking),
+            files.atomic_dir(target) as aside,
+        ):
+            mlflow.artifacts.download_artifacts(
+                source, dst_path=str(aside), tracking_uri=tracking.uri
+            )
+            _verify(aside, info.uri)
+    return target / "artifacts" / package.ARTIFACT
+
+
+def _verify(model: Path, uri: str) -> None:
+    """Compare every file of the pipeline with the hashes in MLmodel. Raises CorruptRecordError."""
+    expected = (Model.load(str(model / "MLmodel")).metadata or {})["files"]
+    wrong = files.mismatches(model / "artifacts" / package.ARTIFACT, expected)
+    if wrong:
+        raise CorruptRecordError(
+            f"the files of {uri} are not those that were uploaded",
+            got=", ".join(wrong[:5]),
+            hint="run the subject again after deleting the version, or restore the store",
+        )
+
+
+def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
+    registered = _registered(version)
+    tags: dict[str, str] = dict(version.tags)
+    return VersionInfo(
+        version=registered,
+        aliases=tuple(sorted(a for a, number in aliases.items() if number == registered.version)),
+        scores={
+            key.removeprefix("score."): float(value)
+            for key, value in sorted(tags.items())
+            if key.startswith("score.")
+        },
+        settings=_settings(tags.get("settings", "{}")),
+        tags=tags,
+        created_ms=version.creation_timestamp or 0,
+    )
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """The settings in a tag; none where they were cut to fit."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
+def _registered(version: MlflowVersion) -> RegisteredVersion:
+    tags = version.tags
+    return RegisteredVersion(
+        name=version.name,
+        version=int(version.version),
+        fingerprint=tags.get(FINGERPRINT, ""),
+        checkpoint=tags.get("checkpoint", ""),
+        sha256=tags.get("sha256", ""),
+        qualified=tags.get("qualified") == "true",
+    )

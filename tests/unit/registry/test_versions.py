@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from dreambooth_core.errors import CorruptRecordError, RegistryError
+from dreambooth_core.registry import logged_models, package, versions
+from dreambooth_core.registry.runs import RunRef
+from dreambooth_core.registry.tracking import Tracking
+from tests.unit.registry import examples
+from tests.unit.registry.examples import MODEL
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path / "scratch"
+
+
+def register(tracking: Tracking, run: RunRef, export: Path, scratch: Path, **changes):
+    return versions.register_version(
+        tracking, run, examples.candidate(export, **changes), scratch=scratch
+    )
+
+
+def test_the_same_fingerprint_is_registered_once(tracking, run, tiny_sd, scratch) -> None:
+    first = register(tracking, run, tiny_sd, scratch)
+    again = register(tracking, run, tiny_sd, scratch)
+    assert (first, first.version) == (again, 1)
+    assert len(versions.list_versions(tracking, name=MODEL)) == 1
+    assert list(scratch.iterdir()) == []
+
+
+def test_another_fingerprint_with_the_same_files_uploads_nothing_new(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    second = register(tracking, run, tiny_sd, scratch, fingerprint="e" * 64)
+    assert second.version == 2
+    rows = MlflowClient(tracking.uri).search_logged_models([run.experiment_id])
+    assert [row.name for row in rows] == ["checkpoint-100"]
+
+
+def test_an_upload_that_samples_otherwise_never_replaces_the_files_of_a_version(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    register(
+        tracking, run, tiny_sd, scratch, fingerprint="e" * 64, serving=examples.serving(steps=7)
+    )
+    client = MlflowClient(tracking.uri)
+    sources = [client.get_model_version(MODEL, str(n)).source for n in (1, 2)]
+    assert sources[0] != sources[1]
+
+
+def test_the_tags_of_a_version_say_what_it_is_and_where_it_came_from(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    [info] = versions.list_versions(tracking, name=MODEL)
+    assert info.scores["dino"] == pytest.approx(0.5)
+    assert info.settings == {"train": {"learning_rate": 5e-6}}
+    assert info.version.qualified
+    assert info.tags["dvc.train"].endswith(".dir")
+    assert info.tags["data_sha256"] == "d" * 64
+    assert info.tags["git_commit"] == "c" * 40
+    assert info.tags["base_model"] == "assets/tiny"
+    assert "base_model_revision" not in info.tags  # a folder has none, and MLflow keeps no ""
+    version = MlflowClient(tracking.uri).get_model_version(MODEL, "1")
+    assert version.description == "# A mug\n\nBest of two checkpoints."
+
+
+def test_settings_too_long_for_a_tag_are_cut_and_their_hash_is_whole(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    settings = {"train": {f"setting_{i}": i for i in range(600)}}
+    register(tracking, run, tiny_sd, scratch, settings=settings)
+    [info] = versions.list_versions(tracking, name=MODEL)
+    assert len(info.tags["settings"]) == versions.TAG_LIMIT
+    assert len(info.tags["settings_sha256"]) == 64
+    assert info.settings == {}
+
+
+def test_an_export_with_a_possible_pickle_is_refused(tracking, run, tmp_path, scratch) -> None:
+    export = tmp_path / "export"
+    (export / "unet").mkdir(parents=True)
+    (export / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(RegistryError, match=r"unet/diffusion_pytorch_model\.bin"):
+        register(tracking, run, export, scratch)
+
+
+def test_only_the_best_checkpoint_is_uploaded_and_keeps_its_row_and_scores(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    checkpoints = [examples.checkpoint(step) for step in (50, 100)]
+    models = logged_models.record_scores(
+        tracking, run, checkpoints=checkpoints, scores=examples.scores(50, 100)
+    )
+    register(tracking, run, tiny_sd, scratch)
+    client = MlflowClient(tracking.uri)
+    assert len(client.search_logged_models([run.experiment_id])) == 2
+    best = client.get_logged_model(models["checkpoint-100"])
+    other = client.get_logged_model(models["checkpoint-50"])
+    assert "mlflow.model.isExternal" not in best.tags
+    assert other.tags["mlflow.model.isExternal"] == "true"
+    assert {m.key: m.value for m in best.metrics}["dino"] == pytest.approx(0.4)
+    assert client.get_model_version(MODEL, "1").source == f"models:/{best.model_id}"
+    assert [o.model_id for o in client.get_run(run.run_id).outputs.model_outputs] == [best.model_id]
+    assert stored_files(best) > 5 * stored_files(other)
+
+
+def stored_files(model) -> int:
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def test_a_kill_in_the_middle_of_an_upload_is_mended_by_the_next_run(
+    tracking, run, tiny_sd, scratch, monkeypatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(logged_models, "_finish_upload", killed)
+        register(tracking, run, tiny_sd, scratch)
+    assert versions.find_version(tracking, name=MODEL, fingerprint="f" * 64) is None
+    assert register(tracking, run, tiny_sd, scratch).version == 1
+    assert len(MlflowClient(tracking.uri).search_logged_models([run.experiment_id])) == 1
+
+
+def test_fetch_gives_the_uploaded_files_and_downloads_them_once(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    folder = versions.fetch(tracking, f"models:/{MODEL}/1")
+    from dreambooth_core import files
+
+    assert files.tree_hashes(folder) == files.tree_hashes(tiny_sd)
+    stamp = folder.stat().st_mtime_ns
+    assert versions.fetch(tracking, f"models:/{MODEL}/1") == folder
+    assert folder.stat().st_mtime_ns == stamp
+
+
+def test_fetch_refuses_files_that_are_not_those_that_were_uploaded(
+    tracking, run, tiny_sd, scratch
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    [model] = MlflowClient(tracking.uri).search_logged_models([run.experiment_id])
+    stored = Path(model.artifact_location.removeprefix("file://")) / "artifacts" / package.ARTIFACT
+    (stored / "unet" / "config.json").write_text("{}")
+    with pytest.raises(CorruptRecordError, match=r"unet/config\.json"):
+        versions.fetch(tracking, f"models:/{MODEL}/1")
+    assert not any(tracking.cache.glob("m-*"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("models:/nobody@champion", "no model is called 'nobody'.*allowed: dreambooth-mug"),
+        (f"models:/{MODEL}@champion", "has no champion.*it has no alias yet"),
+        (f"models:/{MODEL}/7", "has no version 7.*allowed: 1"),
+        (f"models:/{MODEL}", "no model reference.*models:/NAME@champion"),
+        ("somewhere/else", "no model reference"),
+    ],
+)
+def test_a_wrong_reference_is_told_what_there_is(
+    tracking, run, tiny_sd, scratch, reference: str, text: str
+) -> None:
+    register(tracking, run, tiny_sd, scratch)
+    with pytest.raises(RegistryError, match=text):
+        versions.fetch(tracking, reference)
