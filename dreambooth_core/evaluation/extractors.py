@@ -5,8 +5,7 @@ Legend: N images or texts, D feature width.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.numerics.similarity import Floats, unit_rows
 from dreambooth_core.records import ScorerIdentity
 
 _BATCH = 32  # fixed: the batch size can change the last bits of a feature
 _PARTS = ("*.json", "*.txt", "*.safetensors")
 _CLS_MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
-_OWN_POOLER = ("vit", "deit")  # their pooler is not part of DINO's weights: it would be random
+_WITH_POOLER = ("vit", "deit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +65,24 @@ class ClipScorer:
 
 @dataclass(frozen=True, kw_only=True)
 class DinoScorer:
-    """A self-supervised ViT; its feature is the class token after the last layer norm."""
+    """A self-supervised ViT: DINO, PRES and DIV.
+
+    The feature is the class token after the last layer norm, as in the DreamBooth paper (ViT-S/16
+    DINO), or, where `pooled`, what a trained linear pooler makes of it.
+    """
 
     identity: ScorerIdentity
     model: Any
     processor: Any
+    pooled: bool
 
     def images(self, images: Sequence[Image.Image]) -> Floats:
-        """Class-token features (N, D) of unit length."""
+        """Features (N, D) of unit length."""
 
         def features(batch: Sequence[Image.Image]) -> torch.Tensor:
             pixels_BCHW = _pixels(self.processor, batch).to(self.model.device)
-            return self.model(pixel_values=pixels_BCHW).last_hidden_state[:, 0]
+            output = self.model(pixel_values=pixels_BCHW)
+            return output.pooler_output if self.pooled else output.last_hidden_state[:, 0]
 
         return _in_batches(self.model, images, features)
 
@@ -97,26 +103,17 @@ def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
 def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
     """A ViT with a class token, in float32. Raises SettingsError when absent or of another kind."""
     folder = _folder_of(name, root=root)
-    kind = _check_type(folder, name=name, allowed=_CLS_MODELS)
-    extra = {"add_pooling_layer": False} if kind in _OWN_POOLER else {}
-    model = _load(AutoModel, folder, name=name, **extra)
+    config = _check_type(folder, name=name, allowed=_CLS_MODELS)
+    # ViTs have a pooler of tanh by default, which DINO's weights lack: it would be random. A linear
+    # one is a projection that was trained to be the feature.
+    pooled = config.model_type in _WITH_POOLER and config.pooler_act == "linear"
+    extra = {"add_pooling_layer": pooled} if config.model_type in _WITH_POOLER else {}
     return DinoScorer(
         identity=_identity("dino", name, folder=folder),
-        model=model.to(device),
+        model=_load(AutoModel, folder, name=name, **extra).to(device),
         processor=AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+        pooled=pooled,
     )
-
-
-@contextlib.contextmanager
-def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Borrow evaluation mode: every module gets its own mode back, also after an exception."""
-    were_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in were_training:
-            module.training = True
 
 
 def _in_batches(model: torch.nn.Module, items: Sequence[Any], features: Any) -> Floats:
@@ -159,15 +156,15 @@ def _folder_of(name: str, *, root: Path) -> Path:
         ) from error
 
 
-def _check_type(folder: Path, *, name: str, allowed: Sequence[str]) -> str:
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if kind not in allowed:
+def _check_type(folder: Path, *, name: str, allowed: Sequence[str]) -> Any:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in allowed:
         raise SettingsError(
             "a scorer is of a kind that has no feature of the sort that is asked for",
-            got=f"{name} is a {kind!r}",
+            got=f"{name} is a {config.model_type!r}",
             allowed=", ".join(allowed),
         )
-    return kind
+    return config
 
 
 def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Module:

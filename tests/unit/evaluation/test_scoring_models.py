@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, Stopped
-from dreambooth_core.evaluation.extractors import eval_mode, load_clip, load_dino
+from dreambooth_core.evaluation.extractors import load_clip, load_dino
 from dreambooth_core.evaluation.publish import image_names, make_evaluation, publish_evaluation
 from dreambooth_core.evaluation.scores import (
     Bootstrap,
@@ -115,21 +115,37 @@ def test_dino_takes_the_class_token_after_the_last_norm(
     )
 
 
-def test_evaluation_mode_is_borrowed_module_by_module() -> None:
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
-    model.train()
-    model[1].eval()
-    seen: list[bool] = []
+def test_dino_takes_a_trained_linear_pooler_where_the_config_has_one(tmp_path: Path) -> None:
+    """A ViT of two features whose pooler swaps them: the class token (a, b) becomes (b, a)."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-    def fail_inside() -> None:
-        with eval_mode(model):
-            seen.extend(module.training for module in model.modules())
-            raise KeyError
+    config = ViTConfig(
+        hidden_size=2,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=64,
+        patch_size=32,
+        pooler_act="linear",
+    )
+    model = ViTModel(config, add_pooling_layer=True)
+    with torch.no_grad():
+        model.pooler.dense.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        model.pooler.dense.bias.zero_()
+    model.save_pretrained(tmp_path / "pooled")
+    ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "pooled")
+    scorer = load_dino("pooled", root=tmp_path, device=CPU)
+    image = Painter().paint("x", 1)
+    pixels = scorer.processor(images=[image], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        a, b = scorer.model(pixel_values=pixels).last_hidden_state[0, 0].tolist()
+    np.testing.assert_allclose(scorer.images([image])[0] * np.hypot(a, b), [b, a], atol=1e-6)
 
-    with pytest.raises(KeyError):
-        fail_inside()
-    assert seen == [False, False, False]
-    assert [model.training, model[0].training, model[1].training] == [True, True, False]
+
+def test_scoring_leaves_the_models_in_the_mode_that_they_were_in(evaluator: Evaluator) -> None:
+    evaluator.dino.model.train()
+    evaluator.dino.images([Painter().paint("x", 1)])
+    assert evaluator.dino.model.training
 
 
 def test_a_scorers_identity_follows_its_weights_and_not_its_place(
