@@ -130,6 +130,8 @@ class LatentCache(Record):
     fingerprint: str
     base_model: BaseModelIdentity
     resolution: int
+    latent_scale: float
+    """What the VAE's samples are multiplied by to become latents."""
     images: tuple[CachedImage, ...]
     text_file: str | None
     files: dict[str, str]

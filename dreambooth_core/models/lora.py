@@ -98,7 +98,7 @@ def write_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
-    """The adapters' weights that `write_adapter` wrote, and their alpha. Raises CorruptRecordError."""
+    """What `write_adapter` wrote: weights by name, and alpha. Raises CorruptRecordError."""
     state = read_tensors(folder / LORA_FILE)
     metadata = _read_metadata(folder / LORA_FILE)
     return state, float(metadata[f"{_PREFIX}lora_alpha"])

@@ -59,13 +59,17 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def applied(
-    pipe: StableDiffusionPipeline, checkpoint_dir: Path, checkpoint: Checkpoint
+    pipe: StableDiffusionPipeline, checkpoint_dir: Path, checkpoint: Checkpoint | None
 ) -> Iterator[StableDiffusionPipeline]:
     """Borrow the pipeline with the checkpoint's weights; its own come back to the bit.
 
+    Without a checkpoint (None) it is the base model, and nothing in `checkpoint_dir` is read.
     The weights are copied into the memory where the base's are, so bits do not depend on the
     order in which checkpoints are tried. Raises CorruptRecordError when files or shapes are wrong.
     """
+    if checkpoint is None:
+        yield pipe
+        return
     verify_checkpoint(checkpoint_dir, checkpoint)
     if checkpoint.method == "lora":
         with _applied_lora(pipe, checkpoint_dir):
