@@ -1,0 +1,131 @@
+"""Rows for the training: a pure function of (seed, global sample position).
+
+No loader, no worker and no state: row number p of a run is the same on any number of processes,
+for any split into micro-steps, and after any number of kills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from dreambooth_core import files
+from dreambooth_core.data.cache import prompt_key
+from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.models.tensors import read_tensors
+from dreambooth_core.numerics.seeding import derive_seed, generator_for
+from dreambooth_core.records import CachedImage, LatentCache, Role
+
+# B rows, V views, C latent channels, h w latent height and width, L tokens, D text width
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: which image and view stands at a position, and its latents."""
+
+    role: Role
+    position: int
+    image: str
+    view: int
+    prompt: str
+    latents_Chw: torch.Tensor
+
+
+class LatentDataset:
+    """A latent cache on disk, read and verified once, kept in memory."""
+
+    def __init__(self, folder: Path, *, seed: int, with_class_rows: bool) -> None:
+        """Open the cache in `folder`; rows are drawn by `seed`.
+
+        Raises CorruptRecordError when a file is not what the record says, SettingsError when
+        class rows are asked for and the cache has none.
+        """
+        self.record = LatentCache.read(folder)
+        wrong = files.mismatches(folder, self.record.files)
+        if wrong:
+            raise CorruptRecordError(
+                "the latent cache is not what its record says",
+                got=f"missing or changed: {', '.join(wrong)}",
+                hint="delete the cache stage's output and run the stage again",
+            )
+        self._seed = seed
+        self._images = {role: self._of_role(role) for role in _ROLES}
+        self._roles = _ROLES if with_class_rows else _ROLES[:1]
+        self._require_images()
+        names = {entry.file for role in self._roles for entry in self._images[role]}
+        self._moments = {name: read_tensors(folder / name) for name in sorted(names)}
+        text = self.record.text_file
+        self._text = read_tensors(folder / text) if text is not None else {}
+
+    def num_images(self, role: Role) -> int:
+        """How many images of a role the cache holds."""
+        return len(self._images[role])
+
+    def rows_at(self, positions: Sequence[int]) -> TrainBatch:
+        """The rows at some global sample positions: all instance rows, then all class rows."""
+        samples = [self.sample_at(p, role=role) for role in self._roles for p in positions]
+        return TrainBatch(
+            latents_BCHW=torch.stack([sample.latents_Chw for sample in samples]),
+            text_BLD=torch.stack([self._text[prompt_key(s.prompt)] for s in samples]),
+            is_class_B=tuple(sample.role == "class" for sample in samples),
+            position_B=tuple(sample.position for sample in samples),
+            image_B=tuple(sample.image for sample in samples),
+        )
+
+    def sample_at(self, position: int, *, role: Role) -> Sample:
+        """The row of a role at a global sample position.
+
+        Every epoch goes through all images in an order of its own; the view and the VAE's sample
+        are drawn for the position. Each draw has a generator of its own.
+        """
+        entries = self._images[role]
+        epoch, place = divmod(position, len(entries))
+        entry = entries[_order(self._seed, role, epoch, len(entries))[place]]
+        view = derive_seed(self._seed, f"view/{role}", position) % entry.num_views
+        generator = generator_for(self._seed, f"vae/{role}", position)
+        return Sample(
+            role=role,
+            position=position,
+            image=entry.image,
+            view=view,
+            prompt=entry.prompt,
+            latents_Chw=self._draw_latents(entry, view, generator),
+        )
+
+    def _draw_latents(
+        self, entry: CachedImage, view: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """z_0 = scale (mean + std noise), as diffusers' DiagonalGaussianDistribution samples."""
+        moments = self._moments[entry.file]
+        mean, logvar = moments["mean"][view], moments["logvar"][view]
+        std = torch.exp(0.5 * logvar)
+        noise = torch.randn(mean.shape, generator=generator)
+        return self.record.latent_scale * (mean + std * noise)
+
+    def _of_role(self, role: Role) -> tuple[CachedImage, ...]:
+        return tuple(entry for entry in self.record.images if entry.role == role)
+
+    def _require_images(self) -> None:
+        for role in self._roles:
+            if not self._images[role]:
+                raise SettingsError(
+                    f"the latent cache holds no {role} images, and the training needs some",
+                    hint="run the stages class-images and cache again"
+                    if role == "class"
+                    else "run the stages validate and cache again",
+                )
+
+
+_ROLES: tuple[Role, Role] = ("instance", "class")
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, role: Role, epoch: int, num_images: int) -> tuple[int, ...]:
+    """The order of the images in an epoch."""
+    generator = generator_for(seed, f"order/{role}", epoch)
+    return tuple(torch.randperm(num_images, generator=generator).tolist())
