@@ -1,0 +1,172 @@
+"""Line charts as inline SVG: no script, no font of their own, colours from the page's CSS.
+
+Written by hand rather than by a plotting library, whose SVG carries fixed colours (unreadable on a
+dark page) and ids that clash when several stand on one page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+_W, _H = 340, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value at a step, with the ends of its interval where it has one."""
+
+    step: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A horizontal line with its name: the real photos' score, or a limit of the selection."""
+
+    value: float
+    label: str
+    kind: str  # "real" or "limit": the CSS class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Maps steps and values to the picture's coordinates."""
+
+    steps: tuple[float, float]
+    values: tuple[float, float]
+
+    def x(self, step: float) -> float:
+        """Horizontal position of a step."""
+        low, high = self.steps
+        return _LEFT + (step - low) / ((high - low) or 1.0) * (_W - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        """Vertical position of a value; larger values are higher up."""
+        low, high = self.values
+        return _H - _BOTTOM - (value - low) / ((high - low) or 1.0) * (_H - _TOP - _BOTTOM)
+
+
+def line_chart(
+    points: Sequence[Point],
+    *,
+    label: str,
+    levels: Sequence[Level] = (),
+    marked: int | None = None,
+) -> Markup:
+    """An SVG of one series over steps, with its band of intervals, and a ring at step `marked`.
+
+    `label` is what a screen reader says. Raises ValueError when there are no points.
+    """
+    if not points:
+        raise ValueError("a chart of no points")
+    ticks = nice_ticks(*_value_range(points, levels))
+    scale = Scale(steps=(points[0].step, points[-1].step), values=(min(ticks), max(ticks)))
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(label)}">',
+        *_axes(scale, ticks, points),
+        *(_level(scale, level) for level in levels),
+        _band(scale, points),
+        _line(scale, points),
+        *_dots(scale, points, marked=marked),
+        "</svg>",
+    ]
+    # Everything above is made of numbers, except for texts, which are escaped where they go in.
+    return Markup("\n".join(part for part in parts if part))  # noqa: S704
+
+
+def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+    """Round numbers that enclose [low, high], at most about `most` of them."""
+    if high <= low:
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    raw = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _value_range(points: Sequence[Point], levels: Sequence[Level]) -> tuple[float, float]:
+    values = [p.value for p in points] + [level.value for level in levels]
+    values += [v for p in points for v in (p.low, p.high) if v is not None]
+    return min(values), max(values)
+
+
+def _axes(scale: Scale, ticks: Sequence[float], points: Sequence[Point]) -> list[str]:
+    digits = max(len(f"{tick:g}".partition(".")[2]) for tick in ticks)
+    parts = [
+        f'<line class="rule" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{scale.y(t):.1f}" '
+        f'y2="{scale.y(t):.1f}"/><text class="tick" x="{_LEFT - 8}" y="{scale.y(t) + 4:.1f}" '
+        f'text-anchor="end">{t:.{digits}f}</text>'
+        for t in ticks
+    ]
+    parts += [
+        f'<text class="tick" x="{scale.x(step):.1f}" y="{_H - 10}" text-anchor="middle">{step}'
+        "</text>"
+        for step in _shown_steps(points)
+    ]
+    return parts
+
+
+def _shown_steps(points: Sequence[Point]) -> list[int]:
+    steps = [point.step for point in points]
+    every = math.ceil(len(steps) / 6)
+    return steps[::every] if (len(steps) - 1) % every == 0 else [*steps[:-1:every], steps[-1]]
+
+
+def _level(scale: Scale, level: Level) -> str:
+    y = scale.y(level.value)
+    text_y = y - 5 if y > _TOP + 14 else y + 14
+    return (
+        f'<g class="level {escape(level.kind)}"><line x1="{_LEFT}" x2="{_W - _RIGHT}" '
+        f'y1="{y:.1f}" y2="{y:.1f}"/><text x="{_W - _RIGHT}" y="{text_y:.1f}" text-anchor="end">'
+        f"{escape(level.label)}</text></g>"
+    )
+
+
+def _band(scale: Scale, points: Sequence[Point]) -> str:
+    closed = [p for p in points if p.low is not None and p.high is not None]
+    if len(closed) < 2:
+        return ""
+    upper = [f"{scale.x(p.step):.1f},{scale.y(p.high or 0.0):.1f}" for p in closed]
+    lower = [f"{scale.x(p.step):.1f},{scale.y(p.low or 0.0):.1f}" for p in reversed(closed)]
+    return f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
+
+
+def _line(scale: Scale, points: Sequence[Point]) -> str:
+    path = " ".join(f"{scale.x(p.step):.1f},{scale.y(p.value):.1f}" for p in points)
+    return f'<polyline class="series" points="{path}"/>'
+
+
+def _dots(scale: Scale, points: Sequence[Point], *, marked: int | None) -> list[str]:
+    if len(points) > 40:
+        return []
+    return [
+        f'<circle class="{"dot best" if p.step == marked else "dot"}" cx="{scale.x(p.step):.1f}" '
+        f'cy="{scale.y(p.value):.1f}" r="{5 if p.step == marked else 2.6}"><title>step {p.step}: '
+        f"{p.value:.4f}{_spell_interval(p)}</title></circle>"
+        for p in points
+    ]
+
+
+def _spell_interval(point: Point) -> str:
+    if point.low is None or point.high is None:
+        return ""
+    return f" ({point.low:.4f} to {point.high:.4f})"
+
+
+def smooth(values: Sequence[tuple[int, float]], *, most: int = 120) -> list[Point]:
+    """At most `most` points of a noisy series: means of equal stretches, with their extremes."""
+    size = math.ceil(len(values) / most)
+    points: list[Point] = []
+    for start in range(0, len(values), size):
+        stretch = values[start : start + size]
+        numbers = [number for _, number in stretch]
+        points.append(Point(step=stretch[-1][0], value=sum(numbers) / len(numbers)))
+    return points

@@ -1,0 +1,57 @@
+"""Pictures for people: deterministic encoding, sizes that fit a page, and a font that is there."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageFont
+
+_INLINE_SIDE = 256
+_WEBP_QUALITY = 88
+
+
+def font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib ships, with the same layout on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An image file as RGB, read whole."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def fit(image: Image.Image, side_px: int) -> Image.Image:
+    """The image scaled so that its longer side is `side_px`: small ones smoothly, large ones sharp."""
+    scale = side_px / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    method = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
+    return image if size == image.size else image.resize(size, method)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A PNG without any metadata: the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(path: Path) -> str:
+    """The image for a page: small ones losslessly as they are, larger ones at most 256 px wide."""
+    image = open_rgb(path)
+    if max(image.size) <= _INLINE_SIDE // 2:
+        return _uri("png", png_bytes(image))
+    if max(image.size) > _INLINE_SIDE:
+        image = fit(image, _INLINE_SIDE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=_WEBP_QUALITY, method=4)
+    return _uri("webp", buffer.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
