@@ -19,8 +19,8 @@ from dreambooth_core.data import wording
 from dreambooth_core.data.kinds import KINDS, is_cut_short, is_raw, kind_of
 from dreambooth_core.errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
-"""Pillow's names of what is read; MPO is the JPEG of phones that adds a second picture."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
+"""Pillow's names of what is read; JPEG includes MPO, where a phone adds a second picture."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
