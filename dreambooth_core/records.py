@@ -135,6 +135,7 @@ class LatentCache(Record):
     images: tuple[CachedImage, ...]
     text_file: str | None
     files: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 # ---- train --------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Encoders:
     identity: BaseModelIdentity
 
 
-def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
+def build_cache(
     image_sets: Sequence[ImageSet],
     *,
     encoders: Encoders,
@@ -59,6 +59,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     content_store: Path,
     out: Path,
     fingerprint: str,
+    warnings: tuple[str, ...] = (),
     should_stop: StopSignal = never_stop,
     progress: Progress = no_progress,
 ) -> LatentCache:
@@ -97,6 +98,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
         images=tuple(cached),
         text_file=text_file,
         files=hashes,
+        warnings=warnings,
     )
     record.write(out)
     return record

@@ -36,7 +36,7 @@ class ClassBlock(Record):
     images: tuple[ManifestImage, ...]
 
 
-def class_image_key(  # noqa: PLR0913 - all that a class image depends on
+def class_image_key(
     identity: BaseModelIdentity,
     *,
     class_prompt: str,
@@ -78,6 +78,7 @@ def make_class_images(  # noqa: PLR0913 - the stage's inputs, all named
     num: int,
     block_size: int,
     sampler: Sampler,
+    warnings: tuple[str, ...] = (),
     should_stop: StopSignal = never_stop,
     progress: Progress = no_progress,
 ) -> Manifest:
@@ -92,7 +93,10 @@ def make_class_images(  # noqa: PLR0913 - the stage's inputs, all named
         block = complete_block(state, key, indices, sampler=sampler, should_stop=should_stop)
         blocks.append(block)
         progress(min(first + block_size, num), num)
-    return _write_set(blocks, state=state, out=out, num=num, fingerprint=fingerprint)
+    images = _copy_images(blocks, state=state, out=out, num=num)
+    manifest = Manifest(role="class", fingerprint=fingerprint, images=images, warnings=warnings)
+    manifest.write(out)
+    return manifest
 
 
 def complete_block(
@@ -103,13 +107,14 @@ def complete_block(
     block = _whole_block(folder, key, indices)
     if block is not None:
         return block
-    with _turn(folder.with_suffix(".lock"), should_stop):
+    with _turn(folder.parent / "lock", should_stop):
         block = _whole_block(folder, key, indices)
         return block if block is not None else _draw_block(folder, key, indices, sampler=sampler)
 
 
 def _block_folder(state: Path, first: int) -> Path:
-    return state / f"block-{first:05d}"
+    """The block's own folder within the folder that its lock guards."""
+    return state / f"{first:05d}" / "block"
 
 
 def _whole_block(folder: Path, key: str, indices: range) -> ClassBlock | None:
@@ -155,10 +160,10 @@ def _turn(lock: Path, should_stop: StopSignal) -> Iterator[None]:
         yield
 
 
-def _write_set(
-    blocks: Sequence[ClassBlock], *, state: Path, out: Path, num: int, fingerprint: str
-) -> Manifest:
-    """Write exactly the first `num` images and the manifest, which comes last."""
+def _copy_images(
+    blocks: Sequence[ClassBlock], *, state: Path, out: Path, num: int
+) -> tuple[ManifestImage, ...]:
+    """Write exactly the first `num` images of the blocks."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[ManifestImage] = []
     for block in blocks:
@@ -168,9 +173,7 @@ def _write_set(
                 out / name, (_block_folder(state, block.first) / image.file).read_bytes()
             )
             images.append(ManifestImage(file=name, sha256=image.sha256))
-    manifest = Manifest(role="class", fingerprint=fingerprint, images=tuple(images))
-    manifest.write(out)
-    return manifest
+    return tuple(images)
 
 
 def image_name(index: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from dreambooth_core import config, files, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.workspace import Workspace
 
 PUBLISH_TIMEOUT_S = 120.0
@@ -56,6 +57,26 @@ def publishing(context: StageContext, subject: str, stage: str) -> Iterator[Path
     exchange = locks.hold(context.workspace.workspace_lock, timeout_s=PUBLISH_TIMEOUT_S)
     with files.atomic_dir(target, during_exchange=exchange) as out:
         yield out
+
+
+def base_identity(context: StageContext, view: SubjectView) -> BaseModelIdentity:
+    """Which base model the settings mean, by content."""
+    from dreambooth_core.models import load  # torch takes seconds, and the data gate needs none
+
+    root = context.workspace.root
+    return load.resolve_base_model(view.base_model, root, hash_cache=hash_cache(context.workspace))
+
+
+def machine(view: SubjectView) -> list[str | int]:
+    """What of this machine changes bits: the kind of device and the number of threads."""
+    from dreambooth_core.models import load
+
+    return [load.pick_device(view.compute).type, view.compute.num_threads]
+
+
+def run_name(method: str, training_fingerprint: str) -> str:
+    """A readable name for the MLflow run of a training."""
+    return f"{method}-{training_fingerprint[:8]}"
 
 
 def hash_cache(workspace: Workspace) -> Path:

@@ -27,7 +27,7 @@ from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.report import card
 from dreambooth_core.stages import evaluate, validate
-from dreambooth_core.stages.common import StageContext, fingerprint, publishing
+from dreambooth_core.stages.common import StageContext, fingerprint, publishing, run_name
 from dreambooth_core.workspace import STAGES
 
 PARITY_BLOCKS = 1
@@ -135,7 +135,7 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
         tracking,
         experiment=view.model_name,
         fingerprint=training.fingerprint,
-        name=run_name(training),
+        name=run_name(training.method, training.fingerprint),
     )
     runs.log_params(tracking, run_ref, settings_for_tracking(view))
     runs.log_dataset(
@@ -158,11 +158,6 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
     selection, _ = selected(context, subject)
     logged_models.record_selection(tracking, run_ref, selection=selection, scores=scores)
     return run_ref
-
-
-def run_name(training: TrainingRun) -> str:
-    """A readable name for the MLflow run of a training."""
-    return f"{training.method}-{training.fingerprint[:8]}"
 
 
 def settings_for_tracking(view: SubjectView) -> Mapping[str, object]:

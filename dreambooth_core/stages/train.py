@@ -1,0 +1,73 @@
+"""The train stage: the trainer in processes of its own, and what it made as the stage's output."""
+
+from __future__ import annotations
+
+from dreambooth_core import files
+from dreambooth_core.config import SubjectView
+from dreambooth_core.errors import Stopped
+from dreambooth_core.records import LatentCache, TrainingRun
+from dreambooth_core.registry.tracking import resolve_tracking
+from dreambooth_core.stages.common import (
+    StageContext,
+    base_identity,
+    fingerprint,
+    logger,
+    machine,
+    publishing,
+)
+from dreambooth_core.training import launch
+from dreambooth_core.training.job import TrainJob
+
+
+def run(context: StageContext, subject: str) -> TrainingRun:
+    """Train (or continue) and publish. Raises Stopped, StageError and SettingsError."""
+    job = make_job(context, context.view(subject))
+    outcome = launch.run_trainer(
+        job,
+        grace_s=context.view(subject).runtime.stop_grace_s,
+        on_line=logger.info,
+        progress=context.progress,
+        should_stop=context.should_stop,
+        lock_fd=context.lock_fd,
+    )
+    if outcome.run is None:
+        saved = "nothing new was saved" if outcome.step is None else f"saved at step {outcome.step}"
+        raise Stopped(f"the training was stopped, {saved}", hint="run it again to continue")
+    with publishing(context, subject, "train") as out:
+        files.copy_tree(job.out_dir, out)
+    return outcome.run
+
+
+def make_job(context: StageContext, view: SubjectView) -> TrainJob:
+    """What the trainer is told. Its fingerprint names the folder that it works in."""
+    workspace = context.workspace
+    identity = base_identity(context, view)
+    cache_dir = workspace.stage_dir(view.name, "cache")
+    own = fingerprint(
+        view,
+        "train",
+        {
+            "base_model": identity.sha256,
+            "machine": machine(view),
+            "cache": LatentCache.read(cache_dir).fingerprint,
+        },
+    )
+    state = workspace.store_dir("train", own)
+    tracking = resolve_tracking(workspace, uri=context.tracking_uri)
+    return TrainJob(
+        subject=view.name,
+        fingerprint=own,
+        base_model=view.base_model,
+        base_identity=identity,
+        compute=view.compute,
+        train=view.train,
+        prior_loss_weight=view.prior.prior_loss_weight if view.prior else None,
+        log_every_steps=view.runtime.log_every_steps,
+        workspace_root=workspace.root,
+        cache_dir=cache_dir,
+        state_dir=state,
+        out_dir=state / "out",
+        log_file=workspace.log_file(view.name, "train"),
+        # An experiment of DVC's leaves no trace in the registry's store.
+        tracking={} if context.experiment else {"uri": tracking.uri, "name": view.model_name},
+    )
