@@ -78,7 +78,7 @@ def line_chart(
         "</svg>",
     ]
     # Everything above is made of numbers, except for texts, which are escaped where they go in.
-    return Markup("\n".join(part for part in parts if part))  # noqa: S704
+    return Markup("\n".join(part for part in parts if part))
 
 
 def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
@@ -162,7 +162,7 @@ def _spell_interval(point: Point) -> str:
 
 
 def smooth(values: Sequence[tuple[int, float]], *, most: int = 120) -> list[Point]:
-    """At most `most` points of a noisy series: means of equal stretches, with their extremes."""
+    """At most `most` points of a noisy series: means of equal stretches of it."""
     size = math.ceil(len(values) / most)
     points: list[Point] = []
     for start in range(0, len(values), size):

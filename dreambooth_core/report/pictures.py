@@ -27,7 +27,7 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def fit(image: Image.Image, side_px: int) -> Image.Image:
-    """The image scaled so that its longer side is `side_px`: small ones smoothly, large ones sharp."""
+    """The image scaled to a longer side of `side_px`: smooth enlarged, sharp reduced."""
     scale = side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     method = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
