@@ -38,7 +38,7 @@ def find_workspace(start: Path) -> Path:
     )
 
 
-def complete(root: Path) -> dict[str, str]:
+def complete(root: Path, **more: str) -> dict[str, str]:
     """Put the defaults of a workspace into this process's environment, and return a copy of it.
 
     Prefect and MLflow read it while they are imported: call this first. What is set already stays.
@@ -47,6 +47,7 @@ def complete(root: Path) -> dict[str, str]:
         **QUIET,
         "PREFECT_HOME": str(root / ".prefect"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
+        **more,
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

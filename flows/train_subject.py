@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import environment
 from tasks import pipeline, summary
@@ -17,8 +16,7 @@ from tasks.run import subject_run
     name="train-subject",
     flow_run_name="train-subject {subject}",
     persist_result=False,
-    # One resident pipeline: as many workers as devices that a process works on.
-    task_runner=ThreadPoolTaskRunner(max_workers=1),
+    task_runner=pipeline.ROW_RUNNER,
 )
 def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
     """Bring everything of one subject up to date and compare the result with the champion."""

@@ -32,10 +32,11 @@ def dependencies(workspace: Workspace, subject: str, stage: str) -> list[Path]:
     view = config.load_view(workspace, subject)
     values = {"${key}": subject, "${item.instance_dir}": view.subject.instance_dir}
     found: list[Path] = []
-    for dep in entry.get("deps", ()):
+    for template in entry.get("deps", ()):
+        path = template
         for name, value in values.items():
-            dep = dep.replace(name, value)
-        found.append(workspace.resolve(dep))
+            path = path.replace(name, value)
+        found.append(workspace.resolve(path))
     return found
 
 
@@ -49,7 +50,7 @@ def inputs_now(workspace: Workspace, subject: str, stage: str) -> dict[str, str]
 
 
 def _digest(path: Path) -> str:
-    """A published folder is named by its record; photos by their bytes; weights by size and time."""
+    """An output is named by its record, photos by their bytes, weights by size and time."""
     if (path / RECORD_NAME).is_file():
         return files.sha256_file(path / RECORD_NAME)
     if path.is_file():

@@ -19,7 +19,8 @@ def pointer_of(instance_dir: Path) -> Path:
 def restore(workspace: Workspace, subject: str, dvc: Dvc) -> bool:
     """Put a subject's photos in place when they are missing; True when something was done.
 
-    They come from DVC's cache, from its remote, or from the shipped examples. Raises DataError when they are nowhere.
+    They come from DVC's cache, from its remote, or from the shipped examples. Raises DataError
+    when they are nowhere.
     """
     folder = workspace.resolve(config.load_view(workspace, subject).subject.instance_dir)
     if folder.is_dir():

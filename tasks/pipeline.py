@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
 from dreambooth_core import stages
@@ -23,6 +24,9 @@ from tasks.run import SubjectRun
 
 _HOUR = 3600
 
+ROW_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
+"""Runs the mapped rows: as many workers as devices that one process works on."""
+
 
 def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     """Wrong input, wrong settings and a wished stop stay what they are, however often tried."""
@@ -30,7 +34,7 @@ def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
         state.result()
     except (SettingsError, DataError, Stopped):
         return False
-    except Exception:  # noqa: BLE001 - whatever else failed may be the machine's fault
+    except Exception:  # whatever else failed may be the machine's fault
         return True
     return False
 
@@ -53,7 +57,7 @@ def _guarded(
     run: SubjectRun,
     stage: str,
     *,
-    show: Callable[[SubjectRun], object] = lambda run: None,
+    show: Callable[[SubjectRun], None] | None = None,
     is_lost: Callable[[], bool] = lambda: False,
 ) -> State[Any]:
     """Bring a stage up to date inside the guard, then show what it made."""
@@ -63,7 +67,8 @@ def _guarded(
 
     with run.timed(stage) as ran:
         ran.append(run.guard.run(stage, work, is_lost=is_lost))
-        show(run)
+        if show is not None:
+            show(run)
     return _state(stage, ran=ran[0])
 
 

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core import config
@@ -16,16 +15,7 @@ from dreambooth_core.workspace import Workspace
 from tasks import photos
 from tasks.guard import Guard
 from tasks.stopping import stop_flag
-from tasks.watching import progress_for
-
-
-@dataclass(frozen=True)
-class StageTime:
-    """How long a stage took, and whether it ran at all."""
-
-    stage: str
-    seconds: float
-    skipped: bool
+from tasks.watching import StageTime, current
 
 
 class SubjectRun:
@@ -49,7 +39,7 @@ class SubjectRun:
         """The context that a stage of this run works in."""
         return StageContext(
             self.workspace,
-            progress=progress_for.get()(stage),
+            progress=current().progress(stage),
             should_stop=self.stop.is_set,
             tracking_uri=self.env.get("MLFLOW_TRACKING_URI"),
             lock_fd=self.guard.lock_fd,
@@ -62,7 +52,9 @@ class SubjectRun:
         """Note how long a stage took; append to the list whether it ran."""
         start, ran = time.monotonic(), list[bool]()
         yield ran
-        self.times.append(StageTime(stage, time.monotonic() - start, skipped=not any(ran)))
+        taken = StageTime(stage, time.monotonic() - start, skipped=not any(ran))
+        self.times.append(taken)
+        current().finished(taken)
 
 
 @contextlib.contextmanager

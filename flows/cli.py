@@ -1,0 +1,69 @@
+"""The command line `dreambooth`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from dreambooth_core.errors import DreamBoothError
+from flows import commands_models, commands_run, commands_workspace, session
+
+app = typer.Typer(
+    name="dreambooth",
+    help="From photos of a subject to a scored, compared and registered best checkpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _global_options(
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            envvar="DREAMBOOTH_WORKSPACE",
+            help="The project's folder; without it the nearest one with a params.yaml.",
+        ),
+    ] = None,
+) -> None:
+    session.workspace_option.set(workspace)
+
+
+commands_run.add_to(app)
+commands_workspace.add_to(app)
+commands_models.add_to(app)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; 0: done, 1: the work failed, 2: input or settings are wrong."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(arguments, prog_name="dreambooth", standalone_mode=False)
+    except DreamBoothError as error:
+        session.terminal().fail(error, error.exit_code)
+        return error.exit_code
+    except TyperException as error:
+        error.show()
+        return getattr(error, "exit_code", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        session.terminal().fail(
+            KeyboardInterrupt("stopped; the same command continues where this one ended"), 1
+        )
+        return 1
+    except Exception as error:  # a fault of ours: show all of it
+        traceback.print_exc()
+        session.terminal().fail(error, 1)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """What the installed command `dreambooth` calls."""
+    sys.exit(run(sys.argv[1:]))

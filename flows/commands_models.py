@@ -1,0 +1,117 @@
+"""Commands about models: generate, compare, promote, rollback."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dreambooth_core import config
+from dreambooth_core.stages import StageContext
+from flows import screens
+from flows.session import JsonOption, Session, open_session
+
+SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
+WhyOption = Annotated[str, typer.Option(help="The reason; it is kept in the version's tags.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(generate)
+    app.command()(compare)
+    app.command()(promote)
+    app.command()(rollback)
+
+
+def _context(session: Session, subject: str | None = None) -> StageContext:
+    if subject is not None:
+        config.load_view(session.workspace, subject)
+    return StageContext(
+        session.workspace, tracking_uri=session.env["MLFLOW_TRACKING_URI"], env=session.env
+    )
+
+
+def generate(
+    *,
+    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder.")],
+    prompt: Annotated[str, typer.Option(help='Such as "a photo of sks mug on the beach".')],
+    out: Annotated[Path, typer.Option(help="Folder for the images.")],
+    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Images from a registered version, a checkpoint folder or a saved pipeline."""
+    from tasks.generation import Request, draw
+
+    session = open_session(as_json=json)
+    request = Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
+    result = draw(_context(session), model, request, out)
+    session.terminal.finish(
+        result,
+        lambda console: console.print("\n".join(result["images"]), markup=False, soft_wrap=True),
+    )
+
+
+def compare(
+    subject: SubjectArgument,
+    *,
+    versions: Annotated[
+        list[int] | None, typer.Option(help="Versions; all without it. May be given repeatedly.")
+    ] = None,
+    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    json: JsonOption = False,
+) -> None:
+    """Registry versions side by side: scores, settings, data, verdicts."""
+    from dreambooth_core.stages import compare as stage
+
+    session = open_session(as_json=json)
+    wanted = [*(versions or ()), *(more or ())]
+    found = stage.side_by_side(_context(session, subject), subject, wanted or None)
+    rows = [_as_row(info) for info in found]
+    session.terminal.finish(
+        {"subject": subject, "versions": rows},
+        lambda console: screens.show_versions(console, rows),
+    )
+
+
+def _as_row(info: Any) -> dict[str, Any]:
+    row = dataclasses.asdict(dataclasses.replace(info, version=None))
+    return {**row, **info.version.to_json(), "aliases": list(info.aliases)}
+
+
+def promote(
+    subject: SubjectArgument,
+    version: Annotated[int, typer.Argument(help="Number of the version in the registry.")],
+    *,
+    why: WhyOption = "promoted by hand",
+    json: JsonOption = False,
+) -> None:
+    """Make a version the champion."""
+    from dreambooth_core.stages import compare as stage
+
+    session = open_session(as_json=json)
+    info = stage.promote(_context(session, subject), subject, version, why=why)
+    _tell_champion(session, info)
+
+
+def rollback(
+    subject: SubjectArgument, *, why: WhyOption = "rolled back by hand", json: JsonOption = False
+) -> None:
+    """Make the champion before this one the champion again."""
+    from dreambooth_core.stages import compare as stage
+
+    session = open_session(as_json=json)
+    info = stage.rollback(_context(session, subject), subject, why=why)
+    _tell_champion(session, info)
+
+
+def _tell_champion(session: Session, info: Any) -> None:
+    champion = {"name": info.version.name, "champion": info.version.version}
+    session.terminal.finish(
+        champion,
+        lambda console: console.print(f"champion of {info.version.name}: {info.version.version}"),
+    )

@@ -1,0 +1,87 @@
+"""Commands that run the pipeline: run, report, up."""
+
+from __future__ import annotations
+
+import logging
+import webbrowser
+from typing import Annotated, Any
+
+import typer
+
+from dreambooth_core import config
+from dreambooth_core.stages import StageContext, run_stage
+from flows import screens, services
+from flows.server import prefect_api
+from flows.session import JsonOption, Session, open_session
+from flows.watcher import TerminalWatcher
+from tasks.watching import watcher
+
+SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command()(report)
+    app.command()(up)
+
+
+def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
+    """The whole flow in this process: photos in, registered best checkpoint out."""
+    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="ERROR")
+    # A wrong name or setting is told at once, before anything is started.
+    config.load_view(session.workspace, subject)
+    running = services.running_api(session.workspace)
+    with prefect_api(session.workspace, session.env, running=running) as api_url:
+        summary = _run_flow(session, subject, api_url)
+    session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
+
+
+def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.train_subject import train_subject
+
+    logging.getLogger("dreambooth").setLevel(logging.WARNING)
+    with (
+        TerminalWatcher(session.terminal.console) as shown,
+        temporary_settings({PREFECT_API_URL: api_url()}),
+    ):
+        watcher.set(shown)
+        return train_subject(subject, str(session.workspace.root))
+
+
+def report(
+    subject: SubjectArgument,
+    *,
+    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Build the HTML report of a subject's last run."""
+    session = open_session(as_json=json)
+    config.load_view(session.workspace, subject)
+    context = StageContext(
+        session.workspace, tracking_uri=session.env["MLFLOW_TRACKING_URI"], env=session.env
+    )
+    run_stage(context, subject, "report")
+    page = session.workspace.report_page(subject)
+    if open_page:
+        webbrowser.open(page.as_uri())
+    session.terminal.finish(
+        {"subject": subject, "report": str(page)}, lambda console: screens.show_page(console, page)
+    )
+
+
+def up(
+    *,
+    pool: Annotated[str, typer.Option(help="Work pool that the worker polls.")] = "local",
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
+    json: JsonOption = False,
+) -> None:
+    """Prefect server, MLflow server and a worker on this machine, until Ctrl-C."""
+    session = open_session(as_json=json)
+    ports = services.Ports(prefect=prefect_port, mlflow=mlflow_port)
+    starter = services.Starter(session.workspace, session.env, ports, pool=pool)
+    ended = starter.serve(session.terminal.say)
+    session.terminal.finish({"stopped": True, "services": ended}, lambda _: None)

@@ -1,0 +1,144 @@
+"""Commands about the workspace: validate, subject, preset, clean, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dreambooth_core import config
+from dreambooth_core.errors import DataError
+from dreambooth_core.stages import StageContext
+from flows import doctor as checks
+from flows import presets, screens
+from flows.session import JsonOption, open_session
+from tasks import photos, pruning, subjects
+from tasks.dvc import Dvc
+
+subject_app = typer.Typer(help="Subjects: whom the models are about.", no_args_is_help=True)
+preset_app = typer.Typer(help="Complete settings per model and card.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(validate)
+    app.add_typer(subject_app, name="subject")
+    app.add_typer(preset_app, name="preset")
+    app.command()(clean)
+    app.command()(doctor)
+
+
+def validate(
+    subject: Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")],
+    *,
+    json: JsonOption = False,
+) -> int:
+    """Only the data gate: what it says about every file; nothing is written."""
+    from dreambooth_core.stages import validate as stage
+
+    session = open_session(as_json=json)
+    config.load_view(session.workspace, subject)
+    photos.restore(session.workspace, subject, Dvc(session.workspace, env=session.env))
+    report = stage.inspect(StageContext(session.workspace, env=session.env), subject).report
+    result = report.to_json()
+    session.terminal.finish(result, lambda console: screens.show_gate(console, result))
+    return 0 if report.accepted else DataError.exit_code
+
+
+@subject_app.command("add")
+def subject_add(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.")],
+    *,
+    class_noun: Annotated[str, typer.Option(help="The ordinary word for it, such as dog.")],
+    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos; it is only read.")],
+    identifier: Annotated[str, typer.Option(help="The rare word bound to it.")] = "sks",
+    json: JsonOption = False,
+) -> None:
+    """Copy photos in, add the subject to params.yaml, and track the photos with DVC."""
+    session = open_session(as_json=json)
+    newcomer = subjects.Newcomer(name, class_noun=class_noun, identifier=identifier)
+    dvc = Dvc(session.workspace, env=session.env)
+    added = subjects.add(session.workspace, newcomer, images, dvc)
+    shown = f"{name}: {len(added['copied'])} files copied to {added['instance_dir']}"
+    session.terminal.finish(
+        added,
+        lambda console: console.print(f"{shown}\nnext: dreambooth run {name}", markup=False),
+    )
+
+
+@subject_app.command("restore")
+def subject_restore(
+    name: Annotated[str | None, typer.Argument(help="A subject; all without one.")] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Put missing photos back: from DVC's cache, its remote, or the shipped examples."""
+    session = open_session(as_json=json)
+    dvc = Dvc(session.workspace, env=session.env)
+    known = config.load_settings(session.workspace.params).subjects
+    wanted = [name] if name else list(known)
+    restored = [each for each in wanted if photos.restore(session.workspace, each, dvc)]
+    session.terminal.finish(
+        {"restored": restored},
+        lambda console: console.print(f"photos put back: {', '.join(restored) or 'none missing'}"),
+    )
+
+
+@preset_app.command("list")
+def preset_list(*, json: JsonOption = False) -> None:
+    """The presets, each with its first line."""
+    session = open_session(as_json=json)
+    found = presets.list_all(session.workspace)
+    session.terminal.finish(
+        {"presets": found},
+        lambda console: [console.print(f"{name:<16} {text}") for name, text in found.items()],
+    )
+
+
+@preset_app.command("show")
+def preset_show(name: str, *, json: JsonOption = False) -> None:
+    """A preset's settings."""
+    session = open_session(as_json=json)
+    text = presets.read(session.workspace, name)
+    session.terminal.finish(
+        {"name": name, "settings": presets.parse(text)},
+        lambda console: console.print(text, markup=False, highlight=False),
+    )
+
+
+@preset_app.command("use")
+def preset_use(name: str, *, json: JsonOption = False) -> None:
+    """Write a preset into params.yaml; the subjects stay."""
+    session = open_session(as_json=json)
+    changed = presets.use(session.workspace, name)
+    session.terminal.finish(
+        {"name": name, "changed": changed},
+        lambda console: console.print(f"params.yaml: {len(changed)} settings changed"),
+    )
+
+
+def clean(
+    *,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Prune the store by age and size; what a published output came from stays."""
+    session = open_session(as_json=json)
+    pruned = pruning.prune(session.workspace, dry_run=dry_run)
+    verb = "would go" if dry_run else "gone"
+    mib = sum(item["bytes"] for item in pruned["removed"]) / 2**20
+    session.terminal.finish(
+        pruned,
+        lambda console: console.print(
+            f"{len(pruned['removed'])} entries {verb} ({mib:.1f} MiB), {pruned['kept']} stay"
+        ),
+    )
+
+
+def doctor(*, json: JsonOption = False) -> int:
+    """This machine: devices, versions, free disk, servers; what is wrong and how to mend it."""
+    session = open_session(as_json=json)
+    found = checks.examine(session.workspace, session.env)
+    session.terminal.finish({"checks": found}, lambda console: screens.show_checks(console, found))
+    return 1 if any(check["state"] == "wrong" for check in found) else 0

@@ -1,0 +1,147 @@
+"""What `dreambooth doctor` looks at: each check says its state, what was found, how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+from packaging.requirements import Requirement
+
+from dreambooth_core import config
+from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.workspace import Workspace
+from flows import services
+from flows.server import answers
+
+Check = dict[str, str]
+
+_DISTRIBUTION = "dreambooth-pipeline"
+_WANTED_GIB = 10.0
+
+
+def check(what: str, found: str, *, state: str = "ok", hint: str = "") -> Check:
+    """One finding; `state` is ok, warning or wrong."""
+    return {"what": what, "found": found, "state": state, "hint": hint}
+
+
+def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
+    """All findings about this machine and this workspace."""
+    probes: list[Callable[[], Iterator[Check]]] = [
+        _machine,
+        _packages,
+        lambda: _disk(workspace),
+        lambda: _settings(workspace),
+        lambda: _repository(workspace),
+        lambda: _servers(workspace, env),
+    ]
+    return [finding for probe in probes for finding in probe()]
+
+
+def _machine() -> Iterator[Check]:
+    import torch
+
+    version = platform.python_version()
+    wrong = not (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield check(
+        "Python", version, state="wrong" if wrong else "ok", hint="use 3.11 to 3.13" * wrong
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+            yield check("device", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB")
+    else:
+        yield check(
+            "device",
+            f"no GPU; CPU with {torch.get_num_threads()} threads",
+            state="warning",
+            hint="enough for the pocket models; Stable Diffusion needs a GPU",
+        )
+
+
+def _packages() -> Iterator[Check]:
+    """Whether what is installed is what the project asks for."""
+    try:
+        wanted = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        yield check("packages", "not installed", state="wrong", hint="make install")
+        return
+    wrong: list[str] = []
+    for text in wanted:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
+    state = "wrong" if wrong else "ok"
+    yield check("packages", "; ".join(wrong) or "as asked for", state=state, hint="make install")
+
+
+def _disk(workspace: Workspace) -> Iterator[Check]:
+    free = shutil.disk_usage(workspace.root).free / 2**30
+    state = "ok" if free >= _WANTED_GIB else "warning"
+    yield check("free disk", f"{free:.0f} GiB", state=state, hint="dreambooth clean")
+
+
+def _settings(workspace: Workspace) -> Iterator[Check]:
+    try:
+        settings = config.load_settings(workspace.params)
+    except DreamBoothError as error:
+        yield check("params.yaml", str(error), state="wrong", hint="mend what it names")
+        return
+    yield check("params.yaml", f"{len(settings.subjects)} subjects")
+    places = {
+        "base model": settings.base_model.pretrained_model_name_or_path,
+        "CLIP scorer": settings.evaluate.clip,
+        "DINO scorer": settings.evaluate.dino,
+    }
+    for what, place in places.items():
+        if workspace.resolve(place).is_dir():
+            yield check(what, place)
+        else:
+            found = f"{place} (hub id, or a folder that is missing)"
+            hint = "the first run downloads a hub id; a missing folder stops it"
+            yield check(what, found, state="warning", hint=hint)
+
+
+def _repository(workspace: Workspace) -> Iterator[Check]:
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if git.returncode == 0:
+        yield check("git", f"commit {git.stdout.strip()}")
+    else:
+        hint = "git init and commit, or `dvc config --local core.no_scm true`"
+        yield check("git", "no repository, or no commit", state="wrong", hint=hint)
+    there = (workspace.root / ".dvc" / "config").is_file()
+    yield check("DVC", "set up" if there else "no .dvc/config", state="ok" if there else "wrong",
+                hint="" if there else "dvc init")  # fmt: skip
+
+
+def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
+    from dreambooth_core.registry import tracking
+
+    api = env.get("PREFECT_API_URL") or services.running_api(workspace)
+    if api is None:
+        yield check("Prefect server", "none runs; `dreambooth run` needs none")
+    elif answers(f"{api}/health"):
+        yield check("Prefect server", api)
+    else:
+        yield check("Prefect server", f"{api} does not answer", state="wrong",
+                    hint="start it (`dreambooth up`), or unset PREFECT_API_URL")  # fmt: skip
+    store = tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
+    ping = tracking.ping(store)
+    yield check("MLflow", ping.text, state="ok" if ping.ok else "wrong",
+                hint="" if ping.ok else "start it, or unset MLFLOW_TRACKING_URI")  # fmt: skip

@@ -1,0 +1,133 @@
+"""How results look to people: tables and short paragraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_SCORES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO", "pres": "PRES", "div": "DIV"}
+
+
+def show_run(console: Console, summary: Mapping[str, Any]) -> None:
+    """The end of a run: scores, choice, version, verdict, times, where to look."""
+    best = summary["selection"]["best"]
+    console.print(score_table(summary["scores"]["rows"], best))
+    console.print(f"[bold]Chosen:[/bold] {best or 'none'}. {summary['selection']['rule']}")
+    version = summary["version"]
+    if version:
+        console.print(f"[bold]Registered:[/bold] models:/{version['name']}/{version['version']}")
+    if summary["verdict"]:
+        console.print(f"[bold]Verdict:[/bold] {summary['verdict']['why']}")
+    console.print(times_table(summary["stages"]))
+    show_page(console, Path(summary["report"]))
+    console.print("UIs: `dreambooth up` (Prefect and MLflow on this machine)")
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
+    """Every row with its scores and 95 % intervals; the chosen one in bold."""
+    table = Table(title="Scores (95 % intervals)")
+    table.add_column("row")
+    table.add_column("images", justify="right")
+    for title in _SCORES.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        cells = [spell_interval(row[name]) for name in _SCORES]
+        style = "bold green" if row["name"] == best else None
+        table.add_row(row["name"], str(row["n"]), *cells, style=style)
+    return table
+
+
+def spell_interval(interval: Mapping[str, float] | None) -> str:
+    """`0.512 ±0.013`: the mean and half the interval's width."""
+    if interval is None:
+        return ""
+    return f"{interval['mean']:.3f} ±{(interval['high'] - interval['low']) / 2:.3f}"
+
+
+def times_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """Seconds per stage."""
+    table = Table(title="Time")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage in stages:
+        table.add_row(
+            stage["stage"], "up to date" if stage["skipped"] else f"{stage['seconds']:.1f}"
+        )
+    table.add_row("sum", f"{sum(stage['seconds'] for stage in stages):.1f}", style="bold")
+    return table
+
+
+def show_page(console: Console, page: Path) -> None:
+    """Where the report is."""
+    console.print(f"[bold]Report:[/bold] {page.as_uri()}", soft_wrap=True)
+
+
+def show_gate(console: Console, report: Mapping[str, Any]) -> None:
+    """The data gate's verdict on every file."""
+    table = Table(title=f"Photos of {report['subject']}")
+    for title in ("file", "verdict", "notes"):
+        table.add_column(title)
+    for image in report["accepted"]:
+        size = f"{image['width']}x{image['height']}"
+        table.add_row(image["name"], f"accepted {size}", "; ".join(image["warnings"]))
+    for entry in report["rejected"]:
+        table.add_row(entry["name"], "rejected", entry["reason"], style="red")
+    for entry in report["skipped"]:
+        table.add_row(entry["name"], "skipped", entry["reason"], style="dim")
+    console.print(table)
+    for warning in report.get("warnings", ()):
+        console.print(f"warning: {warning}", markup=False)
+
+
+def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
+    """Registry versions side by side: scores, then the settings in which they differ."""
+    table = Table(title="Versions")
+    table.add_column("")
+    for version in versions:
+        marks = ", ".join(version["aliases"])
+        table.add_column(f"{version['version']} {marks}".strip())
+    for key in sorted({key for version in versions for key in version["scores"]}):
+        table.add_row(key, *(_number(version["scores"].get(key)) for version in versions))
+    table.add_section()
+    for key in ("checkpoint", "data_sha256", "base_model", "git_commit", "verdict"):
+        table.add_row(key, *(str(version["tags"].get(key, ""))[:60] for version in versions))
+    table.add_section()
+    for key, values in differing(versions).items():
+        table.add_row(key, *(str(value) for value in values))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Settings, by dotted key, whose values are not the same in all versions."""
+    flat = [flatten(version["settings"]) for version in versions]
+    keys = sorted({key for settings in flat for key in settings})
+    rows = {key: [settings.get(key) for settings in flat] for key in keys}
+    return {key: values for key, values in rows.items() if any(v != values[0] for v in values)}
+
+
+def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{at}.{key}" if at else str(key)
+        flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
+    """The doctor's findings."""
+    table = Table(title="This machine")
+    for title in ("", "what", "found", "what to do"):
+        table.add_column(title)
+    signs = {"ok": "[green]ok[/green]", "warning": "[yellow]![/yellow]", "wrong": "[red]x[/red]"}
+    for check in checks:
+        table.add_row(signs[check["state"]], check["what"], check["found"], check["hint"])
+    console.print(table)

@@ -1,0 +1,104 @@
+"""A Prefect API for a run in this process: the server that is up, or one for as long as it lasts.
+
+Prefect's own ephemeral server shares the terminal's process group, so that Ctrl-C ends it before
+the flow can say that it was stopped; and it survives its parent's kill. This one does neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dreambooth_core.errors import StageError
+from dreambooth_core.workspace import Workspace
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+_POLL_S = 0.1
+
+
+def answers(url: str, *, timeout_s: float = 1.0) -> bool:
+    """Whether an HTTP service answers with success at `url`."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            return response.status == 200
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """The command, made to get SIGTERM when its parent is gone, even by SIGKILL (Linux)."""
+    return [sys.executable, "-m", "flows.child", *command]
+
+
+@contextlib.contextmanager
+def prefect_api(
+    workspace: Workspace, env: Mapping[str, str], *, running: str | None
+) -> Iterator[Callable[[], str]]:
+    """Yield a function that waits for a Prefect API and returns its URL.
+
+    `running` is the API of `dreambooth up`, if that is running; PREFECT_API_URL goes first. The
+    server starts while the caller imports its libraries: call the function when it is needed.
+    """
+    given = env.get("PREFECT_API_URL") or running
+    if given:
+        yield lambda: given
+        return
+    port = free_port()
+    log = workspace.state / "logs" / "prefect-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            dying_with_parent(_command(port)),
+            env={**env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        yield lambda: _await(process, port, log)
+    finally:
+        _stop(process)
+
+
+def _command(port: int) -> list[str]:
+    options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
+    app = "prefect.server.api.server:create_app"
+    return [sys.executable, "-m", "uvicorn", "--factory", app, *options, "--lifespan", "on"]
+
+
+def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
+    url = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not answers(f"{url}/health"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise StageError(
+                "the Prefect server did not start",
+                got=log.read_text(errors="replace")[-800:],
+                hint="`dreambooth doctor` checks the versions that it needs",
+            )
+        time.sleep(_POLL_S)
+    return url
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,64 @@
+"""Progress of a run in the terminal: a live bar, or plain lines where output goes to a file."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from dreambooth_core import ports
+from tasks.watching import StageTime, spell
+
+
+class TerminalWatcher:
+    """A Watcher that draws one line per piece of work."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def progress(self, stage: str) -> ports.Progress:
+        """A Progress with a bar of its own."""
+        last_tenth = [-1]
+
+        def show(done: int, total: int, text: str = "") -> None:
+            if not self._console.is_terminal:
+                tenth = done * 10 // total if total else 0
+                if tenth != last_tenth[0]:
+                    last_tenth[0] = tenth
+                    self._console.print(f"  {stage} {done}/{total} {text}".rstrip(), markup=False)
+                return
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total, text="")
+            self._bars.update(self._tasks[stage], completed=done, total=total, text=text)
+
+        return show
+
+    def finished(self, time: StageTime) -> None:
+        """A line that stays."""
+        for name in [n for n in self._tasks if n == time.stage or time.stage == "evaluate"]:
+            self._bars.remove_task(self._tasks.pop(name))
+        self._console.print(f"{time.stage:<13} {spell(time)}", markup=False)

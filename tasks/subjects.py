@@ -1,0 +1,136 @@
+"""Adding a subject: its photos copied in, its entry in params.yaml, its tracking by DVC."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from dreambooth_core import config, files
+from dreambooth_core.errors import DataError, SettingsError
+from dreambooth_core.workspace import Workspace
+from tasks.dvc import Dvc
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """What a user says about a new subject."""
+
+    name: str
+    class_noun: str
+    identifier: str
+
+
+def add(workspace: Workspace, newcomer: Newcomer, images: Path, dvc: Dvc) -> dict[str, Any]:
+    """Copy, write, track; says what was copied and what was left out.
+
+    Raises SettingsError for a name that is wrong or taken, DataError without any usable file; then
+    nothing has changed.
+    """
+    settings = config.load_settings(workspace.params)
+    _check_name(newcomer.name, settings)
+    entry = config.SubjectSettings(
+        instance_dir=f"data/instance/{newcomer.name}",
+        identifier=newcomer.identifier,
+        class_noun=newcomer.class_noun,
+        prompts=None,
+        overrides={},
+    )
+    target = workspace.resolve(entry.instance_dir)
+    if target.exists():
+        raise DataError(
+            f"{entry.instance_dir} exists already",
+            hint="choose another name, or move that folder away",
+        )
+    copied, skipped = _copy(images, target)
+    try:
+        _write_params(workspace, newcomer.name, entry)
+    except BaseException:
+        shutil.rmtree(target)
+        raise
+    _write_plot(workspace, newcomer.name)
+    dvc.add(entry.instance_dir)
+    return {
+        "name": newcomer.name,
+        "instance_dir": entry.instance_dir,
+        "copied": copied,
+        "skipped": skipped,
+    }
+
+
+def _check_name(name: str, settings: config.Settings) -> None:
+    if not _NAME.match(name):
+        raise SettingsError(
+            "this is no name for a subject",
+            got=repr(name),
+            allowed="a lower-case letter, then lower-case letters, digits and _ (48 at most)",
+        )
+    if name in settings.subjects:
+        raise SettingsError(
+            f"a subject {name!r} is there already", hint="choose another name, or edit params.yaml"
+        )
+
+
+def _copy(images: Path, target: Path) -> tuple[list[str], list[str]]:
+    """Copy the ordinary files of a folder; links, folders and hidden files are left out.
+
+    DVC cannot track broken links, and the gate would skip all of these anyway.
+    """
+    if not images.is_dir():
+        raise DataError("the photos' folder does not exist", got=str(images))
+    entries = sorted(images.iterdir())
+    wanted = [p for p in entries if p.is_file() and not p.is_symlink() and p.name[0] != "."]
+    if not wanted:
+        raise DataError("the folder holds no file", got=str(images))
+    with files.atomic_dir(target) as aside:
+        for path in wanted:
+            shutil.copyfile(path, aside / path.name)
+    return [p.name for p in wanted], [p.name for p in entries if p not in wanted]
+
+
+def _write_params(workspace: Workspace, name: str, entry: config.SubjectSettings) -> None:
+    """Add the entry to params.yaml, keeping comments and order; checked before it is in place."""
+    yaml = _round_trip()
+    document = yaml.load(workspace.params.read_text(encoding="utf-8"))
+    document["subjects"][name] = entry.model_dump(mode="json")
+    with files.atomic_file(workspace.params) as aside:
+        aside.write_text(_dump(yaml, document), encoding="utf-8")
+        config.load_settings(aside)
+
+
+def _write_plot(workspace: Workspace, name: str) -> None:
+    """Add the plot of the training loss to dvc.yaml: a list that DVC cannot loop over."""
+    path = workspace.root / "dvc.yaml"
+    yaml = _round_trip()
+    document = yaml.load(path.read_text(encoding="utf-8"))
+    plot = {
+        f"work/{name}/train/metrics.csv": {
+            "x": "step",
+            "y": "loss",
+            "title": f"Training loss of {name}",
+        }
+    }
+    if plot not in document["plots"]:
+        document["plots"].append(plot)
+        files.write_text(path, _dump(yaml, document))
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _dump(yaml: YAML, document: Any) -> str:
+    text = io.StringIO()
+    yaml.dump(document, text)
+    return text.getvalue()
