@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Shape = Literal[
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-]
+from dreambooth_core.config import LrScheduler
 
 _POLYNOMIAL_END = 1e-7  # the rate at which diffusers' polynomial schedule ends
 
@@ -20,7 +17,7 @@ class LearningRate:
     All counts are optimizer updates, whatever the number of processes and micro-steps.
     """
 
-    shape: Shape
+    shape: LrScheduler
     peak: float
     num_steps: int
     num_warmup_steps: int = 0

@@ -1,0 +1,112 @@
+"""Checks that stop a run which would go on without learning, or on broken numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dreambooth_core.errors import StageError
+from dreambooth_core.training.trainee import Trainee
+
+_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Bit sums of all parameters before an update, and which of them have a gradient."""
+
+    sums: dict[str, torch.Tensor]
+    without_gradient: list[str]
+    still: set[str]
+
+    @classmethod
+    def before(cls, trainee: Trainee, *, epsilon: float) -> Motion:
+        """Take the sums, when the gradients are there and the update is not made yet.
+
+        A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
+        (the first factor of a new adapter, as the second is zero).
+        """
+        grads = {name: p.grad for name, p in trainee.trainable.items()}
+        return cls(
+            sums=_bit_sums(trainee),
+            without_gradient=[name for name, grad in grads.items() if grad is None],
+            still={n for n, g in grads.items() if g is not None and g.abs().max() <= epsilon},
+        )
+
+    def verify(self, trainee: Trainee) -> None:
+        """Raise StageError unless what is trained has moved and what is frozen has not."""
+        after = _bit_sums(trainee)
+        moved = {name for name, total in self.sums.items() if not torch.equal(total, after[name])}
+        stuck = [n for n in trainee.trainable if n not in moved and n not in self.still]
+        strayed = sorted(moved - trainee.trainable.keys())
+        if self.without_gradient:
+            _stop("trainable parameters got no gradient", self.without_gradient)
+        if strayed:
+            _stop("frozen parameters were changed by the first update", strayed)
+        if stuck or not moved:
+            _stop(
+                "trainable parameters were not moved by the first update",
+                stuck or list(trainee.trainable),
+                hint="raise train.learning_rate: the update is smaller than their last bit",
+            )
+
+
+def _bit_sums(trainee: Trainee) -> dict[str, torch.Tensor]:
+    """Sum of the bit patterns of each parameter: cheap, on the device, moved by any change."""
+    return {
+        name: p.detach().view(_INTEGER_OF_SIZE[p.element_size()]).sum(dtype=torch.int64)
+        for name, p in trainee.unet.named_parameters()
+    }
+
+
+def _stop(what: str, names: Sequence[str], *, hint: str | None = None) -> None:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    raise StageError(
+        f"{what}: {', '.join(names[:_SHOWN])}{more}",
+        got=f"{len(names)} tensors",
+        hint=hint or "this is a defect of the training set-up; nothing was saved",
+    )
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """What can be said of a micro-step's rows afterwards: names, timesteps, errors [B]."""
+
+    images: tuple[str, ...]
+    timesteps: list[int]
+    error_B: torch.Tensor
+
+    def culprits(self) -> list[str]:
+        """The rows whose error is not finite, each with its timestep."""
+        rows = zip(self.images, self.timesteps, self.error_B.tolist(), strict=True)
+        return [f"{name} at timestep {t}" for name, t, error in rows if not math.isfinite(error)]
+
+    def rows(self) -> list[str]:
+        """All rows, each with its timestep."""
+        return [f"{n} at timestep {t}" for n, t in zip(self.images, self.timesteps, strict=True)]
+
+
+def name_culprits(micro_steps: Sequence[RowErrors]) -> list[str]:
+    """The rows that made an update non-finite; all of them when only the gradient is."""
+    culprits = [row for micro in micro_steps for row in micro.culprits()]
+    return culprits or [row for micro in micro_steps for row in micro.rows()]
+
+
+def all_finite(*numbers: float) -> bool:
+    """Whether none of the numbers is infinite or NaN."""
+    return all(math.isfinite(number) for number in numbers)
+
+
+def non_finite(step: int, *, loss: float, grad_norm: float, culprits: Sequence[str]) -> StageError:
+    """The error that ends a run at its first non-finite update, which was not applied."""
+    return StageError(
+        f"step {step} has a non-finite {'gradient' if math.isfinite(loss) else 'loss'}; "
+        "the weights were not changed by it",
+        got=f"loss {loss}, gradient norm {grad_norm}, images: {', '.join(culprits)}",
+        hint="look at these images, lower train.learning_rate, or set train.mixed_precision to "
+        "'no'; the last saved state is as it was",
+    )

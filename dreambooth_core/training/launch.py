@@ -1,0 +1,186 @@
+"""Starting the trainer, following it, and ending it: nothing is left behind, whatever happens."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dreambooth_core import files
+from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.records import TrainingRun
+from dreambooth_core.training import job as job_files
+from dreambooth_core.training import processes
+from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.processes import Launch
+from dreambooth_core.training.published import finished_run
+from dreambooth_core.training.relay import OnLine, Relay
+
+_POLL_S = 0.1
+_SIGNAL = re.compile(r"Signals\.(SIG[A-Z]+)|Signal \d+ \((SIG[A-Z]+)\)")
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """How a training ended without failing: done with its run, or stopped.
+
+    `step` is that of the saved state; None where the stop came before anything new was saved.
+    """
+
+    how: Literal["done", "stopped"]
+    step: int | None
+    run: TrainingRun | None
+
+
+def run_trainer(
+    job: TrainJob,
+    *,
+    grace_s: float,
+    on_line: OnLine | None = None,
+    progress: Progress = no_progress,
+    should_stop: StopSignal = never_stop,
+    lock_fd: int | None = None,
+) -> TrainingOutcome:
+    """Train the job in processes of its own and wait for their end.
+
+    All their lines go to `job.log_file`; `on_line` gets those that are not progress. When a stop
+    is asked for, or an exception passes through here, the trainer has `grace_s` seconds to save
+    and is then killed. `lock_fd` is a lock that is free only when the last process is gone.
+    Raises StageError when they crash, with the last lines of the log, and SettingsError for
+    settings that the trainer refused.
+    """
+    if run := finished_run(job):
+        return TrainingOutcome(how="done", step=job.train.max_train_steps, run=run)
+    job.state_dir.mkdir(parents=True, exist_ok=True)
+    job.log_file.parent.mkdir(parents=True, exist_ok=True)
+    job_files.clear_ended(job.state_dir)
+    with job.log_file.open("a", encoding="utf-8") as log:
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
+        relay = Relay(log, on_line=on_line, progress=progress)
+        launch = _start(job, lock_fd=lock_fd)
+        try:
+            was_stopped = _follow(launch, relay, should_stop=should_stop, grace_s=grace_s)
+        finally:
+            launch.end(grace_s=grace_s)
+    return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
+
+
+def _start(job: TrainJob, *, lock_fd: int | None) -> Launch:
+    """Start `accelerate launch` in a session of its own, bound to the life of this process."""
+    job_path = job.save()
+    token = secrets.token_hex(8)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *_accelerate_options(job)]
+    command += ["--module", *job.entry, str(job_path)]
+    variables = {**_environment(job), processes.TOKEN: token}
+    process = subprocess.Popen(
+        processes.guarded(command, variables=variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=() if lock_fd is None else (lock_fd,),
+    )
+    return Launch(process, token)
+
+
+def _accelerate_options(job: TrainJob) -> list[str]:
+    """A configuration file of our own: a user's default one would be read otherwise.
+
+    "MULTI_GPU" is how the launcher is told to start several processes, on CPUs too: its `--cpu`
+    with two processes starts one. The trainer itself says on what it computes.
+    """
+    several = job.train.num_processes > 1
+    path = job.state_dir / "accelerate.json"
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU" if several else "NO",
+        "mixed_precision": job.train.mixed_precision,
+        "num_machines": 1,
+        "num_processes": job.train.num_processes,
+        "machine_rank": 0,
+        "use_cpu": False,
+        "debug": False,
+    }
+    files.write_json(path, config)
+    port = ["--main_process_port", str(processes.free_port())] if several else []
+    return ["--config_file", str(path), *port]
+
+
+def _environment(job: TrainJob) -> dict[str, str]:
+    """Threads from the settings (their number changes bits); no telemetry, no network."""
+    threads = str(job.compute.num_threads)
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost ten times the time on a busy machine
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _follow(launch: Launch, relay: Relay, *, should_stop: StopSignal, grace_s: float) -> bool:
+    """Pass lines on until all processes have ended; returns whether a stop was asked for."""
+    deadline: float | None = None
+    while launch.is_alive():
+        relay.read(launch.stdout, wait_s=_POLL_S)
+        if deadline is None and should_stop():
+            launch.signal_all(signal.SIGTERM)
+            deadline = time.monotonic() + grace_s
+        elif deadline is not None and time.monotonic() > deadline:
+            launch.kill_all()
+    relay.drain(launch.stdout)
+    return deadline is not None
+
+
+def _outcome(
+    job: TrainJob, launch: Launch, tail: Sequence[str], *, was_stopped: bool
+) -> TrainingOutcome:
+    """What the marker says; without one, the trainer was killed or crashed."""
+    ended = job_files.read_ended(job.state_dir)
+    if ended is None:
+        if was_stopped:
+            return TrainingOutcome(how="stopped", step=None, run=None)
+        raise _crash(launch.exit_code, tail)
+    if ended.how == "stopped":
+        return TrainingOutcome(how="stopped", step=ended.step, run=None)
+    if ended.how == "failed":
+        raise _failure(ended, tail)
+    run = finished_run(job)
+    if run is None:
+        raise StageError("the trainer says that it is done, but its output is not whole")
+    return TrainingOutcome(how="done", step=ended.step, run=run)
+
+
+def _failure(ended: Ended, tail: Sequence[str]) -> DreamBoothError:
+    """The trainer's own error; a crash of its code comes with the last lines."""
+    if ended.exit_code == SettingsError.exit_code:
+        return SettingsError(str(ended.error))
+    return StageError(f"the training failed: {ended.error}", got=_last_lines(tail))
+
+
+def _crash(exit_code: int, tail: Sequence[str]) -> StageError:
+    found = [a or b for line in tail for a, b in _SIGNAL.findall(line)]
+    name = found[-1] if found else signal.Signals(-exit_code).name if exit_code < 0 else None
+    how = f"was ended by {name}" if name else f"crashed with exit status {exit_code}"
+    hint = "the log has the whole story; run it again to continue from the last saved state"
+    if name == "SIGKILL":
+        hint = (
+            "SIGKILL is what a system sends when memory runs out: lower train.train_batch_size or "
+            f"turn on train.gradient_checkpointing; {hint}"
+        )
+    return StageError(f"the trainer {how}", got=_last_lines(tail), hint=hint)
+
+
+def _last_lines(tail: Sequence[str]) -> str:
+    return "the last lines of its log:\n" + "\n".join(f"    {line}" for line in tail)

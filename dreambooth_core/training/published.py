@@ -1,0 +1,108 @@
+"""The inference part of checkpoints on disk, and a run's output made of them. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.records import RECORD_NAME, Checkpoint, Method, TrainingRun
+from dreambooth_core.training.job import TrainJob
+
+METRICS = "metrics.csv"
+"""One row per update, in the published folder and in every resume state."""
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder's name, as the seed document promises it (C3)."""
+    return f"checkpoint-{step}"
+
+
+def write_checkpoint(
+    folder: Path, *, step: int, method: Method, write_weights: Callable[[Path], None]
+) -> Checkpoint:
+    """Write `checkpoint-<step>` below `folder`, record last; whole or not at all."""
+    name = checkpoint_name(step)
+    with files.atomic_dir(folder / name) as aside:
+        write_weights(aside)
+        hashes = files.tree_hashes(aside)
+        checkpoint = Checkpoint(
+            name=name, step=step, method=method, sha256=files.digest_of(hashes), files=hashes
+        )
+        checkpoint.write(aside)
+    return checkpoint
+
+
+def read_checkpoint(folder: Path, *, step: int) -> Checkpoint | None:
+    """The checkpoint of a step, or None where it is missing or its bytes are not its own."""
+    path = folder / checkpoint_name(step)
+    checkpoint = Checkpoint.read_if_there(path)
+    if checkpoint is None or checkpoint.step != step or files.mismatches(path, checkpoint.files):
+        return None
+    return checkpoint
+
+
+def first_missing(job: TrainJob) -> int | None:
+    """The first step that must be published and whose checkpoint is not there yet."""
+    for step in job.published_steps():
+        if read_checkpoint(job.checkpoints_dir, step=step) is None:
+            return step
+    return None
+
+
+def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
+    """Make `out_dir`: exactly the checkpoints to publish, the metrics, the record last.
+
+    Raises CorruptRecordError when a checkpoint is missing, which is a bug in the caller.
+    """
+    with files.atomic_dir(job.out_dir) as aside:
+        checkpoints = []
+        for step in job.published_steps():
+            name = checkpoint_name(step)
+            checkpoints.append(Checkpoint.read(job.checkpoints_dir / name))
+            _link_tree(job.checkpoints_dir / name, aside / name)
+        files.write_text(aside / METRICS, metrics)
+        run = TrainingRun(
+            fingerprint=job.fingerprint,
+            base_model=job.base_identity,
+            method=job.train.method,
+            max_train_steps=job.train.max_train_steps,
+            checkpoints=tuple(checkpoints),
+        )
+        run.write(aside)
+    return run
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """The same files under a second name: nothing in the store is ever written in place."""
+    shutil.copytree(source, target, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def finished_run(job: TrainJob) -> TrainingRun | None:
+    """The run that `out_dir` holds if it is this job's, whole and unharmed; else None."""
+    run = TrainingRun.read_if_there(job.out_dir)
+    if run is None or run.fingerprint != job.fingerprint:
+        return None
+    if [checkpoint.step for checkpoint in run.checkpoints] != job.published_steps():
+        return None
+    whole = all(_is_whole(job.out_dir / c.name, c) for c in run.checkpoints)
+    rows = _num_rows(job.out_dir / METRICS)
+    return run if whole and rows == job.train.max_train_steps else None
+
+
+def _is_whole(folder: Path, checkpoint: Checkpoint) -> bool:
+    same = Checkpoint.read_if_there(folder, RECORD_NAME) == checkpoint
+    return same and not files.mismatches(folder, checkpoint.files)
+
+
+def _num_rows(path: Path) -> int | None:
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else None

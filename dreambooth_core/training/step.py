@@ -1,0 +1,144 @@
+"""One micro-step: rows in, loss out. No state, no optimizer, no global randomness."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.numerics.loss import (
+    LossParts,
+    mse_per_example,
+    prior_preserving_loss,
+    role_weights,
+)
+from dreambooth_core.numerics.noise import (
+    add_noise,
+    draw_noise,
+    draw_timestep,
+    prediction_target,
+)
+from dreambooth_core.numerics.seeding import derive_seed
+from dreambooth_core.numerics.snr import PredictionType, min_snr_weight
+
+# B rows, R the two roles, T timesteps of the schedule, C H W latents, L tokens, D text width
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss depends on besides the rows. `alpha_bar_T` is on the CPU."""
+
+    alpha_bar_T: torch.Tensor
+    prediction_type: PredictionType
+    prior_loss_weight: float | None
+    snr_gamma: float | None
+    offset_noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """The tensors of a micro-step on the device, and what a message needs to name its rows."""
+
+    noisy_BCHW: torch.Tensor
+    target_BCHW: torch.Tensor
+    timestep_B: torch.Tensor
+    text_BLD: torch.Tensor
+    weights_RB: torch.Tensor
+    batch: TrainBatch
+    timesteps: list[int]
+
+
+def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) -> StepInput:
+    """Draw noise and timesteps for the rows, make z_t and the target, and move all to `device`."""
+    _check_roles(batch, settings)
+    timesteps, eps_BCHW = _draw(batch, settings)
+    timestep_B = torch.tensor(timesteps)
+    alpha_bar_B = settings.alpha_bar_T[timestep_B]
+    weights_RB = role_weights(batch.is_class_B)
+    if settings.snr_gamma is not None:
+        # Per row and before any reduction: each row is weighted by its own timestep.
+        weights_RB = weights_RB * min_snr_weight(
+            alpha_bar_B, gamma=settings.snr_gamma, prediction_type=settings.prediction_type
+        )
+    target_BCHW = prediction_target(
+        batch.latents_BCHW, eps_BCHW, alpha_bar_B, prediction_type=settings.prediction_type
+    )
+    return StepInput(
+        noisy_BCHW=add_noise(batch.latents_BCHW, eps_BCHW, alpha_bar_B).to(device),
+        target_BCHW=target_BCHW.to(device),
+        timestep_B=timestep_B.to(device),
+        text_BLD=batch.text_BLD.to(device),
+        weights_RB=weights_RB.to(device),
+        batch=batch,
+        timesteps=timesteps,
+    )
+
+
+def _check_roles(batch: TrainBatch, settings: LossSettings) -> None:
+    """One instance row per position, and one class row exactly when there is a prior."""
+    num_class = sum(batch.is_class_B)
+    num_instance = len(batch.is_class_B) - num_class
+    expected = 0 if settings.prior_loss_weight is None else num_instance
+    assert num_instance > 0, "a batch without instance rows"
+    assert num_class == expected, f"{num_class} class rows for {num_instance} instance rows"
+
+
+def _draw(batch: TrainBatch, settings: LossSettings) -> tuple[list[int], torch.Tensor]:
+    shape_CHW = batch.latents_BCHW.shape[1:]
+    rows = list(zip(batch.is_class_B, batch.position_B, strict=True))
+    timesteps = [
+        draw_timestep(
+            len(settings.alpha_bar_T), seed=settings.seed, is_class=is_class, position=position
+        )
+        for is_class, position in rows
+    ]
+    noises = [
+        draw_noise(
+            shape_CHW,
+            seed=settings.seed,
+            is_class=is_class,
+            position=position,
+            offset=settings.offset_noise,
+        )
+        for is_class, position in rows
+    ]
+    return timesteps, torch.stack(noises)
+
+
+def loss_of(
+    unet: nn.Module, inputs: StepInput, *, prior_loss_weight: float | None
+) -> tuple[LossParts, torch.Tensor]:
+    """The loss and the error of each row [B] (detached, unweighted)."""
+    pred_BCHW = unet(
+        inputs.noisy_BCHW,
+        inputs.timestep_B,
+        encoder_hidden_states=inputs.text_BLD,
+        return_dict=False,
+    )[0]
+    error_B = mse_per_example(pred_BCHW, inputs.target_BCHW)
+    loss = prior_preserving_loss(
+        error_B, inputs.weights_RB, prior_loss_weight=prior_loss_weight or 0.0
+    )
+    return loss, error_B.detach()
+
+
+def uses_dropout(model: nn.Module) -> bool:
+    """Whether any layer draws random numbers while it trains."""
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+
+
+@contextlib.contextmanager
+def keyed_dropout(*, seed: int, index: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """Borrow torch's own generators, seeded by (seed, index): dropout can be given no other."""
+    key = derive_seed(seed, "dropout", *index)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(key)
+        if devices:
+            torch.cuda.manual_seed(key)
+        yield

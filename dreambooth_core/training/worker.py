@@ -1,0 +1,161 @@
+"""The trainer process: what `accelerate launch` starts, once per device."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.load import configure_torch, pick_device
+from dreambooth_core.ports import MetricSink, NullSink, StopSignal
+from dreambooth_core.training import metrics, processes, published
+from dreambooth_core.training.job import Ended, TrainJob, write_ended
+from dreambooth_core.training.loop import Loop
+from dreambooth_core.training.narrator import say
+from dreambooth_core.training.resume import load_state
+from dreambooth_core.training.start import Start, find_start
+from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.trainer import Trainer
+
+OpenRows = Callable[[TrainJob], RowsAt]
+"""Opens the latent cache of a job; called only when there is something to train."""
+OpenSink = Callable[[TrainJob], MetricSink]
+"""Opens the metric sink of a job; called in the main process only."""
+
+
+def main(job_path: Path, *, open_rows: OpenRows, open_sink: OpenSink) -> int:
+    """Do the job written at `job_path` and leave the marker that says how it ended.
+
+    SIGTERM and SIGINT, and the death of the launcher, let the process save and end.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    processes.die_with_parent()
+    job = TrainJob.load(job_path)
+    ended = _work_or_explain(job, open_rows, open_sink, stop.is_set)
+    return ended.exit_code
+
+
+def _work_or_explain(
+    job: TrainJob, open_rows: OpenRows, open_sink: OpenSink, should_stop: StopSignal
+) -> Ended:
+    """The job's end; every failure becomes a marker that the parent process can show."""
+    try:
+        ended = work(job, open_rows=open_rows, open_sink=open_sink, should_stop=should_stop)
+    except DreamBoothError as error:
+        ended = Ended(how="failed", step=0, error=str(error), exit_code=error.exit_code)
+        say(f"error: {error}")
+    except Exception as error:
+        # The edge of the process: whatever it is, the user must see it, with its traceback.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        ended = Ended(how="failed", step=0, error=_explain(error), exit_code=1)
+    if ended.how == "failed" or PartialState().is_main_process:
+        write_ended(job.state_dir, ended)
+    return ended
+
+
+def _explain(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        text += "; what to do: turn on train.gradient_checkpointing or lower train_batch_size"
+    return text
+
+
+def work(
+    job: TrainJob, *, open_rows: OpenRows, open_sink: OpenSink, should_stop: StopSignal
+) -> Ended:
+    """Train the job from where it stands to its end, and make its output folder.
+
+    Raises SettingsError for settings that this machine cannot serve and StageError for a run that
+    cannot go on.
+    """
+    accelerator = _accelerator(job)
+    try:
+        start = _agree_on_start(job, accelerator)
+        table = start.finished_table
+        if table is None:
+            ended, table = _train(job, accelerator, start, open_rows, open_sink, should_stop)
+            if ended.how == "stopped":
+                return ended
+        if accelerator.is_main_process:
+            published.assemble(job, metrics=table)
+        return Ended(how="done", step=job.train.max_train_steps)
+    finally:
+        accelerator.end_training()
+
+
+def _train(
+    job: TrainJob,
+    accelerator: Accelerator,
+    start: Start,
+    open_rows: OpenRows,
+    open_sink: OpenSink,
+    should_stop: StopSignal,
+) -> tuple[Ended, str]:
+    """Train from `start` on; returns how it ended and the metrics table."""
+    sink = open_sink(job) if accelerator.is_main_process else NullSink()
+    status = "FAILED"
+    try:
+        trainee = load_trainee(job, device=accelerator.device)
+        state = None if start.record is None else load_state(job.resume_dir, start.record)
+        trainer = Trainer(
+            trainee,
+            accelerator=accelerator,
+            settings=job.train,
+            rows_at=open_rows(job),
+            state=state,
+        )
+        first = 0 if state is None else state.step
+        rows = [] if state is None else metrics.from_csv(state.metrics, last_step=first)
+        if accelerator.is_main_process:
+            say(f"training starts after step {first} of {job.train.max_train_steps}")
+        loop = Loop(job, trainer, accelerator=accelerator, sink=sink, rows=rows)
+        ended = loop.run(first, should_stop=should_stop)
+        status = "FINISHED" if ended.how == "done" else "KILLED"
+        return ended, metrics.to_csv(loop.rows)
+    finally:
+        sink.close(status=status)
+
+
+def _accelerator(job: TrainJob) -> Accelerator:
+    """The processes of this run, as many as were asked for, on the device that was asked for."""
+    configure_torch(job.compute)
+    device = pick_device(job.compute)
+    if job.train.mixed_precision == "fp16" and device.type == "cpu":
+        raise SettingsError(
+            "train.mixed_precision fp16 needs a GPU",
+            got=f"compute.device {job.compute.device}, computing on the CPU",
+            allowed="'no' and bf16 on a CPU",
+            hint="set train.mixed_precision to bf16 or 'no'",
+        )
+    accelerator = Accelerator(mixed_precision=job.train.mixed_precision, cpu=device.type == "cpu")
+    if accelerator.num_processes != job.train.num_processes:
+        # Launchers fall back to one process, or to several runs of one, without a word.
+        raise StageError(
+            "the trainer was started with the wrong number of processes",
+            got=str(accelerator.num_processes),
+            allowed=f"train.num_processes: {job.train.num_processes}",
+            hint="on a GPU machine num_processes can be at most the number of GPUs",
+        )
+    return accelerator
+
+
+def _agree_on_start(job: TrainJob, accelerator: Accelerator) -> Start:
+    """The main process looks at the store; all begin where it says."""
+    found = [find_start(job) if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    start = found[0]
+    assert start is not None
+    return start
