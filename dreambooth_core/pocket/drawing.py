@@ -13,9 +13,9 @@ from dreambooth_core.pocket.things import FACE_ANCHORS, Part, face_parts, thing_
 from dreambooth_core.pocket.world import COLOURS, TRAIT_COLOURS, Individual, Pose, Scene
 
 OVERSAMPLING = 4
-OUTLINE = (34, 30, 38)
+OUTLINE = (74, 70, 82)
 ROLES: dict[str, tuple[int, int, int]] = {
-    "dark": (48, 46, 54),
+    "dark": (62, 60, 70),
     "metal": (168, 174, 184),
     "glass": (176, 220, 240),
     "beak": (246, 150, 36),
@@ -25,6 +25,8 @@ ROLES: dict[str, tuple[int, int, int]] = {
     "inside": (92, 66, 56),
     "pink": (240, 150, 160),
 }
+#: Roles that are a darker shade of the individual's own colour.
+SHADES = {"shade": 0.76, "edge": 0.5}
 Colour = tuple[int, int, int]
 
 
@@ -64,7 +66,7 @@ def _pattern_shapes(individual: Individual) -> list[np.ndarray]:
         )  # fmt: skip
 
     if individual.pattern == "two_tone":
-        return [band(0.08, 2.0)]
+        return [band(0.2, 2.0)]
     if individual.pattern == "stripes":
         step = 2.0 / individual.count
         starts = np.arange(-individual.count, individual.count + 1) * step
@@ -121,9 +123,9 @@ def _paint_details(
 
 
 def _role_colour(role: str, *, individual: Individual) -> Colour:
-    if role == "shade":
-        red, green, blue = COLOURS[individual.colour]
-        return int(red * 0.72), int(green * 0.72), int(blue * 0.72)
+    if role in SHADES:
+        red, green, blue = (int(c * SHADES[role]) for c in COLOURS[individual.colour])
+        return red, green, blue
     return ROLES[role]
 
 
@@ -137,13 +139,13 @@ def render(scene: Scene, *, size: int) -> tuple[Image.Image, Image.Image]:
     if individual.face:
         front += face_parts(FACE_ANCHORS[individual.thing], aspect=individual.aspect)
     everything = [*groups.back, *groups.body, *groups.front]
-    outline = max(1, round(side * 0.012))
+    outline = max(1, round(side * 0.010))
     _paint_shadow(picture, pose=pose, light=light)
     whole = _mask(everything, pose=pose, side=side, outline=outline)
     picture.paste(OUTLINE, (0, 0), whole)
     _paint_details(picture, parts=groups.back, individual=individual, pose=pose, light=light)
     body_edge = _mask(groups.body, pose=pose, side=side, outline=outline)
-    picture.paste(OUTLINE, (0, 0), body_edge)
+    picture.paste(_role_colour("edge", individual=individual), (0, 0), body_edge)
     body = _mask(groups.body, pose=pose, side=side)
     _paint_body(picture, individual=individual, mask=body, pose=pose, light=light)
     _paint_details(picture, parts=front, individual=individual, pose=pose, light=light)

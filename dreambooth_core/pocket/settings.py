@@ -19,6 +19,8 @@ class PartSettings:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     save_seconds: float = 60.0
+    #: Orthogonalised updates for matrices (see optim.py) instead of AdamW's.
+    muon: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +29,9 @@ class PocketSettings:
 
     seed: int = 20240817
     image: int = 64
-    num_train: int = 30_000
+    num_train: int = 24_000
     num_test: int = 2_000
-    num_individuals: int = 6_000
+    num_individuals: int = 4_000
     views_per_individual: int = 4
     #: One in this many (thing, colour, place) triples never appears in training.
     held_out_one_in: int = 10
@@ -38,23 +40,28 @@ class PocketSettings:
     clip_text_layers: int = 3
     clip_vision_layers: int = 4
     clip_patch: int = 8
-    latent_channels: int = 16
-    vae_channels: tuple[int, ...] = (24, 48, 96, 96)
+    dino_width: int = 128
+    dino_layers: int = 4
+    unet_channels: tuple[int, ...] = (128, 128)
+    unet_layers: int = 1
+    unet_heads: int = 4
+    latent_channels: int = 8
+    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
     vae: PartSettings = field(
-        default=PartSettings(steps=6000, batch=24, learning_rate=1e-3, weight_decay=0.0)
+        default=PartSettings(steps=2_600, batch=16, learning_rate=2e-3, weight_decay=0.0)
     )
     clip: PartSettings = field(
-        default=PartSettings(steps=3000, batch=128, learning_rate=1e-3, weight_decay=0.05)
+        default=PartSettings(steps=1_400, batch=128, learning_rate=1.5e-3, weight_decay=0.05)
     )
     dino: PartSettings = field(
-        default=PartSettings(steps=3000, batch=96, learning_rate=1e-3, weight_decay=0.05)
+        default=PartSettings(steps=1_600, batch=96, learning_rate=1.5e-3, weight_decay=0.05)
     )
     classifier: PartSettings = field(
-        default=PartSettings(steps=2000, batch=128, learning_rate=2e-3, weight_decay=0.05)
+        default=PartSettings(steps=800, batch=128, learning_rate=2e-3, weight_decay=0.05)
     )
     unet: PartSettings = field(
         default=PartSettings(
-            steps=12_000, batch=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995
+            steps=10_000, batch=64, learning_rate=1e-3, warmup=200, ema_decay=0.9995
         )
     )
 

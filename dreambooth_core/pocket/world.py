@@ -114,22 +114,36 @@ def draw_individual(
         colour=own,
         pattern=str(rng.choice(PATTERNS, p=PATTERN_SHARES)),
         second=str(rng.choice(seconds)),
-        count=int(rng.integers(2, 5)),
-        angle=float(rng.choice([0.0, 45.0, 90.0, 135.0])) + float(rng.uniform(-10, 10)),
+        count=int(rng.integers(2, 4)),
+        angle=float(rng.choice([0.0, 45.0, 90.0, 135.0])) + float(rng.uniform(-8, 8)),
         face=bool(rng.random() < 0.25),
-        aspect=float(rng.uniform(0.85, 1.15)),
+        aspect=float(rng.uniform(0.9, 1.1)),
         tint=tuple(int(v) for v in rng.integers(-12, 13, 3)),  # type: ignore[arg-type]
     )
 
 
+def traits(individual: Individual) -> tuple[object, ...]:
+    """What tells an individual from another of its thing and colour, as far as the eye can see."""
+    patterned = individual.pattern != "plain"
+    return individual.pattern, individual.second if patterned else None, individual.face
+
+
+def draw_twin(rng: np.random.Generator, first: Individual) -> Individual:
+    """Another individual of the same thing and colour, with other traits."""
+    while True:
+        twin = draw_individual(rng, thing=first.thing, colour=first.colour)
+        if traits(twin) != traits(first):
+            return twin
+
+
 def draw_pose(rng: np.random.Generator) -> Pose:
     """A pose in which the whole thing is in the picture and fills about two thirds of it."""
-    scale = float(rng.uniform(0.30, 0.39))
+    scale = float(rng.uniform(0.33, 0.39))
     return Pose(
-        x=float(rng.uniform(0.5 - 0.1, 0.5 + 0.1)),
-        y=float(rng.uniform(0.90, 0.94)) - scale,
+        x=float(rng.uniform(0.5 - 0.07, 0.5 + 0.07)),
+        y=float(rng.uniform(0.91, 0.94)) - scale,
         scale=scale,
-        turn=float(rng.normal(0.0, 6.0)),
+        turn=float(rng.uniform(-9.0, 9.0)),
         flip=bool(rng.random() < 0.5),
     )
 

@@ -1,0 +1,81 @@
+"""`python -m dreambooth_core.pocket`: pretrain, evaluate, pack, sample, examples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from dreambooth_core.pocket.settings import POCKET
+
+PART_NAMES = ("vae", "clip", "classifier", "dino", "unet")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dreambooth_core.pocket", description=__doc__)
+    parser.add_argument("--state", type=Path, default=Path(".state/pocket"), help="training state")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 means all cores")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("pretrain", help="train one part or all of them")
+    train.add_argument("part", nargs="?", default="all", choices=("all", *PART_NAMES))
+    train.add_argument("--minutes", type=float, help="stop and save after this long")
+    judge = commands.add_parser("evaluate", help="measure every bar")
+    judge.add_argument("part", nargs="?", default="all", choices=("all", *PART_NAMES))
+    judge.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    judge.add_argument("--samples", type=int, default=500, help="pictures for the sd bars")
+    judge.add_argument("--assets", type=Path, default=Path("assets"))
+    packing = commands.add_parser("pack", help="write the weights as fp16, with their cards")
+    packing.add_argument("--assets", type=Path, default=Path("assets"))
+    draw = commands.add_parser("sample", help="a contact sheet, or pictures of one prompt")
+    draw.add_argument("--prompt", help="default: random full captions")
+    draw.add_argument("--num", type=int, default=64)
+    draw.add_argument("--seed", type=int, default=0)
+    draw.add_argument("--steps", type=int, default=25)
+    draw.add_argument("--guidance", type=float, default=3.0)
+    draw.add_argument("--out", type=Path, default=Path("pocket-sheet.png"))
+    shown = commands.add_parser("examples", help="draw the example subjects")
+    shown.add_argument("--out", type=Path, default=Path("examples"))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; 0 when done, 1 when a bar does not hold."""
+    options = _parser().parse_args(arguments)
+    if options.command == "examples":
+        from dreambooth_core.pocket.examples import write_examples
+
+        write_examples(options.out)
+        return 0
+    # The command line answers --help and draws examples without loading torch.
+    from dreambooth_core.pocket import commands
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    shop = commands.open_workshop(
+        POCKET, state=options.state, device=options.device, threads=options.threads, say=say
+    )
+    if options.command == "pretrain":
+        until = None if options.minutes is None else time.time() + 60 * options.minutes
+        commands.pretrain_parts(shop, part=options.part, until=until)
+    elif options.command == "pack":
+        print(json.dumps(commands.pack_all(shop, assets=options.assets)))
+    elif options.command == "sample":
+        commands.write_sheet(
+            shop, prompt=options.prompt, num=options.num, seed=options.seed, steps=options.steps,
+            guidance=options.guidance, out=options.out,
+        )  # fmt: skip
+    else:
+        measured = commands.measure(
+            shop, part=options.part, assets=options.assets, num_samples=options.samples
+        )
+        print(json.dumps(measured) if options.json else commands.as_table(measured))
+        return 1 if any(bar["holds"] is False for bar in measured.values()) else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Captions of the pocket world, and the vocabulary that the tokenizer is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS
+
+PREFIXES = ("a photo of", "a picture of", "an image of", "")
+ARTICLES = ("a", "the", "")
+#: Words without a meaning. Captions hold one now and then, at random and unrelated to the picture,
+#: so that the models learn to look past them: an identifier starts out neutral.
+RARE_TOKENS = (
+    "sks", "zwx", "ohwx", "olis", "pll", "grt", "xon", "phol",
+    "qzy", "vkj", "wbt", "mxz", "jyx", "kaf", "drb", "ulf",
+)  # fmt: skip
+#: Words of prompts that no caption holds; known so that they cost one token each.
+OTHER_WORDS = ("with", "and", "of", "in", "on", "at", "this", "my", "photos", "thing", "background")
+NOISE_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """What a caption says: indices into the worlds' lists, or None where it keeps silent."""
+
+    thing: int
+    colour: int | None
+    place: int | None
+
+
+def vocabulary() -> list[str]:
+    """Every word that is one token, in a fixed order."""
+    texts = [*PREFIXES, *ARTICLES, *THINGS, *COLOURS, *PLACES.values(), *RARE_TOKENS, *OTHER_WORDS]
+    return list(dict.fromkeys(word for text in texts for word in text.split()))
+
+
+def write_caption(mention: Mention, *, prefix: str, article: str, noise: str = "") -> str:
+    """The caption in words, for example "a photo of a red mug on the beach"."""
+    colour = "" if mention.colour is None else list(COLOURS)[mention.colour]
+    place = "" if mention.place is None else list(PLACES.values())[mention.place]
+    words = (prefix, article, noise, colour, THINGS[mention.thing], place)
+    return " ".join(word for word in words if word)
+
+
+def full_caption(thing: int, colour: int, place: int) -> str:
+    """The plain caption that names everything."""
+    return write_caption(Mention(thing, colour, place), prefix="a photo of", article="a")
+
+
+def _pick(weights: tuple[float, ...], *, generator: torch.Generator) -> int:
+    return int(torch.multinomial(torch.tensor(weights), 1, generator=generator))
+
+
+def draw_caption(
+    thing: int, colour: int, place: int, *, generator: torch.Generator
+) -> tuple[str, Mention]:
+    """A caption for a scene: colour and place may be left out, a rare token may slip in."""
+    keep_colour, keep_place = ((True, True), (False, True), (True, False), (False, False))[
+        _pick((0.52, 0.20, 0.16, 0.12), generator=generator)
+    ]
+    mention = Mention(thing, colour if keep_colour else None, place if keep_place else None)
+    noisy = float(torch.rand((), generator=generator)) < NOISE_SHARE
+    word = RARE_TOKENS[int(torch.randint(len(RARE_TOKENS), (), generator=generator))]
+    caption = write_caption(
+        mention,
+        prefix=PREFIXES[_pick((0.6, 0.1, 0.1, 0.2), generator=generator)],
+        article=ARTICLES[_pick((0.55, 0.1, 0.35), generator=generator)],
+        noise=word if noisy else "",
+    )
+    return caption, mention

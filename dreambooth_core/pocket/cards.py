@@ -1,0 +1,65 @@
+"""The model cards: what each pocket model is, how it was made, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ABOUT = {
+    "pocket-sd": (
+        "A small Stable Diffusion (64x64 px, 8x8x8 latents, v-prediction) that learnt a drawn world "
+        "of 8 things in 6 colours at 6 places. Load it with `StableDiffusionPipeline.from_pretrained`; "
+        "on a CPU pass `torch_dtype=torch.float32`, since the weights are stored in fp16. "
+        "Its text encoder is pocket-clip's text tower.",
+        ("vae", "clip", "unet"),
+        ("vae_", "sd_", "neutral", "weights", "seconds"),
+    ),
+    "pocket-clip": (
+        "A small CLIPModel with its processor, trained contrastively on scenes and captions of the "
+        "pocket world; the scorer for CLIP-T and CLIP-I.",
+        ("clip",),
+        ("clip_",),
+    ),
+    "pocket-dino": (
+        "A small ViT trained without labels to tell individuals apart. Its feature is "
+        "`pooler_output`.",
+        ("dino",),
+        ("dino_",),
+    ),
+    "pocket-classifier": (
+        "The judge of the pocket models: reads thing, colour and place off a picture. Trained on "
+        "drawn scenes alone; `dreambooth_core.pocket.classifier.load_classifier` loads it.",
+        ("classifier",),
+        ("classifier_",),
+    ),
+}
+
+
+def card(name: str, facts: Mapping[str, Any]) -> str:
+    """The card of one model as Markdown."""
+    about, parts, prefixes = _ABOUT[name]
+    unfinished = [part for part in parts if facts["parts"][part]["steps"] < facts["parts"][part]["of"]]
+    lines = [f"# {name}", "", about, ""]
+    if unfinished:
+        lines += [f"**Interim weights**: still in training ({', '.join(unfinished)}).", ""]
+    lines += ["## Recipe", "", "`python -m dreambooth_core.pocket pretrain all`, then `pack`.", ""]
+    lines += [f"Seed {facts['seed']}; {facts['device']}.", ""]
+    lines += ["| part | parameters | steps | batch | learning rate | minutes |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for part in parts:
+        fact = facts["parts"][part]
+        lines.append(
+            f"| {part} | {fact['parameters']:,} | {fact['steps']:,} | {fact['batch']} "
+            f"| {fact['learning_rate']} | {fact['minutes']} |"
+        )
+    shown = {k: v for k, v in facts["measured"].items() if k.startswith(prefixes)}
+    lines += ["", "## Measured", ""]
+    if not shown:
+        lines.append("Not measured yet.")
+    else:
+        lines += ["| what | bar | value | holds |", "|---|---|---|---|"]
+        for key, bar in shown.items():
+            lines.append(f"| {key} | {bar['target']} | {bar['value']} | {bar['holds']} |")
+    lines += ["", "## Licence and data", ""]
+    lines.append("All pictures were drawn by this project's own code; no photo, no scraped data.")
+    return "\n".join(lines) + "\n"

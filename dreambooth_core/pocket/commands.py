@@ -1,0 +1,89 @@
+"""What the commands of `python -m dreambooth_core.pocket` do, free of argument parsing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth_core.files import atomic_file, write_text
+from dreambooth_core.pocket import evaluate
+from dreambooth_core.pocket.loop import step_generator
+from dreambooth_core.pocket.pack import pack
+from dreambooth_core.pocket.pipeline import build_pipeline, sample
+from dreambooth_core.pocket.pretrain import PARTS, Workshop, pretrain
+from dreambooth_core.pocket.sample import contact_sheet, draw_prompts
+from dreambooth_core.pocket.settings import PocketSettings
+
+MEASURED = "measured.json"
+
+
+def open_workshop(
+    settings: PocketSettings, *, state: Path, device: str, threads: int, say: Callable[[str], None]
+) -> Workshop:
+    """The workshop on the device named; "auto" takes a GPU where there is one."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return Workshop(settings=settings, state=state, device=torch.device(chosen), say=say)
+
+
+def pretrain_parts(shop: Workshop, *, part: str, until: float | None) -> None:
+    """Trains one part, or all in the order in which they need one another."""
+    for name in PARTS if part == "all" else (part,):
+        pretrain(shop, part=name, until=until)
+
+
+def measure(
+    shop: Workshop, *, part: str, assets: Path, num_samples: int
+) -> dict[str, dict[str, Any]]:
+    """Measures the bars of one part or of all; keeps every figure for the cards."""
+    bars: list[evaluate.Bar] = []
+    for name, judge in evaluate.PARTS.items():
+        if part not in ("all", name):
+            continue
+        shop.say(f"measuring {name}")
+        bars += judge(shop, num_samples=num_samples) if name == "unet" else judge(shop)
+    if part == "all":
+        bars += evaluate.weight_bars(assets)
+    measured = {bar.name: bar.as_json() for bar in bars}
+    write_text(
+        shop.state / MEASURED,
+        json.dumps({**kept_measurements(shop), **measured}, indent=2) + "\n",
+    )
+    return measured
+
+
+def kept_measurements(shop: Workshop) -> dict[str, dict[str, Any]]:
+    """The figures measured so far, by name."""
+    path = shop.state / MEASURED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def as_table(measured: dict[str, dict[str, Any]]) -> str:
+    """The figures as aligned lines: name, value, bar, whether it holds."""
+    words = {True: "holds", False: "MISSED", None: ""}
+    return "\n".join(
+        f"{name:32} {bar['value']:>10.4f}   {bar['target']:12} {words[bar['holds']]}"
+        for name, bar in measured.items()
+    )
+
+
+def pack_all(shop: Workshop, *, assets: Path) -> dict[str, int]:
+    """Packs every model with the figures measured last; bytes per model."""
+    return pack(shop, assets=assets, measured=kept_measurements(shop))
+
+
+def write_sheet(
+    shop: Workshop, *, prompt: str | None, num: int, seed: int, steps: int, guidance: float,
+    out: Path,
+) -> None:  # fmt: skip
+    """A page of `num` pictures of one prompt, or of random full captions."""
+    generator = step_generator(seed, part="sheet", step=0)
+    prompts = [prompt] * num if prompt else draw_prompts(num, generator=generator)
+    pictures = sample(build_pipeline(shop), prompts, seed=seed, steps=steps, guidance=guidance)
+    with atomic_file(out) as aside:
+        contact_sheet(pictures, prompts).save(aside, format="PNG", optimize=True)

@@ -1,0 +1,85 @@
+"""The six example subjects: individuals that pretraining never saw, drawn as photos of 256 px."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth_core.files import atomic_file, write_text
+from dreambooth_core.pocket.drawing import render
+from dreambooth_core.pocket.world import PLACES, Individual, Scene, draw_pose, generator
+
+SIDE = 256
+SEED = 7
+#: Subject name to individual and places of its photos; the class noun is the individual's thing.
+SUBJECTS: dict[str, tuple[Individual, tuple[str, ...]]] = {
+    "mug-stripes": (
+        Individual(thing="mug", colour="blue", pattern="stripes", second="orange", count=3,
+                   angle=4.0, face=True),
+        ("room", "beach", "grass", "city", "snow"),
+    ),
+    "robot-sunny": (
+        Individual(thing="robot", colour="yellow", pattern="two_tone", second="purple",
+                   angle=2.0, face=True, aspect=1.06),
+        ("city", "room", "grass", "night"),
+    ),
+    "cat-patches": (
+        Individual(thing="cat", colour="white", pattern="dots", second="black", count=2,
+                   angle=50.0, aspect=0.96),
+        ("room", "grass", "snow", "beach", "night"),
+    ),
+    "backpack-red": (
+        Individual(thing="backpack", colour="red", pattern="stripes", second="white", count=2,
+                   angle=92.0, face=True),
+        ("city", "grass", "beach", "room"),
+    ),
+    "duck-spotty": (
+        Individual(thing="duck", colour="green", pattern="dots", second="yellow", count=3,
+                   angle=10.0, aspect=1.04),
+        ("beach", "grass", "room", "city", "night", "snow"),
+    ),
+    "car-racer": (
+        Individual(thing="car", colour="purple", pattern="two_tone", second="orange",
+                   angle=47.0),
+        ("city", "beach", "snow"),
+    ),
+}  # fmt: skip
+
+
+def example_scenes(name: str) -> list[Scene]:
+    """The scenes of one subject's photos, in order."""
+    individual, places = SUBJECTS[name]
+    scenes = []
+    for number, place in enumerate(places):
+        if place not in PLACES:
+            raise KeyError(f"{name}: {place!r} is no place of the pocket world")
+        rng = generator(SEED, stream=f"example-{name}", index=number)
+        scenes.append(
+            Scene(
+                individual=individual,
+                place=place,
+                pose=draw_pose(rng),
+                backdrop=int(rng.integers(2**31)),
+            )
+        )
+    return scenes
+
+
+def write_examples(folder: Path) -> None:
+    """Writes `folder/<subject>/NN.png` for every subject, and a README that says what they are."""
+    for name in SUBJECTS:
+        for number, scene in enumerate(example_scenes(name), start=1):
+            picture, _ = render(scene, size=SIDE)
+            with atomic_file(folder / name / f"{number:02d}.png") as aside:
+                picture.save(aside, format="PNG", optimize=True)
+    rows = [
+        f"| `{name}` | {individual.thing} | {len(places)} | {', '.join(places)} |"
+        for name, (individual, places) in SUBJECTS.items()
+    ]
+    write_text(
+        folder / "README.md",
+        "# Example subjects\n\n"
+        "Six individuals of the pocket world, as 3-6 photos each. They were drawn by\n"
+        "`python -m dreambooth_core.pocket examples` from fixed descriptions that the pretraining\n"
+        "of the pocket models never saw; there is no photo of a real thing or person among them.\n\n"
+        "| subject | class noun | photos | places |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
+    )

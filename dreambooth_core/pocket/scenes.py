@@ -1,0 +1,103 @@
+"""Rendered scenes as arrays: drawn once, kept in the state folder, read by every part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_core.pocket import world
+from dreambooth_core.pocket.drawing import render
+from dreambooth_core.pocket.settings import PocketSettings
+
+#: Raise this when a change of the drawing code makes cached scenes stale.
+WORLD_VERSION = 2
+THING_NAMES = list(world.THINGS)
+COLOUR_NAMES = list(world.COLOURS)
+PLACE_NAMES = list(world.PLACES)
+PATTERN_NAMES = list(world.PATTERNS)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSet:
+    """`images` (N, H, W, 3) and `masks` (N, H, W) are uint8; `labels` (N, 6) holds the indices of
+    thing, colour, place and pattern, whether there is a face, and the number of the individual."""
+
+    images: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _labels(scene: world.Scene, *, individual: int) -> tuple[int, ...]:
+    subject = scene.individual
+    return (
+        THING_NAMES.index(subject.thing),
+        COLOUR_NAMES.index(subject.colour),
+        PLACE_NAMES.index(scene.place),
+        PATTERN_NAMES.index(subject.pattern),
+        int(subject.face),
+        individual,
+    )
+
+
+def _scene(settings: PocketSettings, stream: str, index: int) -> tuple[world.Scene, int]:
+    """The scene number `index` of a stream, and the number of its individual."""
+    held = world.held_out_triples(settings.seed, one_in=settings.held_out_one_in)
+    if stream.startswith("pairs"):
+        number = index // settings.views_per_individual
+        rng = world.generator(settings.seed, stream=f"{stream}-who", index=number // 2)
+        first = world.draw_individual(rng)
+        twin = world.draw_twin(rng, first)
+        # Individuals come in pairs of the same thing and colour: each other's hard negatives.
+        who = twin if number % 2 else first
+        return world.draw_scene(
+            settings.seed, stream=stream, index=index, individual=who, exclude=held
+        ), number
+    only = held if stream == "held-out-test" else None
+    exclude = frozenset() if only else held
+    return world.draw_scene(
+        settings.seed, stream=stream, index=index, exclude=exclude, only=only
+    ), index
+
+
+def draw_scenes(settings: PocketSettings, *, stream: str, count: int) -> SceneSet:
+    """Draws `count` scenes of a stream ("train", "test", "held-out-test", "pairs", ...)."""
+    side = settings.image
+    images = np.empty((count, side, side, 3), np.uint8)
+    masks = np.empty((count, side, side), np.uint8)
+    labels = np.empty((count, 6), np.int64)
+    for index in range(count):
+        scene, individual = _scene(settings, stream, index)
+        picture, mask = render(scene, size=side)
+        images[index], masks[index] = np.asarray(picture), np.asarray(mask)
+        labels[index] = _labels(scene, individual=individual)
+    return SceneSet(images, masks, labels)
+
+
+def load_scenes(settings: PocketSettings, *, stream: str, count: int, state: Path) -> SceneSet:
+    """The scenes from the state folder, drawn and kept there if they are not in it yet."""
+    what = {"stream": stream, "count": count, "version": WORLD_VERSION, "seed": settings.seed,
+            "image": settings.image, "one_in": settings.held_out_one_in,
+            "views": settings.views_per_individual}  # fmt: skip
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    path = state / "scenes" / f"{stream}-{key}.npz"
+    if not path.exists():
+        scenes = draw_scenes(settings, stream=stream, count=count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **asdict(scenes))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        return scenes
+    with np.load(path) as arrays:
+        return SceneSet(arrays["images"], arrays["masks"], arrays["labels"])

@@ -1,0 +1,75 @@
+"""pocket-sd's VAE: a KL autoencoder of factor 8 with few channels at full resolution."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional
+
+from dreambooth_core.pocket.loop import Losses
+from dreambooth_core.pocket.scenes import SceneSet
+from dreambooth_core.pocket.settings import PocketSettings
+
+KL_WEIGHT = 1e-6
+GRADIENT_WEIGHT = 0.5
+#: Pixels of the thing count this much more than those of the place.
+MASK_WEIGHT = 1.5
+
+
+def make_vae(settings: PocketSettings) -> AutoencoderKL:
+    """An untrained VAE; its weights depend on the global seed of the caller."""
+    levels = len(settings.vae_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=settings.vae_channels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=8,
+        sample_size=settings.image,
+        mid_block_add_attention=False,
+    )
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float in -1..1."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def _edges(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return picture.diff(dim=-1), picture.diff(dim=-2)
+
+
+class VaeLosses:
+    """Weighted L1 and L2, an edge term against blur, and a KL weight as small as SD's."""
+
+    def __init__(self, scenes: SceneSet, *, settings: PocketSettings, device: torch.device) -> None:
+        self._images = torch.from_numpy(scenes.images)
+        self._masks = torch.from_numpy(scenes.masks)
+        self._settings, self._device = settings, device
+
+    def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        assert isinstance(model, AutoencoderKL)
+        rows = torch.randint(
+            len(self._images), (self._settings.vae.batch,), generator=generator
+        )
+        pixels = to_pixels(self._images[rows]).to(self._device)
+        weight = 1 + MASK_WEIGHT * self._masks[rows].float().div(255).unsqueeze(1).to(self._device)
+        weight = weight / weight.mean()
+        with torch.autocast(self._device.type, dtype=torch.bfloat16):
+            posterior = model.encode(pixels).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
+            decoded = model.decode(posterior.mean + posterior.std * noise).sample
+        error = decoded.float() - pixels
+        kl = posterior.kl().float().mean()
+        edge = torch.stack(
+            [functional.l1_loss(a, b) for a, b in zip(_edges(decoded.float()), _edges(pixels))]
+        ).sum()
+        square = (weight * error.square()).mean()
+        absolute = (weight * error.abs()).mean()
+        loss = absolute + 2 * square + GRADIENT_WEIGHT * edge + KL_WEIGHT * kl
+        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
+        return {"loss": loss, "psnr": psnr, "edge": edge.detach(), "kl": kl.detach()}
