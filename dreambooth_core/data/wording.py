@@ -35,7 +35,7 @@ REJECTED_BLANK = (
 REJECTED_EXACT = "the same picture, pixel by pixel, as {other}, which stays"
 REJECTED_NEAR = (
     "almost the same picture as {other}, which stays: their perceptual hashes differ in "
-    "{distance} of 64 bits, more than {allowed} are asked (data.near_duplicate_distance)"
+    "{distance} of 64 bits, and up to {allowed} count as the same (data.near_duplicate_distance)"
 )
 
 WARNED_BLURRY = (

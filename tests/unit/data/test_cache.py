@@ -1,0 +1,230 @@
+"""The latent cache: what it holds, that it is found by content, and that harm is noticed."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dreambooth_core import files
+from dreambooth_core.config import BaseModelSettings, DataSettings, load_settings
+from dreambooth_core.data import cache
+from dreambooth_core.data.cache import Encoders, ImageSet, build_cache
+from dreambooth_core.errors import CorruptRecordError, DataError, StageError, Stopped
+from dreambooth_core.models import load
+from dreambooth_core.models.tensors import read_tensors
+from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest, ManifestImage, Role
+from tests import tiny_models
+from tests.paths import PARAMS
+
+CPU = torch.device("cpu")
+IDENTITY = BaseModelIdentity(name="tiny", revision=None, sha256="a" * 64)
+SETTINGS = load_settings(PARAMS).data.model_copy(
+    update={"resolution": 64, "center_crop": False, "crops_per_image": 3, "random_flip": False}
+)
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_sd: Path) -> Encoders:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    return Encoders(
+        vae=load.load_component("vae", base, tiny_sd, device=CPU),
+        text_encoder=load.load_component("text_encoder", base, tiny_sd, device=CPU),
+        tokenizer=load.load_component("tokenizer", base, tiny_sd),
+        identity=IDENTITY,
+    )
+
+
+def image_set(folder: Path, *, role: Role, prompt: str, wide: bool = True) -> ImageSet:
+    """The pictures of a folder as a stage would have published them."""
+    tiny_models.build_photos(folder, count=3)
+    images = []
+    for path in sorted(folder.glob("*.png")):
+        if wide:
+            Image.open(path).resize((160, 80)).save(path)
+        images.append(ManifestImage(file=path.name, sha256=files.sha256_file(path)))
+    manifest = Manifest(role=role, fingerprint="f", images=tuple(images))
+    return ImageSet(manifest=manifest, folder=folder, prompt=prompt)
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[ImageSet]:
+    return [
+        image_set(tmp_path / "instance", role="instance", prompt="a photo of sks mug"),
+        image_set(tmp_path / "class", role="class", prompt="a photo of mug", wide=False),
+    ]
+
+
+def build(tmp_path: Path, sets: list[ImageSet], encoders: Encoders, **more: object) -> LatentCache:
+    call = {"settings": SETTINGS, "out": tmp_path / "out", "fingerprint": "f"} | more
+    return build_cache(sets, encoders=encoders, content_store=tmp_path / "store", **call)
+
+
+def test_moments_are_those_of_the_vae_for_each_view(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    record = build(tmp_path, sets, encoders)
+    assert [(e.role, e.num_views) for e in record.images] == [("instance", 3)] * 3 + [
+        ("class", 1)
+    ] * 3
+    entry = record.images[1]
+    moments = read_tensors(tmp_path / "out" / entry.file)
+    assert moments["mean"].shape == (3, 4, 8, 8) == moments["logvar"].shape
+    sha256 = sets[0].manifest.images[1].sha256
+    views = cache.transform.tensors_of(
+        Image.open(sets[0].folder / entry.image), SETTINGS, sha256=sha256
+    )
+    with torch.inference_mode():
+        expected = encoders.vae.encode(views[2:3]).latent_dist
+    assert torch.equal(moments["mean"][2], expected.mean[0])
+    assert torch.equal(moments["logvar"][2], expected.logvar[0])
+    assert record.latent_scale == encoders.vae.config.scaling_factor == 0.18215
+
+
+def test_text_embeddings_are_those_that_the_pipeline_uses(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders, tiny_sd: Path
+) -> None:
+    record = build(tmp_path, sets, encoders)
+    text = read_tensors(tmp_path / "out" / str(record.text_file))
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    pipe = load.load_pipeline(base, tiny_sd, device=CPU)
+    assert len(text) == 2
+    for one in sets:
+        with torch.inference_mode():
+            expected, _ = pipe.encode_prompt(one.prompt, CPU, 1, do_classifier_free_guidance=False)
+        assert torch.equal(text[cache.prompt_key(one.prompt)], expected[0])
+
+
+def test_record_comes_last_and_lists_every_file(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    record = build(tmp_path, sets, encoders)
+    hashes = files.tree_hashes(tmp_path / "out")
+    del hashes["record.json"]
+    assert record.files == hashes
+    assert LatentCache.read(tmp_path / "out") == record
+
+
+def test_a_second_cache_encodes_nothing_and_has_the_same_bytes(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, sets, encoders)
+    first = files.tree_hashes(tmp_path / "out")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an image was encoded again")
+
+    monkeypatch.setattr(cache, "encode_image", refuse)
+    build(tmp_path, sets, encoders, out=tmp_path / "again")
+    assert files.tree_hashes(tmp_path / "again") == first
+
+
+def test_an_added_photo_moves_no_bit_of_the_others(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    few = build(tmp_path, sets[:1], encoders)
+    added = replace(
+        sets[0],
+        manifest=sets[0].manifest.model_copy(
+            update={"images": (_extra(sets[0].folder), *sets[0].manifest.images)}
+        ),
+    )
+    many = build(tmp_path / "elsewhere", [added], encoders, out=tmp_path / "more")
+    assert few.files.items() < many.files.items()
+
+
+def _extra(folder: Path) -> ManifestImage:
+    Image.effect_noise((120, 90), 70).convert("RGB").save(folder / "a.png")
+    return ManifestImage(file="a.png", sha256=files.sha256_file(folder / "a.png"))
+
+
+@pytest.mark.parametrize("harm", ["damaged", "cut short", "seal missing"])
+def test_harm_in_the_content_store_is_noticed_and_mended(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders, harm: str
+) -> None:
+    build(tmp_path, sets, encoders)
+    first = files.tree_hashes(tmp_path / "out")
+    stored = sorted((tmp_path / "store").rglob("*.safetensors"))[0]
+    data = bytearray(stored.read_bytes())
+    if harm == "damaged":
+        data[-3] ^= 4
+        stored.write_bytes(data)
+    elif harm == "cut short":
+        stored.write_bytes(data[:-8])
+    else:
+        stored.with_suffix(".sha256").unlink()
+    build(tmp_path, sets, encoders, out=tmp_path / "again")
+    assert files.tree_hashes(tmp_path / "again") == first
+    assert files.sha256_file(stored) == stored.with_suffix(".sha256").read_text()
+
+
+def test_the_address_holds_pixels_weights_and_transform(encoders: Encoders) -> None:
+    def key(image: str = "i", vae: str = "v", **changed: object) -> str:
+        settings: DataSettings = SETTINGS.model_copy(update=changed)
+        return cache.moments_key(image, vae_sha256=vae, settings=settings)
+
+    others = [
+        key(image="j"), key(vae="w"), key(resolution=32), key(center_crop=True),
+        key(crops_per_image=2), key(random_flip=True),
+    ]  # fmt: skip
+    assert len({key(), *others}) == 7
+    assert key(blur_threshold=1.0) == key(min_photos=1) == key()
+
+
+def test_other_vae_weights_have_another_address(tiny_sd: Path) -> None:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    vae = load.load_component("vae", base, tiny_sd, device=CPU)
+    before = cache.weights_sha256(vae)
+    assert cache.weights_sha256(load.load_component("vae", base, tiny_sd, device=CPU)) == before
+    with torch.no_grad():
+        next(vae.parameters()).view(-1)[0] += 1e-3
+    assert cache.weights_sha256(vae) != before
+
+
+def test_an_image_that_is_not_its_manifests_is_refused(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    name = sets[0].manifest.images[0].file
+    shutil.copy(sets[0].folder / sets[0].manifest.images[1].file, sets[0].folder / name)
+    with pytest.raises(CorruptRecordError, match=f"{name} is not the image that its manifest"):
+        build(tmp_path, sets, encoders)
+    assert not (tmp_path / "out" / "record.json").exists()
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_length(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    long = replace(sets[0], prompt="a photo of " + "dog " * 80)
+    with pytest.raises(DataError, match="found: 85 tokens; allowed: 77 tokens"):
+        build(tmp_path, [long], encoders)
+
+
+def test_numbers_that_are_not_finite_stop_with_the_images_name(
+    tmp_path: Path, sets: list[ImageSet], tiny_sd: Path, encoders: Encoders
+) -> None:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    vae = load.load_component("vae", base, tiny_sd, device=CPU)
+    with torch.no_grad():
+        next(vae.parameters()).fill_(float("inf"))
+    with pytest.raises(StageError, match=r"not finite for photo-0\.png"):
+        build(tmp_path, sets, replace(encoders, vae=vae))
+
+
+def test_a_stop_is_heeded_and_what_was_encoded_stays(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        build(tmp_path, sets, encoders, should_stop=lambda: next(asked))
+    assert len(list((tmp_path / "store").rglob("*.safetensors"))) == 2
+    assert not (tmp_path / "out" / "record.json").exists()
+
+
+def test_without_text_encoder_no_embedding_is_kept(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    record = build(tmp_path, sets, replace(encoders, text_encoder=None))
+    assert record.text_file is None
+    assert not (tmp_path / "out" / "text.safetensors").exists()
