@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,11 @@ def log_dataset(
     tracking: Tracking, run: RunRef, *, name: str, folder: str, sha256: str, context: str
 ) -> None:
     """Say which images went in: name, relative folder and digest; no image is copied."""
-    dataset = MetaDataset(resolve_dataset_source(folder), name=name, digest=sha256[:DIGEST_LENGTH])
+    with warnings.catch_warnings():
+        # A folder fits two of MLflow's source classes, which are the same one.
+        warnings.filterwarnings("ignore", message="The specified dataset source can be interp")
+        source = resolve_dataset_source(folder)
+    dataset = MetaDataset(source, name=name, digest=sha256[:DIGEST_LENGTH])
     tag = InputTag("mlflow.data.context", context)
     client = connect(tracking)
     with in_plain_words(tracking, doing=f"recording the data set {name}"):

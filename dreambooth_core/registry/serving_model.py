@@ -145,7 +145,7 @@ def _load(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
     base, revision = config.get("base_model"), config.get("base_revision")
     if not base:
         named = json.loads((folder / "base_model.json").read_text())
-        base, revision = named["name"], named["revision"]
+        base, revision = named["pretrained_model_name_or_path"], named["revision"]
     try:
         pipe = StableDiffusionPipeline.from_pretrained(base, revision=revision, **options)
     except OSError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, RegistryError
 from dreambooth_core.registry import logged_models, package, versions
 from dreambooth_core.registry.runs import RunRef
@@ -121,9 +122,10 @@ def test_a_kill_in_the_middle_of_an_upload_is_mended_by_the_next_run(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(logged_models, "_finish_upload", killed)
-        register(tracking, run, tiny_sd, scratch)
+        with pytest.raises(KeyboardInterrupt):
+            register(tracking, run, tiny_sd, scratch)
     assert versions.find_version(tracking, name=MODEL, fingerprint="f" * 64) is None
     assert register(tracking, run, tiny_sd, scratch).version == 1
     assert len(MlflowClient(tracking.uri).search_logged_models([run.experiment_id])) == 1
@@ -134,8 +136,6 @@ def test_fetch_gives_the_uploaded_files_and_downloads_them_once(
 ) -> None:
     register(tracking, run, tiny_sd, scratch)
     folder = versions.fetch(tracking, f"models:/{MODEL}/1")
-    from dreambooth_core import files
-
     assert files.tree_hashes(folder) == files.tree_hashes(tiny_sd)
     stamp = folder.stat().st_mtime_ns
     assert versions.fetch(tracking, f"models:/{MODEL}/1") == folder

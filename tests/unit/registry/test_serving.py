@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import base64
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from dreambooth_core.models import load, sampling
+from dreambooth_core.registry import aliases, package, versions
+from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
+from dreambooth_core.registry.tracking import as_default
+from tests.unit.registry import examples
+from tests.unit.registry.examples import BLOCK, GUIDANCE, MODEL, SIDE, STEPS
+
+PROMPTS = ("a photo of sks mug", "a red robot in the snow", "a photo of a dog on the beach")
+
+
+def picture(text: str) -> Image.Image:
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        image.load()
+        return image
+
+
+def evaluated(folder: Path, prompts, seeds) -> list[Image.Image]:
+    """The images as the evaluation draws them."""
+    pipe = load.load_pipeline_folder(folder, device=torch.device("cpu"))
+    return sampling.sample(
+        pipe,
+        prompts=prompts,
+        seeds=seeds,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        resolution=SIDE,
+        batch_size=BLOCK,
+    )
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scratch = tmp_path_factory.mktemp("packed")
+    with package.packed(
+        tiny_sd, serving=examples.serving(), metadata={}, scratch=scratch / "work"
+    ) as model:
+        return model.rename(scratch / "model")
+
+
+@pytest.fixture(scope="module")
+def served(packed: Path):
+    return mlflow.pyfunc.load_model(str(packed))
+
+
+def test_every_image_of_an_evaluation_comes_out_of_the_served_model_to_the_bit(
+    served, tiny_sd
+) -> None:
+    prompts = [PROMPTS[i % 3] for i in range(6)]  # one full block and one that is filled up
+    seeds = list(range(10, 16))
+    expected = evaluated(tiny_sd, prompts, seeds)
+    requests = [{"prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
+    got = [picture(text) for text in served.predict(requests)]
+    assert [image.tobytes() for image in got] == [image.tobytes() for image in expected]
+
+
+def test_a_single_request_gives_the_picture_that_was_scored_inside_a_block(served, tiny_sd) -> None:
+    expected = evaluated(tiny_sd, PROMPTS, [1, 2, 3])
+    for prompt, seed, image in zip(PROMPTS, [1, 2, 3], expected, strict=True):
+        [text] = served.predict([{"prompt": prompt, "seed": seed}])
+        assert picture(text).tobytes() == image.tobytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_twice_and_another_seed_others(served) -> None:
+    one, two, other = (
+        served.predict([{"prompt": PROMPTS[0], "seed": seed}])[0] for seed in (5, 5, 6)
+    )
+    assert one == two != other
+
+
+def test_num_images_of_a_request_have_consecutive_seeds(served) -> None:
+    three = served.predict([{"prompt": PROMPTS[0], "seed": 5, "num": 3}])
+    assert three[1] == served.predict([{"prompt": PROMPTS[0], "seed": 6}])[0]
+    assert len(set(three)) == 3
+
+
+def test_requests_with_different_steps_do_not_disturb_each_other(served) -> None:
+    mixed = served.predict(
+        [
+            {"prompt": PROMPTS[0], "seed": 1},
+            {"prompt": PROMPTS[0], "seed": 1, "steps": STEPS + 1},
+            {"prompt": PROMPTS[1], "seed": 2, "negative_prompt": "blurry"},
+        ]
+    )
+    alone = served.predict([{"prompt": PROMPTS[0], "seed": 1, "steps": STEPS + 1}])
+    plain = served.predict([{"prompt": PROMPTS[1], "seed": 2}])
+    assert mixed[1] == alone[0] != mixed[0]
+    assert mixed[2] != plain[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"prompt": "x", "guidence": 3}, "Extra inputs are not permitted"),
+        ({"seed": 1}, "Field required"),
+        ({"prompt": "x", "num": 1000}, "less than or equal to 64"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(served, wrong: dict, text: str) -> None:
+    with pytest.raises(MlflowException, match=text):
+        served.predict([wrong])
+
+
+def test_the_packed_model_holds_no_pickle_and_no_path_of_this_machine(packed, tiny_sd) -> None:
+    suffixes = {path.suffix for path in packed.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".json", ".safetensors", ".py", ".yaml", ".txt"}
+    text = (packed / "MLmodel").read_text()
+    assert str(packed.parent) not in text
+    assert str(tiny_sd) not in text
+    assert str(Path(package.__file__).parent) not in text
+
+
+def test_the_champion_loads_by_alias_in_a_fresh_process_without_this_project_or_pickle(
+    tracking, run, tiny_sd, tmp_path
+) -> None:
+    candidate = examples.candidate(tiny_sd)
+    versions.register_version(tracking, run, candidate, scratch=tmp_path / "scratch")
+    aliases.set_tags(tracking, name=MODEL, version=1, tags={PARITY: PARITY_PASSED})
+    why = Decision(who="ada", when="now", why="first")
+    aliases.promote(tracking, name=MODEL, version=1, decision=why)
+    program = f"""
+import sys
+sys.modules["dreambooth_core"] = None  # importing it would fail from here on
+import torch, mlflow
+torch.set_num_threads(1)
+mlflow.set_tracking_uri({tracking.uri!r})
+model = mlflow.pyfunc.load_model("models:/{MODEL}@champion")
+sys.stdout.write(model.predict([{{"prompt": {PROMPTS[0]!r}, "seed": 7}}])[0])
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    ).stdout
+    assert picture(output).tobytes() == evaluated(tiny_sd, PROMPTS[:1], [7])[0].tobytes()
+
+
+def test_making_a_store_the_default_leaves_the_environment_as_it_was(tracking, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere.db")
+    with as_default(tracking):
+        assert mlflow.get_tracking_uri() == tracking.uri
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:////elsewhere.db"
+    assert mlflow.get_tracking_uri() == "sqlite:////elsewhere.db"
