@@ -10,36 +10,37 @@ from dreambooth_core.pocket.world import PLACES, Individual, Scene, draw_pose, g
 
 SIDE = 256
 SEED = 7
+#: Patterns run at angles that no individual of the pretraining has (see `world.draw_individual`).
 #: Subject name to individual and places of its photos; the class noun is the individual's thing.
 SUBJECTS: dict[str, tuple[Individual, tuple[str, ...]]] = {
     "mug-stripes": (
         Individual(thing="mug", colour="blue", pattern="stripes", second="orange", count=3,
-                   angle=4.0, face=True),
+                   angle=18.0, face=True),
         ("room", "beach", "grass", "city", "snow"),
     ),
     "robot-sunny": (
         Individual(thing="robot", colour="yellow", pattern="two_tone", second="purple",
-                   angle=2.0, face=True, aspect=1.06),
+                   angle=20.0, face=True, aspect=1.06),
         ("city", "room", "grass", "night"),
     ),
     "cat-patches": (
         Individual(thing="cat", colour="white", pattern="dots", second="black", count=2,
-                   angle=50.0, aspect=0.96),
+                   angle=65.0, aspect=0.96),
         ("room", "grass", "snow", "beach", "night"),
     ),
     "backpack-red": (
         Individual(thing="backpack", colour="red", pattern="stripes", second="white", count=2,
-                   angle=92.0, face=True),
+                   angle=112.0, face=True),
         ("city", "grass", "beach", "room"),
     ),
     "duck-spotty": (
         Individual(thing="duck", colour="green", pattern="dots", second="yellow", count=3,
-                   angle=10.0, aspect=1.04),
+                   angle=24.0, aspect=1.04),
         ("beach", "grass", "room", "city", "night", "snow"),
     ),
     "car-racer": (
         Individual(thing="car", colour="purple", pattern="two_tone", second="orange",
-                   angle=47.0),
+                   angle=68.0),
         ("city", "beach", "snow"),
     ),
 }  # fmt: skip
