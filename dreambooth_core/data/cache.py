@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -51,7 +52,7 @@ class Encoders:
     identity: BaseModelIdentity
 
 
-def build_cache(
+def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     image_sets: Sequence[ImageSet],
     *,
     encoders: Encoders,
@@ -174,7 +175,8 @@ def encode_image(
     means, logvars = [], []
     with eval_mode(vae), torch.inference_mode():
         for view in views:
-            posterior = vae.encode(view[None].to(vae.device, vae.dtype)).latent_dist
+            encoded: Any = vae.encode(view[None].to(vae.device, vae.dtype))
+            posterior = encoded.latent_dist
             means.append(posterior.mean[0].float().cpu())
             logvars.append(posterior.logvar[0].float().cpu())
     moments = {"mean": torch.stack(means), "logvar": torch.stack(logvars)}
