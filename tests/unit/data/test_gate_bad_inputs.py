@@ -56,7 +56,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "scan": (cut("JPEG"), wording.REJECTED_TRUNCATED),
     "only-a-head.jpg": (b"\xff\xd8\xff\xe0" + bytes(500), NO_PICTURE.format(kind="JPEG")),
     "only-a-head.gif": (b"GIF89a" + bytes(300), "cannot be decoded: the GIF data are damaged"),
-    "damaged.png": (damaged_png(), "cannot be decoded: the PNG data are damaged (unrecognized data"),
+    "damaged.png": (
+        damaged_png(),
+        "cannot be decoded: the PNG data are damaged (unrecognized data",
+    ),
     "bomb.png": (
         png((60_000, 60_000), bytes(999)),
         "too many pixels: 3600.0 megapixels, at most 100 are allowed (data.max_megapixels)",
