@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 _W, _H = 340, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 30
+_MOST_STEPS = 8  # more numbers than this do not fit below the chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +69,16 @@ def line_chart(
         raise ValueError("a chart of no points")
     ticks = nice_ticks(*_value_range(points, levels))
     scale = Scale(steps=(points[0].step, points[-1].step), values=(min(ticks), max(ticks)))
+    # Parts are made of numbers, and texts are escaped where they go in.
     parts = [
         f'<svg class="chart" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(label)}">',
         *_axes(scale, ticks, points),
-        *(_level(scale, level) for level in levels),
         _band(scale, points),
         _line(scale, points),
+        *(_level(scale, level, points=points) for level in levels),
         *_dots(scale, points, marked=marked),
         "</svg>",
     ]
-    # Everything above is made of numbers, except for texts, which are escaped where they go in.
     return Markup("\n".join(part for part in parts if part))
 
 
@@ -107,25 +108,30 @@ def _axes(scale: Scale, ticks: Sequence[float], points: Sequence[Point]) -> list
         for t in ticks
     ]
     parts += [
-        f'<text class="tick" x="{scale.x(step):.1f}" y="{_H - 10}" text-anchor="middle">{step}'
+        f'<text class="tick" x="{scale.x(step):.1f}" y="{_H - 10}" text-anchor="middle">{step:g}'
         "</text>"
         for step in _shown_steps(points)
     ]
     return parts
 
 
-def _shown_steps(points: Sequence[Point]) -> list[int]:
+def _shown_steps(points: Sequence[Point]) -> list[float]:
+    """The steps themselves where they are few, else round numbers among them."""
     steps = [point.step for point in points]
-    every = math.ceil(len(steps) / 6)
-    return steps[::every] if (len(steps) - 1) % every == 0 else [*steps[:-1:every], steps[-1]]
+    if len(steps) <= _MOST_STEPS:
+        return [float(step) for step in steps]
+    return [tick for tick in nice_ticks(steps[0], steps[-1]) if steps[0] <= tick <= steps[-1]]
 
 
-def _level(scale: Scale, level: Level) -> str:
+def _level(scale: Scale, level: Level, *, points: Sequence[Point]) -> str:
+    """The level's line; its label stands at the end where the series is farther away."""
     y = scale.y(level.value)
     text_y = y - 5 if y > _TOP + 14 else y + 14
+    first, last = (abs(points[i].value - level.value) for i in (0, -1))
+    x, anchor = (_LEFT, "start") if first > last else (_W - _RIGHT, "end")
     return (
         f'<g class="level {escape(level.kind)}"><line x1="{_LEFT}" x2="{_W - _RIGHT}" '
-        f'y1="{y:.1f}" y2="{y:.1f}"/><text x="{_W - _RIGHT}" y="{text_y:.1f}" text-anchor="end">'
+        f'y1="{y:.1f}" y2="{y:.1f}"/><text x="{x}" y="{text_y:.1f}" text-anchor="{anchor}">'
         f"{escape(level.label)}</text></g>"
     )
 

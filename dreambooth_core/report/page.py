@@ -38,7 +38,7 @@ KINDS = (
     ScoreKind(key="dino", name="DINO", means="likeness to the subject", better=1),
     ScoreKind(key="clip_i", name="CLIP-I", means="likeness to the subject, by CLIP", better=1),
     ScoreKind(key="clip_t", name="CLIP-T", means="follows the prompt", better=1),
-    ScoreKind(key="pres", name="PRES", means="the class turns into the subject", better=-1),
+    ScoreKind(key="pres", name="PRES", means="how much the class became the subject", better=-1),
     ScoreKind(key="div", name="DIV", means="differing images of one prompt", better=1),
 )
 

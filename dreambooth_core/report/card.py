@@ -1,0 +1,130 @@
+"""The model card of a registered version: Markdown, the same bytes for the same records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dreambooth_core.records import BaseModelIdentity, Interval, Method, ScoreRow, Scores, Selection
+
+_COLUMNS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "pres": "PRES", "div": "DIV"}
+_MARKDOWN = "\\`*_{}[]<>()#+!|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardContent:
+    """What a version's card says. `lineage` holds names with hashes, in order."""
+
+    model_name: str
+    subject: str
+    identifier: str
+    class_noun: str
+    base_model: BaseModelIdentity
+    method: Method
+    scores: Scores
+    selection: Selection
+    lineage: Mapping[str, str] = field(default_factory=dict)
+
+
+def render_card(content: CardContent) -> str:
+    """The card as Markdown with the hub's metadata block on top; user texts are escaped."""
+    prompt = f"a photo of {content.identifier} {content.class_noun}"
+    quality = (
+        "It keeps to the limits of the selection."
+        if content.selection.qualified
+        else "**It does not keep to the limits of the selection**, so it is never promoted."
+    )
+    parts = [
+        _metadata(content),
+        f"# {_plain(content.model_name)}",
+        f"The subject `{content.subject}`, taught to `{_code(content.base_model.name)}` by "
+        f"DreamBooth ({_method(content.method)}). Say `{_code(prompt)}` to see it. {quality}",
+        "## Scores",
+        _table(content),
+        f"Means with bootstrap 95 % intervals over {_count(content)} images. "
+        f"{_harness(content.scores)}",
+        "## Why this checkpoint",
+        _plain(content.selection.rule),
+        "## Lineage",
+        _lineage(content),
+        "## Limits",
+        f"It was trained on a handful of photos of one {_plain(content.class_noun)}: expect "
+        "their poses and backgrounds to come back. It inherits the licence, the biases and the "
+        "failures of its base model. Do not use it to depict people without their consent.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(content: CardContent) -> str:
+    tags = ["dreambooth", "text-to-image", *(["lora"] if content.method == "lora" else [])]
+    lines = [
+        "---",
+        f"base_model: {_quoted(content.base_model.name)}",
+        "library_name: diffusers",
+        f"instance_prompt: {_quoted(f'a photo of {content.identifier} {content.class_noun}')}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _method(method: Method) -> str:
+    return "low-rank adapters" if method == "lora" else "full fine-tune of the U-Net"
+
+
+def _count(content: CardContent) -> int:
+    return len(content.scores.harness.seeds)
+
+
+def _table(content: CardContent) -> str:
+    shown = {content.selection.best, "step 0", "real"}
+    rows = [row for row in content.scores.rows if row.name in shown]
+    head = ["row", *_COLUMNS.values()]
+    lines = [head, ["---", *("---:" for _ in _COLUMNS)]]
+    lines += [[_row_name(row), *(_cell(getattr(row, key)) for key in _COLUMNS)] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _row_name(row: ScoreRow) -> str:
+    note = {"step 0": " (base model)", "real": " (the photos)"}.get(row.name)
+    return f"{row.name}{note}" if note else f"**{row.name}**"
+
+
+def _cell(value: Interval | None) -> str:
+    return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})" if value else "–"
+
+
+def _harness(scores: Scores) -> str:
+    harness = scores.harness
+    scorers = ", ".join(f"{s.name} = `{_code(s.backbone)}`" for s in harness.scorers.values())
+    return (
+        f"Suite `{harness.suite}`, {harness.sampler}, {harness.steps} steps, guidance "
+        f"{harness.guidance:g}, {harness.resolution} px; scorers {scorers}. PRES is better when "
+        "lower; DIV is the mean DINO distance (not LPIPS). Numbers compare only within one harness."
+    )
+
+
+def _lineage(content: CardContent) -> str:
+    base = content.base_model
+    entries = {
+        "Base model": f"{base.name}{f' at {base.revision}' if base.revision else ''}",
+        "Base model sha256": base.sha256,
+        **content.lineage,
+    }
+    return "\n".join(f"- {_plain(name)}: `{_code(value)}`" for name, value in entries.items())
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML leave alone."""
+    return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in text)
+
+
+def _code(text: str) -> str:
+    """Text for inside backticks, which nothing can close early."""
+    return text.replace("`", "'")
+
+
+def _quoted(text: str) -> str:
+    """A YAML string in single quotes."""
+    return "'" + text.replace("'", "''") + "'"

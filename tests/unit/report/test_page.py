@@ -1,0 +1,140 @@
+"""The report page: what stands on it, and what never does."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.report.page import render_page, write_page
+from tests.unit.report.made_up import GATE, SELECTION, VERDICT, page_content
+
+_VOID = {"meta", "img", "line", "circle", "polyline", "polygon"}
+SAME = VERDICT.model_copy(update={"promote": False, "champion": VERDICT.challenger})
+
+
+class _Balance(HTMLParser):
+    """Checks that every element that is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def text_of(html: str) -> str:
+    parser = _Balance()
+    parser.feed(html)
+    assert not parser.open
+    return " ".join(" ".join(parser.texts).split())
+
+
+def test_the_page_shows_every_rows_numbers_with_their_intervals(tmp_path: Path) -> None:
+    text = text_of(render_page(page_content(tmp_path)))
+    for number in ("0.512", "0.678", "0.789", "0.901", "0.812", "0.301", "0.423", "0.334"):
+        assert number in text
+    assert "0.778 – 0.802" in text  # DINO of checkpoint-200
+
+
+def test_the_page_says_what_was_chosen_why_and_what_became_of_it(tmp_path: Path) -> None:
+    text = text_of(render_page(page_content(tmp_path)))
+    assert (
+        "The chosen checkpoint is checkpoint-200 , registered as dreambooth-mug version 2" in text
+    )
+    assert SELECTION.rule in text
+    assert VERDICT.why in text
+    assert "+0.032" in text
+    assert "Champion" in text
+
+
+def test_the_page_shows_gate_settings_and_lineage(tmp_path: Path) -> None:
+    text = text_of(render_page(page_content(tmp_path)))
+    assert "1 accepted, 1 rejected, 1 skipped" in text
+    assert "fewer than 3 photos" in text
+    assert "dark.jpg rejected blank" in text
+    assert "train.learning_rate 5e-05" in text
+    assert "train.lora null" in text
+    assert "e" * 64 in text
+
+
+def test_the_page_says_that_div_is_not_lpips(tmp_path: Path) -> None:
+    assert "DIV is the mean DINO distance" in text_of(render_page(page_content(tmp_path)))
+
+
+def test_prompts_and_file_names_are_escaped(tmp_path: Path) -> None:
+    html = render_page(page_content(tmp_path))
+    assert "<b>sks</b>" not in html
+    assert "&lt;b&gt;sks&lt;/b&gt; mug &amp; &#34;friends&#34;" in html
+    assert "<i>.jpg" not in html
+
+
+def test_the_page_is_self_contained_and_runs_no_script(tmp_path: Path) -> None:
+    html = render_page(page_content(tmp_path))
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert "default-src 'none'" in html
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_page(tmp_path / "one.html", page_content(tmp_path))
+    write_page(tmp_path / "two.html", page_content(tmp_path))
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert str(tmp_path) not in (tmp_path / "one.html").read_text()
+
+
+def test_a_light_and_a_dark_scheme_are_there(tmp_path: Path) -> None:
+    assert "prefers-color-scheme: dark" in render_page(page_content(tmp_path))
+
+
+def test_references_stand_apart_and_the_chosen_row_is_marked(tmp_path: Path) -> None:
+    html = render_page(page_content(tmp_path))
+    assert len(re.findall(r'<tr class="reference">', html)) == 2
+    assert len(re.findall(r'<tr class=" chosen">', html)) == 1
+    peaks = re.findall(r'peak"><span class="mean">([\d.]+)<', html)
+    assert "0.789" in peaks
+    assert not {"0.678", "0.901"} & set(peaks)  # the real photos are no contender
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"selection": SELECTION.model_copy(update={"qualified": False})}, "Not qualified"),
+        ({"verdict": None}, "Not compared yet"),
+        ({"verdict": VERDICT.model_copy(update={"promote": False})}, "Stays a challenger"),
+        (
+            {
+                "verdict": VERDICT.model_copy(
+                    update={"promote": False, "champion": "dreambooth-mug/2"}
+                )
+            },
+            "Already the champion",
+        ),
+    ],
+)
+def test_the_badge_follows_selection_and_verdict(
+    change: dict[str, object], word: str, tmp_path: Path
+) -> None:
+    content = dataclasses.replace(page_content(tmp_path), **change)  # type: ignore[arg-type]
+    assert word in text_of(render_page(content))
+
+
+def test_a_page_without_optional_parts_is_whole(tmp_path: Path) -> None:
+    content = dataclasses.replace(
+        page_content(tmp_path), registered=None, verdict=None, losses=(), limits={}, settings={},
+        lineage={}, gate=GATE.model_copy(update={"warnings": (), "rejected": (), "skipped": ()}),
+    )  # fmt: skip
+    assert "No comparison has been made yet" in text_of(render_page(content))
