@@ -1,0 +1,143 @@
+"""Jobs on the tiny base model, with made-up rows: pure functions of (seed, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth_core.config import BaseModelSettings, ComputeSettings, TrainSettings
+from dreambooth_core.models.batch import RowsAt, TrainBatch
+from dreambooth_core.numerics.seeding import generator_for
+from dreambooth_core.ports import MetricSink, StopSignal, never_stop
+from dreambooth_core.records import BaseModelIdentity
+from dreambooth_core.training import worker
+from dreambooth_core.training.job import Ended, TrainJob
+from tests import tiny_models
+
+NUM_INSTANCE, NUM_CLASS = 4, 6
+LORA = {"rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_layers": ("to_q", "to_v")}
+FULL: dict[str, Any] = {
+    "method": "full",
+    "learning_rate": 1e-3,
+    "max_train_steps": 6,
+    "checkpointing_steps": 3,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_weight_decay": 0.01,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+    "mixed_precision": "no",
+    "gradient_checkpointing": False,
+    "seed": 42,
+    "num_processes": 1,
+    "checkpoints_total_limit": 2,
+}
+
+
+class ListSink:
+    """A metric sink that keeps everything in a list."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, dict[str, float]]] = []
+        self.status: str | None = None
+
+    def metrics(self, values, *, step: int) -> None:
+        self.kept.append((step, dict(values)))
+
+    def image(self, path: Path, *, name: str, step: int) -> None:
+        raise AssertionError("the trainer makes no pictures")
+
+    def close(self, *, status: str) -> None:
+        self.status = status
+
+
+def make_job(
+    tmp_path: Path,
+    base_model: Path,
+    *,
+    prior: float | None = 1.0,
+    name: str = "run",
+    tracking: dict[str, str] | None = None,
+    **train: Any,
+) -> TrainJob:
+    """A job below `tmp_path/name` with the settings FULL, changed by `train`."""
+    folder = tmp_path / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return TrainJob(
+        subject="mug",
+        fingerprint="f" * 64,
+        base_model=BaseModelSettings(pretrained_model_name_or_path=str(base_model)),
+        base_identity=BaseModelIdentity(name="tiny-sd", revision=None, sha256="0" * 64),
+        compute=ComputeSettings(device="cpu", num_threads=1, deterministic=True),
+        train=TrainSettings(**{**FULL, **train}),
+        prior_loss_weight=prior,
+        log_every_steps=2,
+        workspace_root=tmp_path,
+        cache_dir=folder / "cache",
+        state_dir=folder / "state",
+        out_dir=folder / "out",
+        log_file=folder / "train.log",
+        tracking=tracking or {},
+        entry=("tests.unit.training.tiny_worker",),
+    )
+
+
+def rows_at(positions: Sequence[int], *, with_class: bool = True, seed: int = 42) -> TrainBatch:
+    """Instance rows, then class rows, each of its own generator."""
+    rows = [(p, False) for p in positions] + [(p, True) for p in positions if with_class]
+    side, channels = tiny_models.LATENT_SIDE, tiny_models.LATENT_CHANNELS
+    latents, texts, names = [], [], []
+    for position, is_class in rows:
+        index = position % (NUM_CLASS if is_class else NUM_INSTANCE)
+        generator = generator_for(seed, f"test-image-{is_class}", index)
+        latents.append(torch.randn(channels, side, side, generator=generator))
+        text = generator_for(seed, f"test-text-{is_class}")
+        texts.append(torch.randn(5, tiny_models.TEXT_WIDTH, generator=text))
+        names.append(f"{'class' if is_class else 'instance'}/{index}.png")
+    return TrainBatch(
+        latents_BCHW=torch.stack(latents),
+        text_BLD=torch.stack(texts),
+        is_class_B=tuple(is_class for _, is_class in rows),
+        position_B=tuple(position for position, _ in rows),
+        image_B=tuple(names),
+    )
+
+
+def open_rows(job: TrainJob) -> RowsAt:
+    """The rows of a job, with class rows where it has a prior."""
+    return lambda positions: rows_at(positions, with_class=job.prior_loss_weight is not None)
+
+
+def stop_after(calls: int) -> StopSignal:
+    """Asks for a stop from its `calls`-th question on, which comes before update `calls`."""
+    asked = iter(range(1, 1_000_000))
+    return lambda: next(asked) >= calls
+
+
+def train(
+    job: TrainJob,
+    *,
+    should_stop: StopSignal = never_stop,
+    rows: RowsAt | None = None,
+    sink: MetricSink | None = None,
+) -> Ended:
+    """Run the worker's work in this process."""
+    job.state_dir.mkdir(parents=True, exist_ok=True)
+    return worker.work(
+        job,
+        open_rows=open_rows if rows is None else lambda _: rows,
+        open_sink=lambda _: sink or ListSink(),
+        should_stop=should_stop,
+    )
+
+
+def executed(job: TrainJob) -> list[int]:
+    """The steps executed over all attempts."""
+    return [int(line) for line in job.executed_log.read_text().split()]

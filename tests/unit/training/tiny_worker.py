@@ -1,0 +1,38 @@
+"""The worker of the launch tests: the real one, on made-up rows. `tracking` says how to misbehave.
+
+`slow_s`: sleep so long before each update. `die_at`: kill this process in the update after so many.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreambooth_core.models.batch import RowsAt, TrainBatch
+from dreambooth_core.training import worker
+from dreambooth_core.training.job import TrainJob
+from tests.unit.training import tiny
+
+
+def open_rows(job: TrainJob) -> RowsAt:
+    plain = tiny.open_rows(job)
+    slow_s = float(job.tracking.get("slow_s", "0"))
+    die_at = int(job.tracking.get("die_at", "-1"))
+
+    def rows_at(positions: Sequence[int]) -> TrainBatch:
+        time.sleep(slow_s)
+        if die_at == positions[0] // job.train.train_batch_size:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(positions)
+
+    return rows_at
+
+
+if __name__ == "__main__":
+    sys.exit(
+        worker.main(Path(sys.argv[1]), open_rows=open_rows, open_sink=lambda _: tiny.ListSink())
+    )
