@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> int:
         session.terminal().fail(error, error.exit_code)
         return error.exit_code
     except TyperException as error:
-        error.show()
-        return getattr(error, "exit_code", 2)
+        _show_usage_error(error)
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         session.terminal().fail(
             KeyboardInterrupt("stopped; the same command continues where this one ended"), 1
@@ -62,6 +62,15 @@ def run(arguments: list[str]) -> int:
         session.terminal().fail(error, 1)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _show_usage_error(error: TyperException) -> None:
+    """An unknown option or a missing argument, as Typer words it."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+    else:
+        session.terminal().fail(error, 2)
 
 
 def main() -> None:

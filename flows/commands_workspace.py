@@ -40,7 +40,8 @@ def validate(
     session = open_session(as_json=json)
     config.load_view(session.workspace, subject)
     photos.restore(session.workspace, subject, Dvc(session.workspace, env=session.env))
-    report = stage.inspect(StageContext(session.workspace, env=session.env), subject).report
+    with stage.inspected(StageContext(session.workspace, env=session.env), subject) as inspection:
+        report = inspection.report
     result = report.to_json()
     session.terminal.finish(result, lambda console: screens.show_gate(console, result))
     return 0 if report.accepted else DataError.exit_code
@@ -92,7 +93,7 @@ def preset_list(*, json: JsonOption = False) -> None:
     found = presets.list_all(session.workspace)
     session.terminal.finish(
         {"presets": found},
-        lambda console: [console.print(f"{name:<16} {text}") for name, text in found.items()],
+        lambda console: console.print("\n".join(f"{n:<16} {text}" for n, text in found.items())),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 from pathlib import Path
 
 from dreambooth_core import config, files
@@ -19,8 +20,8 @@ def pointer_of(instance_dir: Path) -> Path:
 def restore(workspace: Workspace, subject: str, dvc: Dvc) -> bool:
     """Put a subject's photos in place when they are missing; True when something was done.
 
-    They come from DVC's cache, from its remote, or from the shipped examples. Raises DataError
-    when they are nowhere.
+    They come from the shipped examples, DVC's cache or its remote. Raises DataError when they are
+    nowhere.
     """
     folder = workspace.resolve(config.load_view(workspace, subject).subject.instance_dir)
     if folder.is_dir():
@@ -33,7 +34,7 @@ def restore(workspace: Workspace, subject: str, dvc: Dvc) -> bool:
             hint="put 3 to 6 photos there, or use `dreambooth subject add`",
         )
     target = pointer.relative_to(workspace.root).as_posix()
-    if dvc.fetch(target) or _copy_example(workspace, folder, target, dvc):
+    if _copy_example(workspace, folder, pointer) or dvc.fetch(target):
         return True
     raise DataError(
         f"the photos of {subject} are neither here, nor in DVC's cache, nor in its remote",
@@ -41,15 +42,26 @@ def restore(workspace: Workspace, subject: str, dvc: Dvc) -> bool:
     )
 
 
-def _copy_example(workspace: Workspace, folder: Path, target: str, dvc: Dvc) -> bool:
-    """Copy the shipped example of that name, if its bytes are those that the .dvc file names."""
-    example = workspace.root / "examples" / folder.name
-    if not example.is_dir():
-        return False
-    with files.atomic_dir(folder) as aside:
-        files.copy_tree(example, aside)
-    if dvc.status([target]):
-        shutil.rmtree(folder)
-        return False
-    dvc.commit(target)  # into DVC's cache, so that a push finds them
-    return True
+def _copy_example(workspace: Workspace, folder: Path, pointer: Path) -> bool:
+    """Copy the shipped example whose bytes are those that the .dvc file names."""
+    wanted = config.read_yaml(pointer)["outs"][0]["md5"]
+    for example in sorted((workspace.root / "examples").glob("*/")):
+        if dvc_md5(example) == wanted:
+            with files.atomic_dir(folder) as aside:
+                files.copy_tree(example, aside)
+            return True
+    return False
+
+
+def dvc_md5(folder: Path) -> str:
+    """The name that DVC gives to a folder's content (md5 of its sorted list of files)."""
+    entries = [
+        {
+            "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),
+            "relpath": path.relative_to(folder).as_posix(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    text = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"

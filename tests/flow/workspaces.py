@@ -1,0 +1,114 @@
+"""A whole workspace on tiny models: git, DVC, settings, photos; a run takes seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from dreambooth_core.workspace import Workspace
+from tests import tiny_models
+
+REPOSITORY = Path(__file__).parents[2]
+SUBJECT = "mug"
+
+_TINY: dict[str, dict[str, Any]] = {
+    "data": {"min_side": 64},
+    "prior": {"num_class_images": 4, "num_inference_steps": 1, "sample_batch_size": 4},
+    "train": {"max_train_steps": 4, "checkpointing_steps": 2, "train_batch_size": 1},
+    "evaluate": {"num_inference_steps": 1, "num_class_prompt_images": 4, "bootstrap_samples": 50},
+}
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The environment of every process in a workspace: nothing of the user's leaks in."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "GIT_"))}
+    own = str(Path(sys.executable).parent)
+    return {
+        **kept,
+        "PATH": f"{own}:{kept.get('PATH', '')}",
+        "PYTHONPATH": str(REPOSITORY),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
+        "PREFECT_HOME": str(root / ".prefect"),
+    }
+
+
+def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
+    """A checkout with tiny models in assets/, photos of each subject, and one commit."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, root / name)
+    for name in (".dvc/config", ".dvc/.gitignore"):
+        (root / ".dvc").mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    shutil.copytree(REPOSITORY / "infra" / "local", root / "infra" / "local")
+    tiny_models.build_tiny_sd(root / "assets" / "pocket-sd")
+    tiny_models.build_tiny_clip(root / "assets" / "pocket-clip")
+    tiny_models.build_tiny_dino(root / "assets" / "pocket-dino")
+    write_settings(root, subjects)
+    for subject in subjects:
+        tiny_models.build_photos(root / "data" / "instance" / subject)
+    run_in(root, "git", "init", "--quiet")
+    for subject in subjects:
+        run_in(root, sys.executable, "-m", "dvc", "add", "--quiet", f"data/instance/{subject}")
+    run_in(root, "git", "add", ".gitignore", "*.yaml", "*.dvc", ".dvc")
+    run_in(
+        root,
+        *("git", "-c", "user.name=t", "-c", "user.email=t@example.org"),
+        *("commit", "--quiet", "-m", "start"),
+    )
+    return Workspace(root)
+
+
+def write_settings(root: Path, subjects: tuple[str, ...]) -> None:
+    """The shipped settings, made small."""
+    yaml = YAML()
+    settings = yaml.load((REPOSITORY / "params.yaml").read_text())
+    for section, fields in _TINY.items():
+        settings[section].update(fields)
+    settings["compute"]["device"] = "cpu"
+    settings["subjects"] = {
+        subject: {
+            "instance_dir": f"data/instance/{subject}",
+            "identifier": "sks",
+            "class_noun": "mug",
+            "prompts": None,
+            "overrides": {},
+        }
+        for subject in subjects
+    }
+    with (root / "params.yaml").open("w") as stream:
+        yaml.dump(settings, stream)
+
+
+def change(root: Path, key: str, value: Any) -> None:
+    """Set one key of params.yaml, such as `train.learning_rate`."""
+    yaml = YAML()
+    settings = yaml.load((root / "params.yaml").read_text())
+    place = settings
+    *path, last = key.split(".")
+    for part in path:
+        place = place[part]
+    place[last] = value
+    with (root / "params.yaml").open("w") as stream:
+        yaml.dump(settings, stream)
+
+
+def run_in(root: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program in a workspace; with its output in the error when it fails."""
+    done = subprocess.run(
+        command, cwd=root, env=environment(root), capture_output=True, text=True, check=False
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def dvc(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run DVC in a workspace."""
+    return run_in(root, sys.executable, "-m", "dvc", *arguments, check=check)
