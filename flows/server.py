@@ -19,7 +19,7 @@ from pathlib import Path
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import Workspace
 
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.1
 
