@@ -65,6 +65,7 @@ def find_base_model(settings: BaseModelSettings, root: Path) -> ModelSource:
         settings.pretrained_model_name_or_path,
         root,
         revision=settings.revision,
+        variant=settings.variant,
         patterns=source.PIPELINE_PATTERNS,
     )
 
@@ -79,7 +80,10 @@ def resolve_base_model(
     found = find_base_model(settings, root)
     pipeline_family(found.folder)
     sha256 = source.content_sha256(
-        found.folder, patterns=source.PIPELINE_PATTERNS, hash_cache=hash_cache
+        found.folder,
+        patterns=source.PIPELINE_PATTERNS,
+        variant=settings.variant,
+        hash_cache=hash_cache,
     )
     name = Path(settings.pretrained_model_name_or_path)
     shown = name.name if name.is_absolute() else name.as_posix()  # records hold no machine paths

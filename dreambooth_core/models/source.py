@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 """The same for a single model with its processor (a scorer)."""
 
 _SETTLED_S = 2.0
+_VARIANT = re.compile(r"\.([A-Za-z0-9_]+)(-\d{5}-of-\d{5})?\.safetensors$")
+_ANY_VARIANT = "*.*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,17 @@ class ModelSource:
 
 
 def find_model(
-    name: str, root: Path, *, revision: str | None = None, patterns: Sequence[str]
+    name: str,
+    root: Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    patterns: Sequence[str],
 ) -> ModelSource:
     """The folder of a model given by path (relative to `root`) or hub id.
 
-    A hub id is downloaded unless it is in the local hub cache. Raises SettingsError with what was
+    A hub id is downloaded unless it is in the local hub cache; without a `variant`, weights of
+    variants (fp16, non_ema) stay where they are. Raises SettingsError with what was
     looked for.
     """
     folder = root / name
@@ -61,7 +70,8 @@ def find_model(
             got=f"no folder {folder}",
             allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
         )
-    return _from_hub(name, revision=revision, patterns=patterns)
+    skipped = () if variant else (_ANY_VARIANT,)
+    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
 
 
 def _looks_like_hub_id(name: str, root: Path) -> bool:
@@ -71,12 +81,16 @@ def _looks_like_hub_id(name: str, root: Path) -> bool:
     return spelled and not (len(parts) == 2 and (root / parts[0]).is_dir())
 
 
-def _from_hub(name: str, *, revision: str | None, patterns: Sequence[str]) -> ModelSource:
+def _from_hub(
+    name: str, *, revision: str | None, patterns: Sequence[str], skipped: Sequence[str]
+) -> ModelSource:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(skipped)
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         what = name if revision is None else f"{name} at revision {revision}"
         raise SettingsError(
@@ -85,7 +99,7 @@ def _from_hub(name: str, *, revision: str | None, patterns: Sequence[str]) -> Mo
             hint="check the spelling and the network, accept the model's licence and log in with "
             "`hf auth login`, or give the folder of a saved model",
         ) from None
-    return ModelSource(folder=folder, commit=folder.name)
+    return ModelSource(folder=Path(folder), commit=Path(folder).name)
 
 
 def matching_files(folder: Path, patterns: Iterable[str]) -> list[str]:
@@ -100,13 +114,36 @@ def _fits(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
-def content_sha256(folder: Path, *, patterns: Iterable[str], hash_cache: Path) -> str:
+def of_variant(names: Sequence[str], variant: str | None) -> list[str]:
+    """The names without the weights that loading `variant` would not read.
+
+    In each folder those are the variant's own weights where there are any, else the plain ones. So
+    the identity of a model does not change when another variant is downloaded beside it.
+    """
+    weights = [name for name in names if name.endswith(".safetensors")]
+    have = {Path(name).parent for name in weights if variant and _variant_of(name) == variant}
+
+    def is_read(name: str) -> bool:
+        wanted = variant if Path(name).parent in have else None
+        return name not in weights or _variant_of(name) == wanted
+
+    return [name for name in names if is_read(name)]
+
+
+def _variant_of(name: str) -> str | None:
+    found = _VARIANT.search(Path(name).name)
+    return found.group(1) if found else None
+
+
+def content_sha256(
+    folder: Path, *, patterns: Iterable[str], variant: str | None = None, hash_cache: Path
+) -> str:
     """One sha256 over names and contents of the matching files.
 
     Hashes of unchanged files are remembered in `hash_cache`. Raises SettingsError for a folder
     without a single weight file.
     """
-    names = matching_files(folder, patterns)
+    names = of_variant(matching_files(folder, patterns), variant)
     if not any(name.endswith(".safetensors") for name in names):
         raise SettingsError(
             f"{folder} holds no weights that can be used",

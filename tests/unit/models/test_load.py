@@ -77,6 +77,33 @@ def test_files_that_are_not_loaded_do_not_count(copy: Path, tmp_path: Path) -> N
     assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
 
 
+def test_a_variant_downloaded_beside_does_not_change_the_identity(
+    copy: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "hashes.json"
+    plain = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    half = weights.with_name("diffusion_pytorch_model.fp16.safetensors")
+    half.write_bytes(weights.read_bytes() + b" ")
+    assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == plain
+    settings = base("assets/sd", variant="fp16")
+    fp16 = load.resolve_base_model(settings, tmp_path, hash_cache=cache)
+    assert fp16.sha256 != plain.sha256
+    weights.unlink()
+    assert load.resolve_base_model(settings, tmp_path, hash_cache=cache) == fp16
+
+
+def test_variants_are_told_from_the_file_names() -> None:
+    names = [
+        "unet/config.json", "unet/m.safetensors", "unet/m.fp16.safetensors",
+        "unet/m.non_ema.safetensors", "vae/m-00001-of-00002.safetensors",
+        "vae/m-00002-of-00002.safetensors",
+    ]  # fmt: skip
+    assert source.of_variant(names, None) == [*names[:2], *names[4:]]
+    assert source.of_variant(names, "fp16") == [names[0], names[2], *names[4:]]
+    assert source.of_variant(["unet/m.fp16-00001-of-00002.safetensors"], None) == []
+
+
 def test_a_damaged_hash_cache_is_only_forgotten(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "hashes.json"
     first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
@@ -151,6 +178,11 @@ def test_components_are_those_of_the_pipeline_to_the_bit(tiny_sd: Path) -> None:
 def test_weights_lie_in_aligned_memory(tiny_sd: Path) -> None:
     unet = load.load_component("unet", base(tiny_sd), tiny_sd, device=CPU)
     assert {p.data_ptr() % 64 for p in unet.parameters()} == {0}
+
+
+def test_the_sampler_is_named_by_its_class(tiny_sd: Path, tiny_sd_v: Path) -> None:
+    assert load.sampler_name(base(tiny_sd), tiny_sd) == "PNDMScheduler"
+    assert load.sampler_name(base(tiny_sd_v), tiny_sd_v) == "DPMSolverMultistepScheduler"
 
 
 def test_v_prediction_reaches_the_noise_schedule(tiny_sd_v: Path) -> None:

@@ -81,6 +81,13 @@ def test_base_comes_back_to_the_bit_after_a_checkpoint(
         assert torch.equal(tensor, state[name]), name
 
 
+def test_no_checkpoint_means_the_base_model(base: BaseModelSettings, tmp_path: Path) -> None:
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    before = picture(pipe)
+    with weights.applied(pipe, tmp_path / "nowhere", None):
+        assert picture(pipe) == before
+
+
 def test_base_comes_back_when_the_work_inside_fails(
     base: BaseModelSettings, trained: tuple[Path, Checkpoint], tmp_path: Path
 ) -> None:
