@@ -12,10 +12,13 @@ from typing import Any
 from dreambooth_core import config, files, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import BaseModelIdentity
+from dreambooth_core.records import BaseModelIdentity, Evaluation, ScoreRow, Scores
 from dreambooth_core.workspace import Workspace
 
 PUBLISH_TIMEOUT_S = 120.0
+
+VERDICT = "verdict.json"
+"""Name of the last verdict, in the workspace's verdict folder."""
 
 logger = logging.getLogger("dreambooth")
 
@@ -72,6 +75,23 @@ def machine(view: SubjectView) -> list[str | int]:
     from dreambooth_core.models import load
 
     return [load.pick_device(view.compute).type, view.compute.num_threads]
+
+
+def settings_that_count(view: SubjectView) -> dict[str, Any]:
+    """The settings that made the result, for the page, MLflow's params and a version's tags."""
+    sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
+    dumped = view.model_dump(mode="json", by_alias=True)
+    return {section: dumped[section] for section in sections}
+
+
+def table_of(evaluation: Evaluation) -> Scores:
+    """The rows without their samples, as `scores.json` holds them (C6)."""
+    kept = set(ScoreRow.model_fields)
+    return Scores(
+        harness=evaluation.harness,
+        text_range=evaluation.text_range,
+        rows=tuple(ScoreRow(**row.model_dump(include=kept)) for row in evaluation.rows),
+    )
 
 
 def run_name(method: str, training_fingerprint: str) -> str:

@@ -26,10 +26,8 @@ from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.stages import evaluate
-from dreambooth_core.stages.common import StageContext, hash_cache
+from dreambooth_core.stages.common import VERDICT, StageContext, hash_cache
 from dreambooth_core.stages.register import registered, tracking_of
-
-VERDICT = "verdict.json"
 
 
 def run(context: StageContext, subject: str) -> Verdict:

@@ -6,7 +6,6 @@ finds in the score store, and publishes.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
@@ -31,12 +30,11 @@ from dreambooth_core.records import (
     CheckpointScore,
     Evaluation,
     Manifest,
-    ScoreRow,
-    Scores,
     TrainingRun,
 )
 from dreambooth_core.report import grid
-from dreambooth_core.stages.common import StageContext, hash_cache, publishing
+from dreambooth_core.stages.common import StageContext, hash_cache, publishing, table_of
+from dreambooth_core.stages.report import row_folder
 from dreambooth_core.workspace import Workspace
 
 CURVES = ("clip_t", "clip_i", "dino", "pres", "div")
@@ -84,7 +82,7 @@ class Session:
     identity: BaseModelIdentity
     device: torch.device
     num_threads: int
-    resident: Callable[[], tuple[StableDiffusionPipeline, weights.BaseState]]
+    pipeline: Callable[[], StableDiffusionPipeline]
 
     def model_sha256(self, checkpoint_sha256: str | None, *, base_sha256: str | None = None) -> str:
         """Everything about a model and a machine that makes its images what they are."""
@@ -99,12 +97,8 @@ class Session:
         own_sha256 = checkpoint.sha256 if checkpoint else None
 
         def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-            pipe, base_state = self.resident()
-            with (
-                weights.apply_checkpoint(pipe, base_state, folder, checkpoint)
-                if checkpoint
-                else contextlib.nullcontext()
-            ):
+            pipe = self.pipeline()
+            with weights.applied(pipe, folder, checkpoint):
                 return sampling.sample(
                     pipe,
                     prompts=prompts,
@@ -177,16 +171,10 @@ def _session(workspace: Workspace, view_json: str, photos: Path, manifest: Manif
         identity=identity,
         device=device,
         num_threads=view.compute.num_threads,
-        resident=functools.cache(lambda: _load_resident(view, workspace, device)),
+        pipeline=functools.cache(
+            lambda: load.load_pipeline(view.base_model, workspace.root, device=device)
+        ),
     )
-
-
-def _load_resident(
-    view: SubjectView, workspace: Workspace, device: torch.device
-) -> tuple[StableDiffusionPipeline, weights.BaseState]:
-    """The pipeline that weights are swapped into, and the weights that it came with."""
-    pipe = load.load_pipeline(view.base_model, workspace.root, device=device)
-    return pipe, weights.take_base_state(pipe)
 
 
 def _training_run(workspace: Workspace, subject: str) -> TrainingRun:
@@ -195,16 +183,6 @@ def _training_run(workspace: Workspace, subject: str) -> TrainingRun:
 
 def _checkpoint(workspace: Workspace, subject: str, name: str) -> Checkpoint:
     return next(c for c in _training_run(workspace, subject).checkpoints if c.name == name)
-
-
-def table_of(evaluation: Evaluation) -> Scores:
-    """The rows without their samples, as `scores.json` holds them (C6)."""
-    kept = set(ScoreRow.model_fields)
-    return Scores(
-        harness=evaluation.harness,
-        text_range=evaluation.text_range,
-        rows=tuple(ScoreRow(**row.model_dump(include=kept)) for row in evaluation.rows),
-    )
 
 
 def _curves(rows: Sequence[CheckpointScore]) -> str:
@@ -225,7 +203,7 @@ def _write_pictures(session: Session, evaluation: Evaluation, out: Path) -> None
     columns: dict[str, list[Path]] = {}
     for row in run_rows:
         paths = session.images(row.checkpoint_sha256)
-        folder = out / "images" / row.name.replace(" ", "-")
+        folder = out / "images" / row_folder(row.name)
         folder.mkdir(parents=True)
         for index, path in enumerate((*paths.suite, *paths.class_prompt)):
             shutil.copyfile(path, folder / f"{index:03d}.png")

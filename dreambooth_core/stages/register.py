@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-from dreambooth_core import config
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import RegistryError, StageError
 from dreambooth_core.models import load, weights
@@ -15,7 +12,6 @@ from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
     Evaluation,
-    Manifest,
     ModelVersion,
     RegisteredVersion,
     Scores,
@@ -26,9 +22,15 @@ from dreambooth_core.registry import aliases, logged_models, parity, runs, versi
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.report import card
-from dreambooth_core.stages import evaluate, validate
-from dreambooth_core.stages.common import StageContext, fingerprint, publishing, run_name
-from dreambooth_core.workspace import STAGES
+from dreambooth_core.stages import evaluate, lineage
+from dreambooth_core.stages.common import (
+    StageContext,
+    fingerprint,
+    publishing,
+    run_name,
+    settings_that_count,
+    table_of,
+)
 
 PARITY_BLOCKS = 1
 """Sampling blocks that the parity check draws again: the first ones of the suite."""
@@ -137,13 +139,13 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
         fingerprint=training.fingerprint,
         name=run_name(training.method, training.fingerprint),
     )
-    runs.log_params(tracking, run_ref, settings_for_tracking(view))
+    runs.log_params(tracking, run_ref, settings_that_count(view))
     runs.log_dataset(
         tracking,
         run_ref,
         name=subject,
         folder=str(workspace.stage_dir(subject, "validate")),
-        sha256=_data_sha256(context, subject),
+        sha256=lineage.data_sha256(workspace, subject),
         context="instance",
     )
     evaluated = workspace.stage_dir(subject, "evaluate")
@@ -158,18 +160,6 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
     selection, _ = selected(context, subject)
     logged_models.record_selection(tracking, run_ref, selection=selection, scores=scores)
     return run_ref
-
-
-def settings_for_tracking(view: SubjectView) -> Mapping[str, object]:
-    """The settings that made the result, as MLflow params and tags show them."""
-    sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
-    dumped = view.model_dump(mode="json", by_alias=True)
-    return {section: dumped[section] for section in sections}
-
-
-def _data_sha256(context: StageContext, subject: str) -> str:
-    photos = Manifest.read(context.workspace.stage_dir(subject, "validate"))
-    return validate.images_digest(photos)
 
 
 def _candidate(
@@ -187,7 +177,7 @@ def _candidate(
         checkpoint=checkpoint,
         out=export,
     )
-    scores = evaluate.table_of(evaluation)
+    scores = table_of(evaluation)
     return versions.Candidate(
         record=version,
         checkpoint=checkpoint,
@@ -196,7 +186,19 @@ def _candidate(
         export=export,
         serving=_serving(view, context, training.base_model),
         lineage=lineage_of(context, view, training.base_model),
-        card=card.model_card(view=view, scores=scores, selection=selection, training=training),
+        card=card.render_card(
+            card.CardContent(
+                model_name=view.model_name,
+                subject=subject,
+                identifier=view.subject.identifier,
+                class_noun=view.subject.class_noun,
+                base_model=training.base_model,
+                method=training.method,
+                scores=scores,
+                selection=selection,
+                lineage=lineage.lineage_names(workspace, subject, training),
+            )
+        ),
     )
 
 
@@ -220,38 +222,12 @@ def lineage_of(
 ) -> versions.Lineage:
     """Where a version comes from: enough to make it again."""
     return versions.Lineage(
-        settings=settings_for_tracking(view),
-        data_sha256=_data_sha256(context, view.name),
+        settings=settings_that_count(view),
+        data_sha256=lineage.data_sha256(context.workspace, view.name),
         base_model=identity,
-        dvc_hashes=dvc_hashes(context, view.name),
-        git_commit=_git_commit(context.workspace.root),
+        dvc_hashes=lineage.dvc_hashes(context.workspace.root, view.name),
+        git_commit=lineage.git_commit(context.workspace.root),
     )
-
-
-def dvc_hashes(context: StageContext, subject: str) -> dict[str, str]:
-    """The hash of each published folder as `dvc.lock` has it; stages not yet committed lack it."""
-    path = context.workspace.root / "dvc.lock"
-    if not path.is_file():
-        return {}
-    locked = (config.read_yaml(path) or {}).get("stages", {})
-    found: dict[str, str] = {}
-    for stage in STAGES:
-        for out in locked.get(f"{stage}@{subject}", {}).get("outs", ()):
-            if out.get("path") == f"work/{subject}/{stage}" and "md5" in out:
-                found[stage] = out["md5"]
-    return found
-
-
-def _git_commit(root: Path) -> str | None:
-    """The commit of the checkout, with a mark when files differ from it; None outside git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, check=True, timeout=30,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()
 
 
 def _check_parity(

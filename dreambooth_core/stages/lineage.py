@@ -1,0 +1,56 @@
+"""Lineage: the hashes of everything that a version was made from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from dreambooth_core import config
+from dreambooth_core.records import Manifest, TrainingRun
+from dreambooth_core.stages.validate import images_digest
+from dreambooth_core.workspace import STAGES, Workspace
+
+
+def data_sha256(workspace: Workspace, subject: str) -> str:
+    """One sha256 for the accepted photos."""
+    return images_digest(Manifest.read(workspace.stage_dir(subject, "validate")))
+
+
+def dvc_hashes(root: Path, subject: str) -> dict[str, str]:
+    """The hash of each published folder as `dvc.lock` has it; stages not yet committed lack it."""
+    path = root / "dvc.lock"
+    if not path.is_file():
+        return {}
+    locked = (config.read_yaml(path) or {}).get("stages", {})
+    found: dict[str, str] = {}
+    for stage in STAGES:
+        for out in locked.get(f"{stage}@{subject}", {}).get("outs", ()):
+            if out.get("path") == f"work/{subject}/{stage}" and "md5" in out:
+                found[stage] = out["md5"]
+    return found
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of the checkout, with a mark when files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        described = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def lineage_names(workspace: Workspace, subject: str, training: TrainingRun) -> dict[str, str]:
+    """Lineage as names with hashes, in order, for the page and the model card."""
+    base = training.base_model
+    names = {
+        f"base model {base.name}": base.sha256,
+        "photos": data_sha256(workspace, subject),
+        "training": training.fingerprint,
+    }
+    if base.revision:
+        names["base model commit"] = base.revision
+    commit = git_commit(workspace.root)
+    return names | ({"code (git)": commit} if commit else {})

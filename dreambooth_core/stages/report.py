@@ -1,0 +1,107 @@
+"""The report: everything about a subject's last run on one page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.config import SubjectView
+from dreambooth_core.errors import RegistryError
+from dreambooth_core.evaluation import selection as selection_rule
+from dreambooth_core.records import (
+    Evaluation,
+    GateReport,
+    LatentCache,
+    Manifest,
+    ModelVersion,
+    RegisteredVersion,
+    Selection,
+    TrainingRun,
+    Verdict,
+)
+from dreambooth_core.report import page
+from dreambooth_core.stages.common import VERDICT, StageContext, settings_that_count, table_of
+from dreambooth_core.stages.lineage import lineage_names
+from dreambooth_core.workspace import Workspace
+
+
+def run(context: StageContext, subject: str) -> Path:
+    """Write the page from what is published and the last verdict; returns its path."""
+    view, workspace = context.view(subject), context.workspace
+    evaluation = Evaluation.read(workspace.stage_dir(subject, "evaluate"))
+    scores = table_of(evaluation)
+    gate_dir = workspace.stage_dir(subject, "validate")
+    limits = selection_rule.limits_of(scores, view.select)
+    content = page.PageContent(
+        subject=subject,
+        identifier=view.subject.identifier,
+        class_noun=view.subject.class_noun,
+        gate=_gate_report(workspace, subject),
+        photos=[gate_dir / image.file for image in Manifest.read(gate_dir).images],
+        scores=scores,
+        images=_images(workspace, subject, evaluation),
+        selection=Selection.read(workspace.stage_dir(subject, "select")),
+        registered=_registered(context, subject),
+        verdict=Verdict.read_if_there(workspace.verdict_dir(subject), VERDICT),
+        losses=_losses(workspace.stage_dir(subject, "train") / "metrics.csv"),
+        limits={"clip_t": limits.min_clip_t, "pres": limits.max_pres},
+        settings=settings_that_count(view),
+        lineage=_lineage(context, view),
+    )
+    path = workspace.report_page(subject)
+    page.write_page(path, content)
+    return path
+
+
+def _gate_report(workspace: Workspace, subject: str) -> GateReport:
+    """The gate's report, with what later stages had to warn about."""
+    report = GateReport.read(workspace.stage_dir(subject, "validate"), "report.json")
+    class_ = Manifest.read(workspace.stage_dir(subject, "class-images"))
+    cache = LatentCache.read(workspace.stage_dir(subject, "cache"))
+    warnings = (*report.warnings, *class_.warnings, *cache.warnings)
+    return report.model_copy(update={"warnings": warnings})
+
+
+def _images(workspace: Workspace, subject: str, evaluation: Evaluation) -> dict[str, list[Path]]:
+    """Every sampled row's suite images, as the evaluate stage published them."""
+    folder = workspace.stage_dir(subject, "evaluate") / "images"
+    return {
+        row.name: [folder / row_folder(row.name) / f"{i:03d}.png" for i in range(row.n)]
+        for row in evaluation.rows
+        if row.step is not None
+    }
+
+
+def row_folder(name: str) -> str:
+    """The folder of a row's pictures."""
+    return name.replace(" ", "-")
+
+
+def _registered(context: StageContext, subject: str) -> RegisteredVersion | None:
+    """The registry's version, or None where nothing is registered or nobody answers."""
+    from dreambooth_core.stages import register  # MLflow takes seconds to import
+
+    if context.experiment:
+        return None
+    try:
+        return register.registered(context, subject)
+    except RegistryError:
+        return None
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    with path.open(encoding="utf-8", newline="") as table:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(table)]
+
+
+def _lineage(context: StageContext, view: SubjectView) -> Mapping[str, str]:
+    """Names and hashes of everything the chosen checkpoint was made from."""
+    workspace, subject = context.workspace, view.name
+    training = TrainingRun.read(workspace.stage_dir(subject, "train"))
+    version = ModelVersion.read_if_there(workspace.stage_dir(subject, "register"))
+    names = lineage_names(workspace, subject, training)
+    if version is not None:
+        names |= {"version fingerprint": version.fingerprint, "checkpoint": version.sha256}
+    return names | {"settings": files.digest_of(settings_that_count(view))}
