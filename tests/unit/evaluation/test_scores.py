@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from dreambooth_core.evaluation.publish import make_evaluation, scores_of
 from dreambooth_core.evaluation.scores import (
     Bootstrap,
     Evaluator,
@@ -157,16 +156,3 @@ def test_real_compares_photos_with_each_other_and_never_with_themselves() -> Non
 def test_a_single_photo_has_no_score_against_itself() -> None:
     real = score_real(evaluator(clip_photos=at(0), dino_photos=at(0)))
     assert (real.n, real.clip_i, real.dino) == (1, None, None)
-
-
-def test_scores_json_has_step_0_first_then_steps_then_real_and_no_samples() -> None:
-    rows = [
-        score_real(BENCH),
-        row().model_copy(update={"name": "checkpoint-200", "step": 200}),
-        row(),
-        row().model_copy(update={"name": "step 0", "step": 0, "text_range": 0.123}),
-    ]
-    table = scores_of(make_evaluation(BENCH.harness, rows))
-    assert [r.name for r in table.rows] == ["step 0", "checkpoint-100", "checkpoint-200", "real"]
-    assert table.text_range == 0.123
-    assert "images" not in table.to_json()["rows"][0]  # type: ignore[index]

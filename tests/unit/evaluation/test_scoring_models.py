@@ -15,7 +15,6 @@ from PIL import Image
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, Stopped
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
-from dreambooth_core.evaluation.publish import image_names, make_evaluation, publish_evaluation
 from dreambooth_core.evaluation.scores import (
     Bootstrap,
     Evaluator,
@@ -265,40 +264,3 @@ def test_other_weights_get_their_own_images(evaluator: Evaluator) -> None:
     row = score_checkpoint(evaluator, model=base, sampler=painter)
     assert painter.painted == 2 * NUM_IMAGES
     assert row.checkpoint_sha256 is None
-
-
-# ---- publishing ---------------------------------------------------------------------------------
-
-
-def publish(evaluator: Evaluator, out: Path) -> None:
-    base = ScoredModel(name="step 0", step=0, sha256="cd" * 32)
-    rows = [score_checkpoint(evaluator, model=m, sampler=Painter()) for m in (base, MODEL)]
-    publish_evaluation(
-        out,
-        evaluation=make_evaluation(evaluator.harness, [*rows, score_real(evaluator)]),
-        images={m.name: row_images(evaluator, m.sha256) for m in (base, MODEL)},
-        draw_grid=lambda path: files.write_bytes(path, b"grid"),
-    )
-
-
-def test_the_published_folder_holds_every_image_table_and_record(
-    evaluator: Evaluator, tmp_path: Path
-) -> None:
-    publish(evaluator, tmp_path / "out")
-    names = set(files.tree_hashes(tmp_path / "out"))
-    assert {"record.json", "scores.json", "curves.csv", "grid.png"} < names
-    assert "images/step-0/07-03.png" in names
-    assert "images/checkpoint-100/class-15.png" in names
-    assert len(names) == 4 + 2 * NUM_IMAGES
-    assert len(image_names(evaluator.harness)) == NUM_IMAGES
-    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["step 0", "checkpoint-100", "real"]
-    header, *lines = (tmp_path / "out" / "curves.csv").read_text().splitlines()
-    assert header == "step,clip_t,clip_i,dino,pres,div"
-    assert [line.split(",")[0] for line in lines] == ["0", "100"]
-
-
-def test_publishing_twice_gives_the_same_bytes(evaluator: Evaluator, tmp_path: Path) -> None:
-    publish(evaluator, tmp_path / "one")
-    publish(evaluator, tmp_path / "two")
-    assert files.tree_hashes(tmp_path / "one") == files.tree_hashes(tmp_path / "two")
