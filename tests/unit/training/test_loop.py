@@ -1,0 +1,225 @@
+"""What a run checks, tells and publishes."""
+
+import csv
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dreambooth_core import files
+from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.models.load import load_component
+from dreambooth_core.records import Checkpoint, TrainingRun
+from dreambooth_core.training import resume
+from dreambooth_core.training.checks import Motion
+from dreambooth_core.training.published import finished_run
+from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.trainer import build_optimizer
+from tests.unit.training import tiny
+
+CPU = torch.device("cpu")
+
+
+def test_a_full_checkpoint_loads_as_the_seed_document_shows_and_has_moved(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd)
+    tiny.train(job)
+    run = TrainingRun.read(job.out_dir)
+    assert [c.step for c in run.checkpoints] == [3, 6]
+    unet = UNet2DConditionModel.from_pretrained(job.out_dir / "checkpoint-6" / "unet")
+    base = load_component("unet", job.base_model, tmp_path, device=CPU)
+    moved = (unet.conv_in.weight - base.conv_in.weight).abs().max().item()
+    assert 1e-3 < moved < 1e-2  # about six updates of AdamW at rate 1e-3
+    text = "".join(p.read_text() for p in job.out_dir.rglob("*.json"))
+    assert str(tmp_path) not in text
+
+
+def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
+    tiny.train(job)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.load_lora_weights(job.out_dir / "checkpoint-6")
+    trained = load_trainee(job, device=CPU)
+    record = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    assert record is not None
+    for name, value in resume.load_state(job.resume_dir, record).weights.items():
+        trained.trainable[name].data.copy_(value)
+    inputs = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.ones(1, 5, 32)
+    with torch.inference_mode():
+        expected = trained.unet.eval()(inputs, 10, text).sample
+        loaded = pipe.unet(inputs, 10, text).sample
+    assert torch.allclose(loaded, expected, atol=1e-6)
+
+
+def test_metrics_have_a_row_per_step_and_the_sink_gets_each_interval(tmp_path, tiny_sd):
+    job, sink = tiny.make_job(tmp_path, tiny_sd), tiny.ListSink()
+    tiny.train(job, sink=sink)
+    rows = list(csv.DictReader((job.out_dir / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    for row in rows:
+        parts = float(row["loss_instance"]) + float(row["loss_class"])
+        assert float(row["loss"]) == pytest.approx(parts, rel=1e-6)
+    assert [step for step, _ in sink.kept] == [2, 4, 6]
+    mean = (float(rows[0]["loss"]) + float(rows[1]["loss"])) / 2
+    assert sink.kept[0][1]["loss"] == pytest.approx(mean)
+    assert sink.status == "FINISHED"
+
+
+def test_without_a_prior_the_class_loss_is_an_empty_cell(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, prior=None, max_train_steps=1)
+    tiny.train(job)
+    (row,) = csv.DictReader((job.out_dir / "metrics.csv").open())
+    assert row["loss_class"] == ""
+    assert row["loss"] == row["loss_instance"]
+
+
+def test_accumulated_micro_steps_equal_one_batch_of_their_rows(tmp_path, tiny_sd):
+    one = tiny.make_job(tmp_path, tiny_sd, name="one", train_batch_size=4, max_train_steps=3)
+    two = tiny.make_job(
+        tmp_path,
+        tiny_sd,
+        name="two",
+        train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_train_steps=3,
+    )
+    tiny.train(one)
+    tiny.train(two)
+    tables = [list(csv.DictReader((job.out_dir / "metrics.csv").open())) for job in (one, two)]
+    for first, second in zip(*tables, strict=True):
+        for column in ("loss", "grad_norm"):
+            assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-5)
+
+
+def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2)
+
+    def poisoned(positions):
+        batch = tiny.rows_at(positions)
+        if positions[0] == 6:  # the fourth update, with two rows a step
+            batch.latents_BCHW[1] = torch.nan
+        return batch
+
+    sink = tiny.ListSink()
+    with pytest.raises(StageError, match=r"step 4 has a non-finite loss") as caught:
+        tiny.train(job, rows=poisoned, sink=sink)
+    assert "instance/3.png at timestep" in str(caught.value)
+    assert "class" not in str(caught.value).split("images:")[1].split(";")[0]
+    assert sink.status == "FAILED"
+    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    assert state is not None
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad, tmp_path, tiny_sd):
+    from accelerate import Accelerator
+
+    from dreambooth_core.training.trainer import Trainer, UpdateReport
+
+    job = tiny.make_job(tmp_path, tiny_sd)
+    trainee = load_trainee(job, device=CPU)
+    trainer = Trainer(
+        trainee,
+        accelerator=Accelerator(cpu=True),
+        settings=job.train,
+        rows_at=tiny.open_rows(job),
+        state=None,
+    )
+    trainer.apply(trainer.accumulate(0, stop=False))
+    trainer.clear_gradients()
+    before = trainer.state(1, metrics="")
+    kept = {name: value.clone() for name, value in (before.weights | before.optimizer).items()}
+    report = trainer.accumulate(1, stop=False)
+    values = report.values.clone()
+    values[0 if bad == "loss" else 4] = torch.nan
+    trainer.apply(UpdateReport(report.step, values, report.learning_rate, report.micro_steps))
+    after = trainer.state(1, metrics="")
+    now = after.weights | after.optimizer
+    assert all(torch.equal(now[name], value) for name, value in kept.items())
+
+
+def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
+    trainee = load_trainee(job, device=CPU)
+    for parameter in trainee.trainable.values():
+        parameter.grad = torch.ones_like(parameter)
+    motion = Motion.before(trainee, epsilon=1e-8)
+    build_optimizer(trainee, job.train).step()
+    motion.verify(trainee)
+    with torch.no_grad():
+        trainee.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(StageError, match=r"frozen parameters were changed.*conv_in\.weight"):
+        motion.verify(trainee)
+
+
+def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd)
+    trainee = load_trainee(job, device=CPU)
+    for parameter in trainee.trainable.values():
+        parameter.grad = torch.ones_like(parameter)
+    motion = Motion.before(trainee, epsilon=1e-8)
+    with pytest.raises(StageError, match=r"not moved by the first update: conv_in\.weight"):
+        motion.verify(trainee)
+    trainee.trainable["conv_out.bias"].grad = None
+    motion = Motion.before(trainee, epsilon=1e-8)
+    build_optimizer(trainee, job.train).step()
+    with pytest.raises(StageError, match=r"got no gradient: conv_out\.bias"):
+        motion.verify(trainee)
+
+
+def test_a_rate_below_the_weights_last_bit_is_refused_at_the_first_step(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-12, adam_weight_decay=0.0)
+    with pytest.raises(StageError, match=r"raise train\.learning_rate"):
+        tiny.train(job)
+    assert not list(job.resume_dir.glob("step-*"))
+
+
+def test_gradient_clipping_bounds_the_step_and_the_table_shows_the_norm_before_it(
+    tmp_path, tiny_sd
+):
+    clipped = tiny.make_job(tmp_path, tiny_sd, name="clipped", max_train_steps=1)
+    free = tiny.make_job(tmp_path, tiny_sd, name="free", max_train_steps=1, max_grad_norm=None)
+    moments = []
+    for job in (clipped, free):
+        tiny.train(job)
+        record = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+        assert record is not None
+        tensors = resume.load_state(job.resume_dir, record).optimizer
+        moments.append(
+            sum(t.square().sum() for n, t in tensors.items() if n.endswith("|exp_avg")) ** 0.5
+        )
+    # the first moment after one update is (1 - beta1) times the gradient
+    (row,) = csv.DictReader((free.out_dir / "metrics.csv").open())
+    assert moments[0].item() == pytest.approx(0.1, rel=1e-4)
+    assert moments[1].item() == pytest.approx(0.1 * float(row["grad_norm"]), rel=1e-4)
+    assert float(row["grad_norm"]) > 1
+
+
+def test_v_prediction_of_the_base_models_scheduler_is_what_is_trained(tmp_path, tiny_sd_v):
+    job = tiny.make_job(tmp_path, tiny_sd_v, max_train_steps=1, snr_gamma=5.0)
+    assert load_trainee(job, device=CPU).loss.prediction_type == "v_prediction"
+    assert tiny.train(job).how == "done"
+
+
+def test_fp16_on_a_cpu_is_refused_with_the_way_out(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, mixed_precision="fp16")
+    with pytest.raises(SettingsError, match="needs a GPU.*set train.mixed_precision to bf16"):
+        tiny.train(job)
+
+
+def test_fewer_processes_than_asked_for_are_noticed(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, num_processes=2)
+    with pytest.raises(StageError, match="wrong number of processes; found: 1"):
+        tiny.train(job)
+
+
+def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=3)
+    tiny.train(job)
+    assert finished_run(job) is not None
+    checkpoint = Checkpoint.read(job.out_dir / "checkpoint-3")
+    assert files.digest_of(checkpoint.files) == checkpoint.sha256
+    config = job.out_dir / "checkpoint-3" / "unet" / "config.json"
+    files.write_text(config, config.read_text() + " ")
+    assert finished_run(job) is None
