@@ -183,8 +183,12 @@ def main(job_file: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    """Block until the parent closes the pipe (or dies), then end at once."""
-    sys.stdin.buffer.read()
+    """Block until the parent closes the pipe (or dies), then end at once.
+
+    The descriptor is read itself: a thread inside `sys.stdin` aborts the interpreter's shutdown.
+    """
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 

@@ -148,7 +148,7 @@ def _load(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
         base, revision = named["pretrained_model_name_or_path"], named["revision"]
     try:
         pipe = StableDiffusionPipeline.from_pretrained(base, revision=revision, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"this model is LoRA weights for the base model {base!r}, which is not here; say where "
             "it is: mlflow.pyfunc.load_model(URI, model_config={'base_model': FOLDER})"

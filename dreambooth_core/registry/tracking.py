@@ -18,7 +18,7 @@ from mlflow.environment_variables import MLFLOW_TRACKING_URI
 from mlflow.exceptions import MlflowException
 from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
-from dreambooth_core import locks
+from dreambooth_core import files, locks
 from dreambooth_core.errors import RegistryError, SettingsError
 from dreambooth_core.workspace import Workspace
 
@@ -138,7 +138,28 @@ def _connect(tracking: Tracking) -> MlflowClient:
             answer.text,
             hint="start it (`dreambooth up`), or unset MLFLOW_TRACKING_URI to use a local file",
         )
+    _create_whole(tracking)
     return MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
+
+
+def _create_whole(tracking: Tracking) -> None:
+    """Create a missing SQLite file aside, and rename it when all its tables are there.
+
+    MLflow creates tables one by one when it first opens a file: a process killed meanwhile would
+    leave a file that no process can open again.
+    """
+    if not tracking.uri.startswith(_SQLITE):
+        return
+    path = Path(tracking.uri.removeprefix(_SQLITE))
+    if path.exists():
+        return
+    with locks.hold(tracking.lock.with_name("mlflow-create.lock"), timeout_s=LOCK_TIMEOUT_S):
+        if path.exists():
+            return
+        files.remove_asides(path.parent)
+        with files.atomic_file(path) as aside:
+            aside.unlink()  # MLflow upgrades a file that exists, and creates one that does not
+            MlflowClient(tracking_uri=f"{_SQLITE}{aside}").search_experiments(max_results=1)
 
 
 @contextlib.contextmanager

@@ -158,3 +158,48 @@ def test_making_a_store_the_default_leaves_the_environment_as_it_was(tracking, m
         assert mlflow.get_tracking_uri() == tracking.uri
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:////elsewhere.db"
     assert mlflow.get_tracking_uri() == "sqlite:////elsewhere.db"
+
+
+def test_lora_weights_are_served_on_their_base_model_to_the_bit(tiny_sd, tmp_path) -> None:
+    adapter = tmp_path / "export"
+    adapter.mkdir()
+    write_random_lora(tiny_sd, adapter)
+    serving = examples.serving(base_model=str(tiny_sd))
+    with package.packed(adapter, serving=serving, metadata={}, scratch=tmp_path) as model:
+        served = mlflow.pyfunc.load_model(str(model))
+    [text] = served.predict([{"prompt": PROMPTS[0], "seed": 3}])
+    pipe = load.load_pipeline_folder(tiny_sd, device=torch.device("cpu"))
+    pipe.load_lora_weights(str(adapter), weight_name="pytorch_lora_weights.safetensors")
+    [expected] = sampling.sample(
+        pipe, prompts=PROMPTS[:1], seeds=[3], steps=STEPS, guidance=GUIDANCE,
+        resolution=SIDE, batch_size=BLOCK,
+    )  # fmt: skip
+    assert picture(text).tobytes() == expected.tobytes()
+    assert picture(text).tobytes() != evaluated(tiny_sd, PROMPTS[:1], [3])[0].tobytes()
+
+
+def test_lora_weights_without_their_base_model_say_how_to_name_it(tiny_sd, tmp_path) -> None:
+    adapter = tmp_path / "export"
+    adapter.mkdir()
+    write_random_lora(tiny_sd, adapter)
+    serving = examples.serving(base_model=str(tmp_path / "gone"))
+    with (
+        package.packed(adapter, serving=serving, metadata={}, scratch=tmp_path) as model,
+        pytest.raises(FileNotFoundError, match="say where it is: mlflow"),
+    ):
+        mlflow.pyfunc.load_model(str(model))
+
+
+def write_random_lora(base: Path, folder: Path) -> None:
+    """Adapters with weights large enough to change every picture."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = load.load_pipeline_folder(base, device=torch.device("cpu")).unet
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    source = torch.Generator().manual_seed(0)
+    noisy = {key: torch.randn(value.shape, generator=source) for key, value in state.items()}
+    StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=noisy)
