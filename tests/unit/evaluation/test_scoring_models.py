@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, Stopped
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
 from dreambooth_core.evaluation.scores import (
@@ -22,7 +20,6 @@ from dreambooth_core.evaluation.scores import (
     make_references,
     row_images,
     score_checkpoint,
-    score_real,
 )
 from dreambooth_core.evaluation.store import ScoreStore, images_made
 from dreambooth_core.evaluation.suites import load_suite, make_plan
@@ -264,3 +261,35 @@ def test_other_weights_get_their_own_images(evaluator: Evaluator) -> None:
     row = score_checkpoint(evaluator, model=base, sampler=painter)
     assert painter.painted == 2 * NUM_IMAGES
     assert row.checkpoint_sha256 is None
+
+
+# ---- with a pipeline ----------------------------------------------------------------------------
+
+
+def test_a_real_pipeline_is_scored_the_same_in_one_go_and_after_a_stop(
+    evaluator: Evaluator, tiny_sd: Path, tmp_path: Path
+) -> None:
+    """The package's own sampler on a tiny Stable Diffusion: every bit of the row agrees."""
+    from diffusers import StableDiffusionPipeline
+
+    from dreambooth_core.models.sampling import sample
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe.set_progress_bar_config(disable=True)
+    drawn: list[int] = []
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn.append(len(prompts))
+        return sample(
+            pipe, prompts=prompts, seeds=seeds, steps=1, guidance=1.0, resolution=64, batch_size=16
+        )
+
+    base = ScoredModel(name="step 0", step=0, sha256="cd" * 32)
+    with pytest.raises(Stopped):
+        score_checkpoint(
+            evaluator, model=base, sampler=sampler, should_stop=lambda: len(drawn) == 2
+        )
+    resumed = score_checkpoint(evaluator, model=base, sampler=sampler)
+    assert drawn == [16, 16, 16]
+    fresh = Evaluator(**{**vars(evaluator), "store": ScoreStore(tmp_path / "fresh")})
+    assert score_checkpoint(fresh, model=base, sampler=sampler) == resumed
