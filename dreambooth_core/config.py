@@ -167,7 +167,7 @@ class EvaluateSettings(Section):
 
     suite: str = setting("Prompt suite: a shipped name (pocket, objects, live) or a text file.")
     images_per_prompt: PositiveInt = setting("Seeds per prompt.")
-    num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES and DIV.")
+    num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES.")
     seed: NonNegativeInt = setting("Seed of the evaluation images.")
     num_inference_steps: PositiveInt = setting("Sampling steps of an evaluation image.")
     guidance_scale: NonNegativeFloat = setting("Guidance of the evaluation images.")
