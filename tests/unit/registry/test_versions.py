@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from mlflow import MlflowClient
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, RegistryError
+from dreambooth_core.records import ModelVersion
 from dreambooth_core.registry import logged_models, package, versions
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking
@@ -170,3 +172,9 @@ def test_a_wrong_reference_is_told_what_there_is(
     register(tracking, run, tiny_sd, scratch)
     with pytest.raises(RegistryError, match=text):
         versions.fetch(tracking, reference)
+
+
+def test_the_published_schema_is_that_of_the_record() -> None:
+    published = json.loads(Path("docs/schemas/version.schema.json").read_bytes())
+    published.pop("$schema")
+    assert published == ModelVersion.model_json_schema()

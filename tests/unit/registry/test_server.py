@@ -1,0 +1,80 @@
+"""The same promises against an MLflow server over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import files
+from dreambooth_core.registry import aliases, logged_models, runs, versions
+from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
+from dreambooth_core.registry.tracking import Tracking, ping, resolve_tracking
+from dreambooth_core.workspace import Workspace
+from tests.unit.registry import examples
+from tests.unit.registry.examples import MODEL
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(600)]
+
+START_TIMEOUT_S = 240
+
+
+@pytest.fixture
+def served(tmp_path: Path, empty_store: Path) -> Iterator[Tracking]:
+    """An MLflow server on loopback with a store of its own."""
+    home = tmp_path / "server"
+    home.mkdir()
+    files.write_bytes(home / "mlflow.db", empty_store.read_bytes())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--workers", "1"),
+        *("--artifacts-destination", str(home / "artifacts")),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        command, cwd=home, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    tracking = resolve_tracking(Workspace(tmp_path), uri=f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ping(tracking).ok:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield tracking
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def test_a_run_its_scores_a_version_and_its_alias_live_on_a_server(
+    served: Tracking, tiny_sd: Path, tmp_path: Path
+) -> None:
+    run = runs.find_or_create_run(served, experiment=MODEL, fingerprint="a" * 64, name="x")
+    for _ in range(2):
+        logged_models.record_scores(
+            served, run, checkpoints=[examples.checkpoint(100)], scores=examples.scores(100)
+        )
+        first = versions.register_version(
+            served, run, examples.candidate(tiny_sd), scratch=tmp_path / "scratch"
+        )
+        assert first.version == 1
+    aliases.set_tags(served, name=MODEL, version=1, tags={PARITY: PARITY_PASSED})
+    why = Decision(who="ada", when="now", why="first")
+    aliases.promote(served, name=MODEL, version=1, decision=why)
+    assert versions.aliases_of(served, name=MODEL) == {"champion": 1}
+    folder = versions.fetch(served, f"models:/{MODEL}@champion")
+    assert files.tree_hashes(folder) == files.tree_hashes(tiny_sd)
