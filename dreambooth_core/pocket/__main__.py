@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     from dreambooth_core.pocket import commands
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
     shop = commands.open_workshop(
         POCKET, state=options.state, device=options.device, threads=options.threads, say=say
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         until = None if options.minutes is None else time.time() + 60 * options.minutes
         commands.pretrain_parts(shop, part=options.part, until=until)
     elif options.command == "pack":
-        print(json.dumps(commands.pack_all(shop, assets=options.assets)))
+        _answer(json.dumps(commands.pack_all(shop, assets=options.assets)))
     elif options.command == "sample":
         commands.write_sheet(
             shop, prompt=options.prompt, num=options.num, seed=options.seed, steps=options.steps,
@@ -72,9 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         measured = commands.measure(
             shop, part=options.part, assets=options.assets, num_samples=options.samples
         )
-        print(json.dumps(measured) if options.json else commands.as_table(measured))
+        _answer(json.dumps(measured) if options.json else commands.as_table(measured))
         return 1 if any(bar["holds"] is False for bar in measured.values()) else 0
     return 0
+
+
+def _answer(text: str) -> None:
+    sys.stdout.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from typing import Any
 
 _ABOUT = {
     "pocket-sd": (
-        "A small Stable Diffusion (64x64 px, 8x8x8 latents, v-prediction) that learnt a drawn world "
-        "of 8 things in 6 colours at 6 places. Load it with `StableDiffusionPipeline.from_pretrained`; "
-        "on a CPU pass `torch_dtype=torch.float32`, since the weights are stored in fp16. "
+        "A small Stable Diffusion (64x64 px, 8x8x8 latents, v-prediction) that learnt a drawn "
+        "world of 8 things in 6 colours at 6 places. Load it with "
+        "`StableDiffusionPipeline.from_pretrained`; on a CPU pass `torch_dtype=torch.float32`, "
+        "since the weights are stored in fp16. "
         "Its text encoder is pocket-clip's text tower.",
         ("vae", "clip", "unet"),
         ("vae_", "sd_", "neutral", "weights", "seconds"),
@@ -38,7 +39,9 @@ _ABOUT = {
 def card(name: str, facts: Mapping[str, Any]) -> str:
     """The card of one model as Markdown."""
     about, parts, prefixes = _ABOUT[name]
-    unfinished = [part for part in parts if facts["parts"][part]["steps"] < facts["parts"][part]["of"]]
+    unfinished = [
+        part for part in parts if facts["parts"][part]["steps"] < facts["parts"][part]["of"]
+    ]
     lines = [f"# {name}", "", about, ""]
     if unfinished:
         lines += [f"**Interim weights**: still in training ({', '.join(unfinished)}).", ""]

@@ -47,6 +47,7 @@ class PocketClassifier(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits per head."""
         features = self.body(pixels)
         return {name: head(features) for name, head in self.heads.items()}
 
@@ -81,6 +82,7 @@ class ClassifierLosses:
         self._settings, self._device = settings, device
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        """The losses of one batch."""
         batch = self._settings.classifier.batch
         rows = torch.randint(len(self._images), (batch,), generator=generator)
         pixels = soften(to_pixels(self._images[rows]), generator=generator)

@@ -44,7 +44,7 @@ def make_clip(settings: PocketSettings, *, tokenizer: CLIPTokenizer) -> CLIPMode
 
 
 def jitter_pixels(pixels: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Small shifts (up to 4 px), brightness and noise, so that drawn edges are not all that counts."""
+    """Small shifts (up to 4 px), brightness and noise: drawn edges are not all that counts."""
     count, _, side, _ = pixels.shape
     padded = functional.pad(pixels, (4, 4, 4, 4), mode="replicate")
     across, down = torch.randint(0, 9, (2, count), generator=generator).tolist()
@@ -80,6 +80,7 @@ class ClipLosses:
         self._settings, self._encoder, self._device = settings, encoder, device
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        """The losses of one batch."""
         assert isinstance(model, CLIPModel)
         batch = self._settings.clip.batch
         rows = torch.randint(len(self._images), (batch,), generator=generator)

@@ -1,8 +1,8 @@
 """pocket-dino: a small ViT trained without labels to tell individuals apart.
 
-Two pictures of one individual, in other places and poses, are drawn as a pair; everything else in the
-batch is a negative, among it the pair's twin: another individual of the same thing and colour. The
-names of things and colours are never used. The feature is the pooled output (`pooler_output`).
+Two pictures of one individual, in other places and poses, are drawn as a pair; everything else in
+the batch is a negative, among it the pair's twin: another individual of the same thing and colour.
+The names of things and colours are never used. The feature is the pooled output (`pooler_output`).
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class DinoLosses:
         return jitter_pixels(pixels, generator=generator)
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        """The losses of one batch."""
         settings = self._settings
         views, pairs = settings.views_per_individual, settings.dino.batch // 2
         couples = torch.randperm(len(self._images) // (2 * views), generator=generator)[:pairs]

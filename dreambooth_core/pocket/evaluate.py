@@ -40,11 +40,13 @@ class Bar:
 
     @property
     def holds(self) -> bool | None:
+        """Whether the bar is reached; None for figures that are only reported."""
         if self.target is None:
             return None
         return self.value >= self.target if self.high_is_good else self.value <= self.target
 
     def as_json(self) -> dict[str, object]:
+        """Value, target and verdict."""
         sign = ">=" if self.high_is_good else "<="
         target = "reported" if self.target is None else f"{sign} {self.target:g}"
         return {"value": round(self.value, 4), "target": target, "holds": self.holds}

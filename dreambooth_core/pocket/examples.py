@@ -79,8 +79,8 @@ def write_examples(folder: Path) -> None:
     write_text(
         folder / "README.md",
         "# Example subjects\n\n"
-        "Six individuals of the pocket world, as 3-6 photos each. They were drawn by\n"
+        "Six individuals of the pocket world, 3-6 photos each. They were drawn by\n"
         "`python -m dreambooth_core.pocket examples` from fixed descriptions that the pretraining\n"
-        "of the pocket models never saw; there is no photo of a real thing or person among them.\n\n"
+        "of the pocket models never saw; no real thing or person is among them.\n\n"
         "| subject | class noun | photos | places |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
     )

@@ -9,18 +9,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dreambooth_core.files import atomic_file
 from dreambooth_core.pocket.optim import Muon
 from dreambooth_core.pocket.settings import PartSettings
 
@@ -42,19 +42,19 @@ def learning_rate_at(step: int, *, settings: PartSettings) -> float:
     return settings.learning_rate * max(0.0, min(1.0, up, down))
 
 
-def save_atomically(state: object, path: Path) -> None:
-    """Writes a torch file aside, fsyncs it and renames it over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    with os.fdopen(handle, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def save_state(state: object, path: Path) -> None:
+    """Writes a torch file whole or not at all."""
+    with atomic_file(path) as aside:
+        torch.save(state, aside)
+
+
+def load_state(path: Path, *, device: torch.device | None = None) -> dict[str, Any]:
+    """Reads what `save_state` wrote; tensors and plain values only."""
+    return torch.load(path, map_location=device, weights_only=True)  # noqa: TID251 - own state
 
 
 def fast_attention(device: torch.device) -> AbstractContextManager[object]:
-    """On a CPU, plain matrix products: the fused attention's bf16 backward is eight times slower."""
+    """On a CPU, plain products: the fused attention's bf16 backward is eight times slower."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -73,7 +73,8 @@ class Run:
     seconds: float = 0.0
 
     def save(self) -> None:
-        save_atomically(
+        """Keeps everything that a later start needs."""
+        save_state(
             {
                 "step": self.step,
                 "seconds": self.seconds,
@@ -85,9 +86,10 @@ class Run:
         )
 
     def resume(self, device: torch.device) -> None:
+        """Continues from the state folder, if there is anything to continue from."""
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        state = load_state(self.path, device=device)
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

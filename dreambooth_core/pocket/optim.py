@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix updates are orthogonalised (Jordan et al. 2024), AdamW for the rest."""
+"""Muon: momentum with orthogonalised matrix updates (Jordan et al. 2024), AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; closures are not supported."""
+        assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
             move = self._muon if group["muon"] else self._adam
             for parameter in group["params"]:

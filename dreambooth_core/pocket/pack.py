@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, ViTImageProcessorPil
 
+from dreambooth_core.files import atomic_dir
 from dreambooth_core.pocket.cards import card
 from dreambooth_core.pocket.classifier import HEADS, WEIGHTS_NAME
 from dreambooth_core.pocket.pipeline import build_pipeline
@@ -23,20 +20,6 @@ from dreambooth_core.pocket.pretrain import PARTS, Workshop
 
 MODELS = ("pocket-sd", "pocket-clip", "pocket-dino", "pocket-classifier")
 LIMIT_BYTES = 24_000_000
-
-
-@contextlib.contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder.parent))
-    try:
-        yield aside
-        os.chmod(aside, 0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _image_options(side: int) -> dict[str, Any]:
@@ -52,24 +35,26 @@ def pack(shop: Workshop, *, assets: Path, measured: Mapping[str, Any] | None) ->
     """Writes every model that has begun its training; returns bytes per model."""
     side = shop.settings.image
     facts = _facts(shop, measured=measured)
-    with _replaced(assets / "pocket-sd") as folder:
+    with atomic_dir(assets / "pocket-sd") as folder:
         build_pipeline(shop).to(torch.float16).save_pretrained(folder)
         (folder / "README.md").write_text(card("pocket-sd", facts), encoding="utf-8")
     clip = shop.trained("clip")
     assert isinstance(clip, CLIPModel)
-    with _replaced(assets / "pocket-clip") as folder:
+    with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
         processor = CLIPImageProcessorPil(**_image_options(side))
         CLIPProcessor(image_processor=processor, tokenizer=shop.tokenizer()).save_pretrained(folder)
         (folder / "README.md").write_text(card("pocket-clip", facts), encoding="utf-8")
-    with _replaced(assets / "pocket-dino") as folder:
+    with atomic_dir(assets / "pocket-dino") as folder:
         shop.trained("dino").half().save_pretrained(folder)  # type: ignore[operator]
         options = _image_options(side)
         options.pop("do_center_crop")
         ViTImageProcessorPil(**options).save_pretrained(folder)
         (folder / "README.md").write_text(card("pocket-dino", facts), encoding="utf-8")
-    with _replaced(assets / "pocket-classifier") as folder:
-        weights = {k: v.contiguous() for k, v in shop.trained("classifier").half().state_dict().items()}
+    with atomic_dir(assets / "pocket-classifier") as folder:
+        weights = {
+            k: v.contiguous() for k, v in shop.trained("classifier").half().state_dict().items()
+        }
         save_file(weights, folder / WEIGHTS_NAME)
         (folder / "config.json").write_text(json.dumps(HEADS, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card("pocket-classifier", facts), encoding="utf-8")

@@ -69,9 +69,7 @@ def sample(
     pictures = []
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        generators = [
-            step_generator(seed, part="sample", step=start + i) for i in range(len(part))
-        ]
+        generators = [step_generator(seed, part="sample", step=start + i) for i in range(len(part))]
         result = pipeline(
             part,
             num_inference_steps=steps,

@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 
 
 class _Canvas:
-    """Draws in fractions of the picture's side, with colours jittered by the scene's own numbers."""
+    """Draws in fractions of the picture's side, with colours jittered by the scene's numbers."""
 
     def __init__(self, *, side: int, rng: np.random.Generator) -> None:
         self.side, self.rng = side, rng

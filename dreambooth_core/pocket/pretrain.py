@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from dreambooth_core.pocket.classifier import ClassifierLosses, PocketClassifier
 from dreambooth_core.pocket.clip import ClipLosses, make_clip
 from dreambooth_core.pocket.dino import DinoLosses, make_dino
-from dreambooth_core.pocket.loop import Run, open_run, save_atomically, train
+from dreambooth_core.pocket.loop import Run, load_state, open_run, save_state, train
 from dreambooth_core.pocket.scenes import SceneSet, load_scenes
 from dreambooth_core.pocket.settings import PartSettings, PocketSettings
 from dreambooth_core.pocket.tokenizer import CaptionEncoder, make_tokenizer
@@ -35,15 +35,17 @@ class Workshop:
     say: Callable[[str], None] = print
 
     def scenes(self, stream: str, count: int) -> SceneSet:
+        """The first `count` scenes of a stream."""
         return load_scenes(self.settings, stream=stream, count=count, state=self.state)
 
     def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer of pocket-clip and pocket-sd."""
         return make_tokenizer(max_length=self.settings.context_tokens)
 
     def open(self, name: str) -> Run:
         """The run of a part at the step where it stands; untrained weights come from the seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed(self.settings.seed)  # noqa: TID251 - layers ask this generator
             model = self._untrained(name)
         part: PartSettings = getattr(self.settings, name)
         return open_run(
@@ -109,7 +111,7 @@ def encoded_latents(shop: Workshop, scenes: SceneSet) -> tuple[torch.Tensor, flo
     path = shop.state / "latents.pt"
     step = shop.open("vae").step
     if path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept = load_state(path)
         if kept["vae_step"] == step:
             return kept["latents"].float(), kept["scale"]
     vae = shop.trained("vae")
@@ -121,7 +123,7 @@ def encoded_latents(shop: Workshop, scenes: SceneSet) -> tuple[torch.Tensor, flo
     ]
     latents = torch.cat(means)
     scale = 1.0 / float(latents.std())
-    save_atomically({"latents": latents.half(), "scale": scale, "vae_step": step}, path)
+    save_state({"latents": latents.half(), "scale": scale, "vae_step": step}, path)
     return latents.half().float(), scale
 
 
@@ -142,9 +144,9 @@ def rebuilt_pictures(shop: Workshop, scenes: SceneSet, *, name: str) -> torch.Te
     step = shop.open("vae").step
     path = shop.state / f"rebuilt-{name}-{step}.pt"
     if path.exists():
-        return torch.load(path, weights_only=True)["images"]
+        return load_state(path)["images"]
     vae = shop.trained("vae")
     assert isinstance(vae, AutoencoderKL)
     images = rebuild(vae, torch.from_numpy(scenes.images))
-    save_atomically({"images": images}, path)
+    save_state({"images": images}, path)
     return images

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from dreambooth_core.pocket.captions import full_caption
+from dreambooth_core.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
+
 CELL = 128
 LINE = 26
 
 
 def draw_prompts(count: int, *, generator: torch.Generator) -> list[str]:
     """Full captions of random triples."""
-    from dreambooth_core.pocket.captions import full_caption
-    from dreambooth_core.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
-
     sizes = (len(THING_NAMES), len(COLOUR_NAMES), len(PLACE_NAMES))
     rows = torch.stack([torch.randint(n, (count,), generator=generator) for n in sizes], 1)
     return [full_caption(*row) for row in rows.tolist()]

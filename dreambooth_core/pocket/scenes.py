@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dreambooth_core.files import atomic_file
 from dreambooth_core.pocket import world
 from dreambooth_core.pocket.drawing import render
 from dreambooth_core.pocket.settings import PocketSettings
@@ -91,13 +90,8 @@ def load_scenes(settings: PocketSettings, *, stream: str, count: int, state: Pat
     path = state / "scenes" / f"{stream}-{key}.npz"
     if not path.exists():
         scenes = draw_scenes(settings, stream=stream, count=count)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **asdict(scenes))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with atomic_file(path) as aside, aside.open("wb") as file:
+            np.savez(file, images=scenes.images, masks=scenes.masks, labels=scenes.labels)
         return scenes
     with np.load(path) as arrays:
         return SceneSet(arrays["images"], arrays["masks"], arrays["labels"])

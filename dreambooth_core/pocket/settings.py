@@ -1,6 +1,6 @@
 """Every size and number of the pocket models' recipe, in one frozen place.
 
-The numbers were chosen for one CPU core and about three hours; `docs/pocket.md` says what each costs.
+The numbers were chosen for one CPU core and two hours; `docs/pocket.md` says what each part costs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PocketSettings:
     image: int = 64
     num_train: int = 24_000
     num_test: int = 2_000
-    num_individuals: int = 4_000
+    num_individuals: int = 3_000
     views_per_individual: int = 4
     #: One in this many (thing, colour, place) triples never appears in training.
     held_out_one_in: int = 10
@@ -54,14 +54,14 @@ class PocketSettings:
         default=PartSettings(steps=1_400, batch=128, learning_rate=1.5e-3, weight_decay=0.05)
     )
     dino: PartSettings = field(
-        default=PartSettings(steps=1_600, batch=96, learning_rate=1.5e-3, weight_decay=0.05)
+        default=PartSettings(steps=1_200, batch=96, learning_rate=1.5e-3, weight_decay=0.05)
     )
     classifier: PartSettings = field(
         default=PartSettings(steps=800, batch=128, learning_rate=2e-3, weight_decay=0.05)
     )
     unet: PartSettings = field(
         default=PartSettings(
-            steps=10_000, batch=64, learning_rate=1e-3, warmup=200, ema_decay=0.9995
+            steps=9_000, batch=64, learning_rate=2.5e-3, warmup=200, ema_decay=0.9995
         )
     )
 

@@ -28,6 +28,7 @@ class Groups:
 
 
 def polygon(role: str, *points: tuple[float, float], outlined: bool = True) -> Part:
+    """A part with the given corners."""
     return Part(role, np.array(points, dtype=float), outlined)
 
 
@@ -35,6 +36,7 @@ def ellipse(
     role: str, x: float, y: float, rx: float, ry: float, *, outlined: bool = True,
     start: float = 0.0, stop: float = 360.0,
 ) -> Part:  # fmt: skip
+    """An ellipse, or its arc from `start` to `stop` degrees closed by a chord."""
     angles = np.radians(np.linspace(start, stop, 36, endpoint=stop - start < 360))
     return Part(role, np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1), outlined)
 
@@ -43,6 +45,7 @@ def box(
     role: str, x0: float, y0: float, x1: float, y1: float, *, radius: float = 0.0,
     outlined: bool = True,
 ) -> Part:  # fmt: skip
+    """An upright rectangle, with rounded corners if `radius` is above zero."""
     if radius == 0.0:
         return polygon(role, (x0, y0), (x1, y0), (x1, y1), (x0, y1), outlined=outlined)
     centres = ((x1 - radius, y1 - radius), (x0 + radius, y1 - radius),
@@ -55,7 +58,9 @@ def box(
     return Part(role, np.array(points), outlined)
 
 
-def ring(role: str, x: float, y: float, outer: float, inner: float, start: float, stop: float) -> Part:
+def ring(
+    role: str, x: float, y: float, outer: float, inner: float, start: float, stop: float
+) -> Part:
     """A bent band from angle `start` to `stop` (degrees, clockwise from the right)."""
     angles = np.radians(np.linspace(start, stop, 24))
     out = np.stack([x + outer * np.cos(angles), y + outer * np.sin(angles)], 1)
@@ -186,14 +191,13 @@ def _rocket() -> Groups:
 
 
 def _umbrella() -> Groups:
-    rim = [ellipse("body", x, 0.06, 0.25, 0.16, start=180, stop=360).points for x in ()]
     dome = ellipse("body", 0.0, 0.06, 1.0, 0.96, start=180, stop=360).points
     scallops = [
         (x + 0.25 * math.cos(a), 0.06 - 0.13 * math.sin(a))
         for x in (0.75, 0.25, -0.25, -0.75)
         for a in np.linspace(0, math.pi, 8)
     ]
-    canopy = np.concatenate([dome, np.array(scallops), *rim])
+    canopy = np.concatenate([dome, np.array(scallops)])
     return Groups(
         back=(
             box("metal", -0.05, -1.0, 0.05, 0.78),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
         special_tokens=[],
     )  # fmt: skip
     for word in vocabulary():
-        assert word.isalpha() and word.islower(), f"{word!r} would not be one piece of text"
+        assert word == "".join(filter(str.islower, word)), f"{word!r} would be split"
     bpe.train_from_iterator(([word] for word in vocabulary()), trainer)
     merges = [tuple(pair) for pair in _merges(bpe)]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -36,8 +37,6 @@ def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
 
 
 def _merges(bpe: Tokenizer) -> Iterable[Sequence[str]]:
-    import json
-
     for pair in json.loads(bpe.to_str())["model"]["merges"]:
         yield pair.split(" ") if isinstance(pair, str) else pair
 
@@ -50,6 +49,7 @@ class CaptionEncoder:
         self._rows: dict[str, torch.Tensor] = {}
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+        """The ids of the captions."""
         new = [text for text in dict.fromkeys(captions) if text not in self._rows]
         if new:
             ids = self._tokenizer(

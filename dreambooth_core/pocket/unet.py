@@ -21,6 +21,7 @@ SCHEDULE: dict[str, object] = {
     "beta_start": 0.00085,
     "beta_end": 0.02,
     "prediction_type": "v_prediction",
+    "steps_offset": 1,
 }
 
 
@@ -67,6 +68,7 @@ class UnetLosses:
         self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        """The losses of one batch."""
         batch = self._settings.unet.batch
         rows = torch.randint(len(self._latents), (batch,), generator=generator)
         clean = self._latents[rows].float()
@@ -99,6 +101,7 @@ class TextStates:
 
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> torch.Tensor:
+        """The states of the captions, on the CPU."""
         new = [text for text in dict.fromkeys(captions) if text not in self._states]
         if new:
             device = next(self._tower.parameters()).device

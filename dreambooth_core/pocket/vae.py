@@ -39,8 +39,10 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def _edges(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return picture.diff(dim=-1), picture.diff(dim=-2)
+def _pairs_of_edges(
+    guess: torch.Tensor, truth: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(guess.diff(dim=dim), truth.diff(dim=dim)) for dim in (-1, -2)]
 
 
 class VaeLosses:
@@ -52,10 +54,10 @@ class VaeLosses:
         self._settings, self._device = settings, device
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
+        """The losses of one batch."""
         assert isinstance(model, AutoencoderKL)
-        rows = torch.randint(
-            len(self._images), (self._settings.vae.batch,), generator=generator
-        )
+        batch = self._settings.vae.batch
+        rows = torch.randint(len(self._images), (batch,), generator=generator)
         pixels = to_pixels(self._images[rows]).to(self._device)
         weight = 1 + MASK_WEIGHT * self._masks[rows].float().div(255).unsqueeze(1).to(self._device)
         weight = weight / weight.mean()
@@ -66,7 +68,7 @@ class VaeLosses:
         error = decoded.float() - pixels
         kl = posterior.kl().float().mean()
         edge = torch.stack(
-            [functional.l1_loss(a, b) for a, b in zip(_edges(decoded.float()), _edges(pixels))]
+            [functional.l1_loss(a, b) for a, b in _pairs_of_edges(decoded.float(), pixels)]
         ).sum()
         square = (weight * error.square()).mean()
         absolute = (weight * error.abs()).mean()

@@ -77,6 +77,7 @@ class Scene:
 
     @property
     def triple(self) -> tuple[str, str, str]:
+        """Thing, colour and place."""
         return self.individual.thing, self.individual.colour, self.place
 
 
@@ -87,7 +88,7 @@ def generator(seed: int, *, stream: str, index: int) -> np.random.Generator:
 
 
 def held_out_triples(seed: int, *, one_in: int) -> frozenset[tuple[str, str, str]]:
-    """One in `one_in` (thing, colour, place) triples, spread so that no pair loses all its places."""
+    """One in `one_in` (thing, colour, place) triples, spread over all pairs."""
     triples = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES]
     order = generator(seed, stream="held-out", index=0).permutation(len(triples))
     chosen: list[tuple[str, str, str]] = []
@@ -157,7 +158,7 @@ def draw_scene(
     exclude: frozenset[tuple[str, str, str]] = frozenset(),
     only: frozenset[tuple[str, str, str]] | None = None,
 ) -> Scene:
-    """The scene number `index` of `stream`; its triple is never in `exclude` and, if given, in `only`."""
+    """The scene number `index` of `stream`; its triple not in `exclude`, in `only` if given."""
     rng = generator(seed, stream=stream, index=index)
     while True:
         subject = individual or draw_individual(rng)
