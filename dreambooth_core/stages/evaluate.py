@@ -35,15 +35,16 @@ from dreambooth_core.records import (
 from dreambooth_core.report import grid
 from dreambooth_core.stages.common import StageContext, hash_cache, publishing, table_of
 from dreambooth_core.stages.report import row_folder
+from dreambooth_core.stages.validate import images_digest
 from dreambooth_core.workspace import Workspace
 
 CURVES = ("clip_t", "clip_i", "dino", "pres", "div")
 
 
 def rows_to_score(context: StageContext, subject: str) -> tuple[str, ...]:
-    """Names of the rows: `real`, `step 0`, and every checkpoint in order of steps."""
+    """Names of the rows: `step 0`, every checkpoint in order of steps, `real`."""
     run = _training_run(context.workspace, subject)
-    return (REAL, STEP_0, *(checkpoint.name for checkpoint in run.checkpoints))
+    return (STEP_0, *(checkpoint.name for checkpoint in run.checkpoints), REAL)
 
 
 def score_row(context: StageContext, subject: str, name: str) -> CheckpointScore:
@@ -134,11 +135,15 @@ def open_session(context: StageContext, subject: str) -> Session:
     load.configure_torch(view.compute)
     photos = context.workspace.stage_dir(subject, "validate")
     manifest = Manifest.read(photos)
-    return _session(context.workspace, view.model_dump_json(by_alias=True), photos, manifest)
+    paths = tuple(photos / image.file for image in manifest.images)
+    digest = images_digest(manifest)  # same names, other photos: another session
+    return _session(context.workspace, view.model_dump_json(by_alias=True), paths, digest)
 
 
 @functools.lru_cache(maxsize=1)  # one resident pipeline per process: a GPU may not hold two
-def _session(workspace: Workspace, view_json: str, photos: Path, manifest: Manifest) -> Session:
+def _session(
+    workspace: Workspace, view_json: str, photos: tuple[Path, ...], _photos_sha256: str
+) -> Session:
     view = SubjectView.model_validate_json(view_json)
     device = load.pick_device(view.compute)
     identity = load.resolve_base_model(
@@ -146,9 +151,7 @@ def _session(workspace: Workspace, view_json: str, photos: Path, manifest: Manif
     )
     clip = extractors.load_clip(view.evaluate.clip, root=workspace.root, device=device)
     dino = extractors.load_dino(view.evaluate.dino, root=workspace.root, device=device)
-    references = scores.make_references(
-        [photos / image.file for image in manifest.images], clip=clip, dino=dino
-    )
+    references = scores.make_references(photos, clip=clip, dino=dino)
     suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=workspace.root)
     plan = suites.make_plan(
         view.evaluate,

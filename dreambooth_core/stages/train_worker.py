@@ -12,7 +12,7 @@ from dreambooth_core.training import worker
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.workspace import Workspace
 
-_SYSTEM_METRICS_EVERY_S = 10.0
+_SYSTEM_METRICS_EVERY_S = 10
 
 
 def run_worker(job: Path) -> int:

@@ -1,0 +1,122 @@
+"""A kill of all processes in the middle of any stage loses nothing, and nothing is made twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dreambooth_core import files
+from dreambooth_core.evaluation.store import images_made
+from dreambooth_core.records import Evaluation
+from dreambooth_core.workspace import STAGES, Workspace
+from tests.flow import workspaces
+
+SUBJECT = workspaces.SUBJECT
+STEPS, EVERY = 8, 2
+TRIGGERS = {
+    "validate": ".state/validate/*/*.png",
+    "class-images": ".state/class-images/*/block-00000/record.json",
+    "cache": ".state/cache/**/*.safetensors",
+    "train": ".state/train/*/resume/*/*",
+    "evaluate": ".state/evaluate/images/*/block-00001/record.json",
+    "register": ".state/upload/*/*",
+}
+"""What lies in the store when a stage is in the middle of its work."""
+
+
+def _build(root: Path) -> Workspace:
+    workspace = workspaces.build(root)
+    workspaces.change(root, "train.max_train_steps", STEPS)
+    workspaces.change(root, "train.checkpointing_steps", EVERY)
+    workspaces.change(root, "prior.num_class_images", 8)
+    return workspace
+
+
+def _command(stage: str) -> list[str]:
+    return [sys.executable, "-m", "dreambooth_core", stage, "--subject", SUBJECT]
+
+
+def _kill_in_the_middle(workspace: Workspace, stage: str) -> bool:
+    """Start a stage and kill it with all its children once its store shows work; was it running?"""
+    process = subprocess.Popen(
+        _command(stage),
+        cwd=workspace.root,
+        env=workspaces.environment(workspace.root),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not any(workspace.root.glob(TRIGGERS[stage])):
+        time.sleep(0.005)
+    alive = process.poll() is None
+    if alive:
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+        for member in family:
+            member.kill()
+        psutil.wait_procs([p for p in family if isinstance(p, psutil.Process)], timeout=10)
+    process.wait()
+    return alive
+
+
+def _run(workspace: Workspace, stage: str) -> None:
+    workspaces.run_in(workspace.root, *_command(stage))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = _build(tmp_path_factory.mktemp("undisturbed"))
+    for stage in STAGES:
+        _run(workspace, stage)
+    return workspace
+
+
+def test_killed_in_every_stage_the_same_bytes_are_published_and_nothing_is_made_twice(
+    undisturbed: Workspace, tmp_path: Path
+) -> None:
+    killed = _build(tmp_path / "killed")
+    kills = {stage: _kill_and_rerun(killed, stage) for stage in STAGES}
+
+    assert files.tree_hashes(killed.subject_dir(SUBJECT)) == files.tree_hashes(
+        undisturbed.subject_dir(SUBJECT)
+    )
+    assert kills["class-images"]
+    assert kills["train"]
+    assert kills["evaluate"]
+    executed = [
+        line
+        for log in killed.root.glob(".state/train/*/executed.log")
+        for line in log.read_text().splitlines()
+    ]
+    assert STEPS <= len(executed) <= STEPS + EVERY * sum(kills.values())
+    assert _images_made(killed) <= _images_made(undisturbed) + _block(undisturbed)
+    assert _leftovers(killed) == []
+
+
+def _kill_and_rerun(workspace: Workspace, stage: str) -> bool:
+    was_killed = stage in TRIGGERS and _kill_in_the_middle(workspace, stage)
+    _run(workspace, stage)
+    return was_killed
+
+
+def _images_made(workspace: Workspace) -> int:
+    return images_made(workspace.state / "evaluate")
+
+
+def _block(workspace: Workspace) -> int:
+    return Evaluation.read(workspace.stage_dir(SUBJECT, "evaluate")).harness.batch_size
+
+
+def _leftovers(workspace: Workspace) -> list[str]:
+    """Processes that still work in the workspace, and half-written folders beside its outputs."""
+    root = str(workspace.root)
+    processes = [
+        " ".join(p.info["cmdline"])
+        for p in psutil.process_iter(["cmdline", "cwd"])
+        if p.info["cwd"] == root and p.pid != psutil.Process().pid
+    ]
+    halves = [str(p) for p in workspace.subject_dir(SUBJECT).iterdir() if files.is_aside(p.name)]
+    return processes + halves
