@@ -66,7 +66,7 @@ def run_trainer(
         relay = Relay(log, on_line=on_line, progress=progress)
         launch = _start(job, lock_fd=lock_fd)
         try:
-            was_stopped = _follow(launch, relay, should_stop=should_stop, grace_s=grace_s)
+            was_stopped = _follow(job, launch, relay, should_stop=should_stop, grace_s=grace_s)
         finally:
             launch.end(grace_s=grace_s)
     return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
@@ -126,19 +126,28 @@ def _environment(job: TrainJob) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "true",
         "PYTHONUNBUFFERED": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
     }
 
 
-def _follow(launch: Launch, relay: Relay, *, should_stop: StopSignal, grace_s: float) -> bool:
-    """Pass lines on until all processes have ended; returns whether a stop was asked for."""
+def _follow(
+    job: TrainJob, launch: Launch, relay: Relay, *, should_stop: StopSignal, grace_s: float
+) -> bool:
+    """Pass lines on until all processes have ended; returns whether a stop was asked for.
+
+    The marker is a trainer's last act: everything is saved and closed, and what would follow is
+    only the slow end of its interpreter.
+    """
     deadline: float | None = None
     while launch.is_alive():
         relay.read(launch.stdout, wait_s=_POLL_S)
-        if deadline is None and should_stop():
+        late = deadline is not None and time.monotonic() > deadline
+        if late or job_files.read_ended(job.state_dir) is not None:
+            launch.kill_all()
+        elif deadline is None and should_stop():
             launch.signal_all(signal.SIGTERM)
             deadline = time.monotonic() + grace_s
-        elif deadline is not None and time.monotonic() > deadline:
-            launch.kill_all()
     relay.drain(launch.stdout)
     return deadline is not None
 

@@ -204,7 +204,7 @@ def test_v_prediction_of_the_base_models_scheduler_is_what_is_trained(tmp_path, 
 
 def test_fp16_on_a_cpu_is_refused_with_the_way_out(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, mixed_precision="fp16")
-    with pytest.raises(SettingsError, match="needs a GPU.*set train.mixed_precision to bf16"):
+    with pytest.raises(SettingsError, match=r"needs a GPU.*set train\.mixed_precision to bf16"):
         tiny.train(job)
 
 
