@@ -19,12 +19,12 @@ from pathlib import Path
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import Workspace
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.1
 
 
-def answers(url: str, *, timeout_s: float = 1.0) -> bool:
+def answers(url: str, *, timeout_s: float = 5.0) -> bool:
     """Whether an HTTP service answers with success at `url`."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as response:
@@ -59,7 +59,7 @@ def prefect_api(
         yield lambda: given
         return
     port = free_port()
-    log = workspace.state / "logs" / "prefect-server.log"
+    log = workspace.state / "logs" / "prefect-of-run.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         process = subprocess.Popen(

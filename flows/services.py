@@ -21,7 +21,7 @@ from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import Workspace
 from flows.server import answers, dying_with_parent
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 8.0
 _POLL_S = 0.2
 

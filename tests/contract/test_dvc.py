@@ -1,0 +1,107 @@
+"""dvc.yaml agrees with the settings, the stages and the example photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import config
+from dreambooth_core.errors import StageError
+from dreambooth_core.workspace import STAGES
+from tasks.inputs import refuse_drift
+from tasks.photos import dvc_md5
+
+ROOT = Path(__file__).parents[2]
+DVC_YAML = config.read_yaml(ROOT / "dvc.yaml")
+ALL_STAGES = (*STAGES, "report")
+
+
+def _body(stage: str) -> dict[str, list[str]]:
+    return DVC_YAML["stages"][stage]["do"]
+
+
+def test_dvc_yaml_has_exactly_the_stages_of_the_pipeline_for_every_subject() -> None:
+    assert tuple(DVC_YAML["stages"]) == ALL_STAGES
+    assert all(stage["foreach"] == "${subjects}" for stage in DVC_YAML["stages"].values())
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_dvc_watches_exactly_the_settings_that_the_stage_reads(stage: str) -> None:
+    assert _body(stage)["params"] == config.dvc_params(stage)
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_no_text_of_a_user_reaches_the_shell(stage: str) -> None:
+    assert _body(stage)["cmd"] == f"python -m dreambooth_core {stage} --subject ${{key}}"
+
+
+def test_names_of_subjects_hold_nothing_that_a_shell_would_read() -> None:
+    settings = config.read_yaml(ROOT / "params.yaml")
+    settings["subjects"]["mug; rm -rf x"] = settings["subjects"]["mug"]
+    with pytest.raises(ValueError, match=r"mug; rm -rf x"):
+        config.Settings.model_validate(settings)
+
+
+# A setting, and the stages that DVC runs again when it changes (downstream ones follow from their
+# outputs). Whoever moves a setting between stages has to change this table.
+TABLE: dict[str, set[str]] = {
+    "base_model.revision": {"class-images", "cache", "train", "evaluate", "register"},
+    "compute.num_threads": {"class-images", "cache", "train", "evaluate"},
+    "data.resolution": {"validate", "class-images", "cache", "evaluate"},
+    "data.center_crop": {"validate", "cache"},
+    "data.min_side": {"validate"},
+    "prior.num_class_images": {"class-images", "train"},
+    "prior.prior_loss_weight": {"class-images", "train"},
+    "train.learning_rate": {"train"},
+    "train.checkpointing_steps": {"train"},
+    "evaluate.seed": {"evaluate"},
+    "select.max_pres_gain": {"select"},
+    "registry.model_name_prefix": {"register"},
+    "runtime.log_every_steps": set(),
+    "runtime.keep_store_days": set(),
+    "versions.train": {"train"},
+    "versions.report": {"report"},
+    "subjects.mug.identifier": {"cache", "train", "evaluate"},
+    "subjects.mug.class_noun": {"class-images", "cache", "train", "evaluate"},
+    "subjects.mug.prompts": {"evaluate"},
+}
+
+
+@pytest.mark.parametrize(("setting", "stages"), TABLE.items())
+def test_a_changed_setting_makes_exactly_these_stages_stale(setting: str, stages: set[str]) -> None:
+    watching = {
+        stage
+        for stage in ALL_STAGES
+        for key in _body(stage)["params"]
+        if _is_under(setting, key.replace("${key}", "mug"))
+    }
+    assert watching == stages
+
+
+def _is_under(setting: str, key: str) -> bool:
+    return setting == key or setting.startswith(f"{key}.")
+
+
+def test_every_stage_depends_on_outputs_of_earlier_stages_only() -> None:
+    seen: set[str] = set()
+    for stage in ALL_STAGES:
+        upstream = {d.split("/")[2] for d in _body(stage)["deps"] if d.startswith("work/")}
+        assert upstream <= seen, stage
+        seen.add(stage)
+
+
+def test_the_committed_dvc_file_names_the_bytes_of_the_shipped_example() -> None:
+    pointer = config.read_yaml(ROOT / "data" / "instance" / "mug.dvc")
+    assert pointer["outs"][0]["md5"] == dvc_md5(ROOT / "examples" / "mug-stripes")
+
+
+def test_every_subject_of_params_has_its_training_loss_among_the_plots() -> None:
+    subjects = config.read_yaml(ROOT / "params.yaml")["subjects"]
+    plots = {path for entry in DVC_YAML["plots"] for path in entry}
+    assert plots == {f"work/{name}/train/metrics.csv" for name in subjects}
+
+
+def test_a_setting_that_moved_while_a_stage_ran_is_named_with_both_values() -> None:
+    with pytest.raises(StageError, match=r"train.learning_rate was 5e-06, is 9e-09"):
+        refuse_drift("train", {"train.learning_rate": 5e-6}, {"train.learning_rate": 9e-9})

@@ -1,0 +1,51 @@
+"""prefect.yaml and the flows: what is deployed exists, and flows are prose."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import config
+
+ROOT = Path(__file__).parents[2]
+DEPLOYMENTS = {
+    f"{d['flow_name']}/{d['name']}": d
+    for d in config.read_yaml(ROOT / "prefect.yaml")["deployments"]
+}
+FLOW_FILES = ("train_subject.py", "retrain_all.py")
+
+
+def test_the_deployments_that_the_documents_name_are_there() -> None:
+    assert set(DEPLOYMENTS) == {"train-subject/local", "retrain-all/nightly"}
+    assert DEPLOYMENTS["retrain-all/nightly"]["schedules"][0]["cron"] == "0 2 * * *"
+
+
+@pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
+def test_every_entrypoint_is_a_flow_of_that_name_that_takes_these_parameters(name: str) -> None:
+    file, function = DEPLOYMENTS[name]["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
+    assert flow.name == DEPLOYMENTS[name]["flow_name"]
+    assert set(DEPLOYMENTS[name].get("parameters", {})) <= set(flow.parameters.properties)
+
+
+@pytest.mark.parametrize("file", FLOW_FILES)
+def test_flows_are_prose_without_branches_loops_or_arithmetic(file: str) -> None:
+    tree = ast.parse((ROOT / "flows" / file).read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    logic = (ast.If, ast.For, ast.While, ast.Try, ast.BinOp, ast.Compare, ast.Lambda)
+    found = [node for f in functions for b in f.body for node in ast.walk(b)]
+    assert [type(n).__name__ for n in found if isinstance(n, logic)] == []
+
+
+def test_no_task_that_writes_files_uses_prefects_result_cache() -> None:
+    from prefect import Task
+    from prefect.cache_policies import NO_CACHE
+
+    from tasks import changes, pipeline
+
+    tasks = [v for m in (pipeline, changes) for v in vars(m).values() if isinstance(v, Task)]
+    assert len(tasks) >= 11
+    assert [task.name for task in tasks if task.cache_policy != NO_CACHE] == []

@@ -1,0 +1,119 @@
+"""The flow on tiny models in Prefect's own harness, and its agreement with DVC in both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from dreambooth_core.errors import StageError
+from dreambooth_core.workspace import STAGES, Workspace
+from flows.train_subject import train_subject
+from tasks.guard import Guard
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT, dvc
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore"),  # the libraries' own, dozens
+]
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[None]:
+    """A Prefect server of the tests' own."""
+    with prefect_test_harness(server_startup_timeout=300):
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One workspace for the module; its tests run in order."""
+    return workspaces.build(tmp_path_factory.mktemp("workspace") / "checkout")
+
+
+def _run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    for name, value in workspaces.environment(workspace.root).items():
+        if name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
+            monkeypatch.setenv(name, value)
+    return train_subject(SUBJECT, str(workspace.root))
+
+
+@pytest.fixture(scope="module")
+def first(harness: None, prepared: Workspace) -> dict[str, Any]:
+    """The summary of the first run."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return _run(prepared, monkeypatch)
+
+
+def test_the_first_run_runs_every_stage_and_registers_version_1(first: dict[str, Any]) -> None:
+    assert [s["stage"] for s in first["stages"]] == [*STAGES, "compare", "report"]
+    assert not any(s["skipped"] for s in first["stages"])
+    assert first["version"]["version"] == 1
+    assert [row["name"] for row in first["scores"]["rows"]] == [
+        *("real", "step 0", "checkpoint-2", "checkpoint-4")
+    ]
+
+
+def test_after_a_flow_dvc_has_nothing_to_do(first: dict[str, Any], prepared: Workspace) -> None:
+    assert json.loads(dvc(prepared.root, "status", "--json").stdout) == {}
+    assert "Running stage" not in dvc(prepared.root, "repro").stdout
+
+
+def test_a_second_flow_skips_all_but_the_comparison(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = _run(prepared, monkeypatch)
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+    assert again["version"] == first["version"]
+
+
+def test_a_changed_rule_runs_selection_and_what_follows_from_it(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspaces.change(prepared.root, "select.max_pres_gain", 1.0)
+    again = _run(prepared, monkeypatch)
+    ran = [s["stage"] for s in again["stages"] if not s["skipped"]]
+    assert ran[0] == "select"
+    assert "train" not in ran
+
+
+def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspaces.change(prepared.root, "select.max_pres_gain", 0.5)
+    dvc(prepared.root, "repro")
+    again = _run(prepared, monkeypatch)
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+
+
+def test_settings_that_move_during_a_stage_are_never_recorded(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    before = (prepared.root / "dvc.lock").read_text()
+    workspaces.change(prepared.root, "select.max_pres_gain", 0.7)
+    env = workspaces.environment(prepared.root)
+    with Guard(prepared, SUBJECT, env=env) as guard, pytest.raises(StageError, match="is 0.8"):
+        guard.run("select", lambda: workspaces.change(prepared.root, "select.max_pres_gain", 0.8))
+    assert (prepared.root / "dvc.lock").read_text() == before
+
+
+def test_missing_photos_come_back_from_dvcs_cache(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    from tasks import photos
+    from tasks.dvc import Dvc
+
+    folder = Path(prepared.root / "data" / "instance" / SUBJECT)
+    names = sorted(p.name for p in folder.iterdir())
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    client = Dvc(prepared, env=workspaces.environment(prepared.root))
+    assert photos.restore(prepared, SUBJECT, client)
+    assert sorted(p.name for p in folder.iterdir()) == names
