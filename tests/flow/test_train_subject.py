@@ -98,7 +98,7 @@ def test_settings_that_move_during_a_stage_are_never_recorded(
     before = (prepared.root / "dvc.lock").read_text()
     workspaces.change(prepared.root, "select.max_pres_gain", 0.7)
     env = workspaces.environment(prepared.root)
-    with Guard(prepared, SUBJECT, env=env) as guard, pytest.raises(StageError, match="is 0.8"):
+    with Guard(prepared, SUBJECT, env=env) as guard, pytest.raises(StageError, match=r"is 0\.8"):
         guard.run("select", lambda: workspaces.change(prepared.root, "select.max_pres_gain", 0.8))
     assert (prepared.root / "dvc.lock").read_text() == before
 
