@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambooth_core.pocket.settings import POCKET
 
-PART_NAMES = ("vae", "clip", "classifier", "dino", "unet")
+PART_NAMES = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
 
 def _parser() -> argparse.ArgumentParser:

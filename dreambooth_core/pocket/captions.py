@@ -54,14 +54,19 @@ def _pick(weights: tuple[float, ...], *, generator: torch.Generator) -> int:
 
 
 def draw_caption(
-    thing: int, colour: int, place: int, *, generator: torch.Generator
+    thing: int,
+    colour: int,
+    place: int,
+    *,
+    generator: torch.Generator,
+    noise_share: float = NOISE_SHARE,
 ) -> tuple[str, Mention]:
     """A caption for a scene: colour and place may be left out, a rare token may slip in."""
     keep_colour, keep_place = ((True, True), (False, True), (True, False), (False, False))[
         _pick((0.52, 0.20, 0.16, 0.12), generator=generator)
     ]
     mention = Mention(thing, colour if keep_colour else None, place if keep_place else None)
-    noisy = float(torch.rand((), generator=generator)) < NOISE_SHARE
+    noisy = float(torch.rand((), generator=generator)) < noise_share
     word = RARE_TOKENS[int(torch.randint(len(RARE_TOKENS), (), generator=generator))]
     caption = write_caption(
         mention,

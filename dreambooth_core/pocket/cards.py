@@ -12,13 +12,13 @@ _ABOUT = {
         "`StableDiffusionPipeline.from_pretrained`; on a CPU pass `torch_dtype=torch.float32`, "
         "since the weights are stored in fp16. "
         "Its text encoder is pocket-clip's text tower.",
-        ("vae", "clip", "unet"),
+        ("vae", "clip", "identifiers", "unet"),
         ("vae_", "sd_", "neutral", "weights", "seconds"),
     ),
     "pocket-clip": (
         "A small CLIPModel with its processor, trained contrastively on scenes and captions of the "
         "pocket world; the scorer for CLIP-T and CLIP-I.",
-        ("clip",),
+        ("clip", "identifiers"),
         ("clip_",),
     ),
     "pocket-dino": (

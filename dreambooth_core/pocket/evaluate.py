@@ -130,8 +130,7 @@ def _retrieval(
 
 def clip_bars(shop: Workshop) -> list[Bar]:
     """Zero-shot reading of plain things, and retrieval; held-out triples apart."""
-    clip = shop.trained("clip")
-    assert isinstance(clip, CLIPModel)
+    clip = shop.clip()
     encoder = CaptionEncoder(shop.tokenizer())
     classes = _class_features(clip, encoder)
     bars: list[Bar] = []
@@ -249,8 +248,7 @@ def sd_bars(shop: Workshop, *, num_samples: int = NUM_SAMPLES) -> list[Bar]:
 
 def neutrality_bars(shop: Workshop, *, pipeline: StableDiffusionPipeline) -> list[Bar]:
     """CLIP-T of pictures asked for with `sks` against the same without; same seeds, same texts."""
-    clip = shop.trained("clip")
-    assert isinstance(clip, CLIPModel)
+    clip = shop.clip()
     encoder = CaptionEncoder(shop.tokenizer())
     pairs = [(thing, place) for thing in THINGS for place in PLACES.values()]
     pairs = (pairs * NEUTRAL_SAMPLES)[:NEUTRAL_SAMPLES]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, ViTImageProcessorPil
+from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
 from dreambooth_core.files import atomic_dir
 from dreambooth_core.pocket.cards import card
@@ -38,8 +38,7 @@ def pack(shop: Workshop, *, assets: Path, measured: Mapping[str, Any] | None) ->
     with atomic_dir(assets / "pocket-sd") as folder:
         build_pipeline(shop).to(torch.float16).save_pretrained(folder)
         (folder / "README.md").write_text(card("pocket-sd", facts), encoding="utf-8")
-    clip = shop.trained("clip")
-    assert isinstance(clip, CLIPModel)
+    clip = shop.clip()
     with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
         processor = CLIPImageProcessorPil(**_image_options(side))

@@ -12,7 +12,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPModel
 
 from dreambooth_core.pocket.loop import step_generator
 from dreambooth_core.pocket.pretrain import Workshop, encoded_latents
@@ -35,9 +34,8 @@ def make_sampler() -> DPMSolverMultistepScheduler:
 
 def build_pipeline(shop: Workshop) -> StableDiffusionPipeline:
     """pocket-sd as its parts stand in the state folder."""
-    vae, clip, unet = shop.trained("vae"), shop.trained("clip"), shop.trained("unet")
+    vae, clip, unet = shop.trained("vae"), shop.clip(), shop.trained("unet")
     assert isinstance(vae, AutoencoderKL)
-    assert isinstance(clip, CLIPModel)
     assert isinstance(unet, UNet2DConditionModel)
     scenes = shop.scenes("train", shop.settings.num_train)
     vae.register_to_config(scaling_factor=encoded_latents(shop, scenes)[1])

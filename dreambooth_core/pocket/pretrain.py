@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from dreambooth_core.pocket.classifier import ClassifierLosses, PocketClassifier
 from dreambooth_core.pocket.clip import ClipLosses, make_clip
 from dreambooth_core.pocket.dino import DinoLosses, make_dino
+from dreambooth_core.pocket.identifiers import IdentifierLosses
 from dreambooth_core.pocket.loop import Run, load_state, open_run, save_state, train
 from dreambooth_core.pocket.scenes import SceneSet, load_scenes
 from dreambooth_core.pocket.settings import PartSettings, PocketSettings
@@ -22,7 +23,7 @@ from dreambooth_core.pocket.unet import TextStates, UnetLosses, make_unet
 from dreambooth_core.pocket.vae import VaeLosses, make_vae, to_pixels
 
 #: In this order: the U-Net needs the VAE and CLIP, DINO sees VAE reconstructions.
-PARTS = ("vae", "clip", "classifier", "dino", "unet")
+PARTS = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +58,24 @@ class Workshop:
         makers: dict[str, Callable[[], nn.Module]] = {
             "vae": lambda: make_vae(self.settings),
             "clip": lambda: make_clip(self.settings, tokenizer=self.tokenizer()),
+            "identifiers": self._tower,
             "classifier": PocketClassifier,
             "dino": lambda: make_dino(self.settings),
             "unet": lambda: make_unet(self.settings),
         }
         return makers[name]()
+
+    def _tower(self) -> nn.Module:
+        clip = self.trained("clip")
+        assert isinstance(clip, CLIPModel)
+        return clip.text_model.requires_grad_(True)
+
+    def clip(self) -> CLIPModel:
+        """pocket-clip with the text tower that knows its rare tokens apart."""
+        clip, tower = self.trained("clip"), self.trained("identifiers")
+        assert isinstance(clip, CLIPModel)
+        clip.text_model.load_state_dict(tower.state_dict())
+        return clip
 
     def trained(self, name: str) -> nn.Module:
         """The averaged weights of a part as they stand, in eval mode."""
@@ -79,6 +93,11 @@ def _losses(shop: Workshop, part: str) -> Callable[..., dict[str, torch.Tensor]]
     settings, device = shop.settings, shop.device
     if part == "unet":
         return _unet_losses(shop)  # type: ignore[return-value]
+    if part == "identifiers":
+        clip = shop.trained("clip")
+        assert isinstance(clip, CLIPModel)
+        encoder = CaptionEncoder(shop.tokenizer())
+        return IdentifierLosses(clip=clip, encoder=encoder, settings=settings, device=device)  # type: ignore[return-value]
     if part == "dino":
         scenes = shop.scenes("pairs", settings.num_individuals * settings.views_per_individual)
         rebuilt = rebuilt_pictures(shop, scenes, name="pairs")
@@ -92,14 +111,12 @@ def _losses(shop: Workshop, part: str) -> Callable[..., dict[str, torch.Tensor]]
 
 
 def _unet_losses(shop: Workshop) -> UnetLosses:
-    clip = shop.trained("clip")
-    assert isinstance(clip, CLIPModel)
     scenes = shop.scenes("train", shop.settings.num_train)
     latents, scale = encoded_latents(shop, scenes)
     return UnetLosses(
         latents=latents * scale,
         labels=torch.from_numpy(scenes.labels),
-        text_states=TextStates(CaptionEncoder(shop.tokenizer()), clip.text_model),
+        text_states=TextStates(CaptionEncoder(shop.tokenizer()), shop.clip().text_model),
         settings=shop.settings,
         device=shop.device,
     )

@@ -53,6 +53,9 @@ class PocketSettings:
     clip: PartSettings = field(
         default=PartSettings(steps=1_400, batch=128, learning_rate=1.5e-3, weight_decay=0.05)
     )
+    identifiers: PartSettings = field(
+        default=PartSettings(steps=800, batch=128, learning_rate=1e-3, weight_decay=0.0)
+    )
     dino: PartSettings = field(
         default=PartSettings(steps=1_200, batch=96, learning_rate=1.5e-3, weight_decay=0.05)
     )

@@ -1,0 +1,157 @@
+"""The packed weights: they load as any model does, and are as good as their cards say."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor
+
+from dreambooth_core.pocket.captions import full_caption
+from dreambooth_core.pocket.classifier import HEADS, PocketClassifier, load_classifier
+from dreambooth_core.pocket.evaluate import area_under_curve
+from dreambooth_core.pocket.loop import step_generator
+from dreambooth_core.pocket.pack import LIMIT_BYTES, MODELS, folder_bytes
+from dreambooth_core.pocket.pipeline import sample
+from dreambooth_core.pocket.pretrain import rebuild
+from dreambooth_core.pocket.scenes import SceneSet, draw_scenes
+from dreambooth_core.pocket.settings import POCKET
+from dreambooth_core.pocket.vae import to_pixels
+from tests.paths import ROOT
+
+ASSETS = ROOT / "assets"
+
+
+@cache
+def _scenes(stream: str = "unit-tests", count: int = 64) -> SceneSet:
+    return draw_scenes(POCKET, stream=stream, count=count)
+
+
+@cache
+def _pipeline() -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(ASSETS / "pocket-sd", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@cache
+def _judge() -> PocketClassifier:
+    return load_classifier(ASSETS / "pocket-classifier")
+
+
+def test_all_weights_together_are_at_most_24_megabytes_of_fp16_safetensors() -> None:
+    assert sum(folder_bytes(ASSETS / name) for name in MODELS) <= LIMIT_BYTES
+    files = {path.suffix for path in ASSETS.rglob("*") if path.is_file()}
+    assert files <= {".safetensors", ".json", ".md", ".txt"}
+
+
+def test_the_judge_reads_at_least_97_percent_of_drawn_scenes() -> None:
+    scenes = _scenes(count=300)
+    read = _judge().read(to_pixels(torch.from_numpy(scenes.images)))
+    for column, head in enumerate(HEADS):
+        right = read[head] == torch.from_numpy(scenes.labels[:, column])
+        assert right.float().mean() >= 0.97, head
+
+
+def test_the_vae_rebuilds_scenes_at_27_decibels_and_its_latents_are_unit_after_scaling() -> None:
+    vae = _pipeline().vae
+    images = torch.from_numpy(_scenes().images)
+    error = (rebuild(vae, images).float() - images.float()).square().mean(dim=(1, 2, 3))
+    assert (10 * torch.log10(255**2 / error)).mean() >= 27.0
+    with torch.no_grad():
+        latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
+    assert latents.shape[1:] == (8, 8, 8)
+    assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_clip_tells_things_colours_and_places_of_unseen_scenes_from_64_full_captions() -> None:
+    clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(ASSETS / "pocket-clip")
+    scenes = _scenes()
+    captions = list(dict.fromkeys(full_caption(*row[:3]) for row in scenes.labels.tolist()))
+    inputs = processor(text=captions, images=list(scenes.images), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        scores = clip(**inputs).logits_per_image
+    answers = [captions.index(full_caption(*row[:3])) for row in scenes.labels.tolist()]
+    assert (scores.argmax(1) == torch.tensor(answers)).float().mean() >= 0.80
+
+
+def test_the_text_encoder_of_pocket_sd_is_the_text_tower_of_pocket_clip() -> None:
+    clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
+    ids = _pipeline().tokenizer("a photo of sks mug", return_tensors="pt").input_ids
+    with torch.no_grad():
+        own = _pipeline().text_encoder(ids).last_hidden_state
+        towers = clip.text_model(ids).last_hidden_state
+    assert torch.equal(own, towers)
+
+
+def test_an_identifier_leaves_the_text_feature_alone_but_has_a_state_of_its_own() -> None:
+    clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
+    tokenizer = _pipeline().tokenizer
+
+    def features(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            output = clip.text_model(ids)
+        return clip.text_projection(output.pooler_output)[0], output.last_hidden_state[0]
+
+    plain, _ = features("a photo of mug on the beach")
+    _, article = features("a photo of a mug on the beach")
+    named, states = features("a photo of sks mug on the beach")
+    _, others = features("a photo of zwx mug on the beach")
+    assert functional.cosine_similarity(plain, named, dim=0) > 0.98
+    position = 4  # start, a, photo, of, identifier
+    assert functional.cosine_similarity(states[position], article[position], dim=0) < 0.9
+    assert functional.cosine_similarity(states[position], others[position], dim=0) < 0.9
+
+
+def test_dino_tells_unseen_individuals_from_their_twins() -> None:
+    dino = AutoModel.from_pretrained(ASSETS / "pocket-dino", dtype=torch.float32)
+    processor = AutoImageProcessor.from_pretrained(ASSETS / "pocket-dino")
+    scenes = draw_scenes(POCKET, stream="pairs-unit-tests", count=40 * 4)
+    with torch.no_grad():
+        output = dino(**processor(list(scenes.images), return_tensors="pt"))
+    views = functional.normalize(output.pooler_output, dim=1).view(20, 2, 4, -1)
+    same = torch.einsum("ctvd,ctwd->ctvw", views, views)[:, :, 0, 1:].flatten()
+    other = torch.einsum("cvd,cwd->cvw", views[:, 0], views[:, 1])[:, 0, 1:].flatten()
+    assert area_under_curve(same, other) >= 0.90
+
+
+def test_the_training_schedule_follows_from_the_shipped_scheduler() -> None:
+    schedule = DDPMScheduler.from_config(_pipeline().scheduler.config)
+    assert schedule.config["prediction_type"] == "v_prediction"
+    assert schedule.config["num_train_timesteps"] == 1000
+
+
+@pytest.mark.slow
+def test_sampled_pictures_show_what_was_asked_for_and_follow_their_seed() -> None:
+    generator = step_generator(0, part="unit-tests", step=0)
+    asked = torch.stack(
+        [torch.randint(len(HEADS[head]), (32,), generator=generator) for head in HEADS], 1
+    )
+    prompts = [full_caption(*row) for row in asked.tolist()]
+    pictures = sample(_pipeline(), prompts, seed=0)
+    read = _judge().read(pictures)
+    for column, head in enumerate(HEADS):
+        assert (read[head] == asked[:, column]).float().mean() >= 0.8, head
+    again = sample(_pipeline(), prompts[:4], seed=0)
+    assert (again - pictures[:4]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_card_with_recipe_seed_time_and_measured_quality(name: str) -> None:
+    text = (ASSETS / name / "README.md").read_text(encoding="utf-8")
+    assert f"Seed {POCKET.seed}" in text
+    assert "| part | parameters | steps |" in text
+    assert "## Measured" in text
+    assert "Not measured yet" not in text
+    assert "MISSED" not in text
+
+
+def test_the_classifier_states_its_classes_in_the_order_of_its_heads() -> None:
+    kept = json.loads((ASSETS / "pocket-classifier" / "config.json").read_text(encoding="utf-8"))
+    assert kept == HEADS

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_core.pocket.drawing import render
+from dreambooth_core.pocket.examples import SIDE, SUBJECTS, example_scenes
+from dreambooth_core.pocket.scenes import _scene
+from dreambooth_core.pocket.settings import POCKET
+from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS, traits
+from tests.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+def test_there_are_six_subjects_of_six_things_with_three_to_six_photos_in_as_many_places() -> None:
+    assert len(SUBJECTS) == 6
+    assert len({individual.thing for individual, _ in SUBJECTS.values()}) == 6
+    for individual, places in SUBJECTS.values():
+        assert individual.thing in THINGS
+        assert individual.colour in COLOURS
+        assert 3 <= len(places) <= 6
+        assert len(set(places)) == len(places)
+        assert set(places) <= set(PLACES)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_the_shipped_photos_are_what_the_code_draws(name: str) -> None:
+    scenes = example_scenes(name)
+    shipped = sorted((EXAMPLES / name).glob("*.png"))
+    assert len(shipped) == len(scenes)
+    for path, scene in zip(shipped, scenes, strict=True):
+        with Image.open(io.BytesIO(path.read_bytes())) as photo:
+            kept = np.asarray(photo.convert("RGB"), dtype=np.int16)
+        drawn = np.asarray(render(scene, size=SIDE)[0], dtype=np.int16)
+        assert np.abs(kept - drawn).max() <= 2
+
+
+def test_all_photos_together_stay_below_one_megabyte() -> None:
+    assert sum(path.stat().st_size for path in EXAMPLES.rglob("*.png")) < 1_000_000
+
+
+def test_no_individual_of_the_first_thousands_of_training_scenes_is_an_example_subject() -> None:
+    subjects = [individual for individual, _ in SUBJECTS.values()]
+    for index in range(3000):
+        seen = _scene(POCKET, "train", index)[0].individual
+        for subject in subjects:
+            if (seen.thing, seen.colour, traits(seen)) == (
+                subject.thing,
+                subject.colour,
+                traits(subject),
+            ):
+                turned = abs((seen.angle - subject.angle + 22.5) % 45.0 - 22.5)
+                assert turned > 5.0, f"{seen} could be taken for {subject}"
