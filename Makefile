@@ -24,7 +24,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 install: $(BIN)/.installed  ## make .venv with the locked requirements
-	@test -d .dvc/cache || mkdir -p .dvc/cache
+	@$(BIN)/dreambooth subject restore
 
 demo: install  ## photos -> best checkpoint, scored and registered, for the example subject
 	$(BIN)/dreambooth run $(SUBJECT)

@@ -39,7 +39,7 @@ from dreambooth_core.pocket.scenes import PLACE_NAMES  # noqa: E402
 from dreambooth_core.pocket.world import PLACES  # noqa: E402
 from dreambooth_core.records import Evaluation, Interval, Selection  # noqa: E402
 from dreambooth_core.stages import StageContext, run_stage  # noqa: E402
-from dreambooth_core.stages.report import row_folder  # noqa: E402
+from dreambooth_core.stages.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.workspace import Workspace  # noqa: E402
 
 VARIANTS = ("shipped", "no-prior", "long")
@@ -161,13 +161,13 @@ def make_judge(folder: Path) -> Judge:
     classifier = load_classifier(folder).eval()
 
     def judge(workspace: Workspace, key: str, name: str, evaluation: Evaluation) -> float:
-        pictures = workspace.stage_dir(key, "evaluate") / "images" / row_folder(name)
+        pictures = row_pictures(workspace.stage_dir(key, "evaluate"), name)
         right = asked = 0
         for index, image in enumerate(evaluation.row(name).images):
             places = [p for p, phrase in PLACES.items() if image.prompt.endswith(phrase)]
             if not places:
                 continue
-            pixels = np.asarray(Image.open(pictures / f"{index:03d}.png").convert("RGB"))
+            pixels = np.asarray(Image.open(pictures / picture_name(index)).convert("RGB"))
             batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
             seen = PLACE_NAMES[int(classifier.read(batch)["place"])]
             asked, right = asked + 1, right + (seen == places[0])

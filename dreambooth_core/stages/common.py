@@ -94,6 +94,16 @@ def table_of(evaluation: Evaluation) -> Scores:
     )
 
 
+def row_pictures(evaluated: Path, row: str) -> Path:
+    """The folder of a row's pictures below the evaluate stage's folder."""
+    return evaluated / "images" / row.replace(" ", "-")
+
+
+def picture_name(index: int) -> str:
+    """File of image `index` of a row: the suite's images prompt by prompt, then the class's."""
+    return f"{index:03d}.png"
+
+
 def run_name(method: str, training_fingerprint: str) -> str:
     """A readable name for the MLflow run of a training."""
     return f"{method}-{training_fingerprint[:8]}"

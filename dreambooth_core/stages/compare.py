@@ -6,28 +6,20 @@ No DVC stage: which version is the champion is a fact of the registry (docs/adr/
 from __future__ import annotations
 
 import datetime
-import functools
 import getpass
-from collections.abc import Sequence
-
-from diffusers import StableDiffusionPipeline
-from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import StageError
-from dreambooth_core.evaluation import comparison, scores
+from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.evaluation.scores import ScoredModel
-from dreambooth_core.models import sampling, weights
-from dreambooth_core.records import CheckpointScore, Evaluation, RegisteredVersion, Verdict
+from dreambooth_core.records import Evaluation, RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
-from dreambooth_core.stages import evaluate
-from dreambooth_core.stages.common import VERDICT, StageContext, hash_cache
-from dreambooth_core.stages.register import registered, tracking_of
+from dreambooth_core.stages.common import VERDICT, StageContext
+from dreambooth_core.stages.registered import registered, tracking_of
 
 
 def run(context: StageContext, subject: str) -> Verdict:
@@ -83,62 +75,17 @@ def _champion(
     if champion is None:
         return None
     version = champion.version
-    same = version.version == challenger.version
-    row = (
-        _evaluation(context, view.name).row(version.checkpoint)
-        if same
-        else score_version(context, view, champion)
-    )
+    if version.version == challenger.version:
+        row = _evaluation(context, view.name).row(version.checkpoint)
+    else:
+        from dreambooth_core.stages import rescore  # torch: only when there is something to score
+
+        row = rescore.score_version(context, view, champion)
     return Contender(
         name=label(version),
         qualified=version.qualified,
         row=row,
         harness=_evaluation(context, view.name).harness,
-    )
-
-
-def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -> CheckpointScore:
-    """A registered version's row under the present harness: found in the store, or made.
-
-    Its images are found when it was trained on the present base model on a machine like this one;
-    otherwise the version is fetched from the registry and sampled.
-    """
-    session, version = evaluate.open_session(context, view.name), info.version
-    plan = session.evaluator.plan
-
-    @functools.cache
-    def pipeline() -> StableDiffusionPipeline:
-        return weights.load_exported(
-            versions.fetch(tracking_of(context), info.uri),
-            context.workspace.root,
-            device=session.device,
-            hash_cache=hash_cache(context.workspace),
-        )
-
-    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        return sampling.sample(
-            pipeline(),
-            prompts=prompts,
-            seeds=seeds,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            resolution=plan.resolution,
-            batch_size=plan.batch_size,
-            should_stop=context.should_stop,
-        )
-
-    return scores.score_checkpoint(
-        session.evaluator,
-        model=ScoredModel(
-            name=version.checkpoint,
-            step=int(version.checkpoint.rsplit("-", 1)[-1]),
-            sha256=session.model_sha256(
-                version.sha256, base_sha256=info.tags.get("base_model_sha256")
-            ),
-        ),
-        sampler=sampler,
-        progress=context.progress,
-        should_stop=context.should_stop,
     )
 
 

@@ -33,8 +33,14 @@ from dreambooth_core.records import (
     TrainingRun,
 )
 from dreambooth_core.report import grid
-from dreambooth_core.stages.common import StageContext, hash_cache, publishing, table_of
-from dreambooth_core.stages.report import row_folder
+from dreambooth_core.stages.common import (
+    StageContext,
+    hash_cache,
+    picture_name,
+    publishing,
+    row_pictures,
+    table_of,
+)
 from dreambooth_core.stages.validate import images_digest
 from dreambooth_core.workspace import Workspace
 
@@ -206,9 +212,9 @@ def _write_pictures(session: Session, evaluation: Evaluation, out: Path) -> None
     columns: dict[str, list[Path]] = {}
     for row in run_rows:
         paths = session.images(row.checkpoint_sha256)
-        folder = out / "images" / row_folder(row.name)
+        folder = row_pictures(out, row.name)
         folder.mkdir(parents=True)
         for index, path in enumerate((*paths.suite, *paths.class_prompt)):
-            shutil.copyfile(path, folder / f"{index:03d}.png")
+            shutil.copyfile(path, folder / picture_name(index))
         columns[row.name] = list(paths.suite)
     grid.write_grid(out / "grid.png", plan_prompts=session.evaluator.plan.prompts, columns=columns)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from dreambooth_core.config import SubjectView
-from dreambooth_core.errors import RegistryError, StageError
+from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
 from dreambooth_core.records import (
     BaseModelIdentity,
@@ -20,17 +20,20 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.registry import aliases, logged_models, parity, runs, versions
 from dreambooth_core.registry.package import Serving
-from dreambooth_core.registry.tracking import Tracking, resolve_tracking
+from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
-from dreambooth_core.stages import evaluate, lineage
+from dreambooth_core.stages import lineage
 from dreambooth_core.stages.common import (
     StageContext,
     fingerprint,
+    picture_name,
     publishing,
+    row_pictures,
     run_name,
     settings_that_count,
     table_of,
 )
+from dreambooth_core.stages.registered import tracking_of
 
 PARITY_BLOCKS = 1
 """Sampling blocks that the parity check draws again: the first ones of the suite."""
@@ -73,39 +76,6 @@ def selected(context: StageContext, subject: str) -> tuple[Selection, Checkpoint
         raise StageError("no checkpoint was selected", got=selection.rule)
     training = TrainingRun.read(context.workspace.stage_dir(subject, "train"))
     return selection, next(c for c in training.checkpoints if c.name == selection.best)
-
-
-def is_registered(context: StageContext, subject: str) -> bool:
-    """Whether the registry holds the published version, its parity checked."""
-    published = ModelVersion.read_if_there(context.workspace.stage_dir(subject, "register"))
-    if published is None:
-        return False
-    tracking = tracking_of(context)
-    version = versions.find_version(
-        tracking, name=published.name, fingerprint=published.fingerprint
-    )
-    if version is None:
-        return False
-    info = versions.get_version(tracking, name=version.name, version=version.version)
-    return info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED
-
-
-def registered(context: StageContext, subject: str) -> RegisteredVersion:
-    """The registry's version of what is published. Raises RegistryError when it is not there."""
-    published = ModelVersion.read(context.workspace.stage_dir(subject, "register"))
-    version = versions.find_version(
-        tracking_of(context), name=published.name, fingerprint=published.fingerprint
-    )
-    if version is None:
-        raise RegistryError(
-            f"{published.name} is not in the registry yet", hint=f"`dreambooth run {subject}`"
-        )
-    return version
-
-
-def tracking_of(context: StageContext) -> Tracking:
-    """The MLflow store of the context's workspace."""
-    return resolve_tracking(context.workspace, uri=context.tracking_uri)
 
 
 def _evaluation(context: StageContext, subject: str) -> Evaluation:
@@ -237,20 +207,14 @@ def _check_parity(
     info = versions.get_version(tracking, name=version.name, version=version.version)
     if info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED:
         return
-    session = evaluate.open_session(context, view.name)
-    plan = session.evaluator.plan
-    count = min(PARITY_BLOCKS * plan.batch_size, plan.num_images)
-    paths = session.images(version.sha256).suite[:count]
-    pictures = [
-        (prompt, seed, path) for (prompt, seed), path in zip(plan.requests, paths, strict=False)
-    ]
+    harness = _evaluation(context, view.name).harness
     result = parity.check_parity(
         tracking,
         parity.ParityPlan(
             model_uri=info.uri,
-            requests=parity.requests_of(pictures),
-            steps=plan.steps,
-            guidance=plan.guidance,
+            requests=parity.requests_of(_scored_pictures(context, view.name, version)),
+            steps=harness.steps,
+            guidance=harness.guidance,
             compute=view.compute,
         ),
         should_stop=context.should_stop,
@@ -265,3 +229,14 @@ def _check_parity(
             got=result.text,
             hint="it got no alias; this is a fault of the export, please report it",
         )
+
+
+def _scored_pictures(
+    context: StageContext, subject: str, version: RegisteredVersion
+) -> list[tuple[str, int, Path]]:
+    """(prompt, seed, file) of the version's first scored images, as the evaluation published."""
+    evaluation = _evaluation(context, subject)
+    scored = evaluation.row(version.checkpoint).images
+    folder = row_pictures(context.workspace.stage_dir(subject, "evaluate"), version.checkpoint)
+    first = scored[: PARITY_BLOCKS * evaluation.harness.batch_size]
+    return [(s.prompt, s.seed, folder / picture_name(i)) for i, s in enumerate(first)]

@@ -22,7 +22,14 @@ from dreambooth_core.records import (
     Verdict,
 )
 from dreambooth_core.report import page
-from dreambooth_core.stages.common import VERDICT, StageContext, settings_that_count, table_of
+from dreambooth_core.stages.common import (
+    VERDICT,
+    StageContext,
+    picture_name,
+    row_pictures,
+    settings_that_count,
+    table_of,
+)
 from dreambooth_core.stages.lineage import lineage_names
 from dreambooth_core.workspace import Workspace
 
@@ -66,27 +73,22 @@ def _gate_report(workspace: Workspace, subject: str) -> GateReport:
 
 def _images(workspace: Workspace, subject: str, evaluation: Evaluation) -> dict[str, list[Path]]:
     """Every sampled row's suite images, as the evaluate stage published them."""
-    folder = workspace.stage_dir(subject, "evaluate") / "images"
+    folder = workspace.stage_dir(subject, "evaluate")
     return {
-        row.name: [folder / row_folder(row.name) / f"{i:03d}.png" for i in range(row.n)]
+        row.name: [row_pictures(folder, row.name) / picture_name(i) for i in range(row.n)]
         for row in evaluation.rows
         if row.step is not None
     }
 
 
-def row_folder(name: str) -> str:
-    """The folder of a row's pictures."""
-    return name.replace(" ", "-")
-
-
 def _registered(context: StageContext, subject: str) -> RegisteredVersion | None:
     """The registry's version, or None where nothing is registered or nobody answers."""
-    from dreambooth_core.stages import register  # MLflow takes seconds to import
+    from dreambooth_core.stages import registered  # MLflow takes seconds to import
 
     if context.experiment:
         return None
     try:
-        return register.registered(context, subject)
+        return registered.registered(context, subject)
     except RegistryError:
         return None
 

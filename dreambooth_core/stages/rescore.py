@@ -1,0 +1,65 @@
+"""Scoring a registered version again, on the present suite, seeds, scorers and photos."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from dreambooth_core.config import SubjectView
+from dreambooth_core.evaluation import scores
+from dreambooth_core.evaluation.scores import ScoredModel
+from dreambooth_core.models import sampling, weights
+from dreambooth_core.records import CheckpointScore
+from dreambooth_core.registry import versions
+from dreambooth_core.registry.versions import VersionInfo
+from dreambooth_core.stages import evaluate
+from dreambooth_core.stages.common import StageContext, hash_cache
+from dreambooth_core.stages.registered import tracking_of
+
+
+def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -> CheckpointScore:
+    """A registered version's row under the present harness: found in the store, or made.
+
+    Its images are found when it was trained on the present base model on a machine like this one;
+    otherwise the version is fetched from the registry and sampled.
+    """
+    session, version = evaluate.open_session(context, view.name), info.version
+    plan = session.evaluator.plan
+
+    @functools.cache
+    def pipeline() -> StableDiffusionPipeline:
+        return weights.load_exported(
+            versions.fetch(tracking_of(context), info.uri),
+            context.workspace.root,
+            device=session.device,
+            hash_cache=hash_cache(context.workspace),
+        )
+
+    def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        return sampling.sample(
+            pipeline(),
+            prompts=prompts,
+            seeds=seeds,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            resolution=plan.resolution,
+            batch_size=plan.batch_size,
+            should_stop=context.should_stop,
+        )
+
+    return scores.score_checkpoint(
+        session.evaluator,
+        model=ScoredModel(
+            name=version.checkpoint,
+            step=int(version.checkpoint.rsplit("-", 1)[-1]),
+            sha256=session.model_sha256(
+                version.sha256, base_sha256=info.tags.get("base_model_sha256")
+            ),
+        ),
+        sampler=sampler,
+        progress=context.progress,
+        should_stop=context.should_stop,
+    )
