@@ -180,7 +180,7 @@ def _failure(ended: Ended, tail: Sequence[str]) -> DreamBoothError:
 
 def _crash(exit_code: int, tail: Sequence[str]) -> StageError:
     found = [a or b for line in tail for a, b in _SIGNAL.findall(line)]
-    name = found[-1] if found else signal.Signals(-exit_code).name if exit_code < 0 else None
+    name = found[-1] if found else _signal_of(exit_code)
     how = f"was ended by {name}" if name else f"crashed with exit status {exit_code}"
     hint = "the log has the whole story; run it again to continue from the last saved state"
     if name == "SIGKILL":
@@ -189,6 +189,12 @@ def _crash(exit_code: int, tail: Sequence[str]) -> StageError:
             f"turn on train.gradient_checkpointing; {hint}"
         )
     return StageError(f"the trainer {how}", got=_last_lines(tail), hint=hint)
+
+
+def _signal_of(exit_code: int) -> str | None:
+    """The signal behind an exit code: negative of the guard's own, above 128 of the launcher's."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
 def _last_lines(tail: Sequence[str]) -> str:

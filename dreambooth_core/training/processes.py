@@ -64,13 +64,12 @@ class Launch:
         return self._process.poll() is None or bool(survivors(self._token))
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send `number` to every living process of the launch."""
+        """Send `number` to every living process of the launch; last to the one with the lock."""
+        for process in survivors(self._token):
+            with suppress(psutil.Error):
+                process.send_signal(number)
         if self._process.poll() is None:
             self._process.send_signal(number)
-        for process in survivors(self._token):
-            if process.pid != self._process.pid:
-                with suppress(psutil.Error):
-                    process.send_signal(number)
 
     def kill_all(self) -> None:
         """SIGKILL every process of the launch and wait for their end."""
@@ -103,7 +102,10 @@ def free_port() -> int:
 
 
 def guarded(command: list[str], *, variables: Mapping[str, str]) -> list[str]:
-    """The command that runs `command` with further variables, and ends with this process."""
+    """The command that runs `command` with further variables and ends with this process.
+
+    It ends after everything that `command` has started, and holds what it inherits until then.
+    """
     assignments = [f"{name}={value}" for name, value in variables.items()]
     head = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
     return [*head, "env", *assignments, *command]

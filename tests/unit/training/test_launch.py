@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -205,25 +204,33 @@ def test_two_processes_equal_one_with_twice_the_batch(method, tmp_path, tiny_sd)
         assert (tensor - weights[1][name]).abs().max().item() < 1e-4, name
 
 
-def test_a_guarded_child_ends_with_the_parent_that_started_it():
+def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_process(
+    tmp_path,
+):
+    # like accelerate's launcher, the command dies at SIGTERM, before the process it has started
+    slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(2), exit())); "
+    slow += "from dreambooth_core.training.processes import die_with_parent; die_with_parent(); "
+    slow += "print('ready', flush=True); time.sleep(99)"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
     script = (
-        "import subprocess, sys, time\n"
+        "import subprocess, sys; from pathlib import Path\n"
+        "from dreambooth_core import locks\n"
         "from dreambooth_core.training import processes\n"
-        "sleep = processes.guarded(['sleep', '99'], variables={'A': '1'})\n"
-        "print(subprocess.Popen(sleep, start_new_session=True).pid, flush=True)\n"
-        "time.sleep(99)\n"
+        f"command = processes.guarded([sys.executable, '-c', {launcher!r}], variables={{}})\n"
+        "with locks.hold(Path(sys.argv[1]), timeout_s=1, inheritable=True) as fd:\n"
+        "    subprocess.run(command, start_new_session=True, pass_fds=(fd,))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    lock = tmp_path / "lock"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    _until(lambda: child.name() == "sleep")
+    assert parent.stdout.readline() == "ready\n"
+    descendants = psutil.Process(parent.pid).children(recursive=True)
+    assert len(descendants) == 3  # the guard, the launcher, the worker
     parent.kill()
     parent.wait()
-    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-
-
-def _until(condition: Callable[[], bool], *, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    began = time.monotonic()
+    with locks.hold(lock, timeout_s=30):
+        assert time.monotonic() - began > 1.5
+        assert not any(p.is_running() and p.status() != "zombie" for p in descendants[1:])
