@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_core import files
-from dreambooth_core.records import ModelVersion, RegisteredVersion, Verdict
+from dreambooth_core.records import RegisteredVersion, Verdict
 from tasks.run import SubjectRun
 
 
@@ -30,20 +30,18 @@ def compare(run: SubjectRun) -> Verdict:
 
 def registered_version(run: SubjectRun) -> RegisteredVersion | None:
     """The version in the registry that the published selection stands for."""
-    from dreambooth_core.registry import tracking, versions
+    from dreambooth_core.stages import registered
 
-    wanted = ModelVersion.read_if_there(run.workspace.stage_dir(run.subject, "register"))
-    if wanted is None:
-        return None
-    place = tracking.resolve_tracking(run.workspace, uri=run.env.get("MLFLOW_TRACKING_URI"))
-    return versions.find_version(place, name=wanted.name, fingerprint=wanted.fingerprint)
+    return registered.find(run.context("register"), run.subject)
 
 
 def is_version_lost(run: SubjectRun) -> bool:
-    """Whether the registry lacks the version that DVC takes for registered."""
+    """Whether the registry lacks the version that DVC takes for registered, or its parity check."""
     if "DVC_EXP_NAME" in run.env:
         return False  # an experiment never registers
-    return registered_version(run) is None
+    from dreambooth_core.stages import registered
+
+    return not registered.is_complete(run.context("register"), run.subject)
 
 
 def _verdict_digest(run: SubjectRun) -> str:

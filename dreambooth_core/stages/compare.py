@@ -18,14 +18,15 @@ from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
+from dreambooth_core.stages import registered
 from dreambooth_core.stages.common import VERDICT, StageContext
-from dreambooth_core.stages.registered import registered, tracking_of
+from dreambooth_core.stages.registered import tracking_of
 
 
 def run(context: StageContext, subject: str) -> Verdict:
     """Compare, write the verdict into the version's tags, and promote if it says so."""
     view, tracking = context.view(subject), tracking_of(context)
-    challenger = registered(context, subject)
+    challenger = registered.get(context, subject)
     champion = aliases.champion(tracking, name=challenger.name)
     verdict = comparison.compare(
         _challenger(context, subject, challenger),

@@ -9,34 +9,36 @@ from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.stages.common import StageContext
 
 
-def is_registered(context: StageContext, subject: str) -> bool:
-    """Whether the registry holds the published version, its parity checked."""
+def tracking_of(context: StageContext) -> Tracking:
+    """The MLflow store of the context's workspace."""
+    return resolve_tracking(context.workspace, uri=context.tracking_uri)
+
+
+def find(context: StageContext, subject: str) -> RegisteredVersion | None:
+    """The registry's version of what is published, or None where either is missing."""
     published = ModelVersion.read_if_there(context.workspace.stage_dir(subject, "register"))
     if published is None:
-        return False
-    tracking = tracking_of(context)
-    version = versions.find_version(
-        tracking, name=published.name, fingerprint=published.fingerprint
-    )
-    if version is None:
-        return False
-    info = versions.get_version(tracking, name=version.name, version=version.version)
-    return info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED
-
-
-def registered(context: StageContext, subject: str) -> RegisteredVersion:
-    """The registry's version of what is published. Raises RegistryError when it is not there."""
-    published = ModelVersion.read(context.workspace.stage_dir(subject, "register"))
-    version = versions.find_version(
+        return None
+    return versions.find_version(
         tracking_of(context), name=published.name, fingerprint=published.fingerprint
     )
+
+
+def get(context: StageContext, subject: str) -> RegisteredVersion:
+    """The registry's version of what is published. Raises RegistryError when it is not there."""
+    version = find(context, subject)
     if version is None:
         raise RegistryError(
-            f"{published.name} is not in the registry yet", hint=f"`dreambooth run {subject}`"
+            f"the best checkpoint of {subject} is not in the registry yet",
+            hint=f"`dreambooth run {subject}` registers it",
         )
     return version
 
 
-def tracking_of(context: StageContext) -> Tracking:
-    """The MLflow store of the context's workspace."""
-    return resolve_tracking(context.workspace, uri=context.tracking_uri)
+def is_complete(context: StageContext, subject: str) -> bool:
+    """Whether the published version is in the registry and has passed its parity check."""
+    version = find(context, subject)
+    if version is None:
+        return False
+    info = versions.get_version(tracking_of(context), name=version.name, version=version.version)
+    return info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED

@@ -88,7 +88,7 @@ def _registered(context: StageContext, subject: str) -> RegisteredVersion | None
     if context.experiment:
         return None
     try:
-        return registered.registered(context, subject)
+        return registered.find(context, subject)
     except RegistryError:
         return None
 
