@@ -105,7 +105,7 @@ def _paint_body(
         picture.paste(second, (0, 0), ImageChops.darker(pattern, mask))
     shift = int(0.10 * pose.scale * side)
     inner = ImageChops.darker(mask, ImageChops.offset(mask, -shift, -shift))
-    shade = ImageChops.subtract(mask, inner).point(lambda v: v * 40 // 255)
+    shade = ImageChops.subtract(mask, inner).point([v * 40 // 255 for v in range(256)])
     picture.paste((20, 16, 40), (0, 0), shade)
 
 

@@ -9,6 +9,7 @@ states at all other positions, and so every caption feature, as they are.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,8 @@ class IdentifierLosses:
         settings: PocketSettings,
         device: torch.device,
     ) -> None:
-        self._teacher = copy.deepcopy(clip.text_model).requires_grad_(False).to(device).eval()
+        teacher: Any = copy.deepcopy(clip.text_model).requires_grad_(False)
+        self._teacher = teacher.to(device).eval()
         self._encoder, self._settings, self._device = encoder, settings, device
         self._offsets = rare_offsets(settings).to(device)
         # Column 1: after the start token each rare token is a single token.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,15 +40,15 @@ def build_pipeline(shop: Workshop) -> StableDiffusionPipeline:
     assert isinstance(unet, UNet2DConditionModel)
     scenes = shop.scenes("train", shop.settings.num_train)
     vae.register_to_config(scaling_factor=encoded_latents(shop, scenes)[1])
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    scheduler: Any = make_sampler()
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=clip.text_model,
         tokenizer=shop.tokenizer(),
         unet=unet,
-        scheduler=make_sampler(),
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
+        scheduler=scheduler,
+        **absent,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)

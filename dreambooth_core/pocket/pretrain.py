@@ -20,7 +20,7 @@ from dreambooth_core.pocket.scenes import SceneSet, load_scenes
 from dreambooth_core.pocket.settings import PartSettings, PocketSettings
 from dreambooth_core.pocket.tokenizer import CaptionEncoder, make_tokenizer
 from dreambooth_core.pocket.unet import TextStates, UnetLosses, make_unet
-from dreambooth_core.pocket.vae import VaeLosses, make_vae, to_pixels
+from dreambooth_core.pocket.vae import VaeLosses, decode, encode, make_vae, to_pixels
 
 #: In this order: the U-Net needs the VAE and CLIP, DINO sees VAE reconstructions.
 PARTS = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
@@ -134,10 +134,7 @@ def encoded_latents(shop: Workshop, scenes: SceneSet) -> tuple[torch.Tensor, flo
     vae = shop.trained("vae")
     assert isinstance(vae, AutoencoderKL)
     images = torch.from_numpy(scenes.images)
-    means = [
-        vae.encode(to_pixels(rows).to(shop.device)).latent_dist.mean.cpu()
-        for rows in images.split(64)
-    ]
+    means = [encode(vae, to_pixels(rows).to(shop.device)).mean.cpu() for rows in images.split(64)]
     latents = torch.cat(means)
     scale = 1.0 / float(latents.std())
     save_state({"latents": latents.half(), "scale": scale, "vae_step": step}, path)
@@ -150,8 +147,8 @@ def rebuild(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     device = next(vae.parameters()).device
     rows = []
     for part in images.split(64):
-        latents = vae.encode(to_pixels(part).to(device)).latent_dist.mean
-        pixels = vae.decode(latents).sample.clamp(-1, 1)
+        latents = encode(vae, to_pixels(part).to(device)).mean
+        pixels = decode(vae, latents).clamp(-1, 1)
         rows.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
     return torch.cat(rows)
 

@@ -16,10 +16,10 @@ from dreambooth_core.pocket.settings import PocketSettings
 
 #: Raise this when a change of the drawing code makes cached scenes stale.
 WORLD_VERSION = 2
-THING_NAMES = list(world.THINGS)
-COLOUR_NAMES = list(world.COLOURS)
-PLACE_NAMES = list(world.PLACES)
-PATTERN_NAMES = list(world.PATTERNS)
+THING_NAMES: list[str] = list(world.THINGS)
+COLOUR_NAMES: list[str] = list(world.COLOURS)
+PLACE_NAMES: list[str] = list(world.PLACES)
+PATTERN_NAMES: list[str] = list(world.PATTERNS)
 
 
 @dataclass(frozen=True, slots=True)

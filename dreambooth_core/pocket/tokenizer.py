@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -25,7 +26,7 @@ def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
     for word in vocabulary():
         assert word == "".join(filter(str.islower, word)), f"{word!r} would be split"
     bpe.train_from_iterator(([word] for word in vocabulary()), trainer)
-    merges = [tuple(pair) for pair in _merges(bpe)]
+    merges: Any = [tuple(pair) for pair in _merges(bpe)]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += list(dict.fromkeys(left + right for left, right in merges))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
@@ -15,7 +17,7 @@ from dreambooth_core.pocket.tokenizer import CaptionEncoder
 EMPTY_SHARE = 0.10
 #: Min-SNR weighting (Hang et al. 2023), capped at this signal-to-noise ratio.
 MIN_SNR_GAMMA = 5.0
-SCHEDULE: dict[str, object] = {
+SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional
 
@@ -20,23 +23,34 @@ MASK_WEIGHT = 1.5
 def make_vae(settings: PocketSettings) -> AutoencoderKL:
     """An untrained VAE; its weights depend on the global seed of the caller."""
     levels = len(settings.vae_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=settings.vae_channels,
-        layers_per_block=1,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=8,
-        sample_size=settings.image,
-        mid_block_add_attention=False,
-    )
+    options: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": settings.vae_channels,
+        "layers_per_block": 1,
+        "latent_channels": settings.latent_channels,
+        "norm_num_groups": 8,
+        "sample_size": settings.image,
+        "mid_block_add_attention": False,
+    }
+    return AutoencoderKL(in_channels=3, out_channels=3, **options)
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float in -1..1."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> DiagonalGaussianDistribution:
+    """The posterior of pictures (B, 3, H, W) in -1..1: latents (B, C, H / 8, W / 8)."""
+    encoded: Any = vae.encode(pixels)
+    return encoded.latent_dist
+
+
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W), about -1..1, of unscaled latents."""
+    untyped: Any = vae
+    return untyped.decode(latents).sample
 
 
 def _pairs_of_edges(
@@ -62,9 +76,9 @@ class VaeLosses:
         weight = 1 + MASK_WEIGHT * self._masks[rows].float().div(255).unsqueeze(1).to(self._device)
         weight = weight / weight.mean()
         with torch.autocast(self._device.type, dtype=torch.bfloat16):
-            posterior = model.encode(pixels).latent_dist
+            posterior = encode(model, pixels)
             noise = torch.randn(posterior.mean.shape, generator=generator).to(self._device)
-            decoded = model.decode(posterior.mean + posterior.std * noise).sample
+            decoded = decode(model, posterior.mean + posterior.std * noise)
         error = decoded.float() - pixels
         kl = posterior.kl().float().mean()
         edge = torch.stack(
