@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dreambooth_core.pocket.settings import POCKET
+
+if TYPE_CHECKING:
+    from dreambooth_core.pocket.pretrain import Workshop
 
 PART_NAMES = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
@@ -18,6 +23,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, default=Path(".state/pocket"), help="training state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 means all cores")
+    parser.add_argument("--assets", type=Path, default=Path("assets"), help="the packed models")
+    parser.add_argument(
+        "--from-state", action="store_true", help="use the models in training, not the packed ones"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("pretrain", help="train one part or all of them")
     train.add_argument("part", nargs="?", default="all", choices=("all", *PART_NAMES))
@@ -26,9 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("part", nargs="?", default="all", choices=("all", *PART_NAMES))
     judge.add_argument("--json", action="store_true", help="one JSON object on stdout")
     judge.add_argument("--samples", type=int, default=500, help="pictures for the sd bars")
-    judge.add_argument("--assets", type=Path, default=Path("assets"))
-    packing = commands.add_parser("pack", help="write the weights as fp16, with their cards")
-    packing.add_argument("--assets", type=Path, default=Path("assets"))
+    judge.add_argument("--update-cards", action="store_true", help="write the figures into assets")
+    commands.add_parser("pack", help="write the weights as fp16, with their cards")
     draw = commands.add_parser("sample", help="a contact sheet, or pictures of one prompt")
     draw.add_argument("--prompt", help="default: random full captions")
     draw.add_argument("--num", type=int, default=64)
@@ -49,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         write_examples(options.out)
         return 0
-    # The command line answers --help and draws examples without loading torch.
-    from dreambooth_core.pocket import commands
+    # Loaded here, so that --help and examples need no torch; what the libraries say while they are
+    # imported is kept off stdout, which belongs to the answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        from dreambooth_core.pocket import commands
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
@@ -63,19 +73,44 @@ def main(arguments: list[str] | None = None) -> int:
         until = None if options.minutes is None else time.time() + 60 * options.minutes
         commands.pretrain_parts(shop, part=options.part, until=until)
     elif options.command == "pack":
-        _answer(json.dumps(commands.pack_all(shop, assets=options.assets)))
+        from dreambooth_core.pocket.pack import pack
+
+        _answer(json.dumps(pack(shop, assets=options.assets)))
     elif options.command == "sample":
+        models = commands.open_bundle(shop, assets=options.assets, packed=not options.from_state)
         commands.write_sheet(
-            shop, prompt=options.prompt, num=options.num, seed=options.seed, steps=options.steps,
-            guidance=options.guidance, out=options.out,
-        )  # fmt: skip
-    else:
-        measured = commands.measure(
-            shop, part=options.part, assets=options.assets, num_samples=options.samples
+            commands.open_bundle(
+                shop, assets=options.assets, packed=not options.from_state
+            ).pipeline,
+            prompt=options.prompt,
+            num=options.num,
+            seed=options.seed,
+            steps=options.steps,
+            guidance=options.guidance,
+            out=options.out,
         )
-        _answer(json.dumps(measured) if options.json else commands.as_table(measured))
-        return 1 if any(bar["holds"] is False for bar in measured.values()) else 0
+    else:
+        return _evaluate(shop, options)
     return 0
+
+
+def _evaluate(shop: Workshop, options: argparse.Namespace) -> int:
+    from dreambooth_core.pocket import commands
+    from dreambooth_core.pocket.pack import write_cards
+
+    packed = not options.from_state
+    models = commands.open_bundle(shop, assets=options.assets, packed=packed)
+    measured = commands.measure(
+        models,
+        part=options.part,
+        assets=options.assets,
+        num_samples=options.samples,
+        say=shop.say,
+    )
+    _answer(json.dumps(measured) if options.json else commands.as_table(measured))
+    if options.update_cards and packed:
+        write_cards(options.assets, measured=measured)
+    return 1 if any(bar["holds"] is False for bar in measured.values()) else 0
 
 
 def _answer(text: str) -> None:

@@ -61,8 +61,9 @@ def card(name: str, facts: Mapping[str, Any]) -> str:
         lines.append("Not measured yet.")
     else:
         lines += ["| what | bar | value | holds |", "|---|---|---|---|"]
+        words = {True: "yes", False: "**no**", None: ""}
         for key, bar in shown.items():
-            lines.append(f"| {key} | {bar['target']} | {bar['value']} | {bar['holds']} |")
+            lines.append(f"| {key} | {bar['target']} | {bar['value']} | {words[bar['holds']]} |")
     lines += ["", "## Licence and data", ""]
     lines.append("All pictures were drawn by this project's own code; no photo, no scraped data.")
     return "\n".join(lines) + "\n"

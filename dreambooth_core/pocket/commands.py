@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 
-from dreambooth_core.files import atomic_file, write_text
+from dreambooth_core.files import atomic_file
 from dreambooth_core.pocket import evaluate
+from dreambooth_core.pocket.bundle import Bundle, from_assets, from_state
 from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pack import pack
-from dreambooth_core.pocket.pipeline import build_pipeline, sample
+from dreambooth_core.pocket.pipeline import sample
 from dreambooth_core.pocket.pretrain import PARTS, Workshop, pretrain
 from dreambooth_core.pocket.sample import contact_sheet, draw_prompts
 from dreambooth_core.pocket.settings import PocketSettings
-
-MEASURED = "measured.json"
 
 
 def open_workshop(
@@ -38,29 +36,18 @@ def pretrain_parts(shop: Workshop, *, part: str, until: float | None) -> None:
 
 
 def measure(
-    shop: Workshop, *, part: str, assets: Path, num_samples: int
+    models: Bundle, *, part: str, assets: Path, num_samples: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Measures the bars of one part or of all; keeps every figure for the cards."""
+    """Measures the bars of one part or of all."""
     bars: list[evaluate.Bar] = []
     for name, judge in evaluate.PARTS.items():
         if part not in ("all", name):
             continue
-        shop.say(f"measuring {name}")
-        bars += judge(shop, num_samples=num_samples) if name == "unet" else judge(shop)
+        say(f"measuring {name}")
+        bars += judge(models, num_samples=num_samples) if name == "unet" else judge(models)
     if part == "all":
         bars += evaluate.weight_bars(assets)
-    measured = {bar.name: bar.as_json() for bar in bars}
-    write_text(
-        shop.state / MEASURED,
-        json.dumps({**kept_measurements(shop), **measured}, indent=2) + "\n",
-    )
-    return measured
-
-
-def kept_measurements(shop: Workshop) -> dict[str, dict[str, Any]]:
-    """The figures measured so far, by name."""
-    path = shop.state / MEASURED
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {bar.name: bar.as_json() for bar in bars}
 
 
 def as_table(measured: dict[str, dict[str, Any]]) -> str:
@@ -72,18 +59,24 @@ def as_table(measured: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def pack_all(shop: Workshop, *, assets: Path) -> dict[str, int]:
-    """Packs every model with the figures measured last; bytes per model."""
-    return pack(shop, assets=assets, measured=kept_measurements(shop))
-
-
 def write_sheet(
-    shop: Workshop, *, prompt: str | None, num: int, seed: int, steps: int, guidance: float,
+    pipeline: StableDiffusionPipeline,
+    *,
+    prompt: str | None,
+    num: int,
+    seed: int,
+    steps: int,
+    guidance: float,
     out: Path,
-) -> None:  # fmt: skip
+) -> None:
     """A page of `num` pictures of one prompt, or of random full captions."""
     generator = step_generator(seed, part="sheet", step=0)
     prompts = [prompt] * num if prompt else draw_prompts(num, generator=generator)
-    pictures = sample(build_pipeline(shop), prompts, seed=seed, steps=steps, guidance=guidance)
+    pictures = sample(pipeline, prompts, seed=seed, steps=steps, guidance=guidance)
     with atomic_file(out) as aside:
         contact_sheet(pictures, prompts).save(aside, format="PNG", optimize=True)
+
+
+def open_bundle(shop: Workshop, *, assets: Path, packed: bool) -> Bundle:
+    """The packed models, or those in training."""
+    return from_assets(shop, assets=assets) if packed else from_state(shop)

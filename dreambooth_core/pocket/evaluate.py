@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch.nn import functional
 from transformers import CLIPModel, ViTModel
 
+from dreambooth_core.pocket.bundle import Bundle
 from dreambooth_core.pocket.captions import Mention, full_caption, write_caption
 from dreambooth_core.pocket.classifier import HEADS, PocketClassifier
 from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pipeline import SAMPLE_STEPS, build_pipeline, sample
-from dreambooth_core.pocket.pretrain import Workshop, rebuild
+from dreambooth_core.pocket.pipeline import SAMPLE_STEPS, sample
+from dreambooth_core.pocket.pretrain import rebuild
 from dreambooth_core.pocket.scenes import SceneSet
 from dreambooth_core.pocket.tokenizer import CaptionEncoder
 from dreambooth_core.pocket.vae import to_pixels
@@ -53,13 +53,11 @@ class Bar:
 
 
 @torch.no_grad()
-def vae_bars(shop: Workshop) -> list[Bar]:
+def vae_bars(models: Bundle) -> list[Bar]:
     """PSNR in dB (peak to peak 255) per picture, averaged; also inside the thing's mask."""
-    scenes = shop.scenes("test", shop.settings.num_test)
-    vae = shop.trained("vae")
-    assert isinstance(vae, AutoencoderKL)
+    scenes = models.scenes("test", models.settings.num_test)
     images = torch.from_numpy(scenes.images[:1000])
-    rebuilt = rebuild(vae, images)
+    rebuilt = rebuild(models.vae, images)
     error = (rebuilt.float() - images.float()).square().mean(dim=3)
     mask = torch.from_numpy(scenes.masks[:1000]).float() / 255
     whole = error.mean(dim=(1, 2))
@@ -128,14 +126,13 @@ def _retrieval(
     return float(torch.cat(hits).mean())
 
 
-def clip_bars(shop: Workshop) -> list[Bar]:
+def clip_bars(models: Bundle) -> list[Bar]:
     """Zero-shot reading of plain things, and retrieval; held-out triples apart."""
-    clip = shop.clip()
-    encoder = CaptionEncoder(shop.tokenizer())
+    clip, encoder = models.clip, models.encoder
     classes = _class_features(clip, encoder)
     bars: list[Bar] = []
     targets = {"thing": 0.97, "colour": 0.92, "place": 0.97}
-    for suffix, scenes in _test_sets(shop).items():
+    for suffix, scenes in _test_sets(models).items():
         plain = scenes.labels[:, 3] == PLAIN
         features = _image_features(clip, torch.from_numpy(scenes.images[plain]))
         labels = torch.from_numpy(scenes.labels[plain])
@@ -147,16 +144,16 @@ def clip_bars(shop: Workshop) -> list[Bar]:
             everything = _image_features(clip, torch.from_numpy(scenes.images))
             value = _retrieval(
                 everything, torch.from_numpy(scenes.labels), clip=clip, encoder=encoder,
-                seed=shop.settings.seed,
+                seed=models.settings.seed,
             )  # fmt: skip
             bars.append(Bar("clip_retrieval_64", value, 0.80))
     return bars
 
 
-def _test_sets(shop: Workshop) -> dict[str, SceneSet]:
+def _test_sets(models: Bundle) -> dict[str, SceneSet]:
     return {
-        "": shop.scenes("test", shop.settings.num_test),
-        "_held_out": shop.scenes("held-out-test", NUM_HELD_OUT),
+        "": models.scenes("test", models.settings.num_test),
+        "_held_out": models.scenes("held-out-test", NUM_HELD_OUT),
     }
 
 
@@ -184,16 +181,14 @@ def _pair_scores(features: torch.Tensor, *, views: int) -> tuple[torch.Tensor, t
     return same[:, :, upper[0], upper[1]].flatten(), other[:, different_views].flatten()
 
 
-def dino_bars(shop: Workshop) -> list[Bar]:
+def dino_bars(models: Bundle) -> list[Bar]:
     """AUC of "same individual?" among individuals never seen, the other being its twin."""
-    dino, vae = shop.trained("dino"), shop.trained("vae")
-    assert isinstance(dino, ViTModel)
-    assert isinstance(vae, AutoencoderKL)
-    views = shop.settings.views_per_individual
-    scenes = shop.scenes("pairs-test", 2 * NUM_COUPLES * views)
+    dino = models.dino
+    views = models.settings.views_per_individual
+    scenes = models.scenes("pairs-test", 2 * NUM_COUPLES * views)
     images = torch.from_numpy(scenes.images)
     drawn = _pair_scores(dino_features(dino, images), views=views)
-    rebuilt = _pair_scores(dino_features(dino, rebuild(vae, images)), views=views)
+    rebuilt = _pair_scores(dino_features(dino, rebuild(models.vae, images)), views=views)
     return [
         Bar("dino_auc", area_under_curve(*drawn), 0.95),
         Bar("dino_auc_rebuilt", area_under_curve(*rebuilt), 0.93),
@@ -206,12 +201,11 @@ def _judge(classifier: PocketClassifier, pictures: torch.Tensor) -> dict[str, to
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in HEADS}
 
 
-def classifier_bars(shop: Workshop) -> list[Bar]:
+def classifier_bars(models: Bundle) -> list[Bar]:
     """The judge itself, on drawn scenes; held-out triples apart."""
-    classifier = shop.trained("classifier")
-    assert isinstance(classifier, PocketClassifier)
+    classifier = models.classifier
     bars = []
-    for suffix, scenes in _test_sets(shop).items():
+    for suffix, scenes in _test_sets(models).items():
         read = _judge(classifier, to_pixels(torch.from_numpy(scenes.images)))
         for column, head in enumerate(HEADS):
             right = read[head] == torch.from_numpy(scenes.labels[:, column])
@@ -220,17 +214,15 @@ def classifier_bars(shop: Workshop) -> list[Bar]:
     return bars
 
 
-def sd_bars(shop: Workshop, *, num_samples: int = NUM_SAMPLES) -> list[Bar]:
+def sd_bars(models: Bundle, *, num_samples: int = NUM_SAMPLES) -> list[Bar]:
     """What the classifier finds in sampled pictures, the time that sampling takes, neutrality."""
-    classifier = shop.trained("classifier")
-    assert isinstance(classifier, PocketClassifier)
-    pipeline = build_pipeline(shop)
-    generator = step_generator(shop.settings.seed, part="ask", step=0)
+    classifier, pipeline = models.classifier, models.pipeline
+    generator = step_generator(models.settings.seed, part="ask", step=0)
     asked = torch.stack(
         [torch.randint(len(HEADS[head]), (num_samples,), generator=generator) for head in HEADS], 1
     )
     prompts = [full_caption(*row) for row in asked.tolist()]
-    read = _judge(classifier, sample(pipeline, prompts, seed=shop.settings.seed))
+    read = _judge(classifier, sample(pipeline, prompts, seed=models.settings.seed))
     targets = {"thing": 0.85, "colour": 0.85, "place": 0.90}
     bars = [
         Bar(f"sd_{head}", float((read[head] == asked[:, i]).float().mean()), targets[head])
@@ -242,14 +234,13 @@ def sd_bars(shop: Workshop, *, num_samples: int = NUM_SAMPLES) -> list[Bar]:
     return [
         *bars,
         Bar(f"seconds_16_images_{SAMPLE_STEPS}_steps", seconds, 20.0, high_is_good=False),
-        *neutrality_bars(shop, pipeline=pipeline),
+        *neutrality_bars(models),
     ]
 
 
-def neutrality_bars(shop: Workshop, *, pipeline: StableDiffusionPipeline) -> list[Bar]:
+def neutrality_bars(models: Bundle) -> list[Bar]:
     """CLIP-T of pictures asked for with `sks` against the same without; same seeds, same texts."""
-    clip = shop.clip()
-    encoder = CaptionEncoder(shop.tokenizer())
+    clip, encoder = models.clip, models.encoder
     pairs = [(thing, place) for thing in THINGS for place in PLACES.values()]
     pairs = (pairs * NEUTRAL_SAMPLES)[:NEUTRAL_SAMPLES]
     texts = [f"a photo of {thing} {place}" for thing, place in pairs]
@@ -257,7 +248,7 @@ def neutrality_bars(shop: Workshop, *, pipeline: StableDiffusionPipeline) -> lis
     wanted = _text_features(clip, encoder, texts)
 
     def clip_t(prompts: list[str]) -> float:
-        pictures = sample(pipeline, prompts, seed=shop.settings.seed)
+        pictures = sample(models.pipeline, prompts, seed=models.settings.seed)
         pixels = ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
         return float((_image_features(clip, pixels) * wanted).sum(1).mean())
 

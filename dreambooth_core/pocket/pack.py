@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
-from dreambooth_core.files import atomic_dir
+from dreambooth_core.files import atomic_dir, write_json, write_text
 from dreambooth_core.pocket.cards import card
 from dreambooth_core.pocket.classifier import HEADS, WEIGHTS_NAME
 from dreambooth_core.pocket.pipeline import build_pipeline
@@ -20,6 +20,8 @@ from dreambooth_core.pocket.pretrain import PARTS, Workshop
 
 MODELS = ("pocket-sd", "pocket-clip", "pocket-dino", "pocket-classifier")
 LIMIT_BYTES = 24_000_000
+#: Beside the models: how they were made, and what was measured on them.
+RECIPE, MEASURED = "recipe.json", "measured.json"
 
 
 def _image_options(side: int) -> dict[str, Any]:
@@ -31,33 +33,41 @@ def _image_options(side: int) -> dict[str, Any]:
     }
 
 
-def pack(shop: Workshop, *, assets: Path, measured: Mapping[str, Any] | None) -> dict[str, int]:
+def pack(shop: Workshop, *, assets: Path) -> dict[str, int]:
     """Writes every model that has begun its training; returns bytes per model."""
     side = shop.settings.image
-    facts = _facts(shop, measured=measured)
     with atomic_dir(assets / "pocket-sd") as folder:
         build_pipeline(shop).to(torch.float16).save_pretrained(folder)
-        (folder / "README.md").write_text(card("pocket-sd", facts), encoding="utf-8")
     clip = shop.clip()
     with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
         processor = CLIPImageProcessorPil(**_image_options(side))
         CLIPProcessor(image_processor=processor, tokenizer=shop.tokenizer()).save_pretrained(folder)
-        (folder / "README.md").write_text(card("pocket-clip", facts), encoding="utf-8")
     with atomic_dir(assets / "pocket-dino") as folder:
         shop.trained("dino").half().save_pretrained(folder)  # type: ignore[operator]
         options = _image_options(side)
         options.pop("do_center_crop")
         ViTImageProcessorPil(**options).save_pretrained(folder)
-        (folder / "README.md").write_text(card("pocket-dino", facts), encoding="utf-8")
     with atomic_dir(assets / "pocket-classifier") as folder:
         weights = {
             k: v.contiguous() for k, v in shop.trained("classifier").half().state_dict().items()
         }
         save_file(weights, folder / WEIGHTS_NAME)
         (folder / "config.json").write_text(json.dumps(HEADS, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(card("pocket-classifier", facts), encoding="utf-8")
+    write_json(assets / RECIPE, _recipe(shop))
+    write_cards(assets)
     return {name: folder_bytes(assets / name) for name in MODELS}
+
+
+def write_cards(assets: Path, *, measured: Mapping[str, Any] | None = None) -> None:
+    """Writes every card from the recipe and the figures, after taking in new figures if given."""
+    path = assets / MEASURED
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    figures = {**kept, **(measured or {})}
+    write_json(path, figures)
+    facts = {**json.loads((assets / RECIPE).read_text(encoding="utf-8")), "measured": figures}
+    for name in MODELS:
+        write_text(assets / name / "README.md", card(name, facts))
 
 
 def folder_bytes(folder: Path) -> int:
@@ -65,7 +75,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _facts(shop: Workshop, *, measured: Mapping[str, Any] | None) -> dict[str, Any]:
+def _recipe(shop: Workshop) -> dict[str, Any]:
     runs = {name: shop.open(name) for name in PARTS}
     return {
         "seed": shop.settings.seed,
@@ -81,5 +91,4 @@ def _facts(shop: Workshop, *, measured: Mapping[str, Any] | None) -> dict[str, A
             }
             for name, run in runs.items()
         },
-        "measured": dict(measured or {}),
     }

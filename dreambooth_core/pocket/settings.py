@@ -64,7 +64,7 @@ class PocketSettings:
     )
     unet: PartSettings = field(
         default=PartSettings(
-            steps=9_000, batch=64, learning_rate=2.5e-3, warmup=200, ema_decay=0.9995
+            steps=7_800, batch=64, learning_rate=2.5e-3, warmup=200, ema_decay=0.9995
         )
     )
 

@@ -149,7 +149,7 @@ def test_every_model_has_a_card_with_recipe_seed_time_and_measured_quality(name:
     assert "| part | parameters | steps |" in text
     assert "## Measured" in text
     assert "Not measured yet" not in text
-    assert "MISSED" not in text
+    assert "**no**" not in text
 
 
 def test_the_classifier_states_its_classes_in_the_order_of_its_heads() -> None:
