@@ -84,7 +84,9 @@ class DataSettings(Section):
         "Colour behind transparent pixels, such as #ffffff."
     )
     min_side: PositiveInt = setting("Photos with a shorter side than this are rejected, pixels.")
-    max_megapixels: PositiveFloat = setting("Photos with more are rejected unread.")
+    max_megapixels: Annotated[float, Field(gt=0, le=178)] = setting(
+        "Photos with more are rejected unread (178: Pillow's own limit)."
+    )
     near_duplicate_distance: NonNegativeInt = setting(
         "Photos whose 64-bit perceptual hashes differ in at most this many bits are duplicates."
     )
@@ -154,6 +156,15 @@ class TrainSettings(Section):
     lora: LoraSettings | None = setting("Adapters; needed when method is lora.", default=None)
     num_processes: PositiveInt = setting("Processes that accelerate launches.")
     checkpoints_total_limit: PositiveInt = setting("Resume states kept.", effect=Effect.OUTPUT)
+
+    @model_validator(mode="after")
+    def _warm_up_is_heeded(self) -> TrainSettings:
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                "lr_scheduler constant has no warm-up: use constant_with_warmup, "
+                "or set lr_warmup_steps to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lora_has_its_section(self) -> TrainSettings:

@@ -88,6 +88,11 @@ def test_lora_without_its_section_is_refused_with_the_reason(tmp_path: Path) -> 
         config.load_settings(changed(tmp_path, train__method="lora", train__lora=None))
 
 
+def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="train: lr_scheduler constant has no warm-up"):
+        config.load_settings(changed(tmp_path, train__lr_warmup_steps=10))
+
+
 def test_an_unknown_subject_names_those_that_are_there() -> None:
     with pytest.raises(SettingsError, match=subject_of_shipped()):
         config.for_subject(config.load_settings(ROOT / "params.yaml"), "nobody")
