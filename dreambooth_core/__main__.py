@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dreambooth_core import locks
 from dreambooth_core.errors import DreamBoothError, Stopped
+from dreambooth_core.quiet import quiet
 from dreambooth_core.stages import STAGES, StageContext, run_stage
 from dreambooth_core.workspace import Workspace
 
@@ -26,6 +27,9 @@ _LOCK_WAIT_S = 15.0
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (the work failed) or 2 (input or settings)."""
     arguments = _parser().parse_args(argv)
+    # Libraries read these while they are imported, so the words stand before any stage is.
+    for name, value in quiet().items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return arguments.run(arguments)

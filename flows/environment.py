@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_core.errors import SettingsError
-
-QUIET: Mapping[str, str] = {
-    # No component calls home; each of these words was found by tracing look-ups.
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DVC_NO_ANALYTICS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
-    # Results are JSON: with the default, whoever can write them runs code here.
-    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
-    # Spinning OpenMP threads of several processes on few cores slow one another tenfold.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from dreambooth_core.quiet import quiet
 
 
 def find_workspace(start: Path) -> Path:
@@ -44,7 +26,7 @@ def complete(root: Path, **more: str) -> dict[str, str]:
     Prefect and MLflow read it while they are imported: call this first. What is set already stays.
     """
     defaults = {
-        **QUIET,
+        **quiet(),
         "PREFECT_HOME": str(root / ".prefect"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         **more,

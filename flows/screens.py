@@ -30,7 +30,7 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
 def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
     """Every row with its scores and 95 % intervals; the chosen one in bold."""
     table = Table(title="Scores (95 % intervals)")
-    table.add_column("row")
+    table.add_column("row", no_wrap=True, min_width=14)
     table.add_column("images", justify="right")
     for title in _SCORES.values():
         table.add_column(title, justify="right")

@@ -67,6 +67,7 @@ def _is_weights(found: list[Path]) -> bool:
 
 def refuse_drift(stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise StageError when settings or inputs moved while a stage ran: DVC would record a lie."""
+    before, now = _flat(before), _flat(now)
     moved = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if not moved:
         return
@@ -79,6 +80,15 @@ def refuse_drift(stage: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         got=changes,
         hint="run again; what was finished with the former values is kept in the store",
     )
+
+
+def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """Sections of settings as single settings, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{at}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
 
 
 def _is_digest(value: Any) -> bool:

@@ -6,6 +6,7 @@ the main thread, which alone can be interrupted; only the rows of the evaluation
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from prefect.utilities.annotations import unmapped
 
 from dreambooth_core import stages
 from dreambooth_core.errors import DataError, SettingsError, Stopped
+from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Verdict
 from tasks import artifacts, products
 from tasks.run import SubjectRun
@@ -39,13 +41,15 @@ def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-def _options(stage: str, *, hours: float, retries: int = 0, tags: list[str] | None = None) -> Any:
+def _options(
+    stage: str, *, hours: float | None, retries: int = 0, tags: list[str] | None = None
+) -> Any:
     return {
         "name": stage,
         "task_run_name": f"{stage} {{run.subject}}",
         "cache_policy": NO_CACHE,
         "persist_result": False,
-        "timeout_seconds": int(hours * _HOUR),
+        "timeout_seconds": None if hours is None else int(hours * _HOUR),
         "retries": retries,
         "retry_delay_seconds": [5, 30][:retries] or None,
         "retry_condition_fn": _is_worth_retrying,
@@ -104,7 +108,14 @@ def train(run: SubjectRun) -> State[Any]:
     return _guarded(run, "train")
 
 
-@task(**{**_options("score", hours=12, retries=1, tags=["device"]), "task_run_name": "score {row}"})
+# No time limit: Prefect cannot interrupt a worker thread, and says so for every row.
+_SCORE = {
+    **_options("score", hours=None, retries=1, tags=["device"]),
+    "task_run_name": "score {row}",
+}
+
+
+@task(**_SCORE)
 def score_row(row: str, run: SubjectRun) -> None:
     """One row of the score table, into the score store."""
     products.score_row(run, row)
@@ -126,7 +137,8 @@ def evaluate(run: SubjectRun) -> State[Any]:
 @task(**_options("gather scores", hours=12, retries=1))
 def gather_scores(run: SubjectRun) -> None:
     """Publish the rows that the score store now holds."""
-    stages.run_stage(run.context("evaluate"), run.subject, "evaluate")
+    silent = dataclasses.replace(run.context("evaluate"), progress=no_progress)
+    stages.run_stage(silent, run.subject, "evaluate")
 
 
 @task(**_options("evaluate", hours=1))

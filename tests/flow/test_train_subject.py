@@ -18,7 +18,6 @@ from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT, dvc
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore"),  # the libraries' own, dozens
 ]
@@ -56,7 +55,7 @@ def test_the_first_run_runs_every_stage_and_registers_version_1(first: dict[str,
     assert not any(s["skipped"] for s in first["stages"])
     assert first["version"]["version"] == 1
     assert [row["name"] for row in first["scores"]["rows"]] == [
-        *("real", "step 0", "checkpoint-2", "checkpoint-4")
+        *("step 0", "checkpoint-2", "checkpoint-4", "real")
     ]
 
 
@@ -73,6 +72,18 @@ def test_a_second_flow_skips_all_but_the_comparison(
     assert again["version"] == first["version"]
 
 
+def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("validate", "select"):  # their outputs stay, so what follows needs not run
+        workspaces.change(prepared.root, f"versions.{stage}", 99)
+    ran = dvc(prepared.root, "repro").stdout
+    assert ran.count("Running stage") == 2
+    again = _run(prepared, monkeypatch)
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+
+
+@pytest.mark.slow
 def test_a_changed_rule_runs_selection_and_what_follows_from_it(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,13 +94,14 @@ def test_a_changed_rule_runs_selection_and_what_follows_from_it(
     assert "train" not in ran
 
 
-def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
+@pytest.mark.slow
+def test_after_dvc_repro_registered_a_version_a_flow_compares_it_and_shows_the_verdict(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspaces.change(prepared.root, "select.max_pres_gain", 0.5)
     dvc(prepared.root, "repro")
     again = _run(prepared, monkeypatch)
-    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare", "report"]
 
 
 def test_settings_that_move_during_a_stage_are_never_recorded(
@@ -98,7 +110,10 @@ def test_settings_that_move_during_a_stage_are_never_recorded(
     before = (prepared.root / "dvc.lock").read_text()
     workspaces.change(prepared.root, "select.max_pres_gain", 0.7)
     env = workspaces.environment(prepared.root)
-    with Guard(prepared, SUBJECT, env=env) as guard, pytest.raises(StageError, match=r"is 0\.8"):
+    with (
+        Guard(prepared, SUBJECT, env=env) as guard,
+        pytest.raises(StageError, match=r"select\.max_pres_gain was 0\.7, is 0\.8"),
+    ):
         guard.run("select", lambda: workspaces.change(prepared.root, "select.max_pres_gain", 0.8))
     assert (prepared.root / "dvc.lock").read_text() == before
 
