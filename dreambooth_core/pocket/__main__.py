@@ -79,9 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "sample":
         models = commands.open_bundle(shop, assets=options.assets, packed=not options.from_state)
         commands.write_sheet(
-            commands.open_bundle(
-                shop, assets=options.assets, packed=not options.from_state
-            ).pipeline,
+            models.pipeline,
             prompt=options.prompt,
             num=options.num,
             seed=options.seed,

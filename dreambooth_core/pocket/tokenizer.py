@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from dreambooth_core.pocket.captions import vocabulary
@@ -16,30 +17,46 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
-    """An ordinary CLIPTokenizer; words outside the vocabulary fall into bytes, none is unknown."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, show_progress=False, end_of_word_suffix="</w>",
-        special_tokens=[],
-    )  # fmt: skip
-    for word in vocabulary():
-        assert word == "".join(filter(str.islower, word)), f"{word!r} would be split"
-    bpe.train_from_iterator(([word] for word in vocabulary()), trainer)
-    merges: Any = [tuple(pair) for pair in _merges(bpe)]
+    """An ordinary CLIPTokenizer; words outside the vocabulary fall into bytes, none is unknown.
+
+    The same ids at every call: the merges are learnt here and not by the `tokenizers` library,
+    whose trainer breaks ties in an order that changes from call to call.
+    """
+    merges = learn_merges(vocabulary())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    tokens += list(dict.fromkeys(left + right for left, right in merges))
+    tokens += [left + right for left, right in merges]
     tokens += [START, END]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    untyped: Any = merges
     return CLIPTokenizer(
-        vocab=vocab, merges=merges, model_max_length=max_length, clean_up_tokenization_spaces=False
+        vocab=vocab, merges=untyped, model_max_length=max_length, clean_up_tokenization_spaces=False
     )
 
 
-def _merges(bpe: Tokenizer) -> Iterable[Sequence[str]]:
-    for pair in json.loads(bpe.to_str())["model"]["merges"]:
-        yield pair.split(" ") if isinstance(pair, str) else pair
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent first (then by alphabet), until each word is one token."""
+    for word in words:
+        assert word == "".join(filter(str.islower, word)), f"{word!r} would be split"
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while True:
+        counts = Counter(pair for pieces in spelled for pair in itertools.pairwise(pieces))
+        if not counts:
+            return merges
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelled = [_merged(pieces, pair=best) for pieces in spelled]
+
+
+def _merged(pieces: list[str], *, pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for piece in pieces:
+        if result and (result[-1], piece) == pair:
+            result[-1] += piece
+        else:
+            result.append(piece)
+    return result
 
 
 class CaptionEncoder:

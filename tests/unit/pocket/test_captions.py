@@ -13,7 +13,7 @@ from dreambooth_core.pocket.captions import (
     write_caption,
 )
 from dreambooth_core.pocket.clip import same_mention
-from dreambooth_core.pocket.tokenizer import CaptionEncoder, make_tokenizer
+from dreambooth_core.pocket.tokenizer import CaptionEncoder, learn_merges, make_tokenizer
 
 TOKENIZER = make_tokenizer(max_length=24)
 
@@ -48,6 +48,15 @@ def test_rare_tokens_slip_into_their_share_of_captions_and_never_two_at_once() -
 @pytest.mark.parametrize("word", vocabulary())
 def test_every_word_of_the_world_is_one_token(word: str) -> None:
     assert TOKENIZER.tokenize(word) == [word + "</w>"]
+
+
+def test_the_tokenizer_gives_the_same_ids_each_time_it_is_made() -> None:
+    vocabularies = [make_tokenizer(max_length=24).get_vocab() for _ in range(5)]
+    assert all(vocab == vocabularies[0] for vocab in vocabularies)
+
+
+def test_merges_are_learnt_by_frequency_and_then_by_alphabet() -> None:
+    assert learn_merges(["ab", "cab", "cd"]) == [("a", "b</w>"), ("c", "ab</w>"), ("c", "d</w>")]
 
 
 def test_a_word_outside_the_vocabulary_is_spelled_out_and_nothing_is_unknown() -> None:
