@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from dreambooth_core import config
 from dreambooth_core.config import Effect, Section, Settings, SubjectView
+from dreambooth_core.config.__main__ import main as config_main
 from dreambooth_core.errors import SettingsError
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +44,7 @@ def subject_of_shipped() -> str:
 
 
 def test_the_shipped_settings_are_valid() -> None:
-    assert config.main([str(ROOT / "params.yaml")]) == 0
+    assert config_main([str(ROOT / "params.yaml")]) == 0
 
 
 def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:

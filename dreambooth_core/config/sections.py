@@ -1,19 +1,14 @@
-"""The settings: every option, its limits, and what it affects. Torch-free.
+"""The sections of params.yaml: every option, its limits, and what it affects.
 
-`params.yaml` is where values live; this module says which values are allowed. A default exists only
-where it means "off". Each field is marked with its Effect: RESULT fields are part of the
-fingerprint of the stages that read them; OUTPUT fields choose what is published, not how it is
-made; NONE fields change neither and may stand only in the section `runtime`.
+A default exists only where it means "off". Each field is marked with its Effect: RESULT fields are
+part of the fingerprint of the stages that read them; OUTPUT fields choose what is published, not
+how it is made; NONE fields change neither and may stand only in the section `runtime`.
 """
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,14 +18,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from dreambooth_core.errors import SettingsError
-from dreambooth_core.workspace import Workspace
 
 
 class Effect(StrEnum):
@@ -256,7 +245,7 @@ class SubjectSettings(Section):
         return f"a photo of {self.class_noun}"
 
 
-_OVERRIDABLE = ("data", "prior", "train", "evaluate", "select")
+OVERRIDABLE = ("data", "prior", "train", "evaluate", "select")
 
 
 class Settings(Section):
@@ -295,217 +284,3 @@ class SubjectView(Section):
     def model_name(self) -> str:
         """The subject's registered model."""
         return f"{self.registry.model_name_prefix}-{self.name}"
-
-
-_SUBJECT_WORDS = ("subject.identifier", "subject.class_noun")
-
-STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "validate": ("data",),
-    "class-images": (
-        *("base_model", "compute", "data.resolution", "subject.class_noun"),
-        *("prior.num_class_images", "prior.num_inference_steps", "prior.guidance_scale"),
-        *("prior.sample_batch_size", "prior.seed"),
-    ),
-    "cache": (
-        *("base_model", "compute", "data.resolution", "data.center_crop"),
-        *("data.crops_per_image", "data.random_flip", *_SUBJECT_WORDS),
-    ),
-    "train": ("base_model", "compute", "prior.prior_loss_weight", "train", *_SUBJECT_WORDS),
-    "evaluate": (
-        *("base_model", "compute", "evaluate", "data.resolution"),
-        *("subject.prompts", *_SUBJECT_WORDS),
-    ),
-    "select": ("select",),
-    "register": ("registry", "base_model"),
-    "report": (),
-}
-"""Which settings each stage reads (it reads its version and its subject's overrides besides)."""
-
-
-def dvc_params(stage: str) -> list[str]:
-    """The keys of params.yaml that `dvc.yaml` must list for a stage, in its `foreach` spelling.
-
-    The section `prior` may be null, and DVC refuses keys that are not there: it is listed whole.
-    """
-    keys = {
-        "prior" if key.startswith("prior.") else key.replace("subject.", "subjects.${key}.", 1)
-        for key in STAGE_SETTINGS[stage]
-    }
-    if any(key.split(".")[0] in _OVERRIDABLE for key in keys):
-        keys.add("subjects.${key}.overrides")
-    return sorted({*keys, f"versions.{stage.replace('-', '_')}"})
-
-
-def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
-    """The RESULT fields that a stage reads, by dotted key: its part of the fingerprint."""
-    values: dict[str, Any] = {f"versions.{stage}": view.versions.of(stage)}
-    for key in STAGE_SETTINGS[stage]:
-        values[key] = _result_fields(view, key)
-    if stage == "train" and view.train.lr_scheduler == "constant":
-        # 400 steps can become 800: with a constant rate no earlier step depends on the last.
-        values["train"].pop("max_train_steps")
-    return values
-
-
-def _result_fields(view: SubjectView, key: str) -> Any:
-    section: Any = view
-    for part in key.split("."):
-        if section is None:
-            return None
-        field = type(section).model_fields[part]
-        if part != "subject" and effect_of(field) is not Effect.RESULT:
-            return None
-        section = getattr(section, part)
-    return _without_other_effects(section) if isinstance(section, Section) else section
-
-
-def effect_of(field: Any) -> Effect:
-    """The Effect that a field is marked with."""
-    return Effect((field.json_schema_extra or {}).get("effect", Effect.RESULT.value))
-
-
-def _without_other_effects(section: Section) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        if effect_of(field) is not Effect.RESULT:
-            continue
-        value = getattr(section, name)
-        kept[name] = _without_other_effects(value) if isinstance(value, Section) else value
-    return kept
-
-
-# ---- loading ------------------------------------------------------------------------------------
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML 1.2 file (so that 5e-6 is a number). Raises SettingsError."""
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"{path.name} does not exist in {path.parent}",
-            hint="run from the project's folder, or write one with `dreambooth preset use pocket`",
-        ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is not valid YAML", got=str(error)) from None
-
-
-def load_settings(path: Path) -> Settings:
-    """Read and check a settings file. Raises SettingsError with every error at once."""
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path.name} must hold sections", got=type(raw).__name__)
-    problems = [*_problems(Settings, raw), *_override_problems(raw)]
-    if problems:
-        raise SettingsError("\n".join(f"{path.name}: {line}" for line in problems))
-    return Settings.model_validate(raw)
-
-
-def for_subject(settings: Settings, name: str) -> SubjectView:
-    """One subject's view of the settings. Raises SettingsError for an unknown subject."""
-    if name not in settings.subjects:
-        raise SettingsError(
-            f"no subject is called {name!r}",
-            allowed=", ".join(sorted(settings.subjects)) or "none is there yet",
-            hint=_nearest(name, settings.subjects) or "add one with `dreambooth subject add`",
-        )
-    subject = settings.subjects[name]
-    merged = settings.model_dump(by_alias=True, exclude={"subjects"})
-    for section, fields in subject.overrides.items():
-        merged[section] = {**(merged[section] or {}), **fields}
-    return SubjectView.model_validate({**merged, "name": name, "subject": subject})
-
-
-def load_view(workspace: Workspace, subject: str) -> SubjectView:
-    """The settings of `subject` as params.yaml holds them at this moment."""
-    return for_subject(load_settings(workspace.params), subject)
-
-
-def _problems(model: type[BaseModel], raw: Mapping[str, Any], at: str = "") -> list[str]:
-    try:
-        model.model_validate(raw)
-    except ValidationError as error:
-        return [_describe(model, dict(item), at) for item in error.errors()]
-    return []
-
-
-def _override_problems(raw: Mapping[str, Any]) -> list[str]:
-    """Errors in the subjects' overrides, each with its dotted key."""
-    problems: list[str] = []
-    subjects = raw.get("subjects")
-    for name, subject in subjects.items() if isinstance(subjects, dict) else ():
-        overrides = subject.get("overrides") if isinstance(subject, dict) else None
-        for section, fields in overrides.items() if isinstance(overrides, dict) else ():
-            at = f"subjects.{name}.overrides.{section}"
-            if section not in _OVERRIDABLE:
-                hint = _nearest(str(section), _OVERRIDABLE)
-                allowed = ", ".join(_OVERRIDABLE)
-                problems.append(
-                    f"{at}: not a section that a subject can override; {hint or allowed}"
-                )
-            elif isinstance(fields, dict):
-                base = raw.get(section)
-                merged = {**(base if isinstance(base, dict) else {}), **fields}
-                model = _section_model(section)
-                already = set(_problems(model, base)) if isinstance(base, dict) else set()
-                found = [p for p in _problems(model, merged) if p not in already]
-                problems += [f"{at}.{line}" for line in found]
-    return problems
-
-
-def _section_model(section: str) -> type[BaseModel]:
-    annotation = Settings.model_fields[section].annotation
-    candidates = [annotation, *get_args(annotation)]
-    return next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-
-
-def _describe(model: type[BaseModel], error: dict[str, Any], at: str) -> str:
-    """One line: dotted key, what is wrong, what was found, and the nearest known name."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join([at, *location] if at else location)
-    if error["type"] == "extra_forbidden":
-        known = _known_names(model, location[:-1])
-        hint = _nearest(location[-1], known) or f"known here: {', '.join(sorted(known))}"
-        return f"{key}: unknown setting; {hint}"
-    if error["type"] == "missing":
-        return f"{key}: missing; add it (presets/ holds complete files to copy from)"
-    message = error["msg"].removeprefix("Value error, ")
-    found = error.get("input")
-    return (
-        f"{key}: {message}, found {found!r}" if not isinstance(found, dict) else f"{key}: {message}"
-    )
-
-
-def _known_names(model: type[BaseModel], location: Iterable[str]) -> set[str]:
-    """Field names of the section at `location` below `model`."""
-    current = model
-    for part in location:
-        field = current.model_fields.get(part)
-        if field is None:
-            continue  # a subject's own name: its fields follow
-        annotation = field.annotation
-        nested = [annotation, *get_args(annotation)]
-        models = [c for c in nested if isinstance(c, type) and issubclass(c, BaseModel)]
-        if models:
-            current = models[0]
-    return {field.alias or name for name, field in current.model_fields.items()}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {match[0]}?" if match else None
-
-
-def main(argv: list[str]) -> int:
-    """Check settings files (for the pre-commit hook). 0: all good; 2: errors were printed."""
-    for name in argv:
-        try:
-            load_settings(Path(name))
-        except SettingsError as error:
-            sys.stderr.write(f"{error}\n")
-            return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""The settings. Torch-free.
+
+`params.yaml` is where values live; `sections` says which are allowed, `effects` which stage reads
+which, `loading` reads the file and explains what is wrong with it.
+"""
+
+from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
+from dreambooth_core.config.loading import for_subject, load_settings, load_view, read_yaml
+from dreambooth_core.config.sections import (
+    BaseModelSettings,
+    ComputeSettings,
+    DataSettings,
+    Effect,
+    EvaluateSettings,
+    LoraSettings,
+    PriorSettings,
+    RegistrySettings,
+    RuntimeSettings,
+    Section,
+    SelectSettings,
+    Settings,
+    SubjectSettings,
+    SubjectView,
+    TrainSettings,
+    Versions,
+)
+
+__all__ = [
+    "STAGE_SETTINGS",
+    "BaseModelSettings",
+    "ComputeSettings",
+    "DataSettings",
+    "Effect",
+    "EvaluateSettings",
+    "LoraSettings",
+    "PriorSettings",
+    "RegistrySettings",
+    "RuntimeSettings",
+    "Section",
+    "SelectSettings",
+    "Settings",
+    "SubjectSettings",
+    "SubjectView",
+    "TrainSettings",
+    "Versions",
+    "dvc_params",
+    "effect_of",
+    "for_subject",
+    "load_settings",
+    "load_view",
+    "read_yaml",
+    "settings_of",
+]

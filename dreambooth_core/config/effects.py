@@ -1,0 +1,84 @@
+"""Which settings each stage reads: for its fingerprint, and for its entry in dvc.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreambooth_core.config.sections import OVERRIDABLE, Effect, Section, SubjectView
+
+_SUBJECT_WORDS = ("subject.identifier", "subject.class_noun")
+
+STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "validate": ("data",),
+    "class-images": (
+        *("base_model", "compute", "data.resolution", "subject.class_noun"),
+        *("prior.num_class_images", "prior.num_inference_steps", "prior.guidance_scale"),
+        *("prior.sample_batch_size", "prior.seed"),
+    ),
+    "cache": (
+        *("base_model", "compute", "data.resolution", "data.center_crop"),
+        *("data.crops_per_image", "data.random_flip", *_SUBJECT_WORDS),
+    ),
+    "train": ("base_model", "compute", "prior.prior_loss_weight", "train", *_SUBJECT_WORDS),
+    "evaluate": (
+        *("base_model", "compute", "evaluate", "data.resolution"),
+        *("subject.prompts", *_SUBJECT_WORDS),
+    ),
+    "select": ("select",),
+    "register": ("registry", "base_model"),
+    "report": (),
+}
+"""Which settings each stage reads (it reads its version and its subject's overrides besides)."""
+
+
+def dvc_params(stage: str) -> list[str]:
+    """The keys of params.yaml that `dvc.yaml` must list for a stage, in its `foreach` spelling.
+
+    The section `prior` may be null, and DVC refuses keys that are not there: it is listed whole.
+    """
+    keys = {
+        "prior" if key.startswith("prior.") else key.replace("subject.", "subjects.${key}.", 1)
+        for key in STAGE_SETTINGS[stage]
+    }
+    if any(key.split(".")[0] in OVERRIDABLE for key in keys):
+        keys.add("subjects.${key}.overrides")
+    return sorted({*keys, f"versions.{stage.replace('-', '_')}"})
+
+
+def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
+    """The RESULT fields that a stage reads, by dotted key: its part of the fingerprint."""
+    values: dict[str, Any] = {f"versions.{stage}": view.versions.of(stage)}
+    for key in STAGE_SETTINGS[stage]:
+        values[key] = _result_fields(view, key)
+    if stage == "train" and view.train.lr_scheduler == "constant":
+        # 400 steps can become 800: with a constant rate no earlier step depends on the last.
+        values["train"].pop("max_train_steps")
+    return values
+
+
+def _result_fields(view: SubjectView, key: str) -> Any:
+    section: Any = view
+    for part in key.split("."):
+        if section is None:
+            return None
+        field = type(section).model_fields[part]
+        if part != "subject" and effect_of(field) is not Effect.RESULT:
+            return None
+        section = getattr(section, part)
+    return _without_other_effects(section) if isinstance(section, Section) else section
+
+
+def effect_of(field: Any) -> Effect:
+    """The Effect that a field is marked with."""
+    return Effect((field.json_schema_extra or {}).get("effect", Effect.RESULT.value))
+
+
+def _without_other_effects(section: Section) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        if effect_of(field) is not Effect.RESULT:
+            continue
+        value = getattr(section, name)
+        kept[name] = _without_other_effects(value) if isinstance(value, Section) else value
+    return kept
