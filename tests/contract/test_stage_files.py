@@ -65,7 +65,7 @@ def test_a_stage_reads_only_what_dvc_yaml_names(
     allowed += dependencies(workspace, SUBJECT, stage)
     allowed += [own / stage, *own.glob(f".aside-{stage}*")]
     strangers = _outside(workspace, seen[stage], "r", allowed)
-    assert [s for s in strangers if f"/.aside-{stage}-" not in s] == []
+    assert [s for s in strangers if f"/.aside-{stage}-" not in s] == [], "\n".join(strangers)
     assert seen[stage], "the hook has seen nothing"
 
 
@@ -78,5 +78,5 @@ def test_a_stage_writes_only_its_output_and_the_store(
     allowed = [workspace.root / name for name in names]
     allowed.append(workspace.stage_dir(SUBJECT, stage))
     strangers = _outside(workspace, seen[stage], "w", allowed)
-    assert [s for s in strangers if f"/.aside-{stage}-" not in s] == []
+    assert [s for s in strangers if f"/.aside-{stage}-" not in s] == [], "\n".join(strangers)
     assert any(line.startswith("w") for line in seen[stage])

@@ -10,6 +10,8 @@ def _note(event, arguments):
     if event != "open" or not isinstance(arguments[0], str | bytes):
         return
     path, flags = os.fsdecode(arguments[0]), arguments[2] or 0
+    if arguments[1] is None and not os.path.isabs(path):  # noqa: PTH117 - called at every open
+        return  # os.open below a folder's descriptor (rmtree): the event does not say which
     writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     line = f"{'w' if writes else 'r'} {os.path.abspath(path)}\n"  # noqa: PTH100 - links stay links
     os.write(_LOG_FD, line.encode())
