@@ -28,7 +28,8 @@ def add_to(app: typer.Typer) -> None:
 
 def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
     """The whole flow in this process: photos in, registered best checkpoint out."""
-    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="ERROR")
+    # A failure is told once, by the command itself, and not by Prefect's log in front of it.
+    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
     # A wrong name or setting is told at once, before anything is started.
     config.load_view(session.workspace, subject)
     running = services.running_api(session.workspace)
