@@ -47,7 +47,7 @@ def _labels(scene: world.Scene, *, individual: int) -> tuple[int, ...]:
     )
 
 
-def _scene(settings: PocketSettings, stream: str, index: int) -> tuple[world.Scene, int]:
+def scene_at(settings: PocketSettings, *, stream: str, index: int) -> tuple[world.Scene, int]:
     """The scene number `index` of a stream, and the number of its individual."""
     held = world.held_out_triples(settings.seed, one_in=settings.held_out_one_in)
     if stream.startswith("pairs"):
@@ -74,7 +74,7 @@ def draw_scenes(settings: PocketSettings, *, stream: str, count: int) -> SceneSe
     masks = np.empty((count, side, side), np.uint8)
     labels = np.empty((count, 6), np.int64)
     for index in range(count):
-        scene, individual = _scene(settings, stream, index)
+        scene, individual = scene_at(settings, stream=stream, index=index)
         picture, mask = render(scene, size=side)
         images[index], masks[index] = np.asarray(picture), np.asarray(mask)
         labels[index] = _labels(scene, individual=individual)

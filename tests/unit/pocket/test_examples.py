@@ -8,7 +8,7 @@ from PIL import Image
 
 from dreambooth_core.pocket.drawing import render
 from dreambooth_core.pocket.examples import SIDE, SUBJECTS, example_scenes
-from dreambooth_core.pocket.scenes import _scene
+from dreambooth_core.pocket.scenes import scene_at
 from dreambooth_core.pocket.settings import POCKET
 from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS, traits
 from tests.paths import ROOT
@@ -46,7 +46,7 @@ def test_all_photos_together_stay_below_one_megabyte() -> None:
 def test_no_individual_of_the_first_thousands_of_training_scenes_is_an_example_subject() -> None:
     subjects = [individual for individual, _ in SUBJECTS.values()]
     for index in range(3000):
-        seen = _scene(POCKET, "train", index)[0].individual
+        seen = scene_at(POCKET, stream="train", index=index)[0].individual
         for subject in subjects:
             if (seen.thing, seen.colour, traits(seen)) == (
                 subject.thing,
