@@ -8,6 +8,7 @@ environment (the other is `flows/environment.py`).
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -108,4 +109,6 @@ def _say_waiting(holder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else the interpreter walks through all of torch once more before it ends
+    sys.exit(code)

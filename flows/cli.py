@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+_TYPER_INTERRUPTED = 130
+"""What Typer makes of a KeyboardInterrupt."""
 
 
 @app.callback()
@@ -44,6 +50,7 @@ commands_models.add_to(app)
 def run(arguments: list[str]) -> int:
     """Run one command; 0: done, 1: the work failed, 2: input or settings are wrong."""
     command = typer.main.get_command(app)
+    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     try:
         result = command.main(arguments, prog_name="dreambooth", standalone_mode=False)
     except DreamBoothError as error:
@@ -53,15 +60,26 @@ def run(arguments: list[str]) -> int:
         _show_usage_error(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        session.terminal().fail(
-            KeyboardInterrupt("stopped; the same command continues where this one ended"), 1
-        )
-        return 1
+        return _tell_stopped()
     except Exception as error:  # a fault of ours: show all of it
         traceback.print_exc()
         session.terminal().fail(error, 1)
         return 1
+    if result == _TYPER_INTERRUPTED:
+        return _tell_stopped()
     return result if isinstance(result, int) else 0
+
+
+def _stop_like_ctrl_c(_number: int, _frame: FrameType | None) -> None:
+    """Whoever sends SIGTERM gets the same orderly end: servers stopped, a sentence, code 1."""
+    raise KeyboardInterrupt
+
+
+def _tell_stopped() -> int:
+    session.terminal().fail(
+        KeyboardInterrupt("stopped; the same command continues where this one ended"), 1
+    )
+    return 1
 
 
 def _show_usage_error(error: TyperException) -> None:
@@ -75,4 +93,6 @@ def _show_usage_error(error: TyperException) -> None:
 
 def main() -> None:
     """What the installed command `dreambooth` calls."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # else the interpreter walks through all of torch once more before it ends
+    sys.exit(code)

@@ -68,7 +68,9 @@ def run_trainer(
         try:
             was_stopped = _follow(job, launch, relay, should_stop=should_stop, grace_s=grace_s)
         finally:
-            launch.end(grace_s=grace_s)
+            launch.end(
+                grace_s=grace_s, is_done=lambda: job_files.read_ended(job.state_dir) is not None
+            )
     return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -78,8 +78,8 @@ class Launch:
             self.signal_all(signal.SIGKILL)
             time.sleep(_POLL_S)
 
-    def end(self, *, grace_s: float) -> None:
-        """Leave no process: SIGTERM, `grace_s` seconds to save, SIGKILL.
+    def end(self, *, grace_s: float, is_done: Callable[[], bool] = lambda: False) -> None:
+        """Leave no process: SIGTERM, `grace_s` seconds to save, SIGKILL; at once when `is_done`.
 
         An exception that comes while waiting (a second Ctrl-C) goes straight to the kill.
         """
@@ -87,7 +87,7 @@ class Launch:
             if self.is_alive():
                 self.signal_all(signal.SIGTERM)
                 deadline = time.monotonic() + grace_s
-                while self.is_alive() and time.monotonic() < deadline:
+                while self.is_alive() and time.monotonic() < deadline and not is_done():
                     time.sleep(_POLL_S)
         finally:
             self.kill_all()
