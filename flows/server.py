@@ -20,7 +20,7 @@ from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import Workspace
 
 _START_TIMEOUT_S = 300.0
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 2.0
 _POLL_S = 0.1
 
 
