@@ -6,7 +6,6 @@ models. Each builder writes one folder that the ordinary `from_pretrained` loads
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -32,6 +31,8 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+
+from dreambooth_core.pocket.tokenizer import learn_merges
 
 SIDE = 64
 """Pixels of a side of what the tiny pipeline draws and the tiny scorers look at."""
@@ -59,23 +60,15 @@ _NOISE_SCHEDULE = {
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer that has the corpus's words whole and spells all others in letters."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    """A CLIPTokenizer that has the corpus's words whole and spells all others in letters.
+
+    The same ids at every call, so that a model built twice is one model.
+    """
+    merges = learn_merges(sorted({word for text in _CORPUS for word in text.split()}))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-        special_tokens=[],
-        show_progress=False,
-    )
-    bpe.train_from_iterator(_CORPUS, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    learned = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    learned = [left + right for left, right in merges]
     tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *learned])
     vocab = {t: i for i, t in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    merges = [tuple(pair) for pair in model["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
