@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def fsync_tree(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """Yield a temporary path in the same folder; on success it is fsynced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f"{_ASIDE}{path.name}-", dir=path.parent)
@@ -75,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
 @contextlib.contextmanager
 def atomic_dir(
     path: Path, *, during_exchange: AbstractContextManager[object] | None = None
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Yield a temporary sibling folder; on success it is fsynced and replaces `path`.
 
     A process killed inside leaves only a folder whose name starts with `.aside-`;

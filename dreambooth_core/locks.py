@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
@@ -29,7 +29,7 @@ def hold(
     timeout_s: float,
     on_wait: Callable[[str], None] | None = None,
     inheritable: bool = False,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Hold the flock on `path`; yield its descriptor.
 
     With `inheritable`, child processes keep the lock until the last of them is gone. `on_wait` is

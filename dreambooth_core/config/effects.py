@@ -60,7 +60,7 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
 def _result_fields(view: SubjectView, key: str) -> Any:
     section: Any = view
     for part in key.split("."):
-        if section is None:
+        if not isinstance(section, Section):
             return None
         field = type(section).model_fields[part]
         if part != "subject" and effect_of(field) is not Effect.RESULT:
@@ -71,7 +71,8 @@ def _result_fields(view: SubjectView, key: str) -> Any:
 
 def effect_of(field: Any) -> Effect:
     """The Effect that a field is marked with."""
-    return Effect((field.json_schema_extra or {}).get("effect", Effect.RESULT.value))
+    extra: dict[str, str] = field.json_schema_extra or {}
+    return Effect(extra.get("effect", Effect.RESULT.value))
 
 
 def _without_other_effects(section: Section) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -19,7 +19,8 @@ from dreambooth_core.workspace import Workspace
 def read_yaml(path: Path) -> Any:
     """The content of a YAML 1.2 file (so that 5e-6 is a number). Raises SettingsError."""
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        parser: Any = YAML(typ="safe", pure=True)
+        return parser.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"{path.name} does not exist in {path.parent}",
@@ -33,8 +34,8 @@ def load_settings(path: Path) -> Settings:
     """Read and check a settings file. Raises SettingsError with every error at once."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path.name} must hold sections", got=type(raw).__name__)
-    problems = [*_problems(Settings, raw), *_override_problems(raw)]
+        raise SettingsError(f"{path.name} must hold sections", got=f"{raw!r}"[:80])
+    problems = [*_problems(Settings, _mapping(raw)), *_override_problems(_mapping(raw))]
     if problems:
         raise SettingsError("\n".join(f"{path.name}: {line}" for line in problems))
     return Settings.model_validate(raw)
@@ -71,25 +72,24 @@ def _problems(model: type[BaseModel], raw: Mapping[str, Any], at: str = "") -> l
 def _override_problems(raw: Mapping[str, Any]) -> list[str]:
     """Errors in the subjects' overrides, each with its dotted key."""
     problems: list[str] = []
-    subjects = raw.get("subjects")
-    for name, subject in subjects.items() if isinstance(subjects, dict) else ():
-        overrides = subject.get("overrides") if isinstance(subject, dict) else None
-        for section, fields in overrides.items() if isinstance(overrides, dict) else ():
+    for name, subject in _mapping(raw.get("subjects")).items():
+        for section, fields in _mapping(_mapping(subject).get("overrides")).items():
             at = f"subjects.{name}.overrides.{section}"
             if section not in OVERRIDABLE:
-                hint = _nearest(str(section), OVERRIDABLE)
-                allowed = ", ".join(OVERRIDABLE)
-                problems.append(
-                    f"{at}: not a section that a subject can override; {hint or allowed}"
-                )
-            elif isinstance(fields, dict):
-                base = raw.get(section)
-                merged = {**(base if isinstance(base, dict) else {}), **fields}
+                hint = _nearest(section, OVERRIDABLE) or ", ".join(OVERRIDABLE)
+                problems.append(f"{at}: not a section that a subject can override; {hint}")
+            else:
+                base = _mapping(raw.get(section))
                 model = _section_model(section)
-                already = set(_problems(model, base)) if isinstance(base, dict) else set()
-                found = [p for p in _problems(model, merged) if p not in already]
-                problems += [f"{at}.{line}" for line in found]
+                already = _problems(model, base)
+                found = _problems(model, {**base, **_mapping(fields)})
+                problems += [f"{at}.{line}" for line in found if line not in already]
     return problems
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A mapping of the file, or an empty one where something else stands (told elsewhere)."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _section_model(section: str) -> type[BaseModel]:
