@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 SUBJECT ?= mug
+# Test processes: files of tests are shared out, so that each builds its models once.
+JOBS ?= 2
 
 .PHONY: help install demo test test-all check lint lock up deploy clean
 
@@ -30,10 +32,10 @@ demo: install  ## photos -> best checkpoint, scored and registered, for the exam
 	$(BIN)/dreambooth run $(SUBJECT)
 
 test: install  ## the quick tests (the claims)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: install  ## with the slow tests and those that start servers
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu"
 
 lint: install  ## style, types, layers, settings
 	$(BIN)/ruff check .
