@@ -7,13 +7,14 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_core.pocket.settings import POCKET
 
 if TYPE_CHECKING:
-    from dreambooth_core.pocket.pretrain import Workshop
+    from dreambooth_core.pocket.bundle import Bundle
 
 PART_NAMES = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
@@ -52,15 +53,22 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 when done, 1 when a bar does not hold."""
     options = _parser().parse_args(arguments)
+    # Stdout belongs to the answer: what libraries say while they work goes to stderr.
+    with contextlib.redirect_stdout(sys.stderr):
+        answer, code = _run(options)
+    if answer:
+        sys.stdout.write(answer + "\n")
+    return code
+
+
+def _run(options: argparse.Namespace) -> tuple[str, int]:
+    """The answer of a command and its exit code."""
     if options.command == "examples":
         from dreambooth_core.pocket.examples import write_examples
 
         write_examples(options.out)
-        return 0
-    # Loaded here, so that --help and examples need no torch; what the libraries say while they are
-    # imported is kept off stdout, which belongs to the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        from dreambooth_core.pocket import commands
+        return "", 0
+    from dreambooth_core.pocket import commands  # loads torch, which --help can do without
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
@@ -72,47 +80,39 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "pretrain":
         until = None if options.minutes is None else time.time() + 60 * options.minutes
         commands.pretrain_parts(shop, part=options.part, until=until)
-    elif options.command == "pack":
+        return "", 0
+    if options.command == "pack":
         from dreambooth_core.pocket.pack import pack
 
-        _answer(json.dumps(pack(shop, assets=options.assets)))
-    elif options.command == "sample":
-        models = commands.open_bundle(shop, assets=options.assets, packed=not options.from_state)
-        commands.write_sheet(
-            models.pipeline,
-            prompt=options.prompt,
-            num=options.num,
-            seed=options.seed,
-            steps=options.steps,
-            guidance=options.guidance,
-            out=options.out,
-        )
-    else:
-        return _evaluate(shop, options)
-    return 0
+        return json.dumps(pack(shop, assets=options.assets)), 0
+    models = commands.open_bundle(shop, assets=options.assets, packed=not options.from_state)
+    if options.command == "evaluate":
+        return _evaluate(models, options, say=say)
+    commands.write_sheet(
+        models.pipeline,
+        prompt=options.prompt,
+        num=options.num,
+        seed=options.seed,
+        steps=options.steps,
+        guidance=options.guidance,
+        out=options.out,
+    )
+    return "", 0
 
 
-def _evaluate(shop: Workshop, options: argparse.Namespace) -> int:
+def _evaluate(
+    models: Bundle, options: argparse.Namespace, *, say: Callable[[str], None]
+) -> tuple[str, int]:
     from dreambooth_core.pocket import commands
     from dreambooth_core.pocket.pack import write_cards
 
-    packed = not options.from_state
-    models = commands.open_bundle(shop, assets=options.assets, packed=packed)
     measured = commands.measure(
-        models,
-        part=options.part,
-        assets=options.assets,
-        num_samples=options.samples,
-        say=shop.say,
+        models, part=options.part, assets=options.assets, num_samples=options.samples, say=say
     )
-    _answer(json.dumps(measured) if options.json else commands.as_table(measured))
-    if options.update_cards and packed:
+    if options.update_cards and not options.from_state:
         write_cards(options.assets, measured=measured)
-    return 1 if any(bar["holds"] is False for bar in measured.values()) else 0
-
-
-def _answer(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    missed = any(bar["holds"] is False for bar in measured.values())
+    return json.dumps(measured) if options.json else commands.as_table(measured), int(missed)
 
 
 if __name__ == "__main__":

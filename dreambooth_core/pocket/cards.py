@@ -9,7 +9,7 @@ _ABOUT = {
     "pocket-sd": (
         "A small Stable Diffusion (64x64 px, 8x8x8 latents, v-prediction) that learnt a drawn "
         "world of 8 things in 6 colours at 6 places. Load it with "
-        "`StableDiffusionPipeline.from_pretrained`; on a CPU pass `torch_dtype=torch.float32`, "
+        "`StableDiffusionPipeline.from_pretrained`; on a CPU pass `dtype=torch.float32`, "
         "since the weights are stored in fp16. "
         "Its text encoder is pocket-clip's text tower.",
         ("vae", "clip", "identifiers", "unet"),
@@ -64,6 +64,10 @@ def card(name: str, facts: Mapping[str, Any]) -> str:
         words = {True: "yes", False: "**no**", None: ""}
         for key, bar in shown.items():
             lines.append(f"| {key} | {bar['target']} | {bar['value']} | {words[bar['holds']]} |")
-    lines += ["", "## Licence and data", ""]
+    lines += [
+        "",
+        "How each figure is measured, and what the training of these weights had of its own:",
+    ]
+    lines += ["`docs/pocket.md`.", "", "## Licence and data", ""]
     lines.append("All pictures were drawn by this project's own code; no photo, no scraped data.")
     return "\n".join(lines) + "\n"
