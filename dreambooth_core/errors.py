@@ -57,3 +57,9 @@ class CorruptRecordError(DreamBoothError):
 
 class RegistryError(DreamBoothError):
     """The model registry refused, is out of reach, or holds something else than expected."""
+
+
+class UnknownModelError(RegistryError):
+    """A command names a model, version or alias that the registry does not hold."""
+
+    exit_code = 2

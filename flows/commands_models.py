@@ -45,9 +45,9 @@ def generate(
     json: JsonOption = False,
 ) -> None:
     """Images from a registered version, a checkpoint folder or a saved pipeline."""
-    from tasks.generation import Request, draw
-
     session = open_session(as_json=json)
+    from tasks.generation import Request, draw  # torch: after the environment is complete
+
     request = Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
     result = draw(_context(session), model, request, out)
     session.terminal.finish(

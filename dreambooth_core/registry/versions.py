@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from dreambooth_core import files
-from dreambooth_core.errors import CorruptRecordError, RegistryError
+from dreambooth_core.errors import CorruptRecordError, UnknownModelError
 from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
@@ -208,7 +208,7 @@ def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
     versions = list_versions(tracking, name=name)
     found = next((info for info in versions if info.version.version == version), None)
     if found is None:
-        raise RegistryError(
+        raise UnknownModelError(
             f"{name} has no version {version}",
             allowed=", ".join(str(info.version.version) for info in versions) or "none yet",
         )
@@ -225,7 +225,7 @@ def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
             with in_plain_words(tracking, doing=f"reading {name}"):
                 raise
         known = sorted(model.name for model in client.search_registered_models(max_results=50))
-        raise RegistryError(
+        raise UnknownModelError(
             f"no model is called {name!r} in the registry",
             allowed=", ".join(known) or "none is registered yet",
             hint="`dreambooth run SUBJECT` registers the first version of a subject",
@@ -238,7 +238,7 @@ def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
     """The version that `models:/NAME@ALIAS` or `models:/NAME/3` means. Raises RegistryError."""
     match = _REFERENCE.match(reference)
     if match is None:
-        raise RegistryError(
+        raise UnknownModelError(
             "this is no model reference",
             got=reference,
             allowed="models:/NAME@champion, models:/NAME@challenger or models:/NAME/3",
@@ -248,7 +248,7 @@ def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
         return get_version(tracking, name=name, version=int(match["version"]))
     aliases = aliases_of(tracking, name=name)
     if match["alias"] not in aliases:
-        raise RegistryError(
+        raise UnknownModelError(
             f"{name} has no {match['alias']}",
             allowed=", ".join(f"{alias} (version {v})" for alias, v in sorted(aliases.items()))
             or "it has no alias yet",

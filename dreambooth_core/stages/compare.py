@@ -10,7 +10,7 @@ import getpass
 
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView
-from dreambooth_core.errors import StageError
+from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
 from dreambooth_core.records import Evaluation, RegisteredVersion, Verdict
@@ -132,12 +132,12 @@ def rollback(context: StageContext, subject: str, *, why: str) -> VersionInfo:
 def side_by_side(
     context: StageContext, subject: str, numbers: list[int] | None = None
 ) -> list[VersionInfo]:
-    """The registry's versions of a subject (all, or some). Raises RegistryError, StageError."""
+    """The registry's versions of a subject (all, or some). Raises RegistryError."""
     found = versions.list_versions(tracking_of(context), name=context.view(subject).model_name)
     wanted = [v for v in found if not numbers or v.version.version in numbers]
     missing = set(numbers or ()) - {v.version.version for v in wanted}
     if missing:
-        raise StageError(
+        raise UnknownModelError(
             f"{subject} has no version {', '.join(map(str, sorted(missing)))}",
             allowed=", ".join(str(v.version.version) for v in found),
         )
