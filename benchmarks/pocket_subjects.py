@@ -33,11 +33,13 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
-from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
+from dreambooth_core.evaluation.extractors import load_dino  # noqa: E402
+from dreambooth_core.evaluation.scores import open_image  # noqa: E402
+from dreambooth_core.numerics.similarity import cosines, mean_estimate, pair_mean  # noqa: E402
 from dreambooth_core.pocket.classifier import load_classifier  # noqa: E402
 from dreambooth_core.pocket.scenes import PLACE_NAMES  # noqa: E402
 from dreambooth_core.pocket.world import PLACES  # noqa: E402
-from dreambooth_core.records import Evaluation, Interval, Selection  # noqa: E402
+from dreambooth_core.records import CheckpointScore, Evaluation, Interval, Selection  # noqa: E402
 from dreambooth_core.stages import StageContext, run_stage  # noqa: E402
 from dreambooth_core.stages.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.workspace import Workspace  # noqa: E402
@@ -59,7 +61,7 @@ class Row:
     dino_closed: Interval
     clip_t_lost: float
     place_right: float | None
-    div_kept: float
+    class_div_kept: float
     pres: float
     pres_step_0: float
     seconds: dict[str, float]
@@ -130,7 +132,6 @@ def row_of(
     best = evaluation.row(selection.best or "step 0")
     checkpoints = [row for row in evaluation.rows if row.step]
     assert base.dino and real.dino and base.clip_t and best.clip_t and base.pres and best.pres
-    assert base.div and best.div
     way = real.dino.mean - base.dino.mean
     gained = np.array([b.dino - a.dino for a, b in zip(base.images, best.images, strict=True)])
     closed = mean_estimate(gained / way, samples=2000, seed=0)
@@ -144,11 +145,20 @@ def row_of(
         dino_closed=Interval(**closed._asdict()),
         clip_t_lost=lost,
         place_right=judge(workspace, key, best.name, evaluation),
-        div_kept=best.div.mean / base.div.mean,
+        class_div_kept=class_div(workspace, key, best) / class_div(workspace, key, base),
         pres=best.pres.mean,
         pres_step_0=base.pres.mean,
         seconds=seconds,
     )
+
+
+def class_div(workspace: Workspace, key: str, row: CheckpointScore) -> float:
+    """DIV among a row's pictures of the class prompt: mean pairwise DINO distance."""
+    pictures = row_pictures(workspace.stage_dir(key, "evaluate"), row.name)
+    paths = sorted(pictures.glob("*.png"))[row.n :]
+    dino = load_dino("assets/pocket-dino", root=ROOT, device=torch.device("cpu"))
+    features = dino.images([open_image(path) for path in paths])
+    return pair_mean(1.0 - cosines(features, features), [0] * len(paths))
 
 
 Judge = Callable[[Workspace, str, str, Evaluation], float | None]
@@ -180,7 +190,7 @@ def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| subject | variant | chosen | last | DINO way closed (95 %) | CLIP-T lost, of text range "
-        "| place right | DIV kept | PRES (step 0) | qualified |",
+        "| place right | class DIV kept | PRES (step 0) | qualified |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -189,7 +199,7 @@ def table(rows: list[Row]) -> str:
         lines.append(
             f"| {r.subject} | {r.variant} | {r.chosen} | {r.last} "
             f"| {c.mean:.0%} ({c.low:.0%} to {c.high:.0%}) | {r.clip_t_lost:.0%} | {place} "
-            f"| {r.div_kept:.2f} | {r.pres:.3f} ({r.pres_step_0:.3f}) "
+            f"| {r.class_div_kept:.2f} | {r.pres:.3f} ({r.pres_step_0:.3f}) "
             f"| {'yes' if r.qualified else 'no'} |"
         )
     return "\n".join(lines)
