@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,11 @@ def test_no_task_that_writes_files_uses_prefects_result_cache() -> None:
     tasks = [v for m in (pipeline, changes) for v in vars(m).values() if isinstance(v, Task)]
     assert len(tasks) >= 11
     assert [task.name for task in tasks if task.cache_policy != NO_CACHE] == []
+
+
+def test_prefects_scheduler_gets_a_sqlalchemy_that_it_works_with() -> None:
+    """With 2.1 the server of Prefect 3.8 creates no scheduled run, silently."""
+    locked = (ROOT / "requirements.lock").read_text().lower()
+    version = re.search(r"^sqlalchemy==(\d+)\.(\d+)", locked, re.MULTILINE)
+    assert version is not None
+    assert (int(version[1]), int(version[2])) == (2, 0)
