@@ -20,7 +20,7 @@ SUBJECT = workspaces.SUBJECT
 STEPS, EVERY = 8, 2
 TRIGGERS = {
     "validate": ".state/validate/*/*.png",
-    "class-images": ".state/class-images/*/block-00000.lock",
+    "class-images": ".state/class-images/*/00000/lock",
     "cache": ".state/cache/**/*.safetensors",
     "train": ".state/train/*/resume/*/*",
     "evaluate": ".state/evaluate/images/*/block-00001/record.json",
