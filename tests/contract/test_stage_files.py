@@ -22,6 +22,7 @@ ALSO_READ = {"register": ("dvc.lock", ".git")}
 ALWAYS_WRITTEN = (".state",)
 TRACKER = ("mlartifacts", "mlruns")
 TRACKER_FILES = ("mlflow.db", ".aside-mlflow.db")  # with the journals that SQLite puts beside
+NO_FILES = ("__editable__",)  # a path hook of editable installs that only looks like a file
 ALSO_WRITTEN = {"train": TRACKER, "register": TRACKER}
 
 
@@ -49,7 +50,7 @@ def _outside(workspace: Workspace, lines: set[str], mode: str, allowed: list[Pat
     """Paths inside the workspace that were opened in `mode` and are below none of `allowed`."""
     paths = {Path(line[2:]) for line in lines if line.startswith(mode)}
     inside = {path for path in paths if path.is_relative_to(workspace.root)}
-    inside = {path for path in inside if not path.name.startswith(TRACKER_FILES)}
+    inside = {path for path in inside if not path.name.startswith((*TRACKER_FILES, *NO_FILES))}
     strangers = {p for p in inside if not any(p.is_relative_to(a) for a in allowed)}
     return sorted(str(p.relative_to(workspace.root)) for p in strangers if not p.is_dir())
 
