@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from dreambooth_core import config
 from dreambooth_core.errors import StageError
@@ -105,3 +106,11 @@ def test_every_subject_of_params_has_its_training_loss_among_the_plots() -> None
 def test_a_setting_that_moved_while_a_stage_ran_is_named_with_both_values() -> None:
     with pytest.raises(StageError, match=r"train.learning_rate was 5e-06, is 9e-09"):
         refuse_drift("train", {"train.learning_rate": 5e-6}, {"train.learning_rate": 9e-9})
+
+
+def test_dvc_sees_the_photos_of_every_subject_when_it_is_asked_about_everything() -> None:
+    """A rule of git's that also hides their folder from DVC leaves them out of every push."""
+    with Repo(str(ROOT)) as repo:
+        seen = {stage.addressing for stage in repo.index.stages}
+    subjects = config.read_yaml(ROOT / "params.yaml")["subjects"].values()
+    assert {f"{subject['instance_dir']}.dvc" for subject in subjects} <= seen

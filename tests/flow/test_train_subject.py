@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
+from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
@@ -75,12 +77,26 @@ def test_a_second_flow_skips_all_but_the_comparison(
 def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in ("validate", "select"):  # their outputs stay, so what follows needs not run
-        workspaces.change(prepared.root, f"versions.{stage}", 99)
-    ran = dvc(prepared.root, "repro").stdout
-    assert ran.count("Running stage") == 2
+    (prepared.root / "dvc.lock").unlink()
+    ran = dvc(prepared.root, "repro", "--no-run-cache").stdout
+    assert ran.count("Running stage") == len(STAGES) + 1  # and the page
     again = _run(prepared, monkeypatch)
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+
+
+def test_what_was_pushed_comes_back_after_outputs_photos_and_cache_are_gone(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    before = files.tree_hashes(prepared.root / "work"), files.tree_hashes(prepared.root / "data")
+    dvc(prepared.root, "push")
+    assert json.loads(dvc(prepared.root, "status", "--cloud", "--json").stdout) == {}
+    for folder in ("work", ".dvc/cache", f"data/instance/{SUBJECT}"):
+        shutil.rmtree(prepared.root / folder)
+    dvc(prepared.root, "pull")
+    assert json.loads(dvc(prepared.root, "status", "--json").stdout) == {}
+    after = files.tree_hashes(prepared.root / "work"), files.tree_hashes(prepared.root / "data")
+    assert {k: v for k, v in before[0].items() if "/report/" not in k} == after[0]
+    assert after[1] == before[1]
 
 
 @pytest.mark.slow

@@ -46,6 +46,8 @@ def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
     for name in (".dvc/config", ".dvc/.gitignore"):
         (root / ".dvc").mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
+    (root / "data" / "instance").mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / "data" / "instance" / ".gitignore", root / "data" / "instance")
     shutil.copytree(REPOSITORY / "infra" / "local", root / "infra" / "local")
     tiny_models.build_tiny_sd(root / "assets" / "pocket-sd")
     tiny_models.build_tiny_clip(root / "assets" / "pocket-clip")
@@ -56,7 +58,7 @@ def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
     run_in(root, "git", "init", "--quiet")
     for subject in subjects:
         run_in(root, sys.executable, "-m", "dvc", "add", "--quiet", f"data/instance/{subject}")
-    run_in(root, "git", "add", ".gitignore", "*.yaml", "*.dvc", ".dvc")
+    run_in(root, "git", "add", ".gitignore", "*.yaml", "*.dvc", ".dvc", "data")
     run_in(
         root,
         *("git", "-c", "user.name=t", "-c", "user.email=t@example.org"),
