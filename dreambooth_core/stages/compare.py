@@ -34,10 +34,17 @@ def run(context: StageContext, subject: str) -> Verdict:
         settings=view.select,
         noise=_noise(context, view),
     )
+    reigns = champion is not None and champion.version.version == challenger.version
+    if reigns and _is_of(last_verdict(context, subject), challenger):
+        return verdict  # the page keeps what was decided when it became the champion
     verdict.write(context.workspace.verdict_dir(subject), VERDICT)
-    if champion is None or champion.version.version != challenger.version:
+    if not reigns:
         _carry_out(tracking, challenger, verdict)
     return verdict
+
+
+def _is_of(verdict: Verdict | None, version: RegisteredVersion) -> bool:
+    return verdict is not None and verdict.challenger == label(version)
 
 
 def last_verdict(context: StageContext, subject: str) -> Verdict | None:
