@@ -18,10 +18,13 @@ _SHA256 = re.compile(rb"[0-9a-f]{64}")
 _DAY_S = 86400.0
 _LOCK_TIMEOUT_S = 1.0
 _GROUPS = (
-    *("class-images", "cache", "train", "validate", "upload", "models"),
-    *("evaluate/images", "evaluate/scores"),
+    *("class-images/*", "train/*", "validate/*", "upload/*", "models/*"),
+    *("evaluate/images/*", "cache/??/*"),
 )
-"""Folders of the store whose entries are each whole and can be made again."""
+"""Where the store's entries are, each whole and to be made again.
+
+Scores are not among them: they are small, and every comparison asks for those of the champion.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def prune(workspace: Workspace, *, dry_run: bool) -> dict[str, Any]:
         )
         if not dry_run:
             for entry in doomed:
-                shutil.rmtree(entry.path)
+                _remove(entry.path)
     removed = [
         {"path": e.path.relative_to(workspace.root).as_posix(), "bytes": e.num_bytes}
         for e in doomed
@@ -62,11 +65,17 @@ def prune(workspace: Workspace, *, dry_run: bool) -> dict[str, Any]:
 
 def _entries(workspace: Workspace) -> Iterator[_Entry]:
     for group in _GROUPS:
-        for path in sorted((workspace.state / group).glob("*")):
-            if path.is_dir():
-                stats = [p.stat() for p in (path, *path.rglob("*")) if not p.is_symlink()]
-                size = sum(s.st_size for s in stats)
-                yield _Entry(path, size, max(s.st_mtime for s in stats))
+        for path in sorted(workspace.state.glob(group)):
+            stats = [p.stat() for p in (path, *path.rglob("*")) if not p.is_symlink()]
+            size = sum(s.st_size for s in stats)
+            yield _Entry(path, size, max(s.st_mtime for s in stats))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _doomed(free: list[_Entry], *, oldest: float, surplus: float) -> list[_Entry]:
@@ -92,7 +101,7 @@ def _published_digests(workspace: Workspace) -> set[str]:
 
 
 def _is_used(path: Path, used: set[str]) -> bool:
-    if path.name in used:
+    if path.name.partition(".")[0] in used:
         return True
     first = next(iter(sorted(path.glob("block-00000/*.png"))), None)
     if first is not None and files.sha256_file(first) in used:
