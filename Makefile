@@ -40,7 +40,7 @@ test-all: install  ## with the slow tests and those that start servers
 lint: install  ## style, types, layers, settings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m dreambooth_core.config params.yaml presets/*.yaml
 
