@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM to `dreambooth run`: saved, ended in 10 s, nothing left, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dreambooth_core.workspace import Workspace
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+STEPS = 300
+IN_TRAINING, IN_EVALUATION = r"  train \d+/300", r"  score \S.* \d+/"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One workspace; every test stops its run later than the one before."""
+    built = workspaces.build(tmp_path_factory.mktemp("signals") / "checkout")
+    workspaces.change(built.root, "train.max_train_steps", STEPS)
+    workspaces.change(built.root, "train.checkpointing_steps", STEPS // 2)
+    workspaces.change(built.root, "evaluate.num_inference_steps", 20)
+    return built
+
+
+def _start(workspace: Workspace, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", "run", SUBJECT],
+            cwd=workspace.root,
+            env=workspaces.environment(workspace.root),
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+
+
+def _await(pattern: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    while not re.search(pattern, log.read_text(errors="replace")):
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        time.sleep(0.05)
+
+
+def _processes(workspace: Workspace) -> list[str]:
+    """Processes that work in the workspace or were told about it."""
+    root, found = str(workspace.root), list[str]()
+    for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if process.info["pid"] != os.getpid() and (process.info["cwd"] == root or root in words):
+            found.append(words)
+    return found
+
+
+def _saved_step(workspace: Workspace) -> int:
+    ended = [json.loads(p.read_text()) for p in workspace.state.glob("train/*/ended.json")]
+    assert [e["how"] for e in ended] == ["stopped"]
+    return ended[0]["step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_during_training_saves_and_ends_in_10_s(
+    workspace: Workspace, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = _saved_step(workspace) if list(workspace.state.glob("train/*/ended.json")) else 0
+    log = tmp_path / "log"
+    process = _start(workspace, log)
+    _await(IN_TRAINING, process, log)
+    _stop_and_check(workspace, process, log, number)
+    assert before < _saved_step(workspace) < STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_during_evaluation_ends_in_10_s(
+    workspace: Workspace, tmp_path: Path, number: signal.Signals
+) -> None:
+    log = tmp_path / "log"
+    process = _start(workspace, log)
+    _await(IN_EVALUATION, process, log)
+    _stop_and_check(workspace, process, log, number)
+
+
+def _stop_and_check(
+    workspace: Workspace, process: subprocess.Popen[bytes], log: Path, number: signal.Signals
+) -> None:
+    start = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # what a terminal does
+    else:
+        process.send_signal(number)
+    assert process.wait(60) == 1
+    assert time.monotonic() - start < 10
+    assert _processes(workspace) == []
+    assert log.read_text().rstrip().endswith("the same command continues where this one ended")
+
+
+def test_after_all_that_the_same_command_completes_and_makes_no_step_twice(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert _start(workspace, log).wait(600) == 0, log.read_text()[-2000:]
+    (executed,) = workspace.state.glob("train/*/executed.log")
+    assert len(executed.read_text().splitlines()) == STEPS
