@@ -96,26 +96,37 @@ class Session:
         base = base_sha256 or self.identity.sha256
         return files.digest_of([base, checkpoint_sha256, self.device.type, self.num_threads])
 
+    def draw(
+        self,
+        context: StageContext,
+        pipe: StableDiffusionPipeline,
+        *,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+    ) -> list[Image.Image]:
+        """Pictures as the plan says they are drawn, whichever model `pipe` is."""
+        plan = self.evaluator.plan
+        return sampling.sample(
+            pipe,
+            prompts=prompts,
+            seeds=seeds,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            resolution=plan.resolution,
+            batch_size=plan.batch_size,
+            should_stop=context.should_stop,
+        )
+
     def score(
         self, context: StageContext, *, name: str, checkpoint: Checkpoint | None, folder: Path
     ) -> CheckpointScore:
         """The row of the base model, or of a checkpoint whose files are in `folder`."""
-        plan = self.evaluator.plan
         own_sha256 = checkpoint.sha256 if checkpoint else None
 
         def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
             pipe = self.pipeline()
             with weights.applied(pipe, folder, checkpoint):
-                return sampling.sample(
-                    pipe,
-                    prompts=prompts,
-                    seeds=seeds,
-                    steps=plan.steps,
-                    guidance=plan.guidance,
-                    resolution=plan.resolution,
-                    batch_size=plan.batch_size,
-                    should_stop=context.should_stop,
-                )
+                return self.draw(context, pipe, prompts=prompts, seeds=seeds)
 
         row = scores.score_checkpoint(
             self.evaluator,

@@ -11,7 +11,7 @@ from PIL import Image
 from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.scores import ScoredModel
-from dreambooth_core.models import sampling, weights
+from dreambooth_core.models import weights
 from dreambooth_core.records import CheckpointScore
 from dreambooth_core.registry import versions
 from dreambooth_core.registry.versions import VersionInfo
@@ -27,7 +27,6 @@ def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -
     otherwise the version is fetched from the registry and sampled.
     """
     session, version = evaluate.open_session(context, view.name), info.version
-    plan = session.evaluator.plan
 
     @functools.cache
     def pipeline() -> StableDiffusionPipeline:
@@ -39,16 +38,7 @@ def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -
         )
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        return sampling.sample(
-            pipeline(),
-            prompts=prompts,
-            seeds=seeds,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            resolution=plan.resolution,
-            batch_size=plan.batch_size,
-            should_stop=context.should_stop,
-        )
+        return session.draw(context, pipeline(), prompts=prompts, seeds=seeds)
 
     return scores.score_checkpoint(
         session.evaluator,
