@@ -14,6 +14,7 @@ from dreambooth_core.config.sections import (
     EvaluateSettings,
     LoraSettings,
     LrScheduler,
+    Optimizer,
     PriorSettings,
     RegistrySettings,
     RuntimeSettings,
@@ -24,6 +25,7 @@ from dreambooth_core.config.sections import (
     SubjectView,
     TrainSettings,
     Versions,
+    WeightDtype,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "EvaluateSettings",
     "LoraSettings",
     "LrScheduler",
+    "Optimizer",
     "PriorSettings",
     "RegistrySettings",
     "RuntimeSettings",
@@ -45,6 +48,7 @@ __all__ = [
     "SubjectView",
     "TrainSettings",
     "Versions",
+    "WeightDtype",
     "dvc_params",
     "effect_of",
     "for_subject",

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from dreambooth_core.config import pairs
+
 
 class Effect(StrEnum):
     """What changing a field does."""
@@ -69,6 +71,10 @@ class DataSettings(Section):
     center_crop: bool = setting("Crop the centre; otherwise crops_per_image random crops.")
     crops_per_image: PositiveInt = setting("Views per photo when center_crop is off.")
     random_flip: bool = setting("Also train on mirrored views.")
+    captions: bool = setting(
+        "Train each photo on its own caption (photo.txt beside it, or metadata.jsonl).",
+        default=False,
+    )
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = setting(
         "Colour behind transparent pixels, such as #ffffff."
     )
@@ -112,6 +118,11 @@ class LoraSettings(Section):
     lora_alpha: PositiveFloat = setting("Scale: the update is multiplied by alpha / rank.")
     lora_dropout: Fraction = setting("Dropout on the adapter's input.")
     lora_layers: tuple[str, ...] = setting("Names of the U-Net's modules that get an adapter.")
+    text_encoder_layers: tuple[str, ...] = setting(
+        "The same for the text encoder's, when train_text_encoder is on.",
+        default=("q_proj", "k_proj", "v_proj", "out_proj"),
+    )
+    use_dora: bool = setting("Also train each column's length (DoRA).", default=False)
 
 
 LrScheduler = Literal[
@@ -119,11 +130,22 @@ LrScheduler = Literal[
 ]
 
 
+WeightDtype = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "adafactor"]
+
+
 class TrainSettings(Section):
     """The training run; names are those of the seed's command line."""
 
-    method: Literal["full", "lora"] = setting("Fine-tune the whole U-Net, or LoRA adapters.")
-    learning_rate: PositiveFloat = setting("Peak learning rate of AdamW.")
+    method: Literal["full", "lora"] = setting("Fine-tune whole networks, or LoRA adapters.")
+    train_text_encoder: bool = setting("Train the text encoder(s) as well.", default=False)
+    learning_rate: PositiveFloat = setting("Peak learning rate.")
+    text_encoder_lr: PositiveFloat | None = setting(
+        "Peak learning rate of the text encoder; null: learning_rate.", default=None
+    )
+    text_encoder_stop_step: PositiveInt | None = setting(
+        "Train the text encoder for so many updates only; null: to the end.", default=None
+    )
     max_train_steps: PositiveInt = setting("Optimizer updates.")
     checkpointing_steps: PositiveInt = setting("Publish every so many.", effect=Effect.OUTPUT)
     train_batch_size: PositiveInt = setting("Instance images per device and micro-step.")
@@ -132,18 +154,38 @@ class TrainSettings(Section):
     lr_warmup_steps: NonNegativeInt = setting("Updates of linear warm-up.")
     lr_num_cycles: PositiveInt = setting("Restarts of cosine_with_restarts.", default=1)
     lr_power: PositiveFloat = setting("Power of polynomial.", default=1.0)
+    optimizer: Optimizer = setting("adamw, or adafactor (factored state).", default="adamw")
+    use_8bit_adam: bool = setting("Keep AdamW's moments in 8 bits.", default=False)
     adam_beta1: Fraction = setting("AdamW beta 1.")
     adam_beta2: Fraction = setting("AdamW beta 2.")
     adam_weight_decay: NonNegativeFloat = setting("AdamW decoupled weight decay.")
     adam_epsilon: PositiveFloat = setting("AdamW epsilon.")
     max_grad_norm: PositiveFloat | None = setting("Clip the global gradient norm; null: never.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("Compute type; weights stay fp32.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("Compute type of the networks.")
+    weight_dtype: WeightDtype = setting(
+        "Type of the trained weights; bf16: updated with stochastic rounding, no fp32 copy.",
+        default="fp32",
+    )
+    allow_tf32: bool = setting("Let a GPU multiply fp32 matrices in TF32.", default=False)
     gradient_checkpointing: bool = setting("Recompute activations to save memory.")
+    fused_backward: bool = setting(
+        "Update each weight inside the backward pass and free its gradient at once.", default=False
+    )
+    enable_xformers_memory_efficient_attention: bool = setting(
+        "Attention by xFormers instead of torch's own SDPA.", default=False
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = setting(
+        "Publish an exponential moving average of the weights; null: off.", default=None
+    )
     snr_gamma: PositiveFloat | None = setting("min-SNR gamma; null: off.", default=None)
     offset_noise: NonNegativeFloat = setting("Strength of offset noise; 0: off.", default=0.0)
     seed: NonNegativeInt = setting("Seed of sample, crop, noise and timestep.")
     lora: LoraSettings | None = setting("Adapters; needed when method is lora.", default=None)
     num_processes: PositiveInt = setting("Processes that accelerate launches.")
+    accelerate_config: str | None = setting(
+        "Launch with this file of infra/accelerate (its name without .yaml); null: one machine.",
+        default=None,
+    )
     checkpoints_total_limit: PositiveInt = setting("Resume states kept.", effect=Effect.OUTPUT)
 
     @model_validator(mode="after")
@@ -159,6 +201,12 @@ class TrainSettings(Section):
     def _lora_has_its_section(self) -> TrainSettings:
         if self.method == "lora" and self.lora is None:
             raise ValueError("method is lora, but the section train.lora is missing or null")
+        return self
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> TrainSettings:
+        if impossible := pairs.impossible(self):
+            raise ValueError("; ".join(impossible))
         return self
 
 

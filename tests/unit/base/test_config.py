@@ -94,6 +94,32 @@ def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
         config.load_settings(changed(tmp_path, train__lr_warmup_steps=10))
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"text_encoder_lr": 1e-5}, "train_text_encoder is off"),
+        ({"use_8bit_adam": True, "optimizer": "adafactor"}, "use_8bit_adam needs optimizer adamw"),
+        ({"weight_dtype": "bf16"}, "set mixed_precision to bf16, found 'no'"),
+        ({"fused_backward": True}, "cannot clip by the global norm"),
+        (
+            {"fused_backward": True, "max_grad_norm": None, "gradient_accumulation_steps": 2},
+            "updates in every backward pass",
+        ),
+        (
+            {"use_8bit_adam": True, "accelerate_config": "deepspeed-zero2-offload"},
+            "8-bit Adam does not work with DeepSpeed",
+        ),
+        ({"ema_decay": 0.99, "accelerate_config": "fsdp2"}, "averages whole weights"),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused_with_the_reason(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    path = changed(tmp_path, **{f"train__{key}": value for key, value in changes.items()})
+    with pytest.raises(SettingsError, match=reason):
+        config.load_settings(path)
+
+
 def test_an_unknown_subject_names_those_that_are_there() -> None:
     with pytest.raises(SettingsError, match=subject_of_shipped()):
         config.for_subject(config.load_settings(ROOT / "params.yaml"), "nobody")
