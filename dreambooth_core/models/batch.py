@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-# B rows, C latent channels, H W latent height and width, L tokens, D text width
+# B rows, C latent channels, H W latent height and width, E text encoders, L tokens, D text width
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class TrainBatch:
     latents_BCHW: torch.Tensor
     """Scaled latents z_0: a sample of the VAE's posterior times its scaling factor."""
     text_BLD: torch.Tensor
-    """Text embeddings of each row's prompt."""
+    """Text embeddings of each row's prompt, by the base model's text encoder."""
     is_class_B: tuple[bool, ...]
     """Whether the row is of the role "class"."""
     position_B: tuple[int, ...]
     """The global sample position of each row."""
     image_B: tuple[str, ...]
     """Name of each row's image, for messages."""
+    ids_EBL: torch.Tensor | None = None
+    """Token ids of each row's prompt for each text encoder: read when those are trained."""
 
 
 RowsAt = Callable[[Sequence[int]], TrainBatch]

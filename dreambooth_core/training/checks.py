@@ -59,7 +59,7 @@ def _bit_sums(trainee: Trainee) -> dict[str, torch.Tensor]:
     """Sum of the bit patterns of each parameter: cheap, on the device, moved by any change."""
     return {
         name: p.detach().view(_INTEGER_OF_SIZE[p.element_size()]).sum(dtype=torch.int64)
-        for name, p in trainee.unet.named_parameters()
+        for name, p in trainee.denoiser.named_parameters()
     }
 
 

@@ -137,7 +137,7 @@ class Loop:
             )
 
     def _write_weights(self, folder: Path) -> None:
-        unet = self._trainer.trainee.unet
+        unet = self._trainer.trainee.denoiser.unet
         write_adapter(unet, folder) if self._job.train.method == "lora" else write_unet(
             unet, folder
         )

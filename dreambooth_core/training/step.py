@@ -47,7 +47,7 @@ class StepInput:
     noisy_BCHW: torch.Tensor
     target_BCHW: torch.Tensor
     timestep_B: torch.Tensor
-    text_BLD: torch.Tensor
+    condition: dict[str, torch.Tensor]
     weights_RB: torch.Tensor
     batch: TrainBatch
     timesteps: list[int]
@@ -72,11 +72,17 @@ def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) 
         noisy_BCHW=add_noise(batch.latents_BCHW, eps_BCHW, alpha_bar_B).to(device),
         target_BCHW=target_BCHW.to(device),
         timestep_B=timestep_B.to(device),
-        text_BLD=batch.text_BLD.to(device),
+        condition=_condition(batch, device),
         weights_RB=weights_RB.to(device),
         batch=batch,
         timesteps=timesteps,
     )
+
+
+def _condition(batch: TrainBatch, device: torch.device) -> dict[str, torch.Tensor]:
+    """What the denoiser is given of the rows' text, by the name of its argument."""
+    given = {"text_BLD": batch.text_BLD, "ids_EBL": batch.ids_EBL}
+    return {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
 
 
 def _check_roles(batch: TrainBatch, settings: LossSettings) -> None:
@@ -111,15 +117,10 @@ def _draw(batch: TrainBatch, settings: LossSettings) -> tuple[list[int], torch.T
 
 
 def loss_of(
-    unet: nn.Module, inputs: StepInput, *, prior_loss_weight: float | None
+    denoiser: nn.Module, inputs: StepInput, *, prior_loss_weight: float | None
 ) -> tuple[LossParts, torch.Tensor]:
     """The loss and the error of each row [B] (detached, unweighted)."""
-    pred_BCHW = unet(
-        inputs.noisy_BCHW,
-        inputs.timestep_B,
-        encoder_hidden_states=inputs.text_BLD,
-        return_dict=False,
-    )[0]
+    pred_BCHW = denoiser(inputs.noisy_BCHW, inputs.timestep_B, **inputs.condition)
     error_B = mse_per_example(pred_BCHW, inputs.target_BCHW)
     loss = prior_preserving_loss(
         error_B, inputs.weights_RB, prior_loss_weight=prior_loss_weight or 0.0

@@ -52,20 +52,22 @@ class Trainer:
         self._accelerator = accelerator
         self._settings = settings
         self._rows_at = rows_at
-        self._rate = learning_rate(settings)
+        self._rates = [
+            learning_rate(settings, peak=group.learning_rate) for group in trainee.groups
+        ]
         self._raw_optimizer = build_optimizer(trainee, settings)
         if state is not None:
             _restore(trainee, self._raw_optimizer, state)
-        model, optimizer = accelerator.prepare(trainee.unet, self._raw_optimizer)
+        model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
         self._model: nn.Module = model
         self._optimizer: AcceleratedOptimizer = optimizer
         if accelerator.scaler is not None and state is not None and state.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
-        self._has_dropout = uses_dropout(trainee.unet)
+        self._has_dropout = uses_dropout(trainee.denoiser)
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of the update after `step` completed ones."""
-        return self._rate.at(step)
+        """The U-Net's learning rate in the update after `step` completed ones."""
+        return self._rates[0].at(step)
 
     def accumulate(self, step: int, *, stop: bool) -> UpdateReport:
         """Add up the gradients of the update after `step` completed ones, over all processes."""
@@ -84,6 +86,7 @@ class Trainer:
                 self._accelerator.backward(loss.total / accumulation)
             sums += torch.stack(loss).detach()
             micro_steps.append(RowErrors(inputs.batch.image_B, inputs.timesteps, error_B))
+        self._rest(step)
         wish = torch.tensor([float(stop)], device=device)
         means = self._mean_over_processes(torch.cat([sums / accumulation, wish]))
         values = torch.cat([means, self._grad_norm()[None]])
@@ -95,8 +98,8 @@ class Trainer:
         The decision is made on the device, so nothing waits for it.
         """
         grad_norm = report.values[4]
-        for group in self._optimizer.param_groups:
-            group["lr"] = report.learning_rate
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate.at(report.step - 1)
         if self._settings.max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters(), self._settings.max_grad_norm, grad_norm)
         if self._accelerator.scaler is None:
@@ -135,6 +138,13 @@ class Trainer:
         first = (turn * self._accelerator.num_processes + self._accelerator.process_index) * size
         return range(first, first + size)
 
+    def _rest(self, step: int) -> None:
+        """Drop the gradients of groups that rest: neither the norm nor the update sees them."""
+        for group in self.trainee.groups:
+            if not group.is_trained_at(step):
+                for parameter in group.parameters.values():
+                    parameter.grad = None
+
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.trainee.trainable.values())
 
@@ -166,11 +176,11 @@ class Trainer:
             yield
 
 
-def learning_rate(settings: TrainSettings) -> LearningRate:
+def learning_rate(settings: TrainSettings, *, peak: float) -> LearningRate:
     """The schedule of the settings; steps are optimizer updates, whatever the processes."""
     return LearningRate(
         shape=settings.lr_scheduler,
-        peak=settings.learning_rate,
+        peak=peak,
         num_steps=settings.max_train_steps,
         num_warmup_steps=settings.lr_warmup_steps,
         num_cycles=settings.lr_num_cycles,
@@ -179,9 +189,9 @@ def learning_rate(settings: TrainSettings) -> LearningRate:
 
 
 def build_optimizer(trainee: Trainee, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, in their order; the fused kernel."""
+    """AdamW over the groups of trainable parameters, in their order; the fused kernel."""
     return torch.optim.AdamW(
-        list(trainee.trainable.values()),
+        [{"params": list(group.parameters.values())} for group in trainee.groups],
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,

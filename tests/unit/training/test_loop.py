@@ -46,7 +46,7 @@ def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp
     inputs = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.ones(1, 5, 32)
     with torch.inference_mode():
-        expected = trained.unet.eval()(inputs, 10, text).sample
+        expected = trained.denoiser.unet.eval()(inputs, 10, text).sample
         loaded = pipe.unet(inputs, 10, text).sample
     assert torch.allclose(loaded, expected, atol=1e-6)
 
@@ -148,8 +148,8 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     build_optimizer(trainee, job.train).step()
     motion.verify(trainee)
     with torch.no_grad():
-        trainee.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
-    with pytest.raises(StageError, match=r"frozen parameters were changed.*conv_in\.weight"):
+        trainee.denoiser.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(StageError, match=r"frozen parameters were changed.*unet\.conv_in\.weight"):
         motion.verify(trainee)
 
 
@@ -159,12 +159,12 @@ def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tm
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     motion = Motion.before(trainee, epsilon=1e-8)
-    with pytest.raises(StageError, match=r"not moved by the first update: conv_in\.weight"):
+    with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
         motion.verify(trainee)
-    trainee.trainable["conv_out.bias"].grad = None
+    trainee.trainable["unet.conv_out.bias"].grad = None
     motion = Motion.before(trainee, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
-    with pytest.raises(StageError, match=r"got no gradient: conv_out\.bias"):
+    with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
         motion.verify(trainee)
 
 
