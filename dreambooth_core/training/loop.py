@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from dreambooth_core.models.lora import write_adapter
-from dreambooth_core.models.weights import write_unet
 from dreambooth_core.ports import MetricSink, StopSignal
-from dreambooth_core.training import checks, metrics, published, resume
+from dreambooth_core.training import checks, metrics
 from dreambooth_core.training.checks import Motion
 from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.layout import CheckpointLayout
 from dreambooth_core.training.metrics import MetricsRow
 from dreambooth_core.training.narrator import Narrator
 from dreambooth_core.training.trainer import Trainer, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
+
+
+class Visitor(Protocol):
+    """Looks at the networks between updates (validation pictures); called on every process."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to come after `step`."""
+        ...
+
+    def visit(self, trainer: Trainer, *, step: int) -> None:
+        """Look; the networks must be left as they were."""
+        ...
 
 
 class Loop:
@@ -30,13 +41,16 @@ class Loop:
         trainer: Trainer,
         *,
         accelerator: Accelerator,
+        layout: CheckpointLayout,
         sink: MetricSink,
         rows: list[MetricsRow],
+        visitors: Sequence[Visitor] = (),
     ) -> None:
         self._job, self._trainer, self._accelerator = job, trainer, accelerator
         self.rows = rows
         self._unread: list[UpdateReport] = []
-        self._published = set(job.published_steps())
+        self._layout, self._visitors = layout, visitors
+        self._last = job.train.max_train_steps
         self._motion_is_checked = False
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
         # A CPU has every number at once; a GPU would have to be waited for.
@@ -48,9 +62,9 @@ class Loop:
 
         Raises StageError at the first non-finite update and when the wrong parameters move.
         """
-        step, last = start, self._job.train.max_train_steps
+        step, last = start, self._last
         self._narrator.begin(start)
-        self._publish(step)
+        self._layout.begin(self._trainer, step=step)
         while step < last:
             report = self._trainer.accumulate(step, stop=should_stop())
             motion = self._motion_before(step)
@@ -64,19 +78,18 @@ class Loop:
             stop = self._read()
             self._verify(motion)
             self._narrator.tell(self.rows)
-            if stop or self._must_save(step):
-                self._save(step)
+            if stop or self._layout.is_due(step):
+                rows = metrics.to_csv(self.rows)
+                self._layout.save(self._trainer, step=step, metrics=rows)
+            self._receive_visitors(step)
             if stop and step < last:
                 return Ended(how="stopped", step=step)
         return Ended(how="done", step=last)
 
-    def _must_save(self, step: int) -> bool:
-        train = self._job.train
-        return step % train.checkpointing_steps == 0 or step == train.max_train_steps
-
     def _must_read(self, step: int) -> bool:
         logged = step % self._job.log_every_steps == 0
-        return step % self._read_every == 0 or logged or self._must_save(step)
+        due = self._layout.is_due(step) or any(v.is_due(step) for v in self._visitors)
+        return step % self._read_every == 0 or logged or due or step == self._last
 
     def _motion_before(self, step: int) -> Motion | None:
         """Bit sums before the first update that can move anything (a warm-up begins at rate 0)."""
@@ -115,32 +128,10 @@ class Loop:
             with self._job.executed_log.open("a") as log:
                 log.write(f"{step}\n")
 
-    def _save(self, step: int) -> None:
-        self._publish(step)
-        if self._accelerator.is_main_process:
-            resume.save_state(
-                self._job.resume_dir,
-                self._trainer.state(step, metrics=metrics.to_csv(self.rows)),
-                fingerprint=self._job.fingerprint,
-                keep=self._job.train.checkpoints_total_limit,
-            )
-
-    def _publish(self, step: int) -> None:
-        """Write the checkpoint of a step, if it is one to publish and not there yet."""
-        if not self._accelerator.is_main_process or step not in self._published:
-            return
-        folder = self._job.checkpoints_dir
-        if published.read_checkpoint(folder, step=step) is None:
-            method = self._job.train.method
-            published.write_checkpoint(
-                folder, step=step, method=method, write_weights=self._write_weights
-            )
-
-    def _write_weights(self, folder: Path) -> None:
-        unet = self._trainer.trainee.denoiser.unet
-        write_adapter(unet, folder) if self._job.train.method == "lora" else write_unet(
-            unet, folder
-        )
+    def _receive_visitors(self, step: int) -> None:
+        for visitor in self._visitors:
+            if visitor.is_due(step):
+                visitor.visit(self._trainer, step=step)
 
 
 def _row_of(report: UpdateReport, *, has_class: bool) -> tuple[MetricsRow, bool, bool]:

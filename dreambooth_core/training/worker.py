@@ -19,6 +19,7 @@ from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.training import metrics, processes, published
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
+from dreambooth_core.training.layout import PipelineLayout
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.resume import load_state
@@ -120,7 +121,8 @@ def _train(
         rows = [] if state is None else metrics.from_csv(state.metrics, last_step=first)
         if accelerator.is_main_process:
             say(f"training starts after step {first} of {job.train.max_train_steps}")
-        loop = Loop(job, trainer, accelerator=accelerator, sink=sink, rows=rows)
+        layout = PipelineLayout(job, is_main=accelerator.is_main_process)
+        loop = Loop(job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=rows)
         ended = loop.run(first, should_stop=should_stop)
         status = "FINISHED" if ended.how == "done" else "KILLED"
         return ended, metrics.to_csv(loop.rows)

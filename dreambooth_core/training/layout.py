@@ -1,0 +1,84 @@
+"""How a run's outcome is kept on disk while it goes: the loop knows when, a layout what and where.
+
+The pipeline's layout is in here. The scripts of the seed document have another one
+(`dreambooth_core/doors/layout.py`), with everything of a step in one `checkpoint-N` folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from dreambooth_core.models.lora import write_adapter
+from dreambooth_core.models.weights import write_unet
+from dreambooth_core.records import Method
+from dreambooth_core.training import published, resume
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.trainer import Trainer
+
+
+class CheckpointLayout(Protocol):
+    """Keeps what a run has made. Its methods are called on every process of the run."""
+
+    def begin(self, trainer: Trainer, *, step: int) -> None:
+        """The run stands at `step` completed updates and goes on from there."""
+        ...
+
+    def is_due(self, step: int) -> bool:
+        """Whether the outcome of `step` must be saved."""
+        ...
+
+    def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
+        """Save the outcome of `step`: because it is due, or because the run is asked to stop."""
+        ...
+
+
+class PipelineLayout:
+    """Checkpoints to publish, and resume states apart from them, in the job's folder of the store.
+
+    A save on a stop is a resume state only.
+    """
+
+    def __init__(self, job: TrainJob, *, is_main: bool) -> None:
+        self._job, self._is_main = job, is_main
+        self._published = set(job.published_steps())
+
+    def begin(self, trainer: Trainer, *, step: int) -> None:
+        """Make the checkpoint of the state's own step where it is missing."""
+        self._publish(trainer, step)
+
+    def is_due(self, step: int) -> bool:
+        """At every multiple of checkpointing_steps, and at the last step."""
+        train = self._job.train
+        return step % train.checkpointing_steps == 0 or step == train.max_train_steps
+
+    def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
+        """Publish the checkpoint if its step is one to publish, then save the resume state."""
+        self._publish(trainer, step)
+        if self._is_main:
+            resume.save_state(
+                self._job.resume_dir,
+                trainer.state(step, metrics=metrics),
+                fingerprint=self._job.fingerprint,
+                keep=self._job.train.checkpoints_total_limit,
+            )
+
+    def _publish(self, trainer: Trainer, step: int) -> None:
+        """Write the checkpoint of a step, if it is one to publish and not there yet."""
+        if not self._is_main or step not in self._published:
+            return
+        folder, method = self._job.checkpoints_dir, self._job.train.method
+        if published.read_checkpoint(folder, step=step) is None:
+            published.write_checkpoint(
+                folder,
+                step=step,
+                method=method,
+                write_weights=lambda aside: write_weights(trainer.trainee, aside, method=method),
+            )
+
+
+def write_weights(trainee: Trainee, folder: Path, *, method: Method) -> None:
+    """Write the inference part of a checkpoint into `folder` (C3)."""
+    unet = trainee.denoiser.unet
+    write_adapter(unet, folder) if method == "lora" else write_unet(unet, folder)
