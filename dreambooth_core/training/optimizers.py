@@ -1,0 +1,312 @@
+"""From the settings to an optimizer: type and size of its state, and how weights are rounded.
+
+fp32 weights with AdamW use torch's fused kernel over all parameters, which can leave an update out
+on the device. Everything else (8-bit moments, factored state, bf16 weights, updates inside the
+backward pass) takes one optimizer of a library per parameter: what no library offers, a mask on the
+device and rounding with keyed random numbers, is then written once and holds for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
+from dreambooth_core.numerics.seeding import derive_seed
+
+BITSANDBYTES = "bitsandbytes>=0.50,<0.51"
+"""What is asked for when it is missing; the extra `adam8bit` in pyproject.toml."""
+
+WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Group(TypedDict):
+    """Parameters with their names, in a fixed order, that share a learning rate."""
+
+    params: list[tuple[str, nn.Parameter]]
+    lr: float
+
+
+Single = Callable[[list[nn.Parameter]], Optimizer]
+"""Makes a library's optimizer for one parameter."""
+
+
+def build_optimizer(
+    groups: Sequence[Group], settings: TrainSettings, *, device: torch.device
+) -> Optimizer:
+    """The optimizer of the settings over the groups. Raises SettingsError for a missing library."""
+    plain = settings.optimizer == "adamw" and settings.weight_dtype == "fp32"
+    if plain and not settings.use_8bit_adam and not settings.fused_backward:
+        return torch.optim.AdamW(_unnamed(groups), fused=True, **_adam_options(settings))
+    return PerParameter(groups, _single_of(settings), seed=settings.seed, device=device)
+
+
+def cast_trainable(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+    """Put the trained weights into their type: the one place where it is decided.
+
+    With fp16 compute they are fp32, so a scaler never meets an fp16 gradient.
+    """
+    for parameter in parameters.values():
+        parameter.data = parameter.data.to(WEIGHT_DTYPES[settings.weight_dtype])
+
+
+def check_types(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+    """Assert before the first step that every trained weight has the type of the settings."""
+    expected = WEIGHT_DTYPES[settings.weight_dtype]
+    wrong = [f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != expected]
+    assert not wrong, f"trained weights must be {expected}: {', '.join(wrong[:5])}"
+
+
+def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> None:
+    """Tell the optimizer which update comes, and leave it out where `healthy` (0-d bool) is false.
+
+    Nothing waits for the device.
+    """
+    if isinstance(optimizer, PerParameter):
+        optimizer.begin(step, healthy=healthy)
+    else:
+        # The fused kernel leaves weights and moments alone where found_inf is 1.
+        optimizer.found_inf = (~healthy).float()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _unnamed(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [{"params": [p for _, p in group["params"]], "lr": group["lr"]} for group in groups]
+
+
+def _adam_options(settings: TrainSettings) -> dict[str, Any]:
+    return {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.adam_weight_decay,
+    }
+
+
+def _single_of(settings: TrainSettings) -> Single:
+    if settings.optimizer == "adafactor":
+        return _adafactor(settings)
+    if settings.use_8bit_adam:
+        return _adam_8bit(settings)
+    return lambda params: torch.optim.AdamW(params, fused=True, **_adam_options(settings))
+
+
+def _adafactor(settings: TrainSettings) -> Single:
+    """Adafactor (Shazeer and Stern 2018) at the settings' own rate: no momentum, no relative step.
+
+    `learning_rate` keeps the meaning it has for AdamW, the size of a step (its root mean square
+    is clipped to 1 before). AdamW's weight decay counts too, its betas and epsilon do not.
+    """
+    from transformers.optimization import Adafactor  # imported only by runs that use it
+
+    return lambda params: Adafactor(
+        params,
+        lr=settings.learning_rate,
+        weight_decay=settings.adam_weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+    )
+
+
+def _adam_8bit(settings: TrainSettings) -> Single:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise SettingsError(
+            "train.use_8bit_adam needs bitsandbytes, which cannot be imported",
+            got=str(error),
+            hint=f'pip install "{BITSANDBYTES}", or set train.use_8bit_adam to false',
+        ) from None
+    return lambda params: AdamW8bit(params, **_adam_options(settings))
+
+
+@dataclass
+class _Slot:
+    """A parameter, the stand-in that its own optimizer updates, and that optimizer."""
+
+    name: str
+    parameter: nn.Parameter
+    stand_in: nn.Parameter
+    optimizer: Optimizer
+
+
+class PerParameter(Optimizer):
+    """One optimizer of a library per parameter, each updating an fp32 stand-in of its weight.
+
+    The stand-in is made for the update and dropped after it: a weight in bf16 is updated in fp32
+    and rounded at random, and a weight whose update is masked is put back. It is a matrix (of
+    [out, everything else]), so that a factored state has two vectors for a convolution too.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], single: Single, *, seed: int, device: torch.device
+    ) -> None:
+        super().__init__([dict(group) for group in groups], defaults={})
+        self._seed, self._update = seed, 0
+        self._generator = torch.Generator(device)
+        self._healthy = torch.ones((), dtype=torch.bool, device=device)
+        self._expected: dict[str, torch.Tensor] | None = None
+        self._slots: dict[nn.Parameter, _Slot] = {}
+        for group in groups:
+            for name, parameter in group["params"]:
+                stand_in = nn.Parameter(torch.empty(0, dtype=torch.float32, device=device))
+                self._slots[parameter] = _Slot(name, parameter, stand_in, single([stand_in]))
+
+    def begin(self, step: int, *, healthy: torch.Tensor) -> None:
+        """Name the update that comes (its random numbers depend on it) and its mask, a 0-d bool."""
+        self._update, self._healthy = step, healthy
+
+    def watch(self) -> dict[str, torch.Tensor]:
+        """Note during the next updates how many numbers of each bf16 weight are expected to move.
+
+        The returned table fills while they are made; `unwatch` ends it.
+        """
+        self._expected = {}
+        return self._expected
+
+    def unwatch(self) -> None:
+        """Note no more."""
+        self._expected = None
+
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter that has a gradient."""
+        assert closure is None, "the loss is not computed again here"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(parameter, lr=group["lr"], healthy=self._healthy)
+
+    @torch.no_grad()
+    def update(self, parameter: nn.Parameter, *, lr: float, healthy: torch.Tensor) -> None:
+        """Update one parameter with its gradient, or leave it where `healthy` is false."""
+        slot = self._slots[parameter]
+        grad = parameter.grad
+        assert grad is not None, f"{slot.name} has no gradient"
+        stand_in = slot.stand_in
+        stand_in.data = _matrix(parameter.to(torch.float32, copy=True))
+        # Zeros keep the state finite; the weight itself is put back below.
+        stand_in.grad = _matrix(grad.to(torch.float32)).masked_fill(~healthy, 0.0)
+        slot.optimizer.param_groups[0]["lr"] = lr
+        slot.optimizer.step()
+        self.state[parameter] = slot.optimizer.state[stand_in]
+        after = stand_in.data.view_as(parameter)
+        stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
+        parameter.copy_(torch.where(healthy, self._rounded(slot, after), parameter))
+
+    def _rounded(self, slot: _Slot, after: torch.Tensor) -> torch.Tensor:
+        if slot.parameter.dtype == torch.float32:
+            return after
+        if self._expected is not None:
+            self._expected[slot.name] = expected_moves(slot.parameter, after)
+        key = derive_seed(self._seed, f"rounding/{slot.name}", self._update)
+        return stochastic_round(after, generator=self._generator.manual_seed(key))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take a state as it is. torch's own way would cast it to the weights' type.
+
+        Whole numbers come back as such: the libraries count steps in them.
+        """
+        slots = [self._slots[p] for group in self.param_groups for p in group["params"]]
+        for index, quantities in state_dict["state"].items():
+            slot = slots[index]
+            state = {name: _on_device(value, slot) for name, value in quantities.items()}
+            slot.optimizer.state[slot.stand_in] = state
+            self.state[slot.parameter] = state
+
+
+def _matrix(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1) if x.ndim > 1 else x
+
+
+def _on_device(value: Any, slot: _Slot) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype == torch.int64:
+        return int(value)
+    return value.to(slot.parameter.device) if isinstance(value, torch.Tensor) else value
+
+
+class FusedBackward:
+    """Updates each parameter inside the backward pass and frees its gradient at once.
+
+    So no more than one gradient is ever held. The update cannot wait for the others: it is masked
+    by the loss and by the parameter's own gradient.
+    """
+
+    def __init__(self, optimizer: PerParameter) -> None:
+        self._optimizer = optimizer
+        self._names = {p: name for name, p in _named(optimizer)}
+        self._loss_is_finite = torch.ones((), dtype=torch.bool)
+        self.norms: dict[str, torch.Tensor] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(self._hook(group))
+
+    def begin(self, step: int, loss: torch.Tensor) -> None:
+        """Name the update that the coming backward pass makes, of a loss that is there (0-d)."""
+        self.norms = {}
+        self._loss_is_finite = torch.isfinite(loss.detach())
+        self._optimizer.begin(step, healthy=self._loss_is_finite)
+
+    def _hook(self, group: dict[str, Any]) -> Callable[[torch.Tensor], None]:
+        def update(parameter: torch.Tensor) -> None:
+            assert isinstance(parameter, nn.Parameter)
+            assert parameter.grad is not None
+            norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+            self.norms[self._names[parameter]] = norm
+            healthy = self._loss_is_finite & torch.isfinite(norm)
+            self._optimizer.update(parameter, lr=group["lr"], healthy=healthy)
+            parameter.grad = None
+
+        return update
+
+    def grad_norm(self) -> torch.Tensor:
+        """The global norm of the gradients of the last backward pass; not finite if one is not."""
+        return torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
+
+    def non_finite(self) -> list[str]:
+        """The parameters whose gradient was not finite, which were not updated (waits for it)."""
+        names, norms = list(self.norms), torch.stack(list(self.norms.values()))
+        return [n for n, fine in zip(names, torch.isfinite(norms).tolist(), strict=True) if not fine]
+
+
+def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def state_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The optimizer's state as tensors called `<parameter>|<quantity>`, each with its own memory.
+
+    `names` are those of the parameters in the optimizer's order.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for index, quantities in optimizer.state_dict()["state"].items():
+        for quantity, value in quantities.items():
+            tensor = torch.as_tensor(value)
+            shared = tensor.data_ptr() in seen  # a table that all 8-bit states look up
+            seen.add(tensor.data_ptr())
+            tensors[f"{names[index]}{SEPARATOR}{quantity}"] = tensor.clone() if shared else tensor
+    return tensors
+
+
+SEPARATOR = "|"
+
+
+def load_state_tensors(
+    optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], *, names: Sequence[str]
+) -> None:
+    """Give the optimizer the state that `state_tensors` took. Raises CorruptRecordError."""
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        name, quantity = key.rsplit(SEPARATOR, 1)
+        if name not in index_of:
+            raise CorruptRecordError(f"the optimizer's state is of another model: {name}")
+        state.setdefault(index_of[name], {})[quantity] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,265 @@
+"""Every optimizer of the settings, on small modules on the CPU."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.numerics.seeding import generator_for
+from dreambooth_core.training import optimizers
+from dreambooth_core.training.optimizers import FusedBackward, PerParameter
+from tests.unit.training.tiny import FULL
+
+CPU = torch.device("cpu")
+KINDS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "8-bit AdamW": {"use_8bit_adam": True},
+    "Adafactor": {"optimizer": "adafactor"},
+    "AdamW, bf16": {"weight_dtype": "bf16", "mixed_precision": "bf16"},
+    "8-bit AdamW, bf16": {
+        "use_8bit_adam": True, "weight_dtype": "bf16", "mixed_precision": "bf16",
+    },
+    "Adafactor, bf16": {
+        "optimizer": "adafactor", "weight_dtype": "bf16", "mixed_precision": "bf16",
+    },
+}  # fmt: skip
+FUSED = {"fused_backward": True, "max_grad_norm": None}
+
+
+class Net(nn.Module):
+    """A convolution and two linear layers, one of them used twice; 4,096 numbers or more each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 64, 3, padding=1)
+        self.mid = nn.Linear(64, 64)
+        self.out = nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv(x).mean(dim=(2, 3))
+        return self.out(torch.tanh(self.mid(torch.tanh(self.mid(h)))))
+
+
+def settings_of(**changes: Any) -> TrainSettings:
+    return TrainSettings(**{**FULL, **changes})
+
+
+class Run:
+    """A net, its optimizer, and updates whose rows depend on the step alone."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = Net()
+        self.parameters = dict(self.net.named_parameters())
+        optimizers.cast_trainable(self.parameters, settings)
+        optimizers.check_types(self.parameters, settings)
+        group: optimizers.Group = {
+            "params": list(self.parameters.items()),
+            "lr": settings.learning_rate,
+        }
+        self.optimizer = optimizers.build_optimizer([group], settings, device=CPU)
+        self.fused = None
+        if settings.fused_backward:
+            assert isinstance(self.optimizer, PerParameter)
+            self.fused = FusedBackward(self.optimizer)
+
+    def update(self, step: int, *, spoil: float = 0.0) -> float:
+        """One update; `spoil` is added to the loss."""
+        generator = generator_for(0, "rows", step)
+        x = torch.randn(16, 8, 6, 6, generator=generator)
+        y = x.mean(dim=(2, 3)) * 3
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.weight_dtype == "bf16"):
+            prediction = self.net(x)
+        loss = (prediction.float() - y).square().mean() + spoil
+        if self.fused is not None:
+            self.fused.begin(step, loss)
+            loss.backward()
+        else:
+            loss.backward()
+            norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.net.parameters()]
+            healthy = torch.isfinite(torch.stack([loss.detach(), *norms])).all()
+            optimizers.begin_update(self.optimizer, step=step, healthy=healthy)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    def bits(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def restored(self) -> Run:
+        """A fresh run that is given this one's weights and state, as a resume does."""
+        names = list(self.parameters)
+        tensors = optimizers.state_tensors(self.optimizer, names)
+        copied = {name: tensor.clone() for name, tensor in tensors.items()}
+        other = Run(self.settings)
+        with torch.no_grad():
+            for name, parameter in other.parameters.items():
+                parameter.copy_(self.parameters[name])
+        optimizers.load_state_tensors(other.optimizer, copied, names=names)
+        return other
+
+
+@pytest.fixture(params=KINDS, ids=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    return KINDS[request.param]
+
+
+@pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
+def test_every_optimizer_brings_the_loss_below_a_quarter_in_60_updates(kind, fused):
+    run = Run(settings_of(**kind, **fused, learning_rate=3e-3))
+    losses = [run.update(step) for step in range(60)]
+    assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
+def test_a_run_restored_after_two_updates_equals_the_undisturbed_one_bit_for_bit(kind, fused):
+    whole = Run(settings_of(**kind, **fused))
+    for step in range(2):
+        whole.update(step)
+    resumed = whole.restored()
+    for step in range(2, 5):
+        whole.update(step)
+        resumed.update(step)
+    for name, bits in whole.bits().items():
+        assert torch.equal(bits, resumed.bits()[name]), name
+
+
+def test_an_update_in_the_backward_pass_equals_the_one_after_it_bit_for_bit(kind):
+    apart, fused = Run(settings_of(**kind, max_grad_norm=None)), Run(settings_of(**kind, **FUSED))
+    for step in range(3):
+        apart.update(step)
+        fused.update(step)
+    for name, bits in apart.bits().items():
+        assert torch.equal(bits, fused.bits()[name]), name
+
+
+@pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
+def test_a_non_finite_loss_moves_no_weight_and_leaves_the_state_finite(kind, fused, spoil):
+    run = Run(settings_of(**kind, **fused))
+    run.update(0)
+    before = run.bits()
+    run.update(1, spoil=spoil)
+    assert all(torch.equal(bits, run.bits()[name]) for name, bits in before.items())
+    tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_non_finite_gradient_in_the_backward_pass_spares_its_weight_and_is_named():
+    run = Run(settings_of(**FUSED))
+    run.update(0)
+    before = run.bits()
+    assert run.fused is not None
+    run.net.mid.weight.register_hook(lambda grad: grad * float("nan"))
+    run.update(1)
+    assert run.fused.non_finite() == ["mid.weight"]
+    assert torch.equal(before["mid.weight"], run.bits()["mid.weight"])
+    assert not torch.equal(before["out.weight"], run.bits()["out.weight"])
+    assert not torch.isfinite(run.fused.grad_norm())
+
+
+def test_no_gradient_is_left_after_a_backward_pass_that_updates():
+    run = Run(settings_of(**FUSED))
+    run.update(0)
+    assert all(p.grad is None for p in run.net.parameters())
+
+
+def test_one_optimizer_per_parameter_gives_torchs_adamw_to_the_bit_in_fp32():
+    whole, fused = Run(settings_of(max_grad_norm=None)), Run(settings_of(**FUSED))
+    assert isinstance(whole.optimizer, torch.optim.AdamW)
+    for step in range(5):
+        whole.update(step)
+        fused.update(step)
+    for name, bits in whole.bits().items():
+        assert torch.equal(bits, fused.bits()[name]), name
+
+
+def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
+    """2 x 4 bytes against 2 x 1, plus one fp32 scale per 256 numbers; small tensors stay fp32."""
+
+    def moments(run: Run, name: str) -> int:
+        run.update(0)
+        tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+        own = {k: t for k, t in tensors.items() if k.startswith(f"{name}|") and "qmap" not in k}
+        return sum(t.numel() * t.element_size() for t in own.values() if t.numel() > 1)
+
+    full = moments(Run(settings_of(**FUSED)), "conv.weight")
+    small = moments(Run(settings_of(use_8bit_adam=True)), "conv.weight")
+    assert small / full == pytest.approx(0.25 * (1 + 4 / 256), abs=1e-6)
+
+
+def test_a_factored_state_of_a_convolution_is_one_number_per_row_and_column():
+    run = Run(settings_of(optimizer="adafactor"))
+    run.update(0)
+    tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+    assert tensors["conv.weight|exp_avg_sq_row"].shape == (64,)
+    assert tensors["conv.weight|exp_avg_sq_col"].shape == (8 * 9,)
+
+
+def test_a_missing_bitsandbytes_is_a_settings_error_with_the_pip_line(monkeypatch):
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("bitsandbytes"):
+            raise ImportError("No module named 'bitsandbytes'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SettingsError, match='pip install "bitsandbytes>=0.50,<0.51"') as caught:
+        Run(settings_of(use_8bit_adam=True))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_weights_loaded_in_fp16_are_trained_in_fp32_whatever_the_compute_type(precision):
+    """So no scaler meets an fp16 gradient ("Attempting to unscale FP16 gradients")."""
+    settings = settings_of(mixed_precision=precision)
+    net = Net().to(torch.float16)
+    parameters = dict(net.named_parameters())
+    with pytest.raises(AssertionError, match="trained weights must be torch.float32"):
+        optimizers.check_types(parameters, settings)
+    optimizers.cast_trainable(parameters, settings)
+    optimizers.check_types(parameters, settings)
+    net(torch.zeros(1, 8, 6, 6)).sum().backward()
+    assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_the_gradient_scaler_accepts_the_cast_weights_and_refuses_fp16_ones():
+    """torch's own scaler, which runs on a CPU too."""
+
+    def unscale(parameters: dict[str, nn.Parameter], net: nn.Module) -> None:
+        scaler = torch.amp.GradScaler("cpu")
+        optimizer = torch.optim.SGD(list(parameters.values()), lr=0.1)
+        scaler.scale(sum(p.float().sum() for p in net.parameters())).backward()
+        scaler.unscale_(optimizer)
+
+    net = Net().to(torch.float16)
+    parameters = dict(net.named_parameters())
+    with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
+        unscale(parameters, net)
+    net.zero_grad()
+    optimizers.cast_trainable(parameters, settings_of(mixed_precision="fp16"))
+    unscale(parameters, net)
+
+
+def test_the_watched_update_tells_how_many_bf16_numbers_are_expected_to_move():
+    """At rate 1e-4 AdamW's first update is 1e-4 for each number; so many move, to 5 sigma."""
+    run = Run(settings_of(**KINDS["AdamW, bf16"], learning_rate=1e-4, adam_weight_decay=0.0))
+    assert isinstance(run.optimizer, PerParameter)
+    before = run.bits()
+    expected = run.optimizer.watch()
+    run.update(0)
+    run.optimizer.unwatch()
+    moved = sum((bits != run.bits()[name]).sum().item() for name, bits in before.items())
+    total = sum(value.item() for value in expected.values())
+    assert 500 < total < 0.9 * sum(bits.numel() for bits in before.values())
+    assert abs(moved - total) < 5 * total**0.5
