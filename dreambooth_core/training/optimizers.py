@@ -8,9 +8,10 @@ device and rounding with keyed random numbers, is then written once and holds fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,48 +21,27 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
+from dreambooth_core.training.trainee import ParameterGroup, Trainee
 
 BITSANDBYTES = "bitsandbytes>=0.50,<0.51"
 """What is asked for when it is missing; the extra `adam8bit` in pyproject.toml."""
 
-WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Group(TypedDict):
-    """Parameters with their names, in a fixed order, that share a learning rate."""
-
-    params: list[tuple[str, nn.Parameter]]
-    lr: float
-
+_SEPARATOR = "|"
 
 Single = Callable[[list[nn.Parameter]], Optimizer]
 """Makes a library's optimizer for one parameter."""
 
 
-def build_optimizer(
-    groups: Sequence[Group], settings: TrainSettings, *, device: torch.device
-) -> Optimizer:
-    """The optimizer of the settings over the groups. Raises SettingsError for a missing library."""
+def build_optimizer(trainee: Trainee, settings: TrainSettings) -> Optimizer:
+    """The optimizer of the settings over the groups of trainable parameters, in their order.
+
+    Raises SettingsError for a missing library.
+    """
     plain = settings.optimizer == "adamw" and settings.weight_dtype == "fp32"
     if plain and not settings.use_8bit_adam and not settings.fused_backward:
-        return torch.optim.AdamW(_unnamed(groups), fused=True, **_adam_options(settings))
-    return PerParameter(groups, _single_of(settings), seed=settings.seed, device=device)
-
-
-def cast_trainable(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
-    """Put the trained weights into their type: the one place where it is decided.
-
-    With fp16 compute they are fp32, so a scaler never meets an fp16 gradient.
-    """
-    for parameter in parameters.values():
-        parameter.data = parameter.data.to(WEIGHT_DTYPES[settings.weight_dtype])
-
-
-def check_types(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
-    """Assert before the first step that every trained weight has the type of the settings."""
-    expected = WEIGHT_DTYPES[settings.weight_dtype]
-    wrong = [f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != expected]
-    assert not wrong, f"trained weights must be {expected}: {', '.join(wrong[:5])}"
+        groups = [{"params": list(group.parameters.values())} for group in trainee.groups]
+        return torch.optim.AdamW(groups, fused=True, **_adam_options(settings))
+    return PerParameter(trainee.groups, _single_of(settings), seed=settings.seed)
 
 
 def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> None:
@@ -74,10 +54,6 @@ def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> N
     else:
         # The fused kernel leaves weights and moments alone where found_inf is 1.
         optimizer.found_inf = (~healthy).float()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _unnamed(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    return [{"params": [p for _, p in group["params"]], "lr": group["lr"]} for group in groups]
 
 
 def _adam_options(settings: TrainSettings) -> dict[str, Any]:
@@ -144,19 +120,19 @@ class PerParameter(Optimizer):
     [out, everything else]), so that a factored state has two vectors for a convolution too.
     """
 
-    def __init__(
-        self, groups: Sequence[Group], single: Single, *, seed: int, device: torch.device
-    ) -> None:
-        super().__init__([dict(group) for group in groups], defaults={})
+    def __init__(self, groups: Sequence[ParameterGroup], single: Single, *, seed: int) -> None:
+        named = [list(group.parameters.items()) for group in groups]
+        rates = [group.learning_rate for group in groups]
+        super().__init__([{"params": n, "lr": r} for n, r in zip(named, rates, strict=True)], {})
+        device = named[0][0][1].device
         self._seed, self._update = seed, 0
         self._generator = torch.Generator(device)
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
         self._expected: dict[str, torch.Tensor] | None = None
         self._slots: dict[nn.Parameter, _Slot] = {}
-        for group in groups:
-            for name, parameter in group["params"]:
-                stand_in = nn.Parameter(torch.empty(0, dtype=torch.float32, device=device))
-                self._slots[parameter] = _Slot(name, parameter, stand_in, single([stand_in]))
+        for name, parameter in itertools.chain(*named):
+            stand_in = nn.Parameter(torch.empty(0, dtype=torch.float32, device=device))
+            self._slots[parameter] = _Slot(name, parameter, stand_in, single([stand_in]))
 
     def begin(self, step: int, *, healthy: torch.Tensor) -> None:
         """Name the update that comes (its random numbers depend on it) and its mask, a 0-d bool."""
@@ -174,7 +150,7 @@ class PerParameter(Optimizer):
         """Note no more."""
         self._expected = None
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
         assert closure is None, "the loss is not computed again here"
         for group in self.param_groups:
@@ -271,7 +247,9 @@ class FusedBackward:
     def non_finite(self) -> list[str]:
         """The parameters whose gradient was not finite, which were not updated (waits for it)."""
         names, norms = list(self.norms), torch.stack(list(self.norms.values()))
-        return [n for n, fine in zip(names, torch.isfinite(norms).tolist(), strict=True) if not fine]
+        return [
+            n for n, fine in zip(names, torch.isfinite(norms).tolist(), strict=True) if not fine
+        ]
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
@@ -279,7 +257,7 @@ def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
-def state_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """The optimizer's state as tensors called `<parameter>|<quantity>`, each with its own memory.
 
     `names` are those of the parameters in the optimizer's order.
@@ -291,21 +269,18 @@ def state_tensors(optimizer: Optimizer, names: Sequence[str]) -> dict[str, torch
             tensor = torch.as_tensor(value)
             shared = tensor.data_ptr() in seen  # a table that all 8-bit states look up
             seen.add(tensor.data_ptr())
-            tensors[f"{names[index]}{SEPARATOR}{quantity}"] = tensor.clone() if shared else tensor
+            tensors[f"{names[index]}{_SEPARATOR}{quantity}"] = tensor.clone() if shared else tensor
     return tensors
 
 
-SEPARATOR = "|"
-
-
-def load_state_tensors(
+def load_optimizer_tensors(
     optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], *, names: Sequence[str]
 ) -> None:
-    """Give the optimizer the state that `state_tensors` took. Raises CorruptRecordError."""
+    """Give the optimizer the state that `optimizer_tensors` took. Raises CorruptRecordError."""
     index_of = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
-        name, quantity = key.rsplit(SEPARATOR, 1)
+        name, quantity = key.rsplit(_SEPARATOR, 1)
         if name not in index_of:
             raise CorruptRecordError(f"the optimizer's state is of another model: {name}")
         state.setdefault(index_of[name], {})[quantity] = value

@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreambooth_core import files
-from dreambooth_core.errors import CorruptRecordError, StageError
+from dreambooth_core.errors import StageError
 from dreambooth_core.records import Record
 from dreambooth_core.training.published import METRICS
 
 _WEIGHTS = "weights.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
-_SEPARATOR = "|"
 
 
 @dataclass(frozen=True)
@@ -99,34 +98,6 @@ def load_state(folder: Path, record: StateRecord) -> TrainState:
 def read_metrics(folder: Path, record: StateRecord) -> str:
     """Only the metrics table of a state."""
     return (folder / _name(record.step) / METRICS).read_text()
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: list[str]
-) -> dict[str, torch.Tensor]:
-    """The optimizer's state as tensors called `<parameter>|<quantity>`.
-
-    `names` are those of the parameters in the optimizer's order.
-    """
-    return {
-        f"{names[index]}{_SEPARATOR}{quantity}": torch.as_tensor(value)
-        for index, quantities in optimizer.state_dict()["state"].items()
-        for quantity, value in quantities.items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], *, names: list[str]
-) -> None:
-    """Give the optimizer the state that `optimizer_tensors` took. Raises CorruptRecordError."""
-    index_of = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        name, quantity = key.rsplit(_SEPARATOR, 1)
-        if name not in index_of:
-            raise CorruptRecordError(f"the optimizer's state is of another model: {name}")
-        state.setdefault(index_of[name], {})[quantity] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _name(step: int) -> str:

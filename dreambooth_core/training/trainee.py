@@ -11,6 +11,7 @@ from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.load import load_component
 from dreambooth_core.models.lora import add_adapter
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.precision import cast_trainable
 from dreambooth_core.training.step import LossSettings
 
 
@@ -56,7 +57,9 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
     if job.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     denoiser = Denoiser(unet)
-    return Trainee(denoiser=denoiser, groups=_groups(denoiser, job), loss=_loss_settings(job))
+    trainee = Trainee(denoiser=denoiser, groups=_groups(denoiser, job), loss=_loss_settings(job))
+    cast_trainable(trainee.trainable, job.train)
+    return trainee
 
 
 def _groups(denoiser: Denoiser, job: TrainJob) -> tuple[ParameterGroup, ...]:

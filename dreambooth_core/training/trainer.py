@@ -17,7 +17,14 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
-from dreambooth_core.training.resume import TrainState, load_optimizer_tensors, optimizer_tensors
+from dreambooth_core.training.optimizers import (
+    begin_update,
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from dreambooth_core.training.precision import check_types
+from dreambooth_core.training.resume import TrainState
 from dreambooth_core.training.step import keyed_dropout, loss_of, prepare, uses_dropout
 from dreambooth_core.training.trainee import Trainee
 
@@ -55,6 +62,7 @@ class Trainer:
         self._rates = [
             learning_rate(settings, peak=group.learning_rate) for group in trainee.groups
         ]
+        check_types(trainee.trainable, settings)
         self._raw_optimizer = build_optimizer(trainee, settings)
         if state is not None:
             _restore(trainee, self._raw_optimizer, state)
@@ -103,9 +111,8 @@ class Trainer:
         if self._settings.max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters(), self._settings.max_grad_norm, grad_norm)
         if self._accelerator.scaler is None:
-            # The fused kernel leaves weights and moments alone where found_inf is 1.
             healthy = torch.isfinite(report.values[0]) & torch.isfinite(grad_norm)
-            self._raw_optimizer.found_inf = (~healthy).float()  # pyright: ignore[reportAttributeAccessIssue]
+            begin_update(self._raw_optimizer, step=report.step, healthy=healthy)
         self._optimizer.step()
 
     def clear_gradients(self) -> None:
@@ -185,18 +192,6 @@ def learning_rate(settings: TrainSettings, *, peak: float) -> LearningRate:
         num_warmup_steps=settings.lr_warmup_steps,
         num_cycles=settings.lr_num_cycles,
         power=settings.lr_power,
-    )
-
-
-def build_optimizer(trainee: Trainee, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the groups of trainable parameters, in their order; the fused kernel."""
-    return torch.optim.AdamW(
-        [{"params": list(group.parameters.values())} for group in trainee.groups],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.adam_weight_decay,
-        fused=True,
     )
 
 

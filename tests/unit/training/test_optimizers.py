@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,11 +15,11 @@ from torch import nn
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.numerics.seeding import generator_for
-from dreambooth_core.training import optimizers
+from dreambooth_core.training import optimizers, precision
 from dreambooth_core.training.optimizers import FusedBackward, PerParameter
+from dreambooth_core.training.trainee import ParameterGroup, Trainee
 from tests.unit.training.tiny import FULL
 
-CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     "AdamW": {},
     "8-bit AdamW": {"use_8bit_adam": True},
@@ -60,13 +62,11 @@ class Run:
             torch.manual_seed(0)
             self.net = Net()
         self.parameters = dict(self.net.named_parameters())
-        optimizers.cast_trainable(self.parameters, settings)
-        optimizers.check_types(self.parameters, settings)
-        group: optimizers.Group = {
-            "params": list(self.parameters.items()),
-            "lr": settings.learning_rate,
-        }
-        self.optimizer = optimizers.build_optimizer([group], settings, device=CPU)
+        precision.cast_trainable(self.parameters, settings)
+        precision.check_types(self.parameters, settings)
+        group = ParameterGroup("unet", self.parameters, settings.learning_rate)
+        trainee = cast("Trainee", SimpleNamespace(groups=(group,)))
+        self.optimizer = optimizers.build_optimizer(trainee, settings)
         self.fused = None
         if settings.fused_backward:
             assert isinstance(self.optimizer, PerParameter)
@@ -98,13 +98,13 @@ class Run:
     def restored(self) -> Run:
         """A fresh run that is given this one's weights and state, as a resume does."""
         names = list(self.parameters)
-        tensors = optimizers.state_tensors(self.optimizer, names)
+        tensors = optimizers.optimizer_tensors(self.optimizer, names)
         copied = {name: tensor.clone() for name, tensor in tensors.items()}
         other = Run(self.settings)
         with torch.no_grad():
             for name, parameter in other.parameters.items():
                 parameter.copy_(self.parameters[name])
-        optimizers.load_state_tensors(other.optimizer, copied, names=names)
+        optimizers.load_optimizer_tensors(other.optimizer, copied, names=names)
         return other
 
 
@@ -150,7 +150,7 @@ def test_a_non_finite_loss_moves_no_weight_and_leaves_the_state_finite(kind, fus
     before = run.bits()
     run.update(1, spoil=spoil)
     assert all(torch.equal(bits, run.bits()[name]) for name, bits in before.items())
-    tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+    tensors = optimizers.optimizer_tensors(run.optimizer, list(run.parameters))
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
 
@@ -188,7 +188,7 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
 
     def moments(run: Run, name: str) -> int:
         run.update(0)
-        tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+        tensors = optimizers.optimizer_tensors(run.optimizer, list(run.parameters))
         own = {k: t for k, t in tensors.items() if k.startswith(f"{name}|") and "qmap" not in k}
         return sum(t.numel() * t.element_size() for t in own.values() if t.numel() > 1)
 
@@ -200,7 +200,7 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
 def test_a_factored_state_of_a_convolution_is_one_number_per_row_and_column():
     run = Run(settings_of(optimizer="adafactor"))
     run.update(0)
-    tensors = optimizers.state_tensors(run.optimizer, list(run.parameters))
+    tensors = optimizers.optimizer_tensors(run.optimizer, list(run.parameters))
     assert tensors["conv.weight|exp_avg_sq_row"].shape == (64,)
     assert tensors["conv.weight|exp_avg_sq_col"].shape == (8 * 9,)
 
@@ -214,21 +214,21 @@ def test_a_missing_bitsandbytes_is_a_settings_error_with_the_pip_line(monkeypatc
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SettingsError, match='pip install "bitsandbytes>=0.50,<0.51"') as caught:
+    with pytest.raises(SettingsError, match=re.escape(optimizers.BITSANDBYTES)) as caught:
         Run(settings_of(use_8bit_adam=True))
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_weights_loaded_in_fp16_are_trained_in_fp32_whatever_the_compute_type(precision):
+@pytest.mark.parametrize("compute", ["no", "bf16", "fp16"])
+def test_weights_loaded_in_fp16_are_trained_in_fp32_whatever_the_compute_type(compute):
     """So no scaler meets an fp16 gradient ("Attempting to unscale FP16 gradients")."""
-    settings = settings_of(mixed_precision=precision)
+    settings = settings_of(mixed_precision=compute)
     net = Net().to(torch.float16)
     parameters = dict(net.named_parameters())
-    with pytest.raises(AssertionError, match="trained weights must be torch.float32"):
-        optimizers.check_types(parameters, settings)
-    optimizers.cast_trainable(parameters, settings)
-    optimizers.check_types(parameters, settings)
+    with pytest.raises(AssertionError, match="trained weights must be"):
+        precision.check_types(parameters, settings)
+    precision.cast_trainable(parameters, settings)
+    precision.check_types(parameters, settings)
     net(torch.zeros(1, 8, 6, 6)).sum().backward()
     assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
 
@@ -247,7 +247,7 @@ def test_the_gradient_scaler_accepts_the_cast_weights_and_refuses_fp16_ones():
     with pytest.raises(ValueError, match="Attempting to unscale FP16 gradients"):
         unscale(parameters, net)
     net.zero_grad()
-    optimizers.cast_trainable(parameters, settings_of(mixed_precision="fp16"))
+    precision.cast_trainable(parameters, settings_of(mixed_precision="fp16"))
     unscale(parameters, net)
 
 

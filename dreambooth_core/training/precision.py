@@ -1,0 +1,28 @@
+"""The type of the trained weights: decided in one place, and asserted before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from dreambooth_core.config import TrainSettings
+
+WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def cast_trainable(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+    """Put the trained weights into their type: the one place where it is decided.
+
+    With fp16 compute they are fp32, so a scaler never meets an fp16 gradient.
+    """
+    for parameter in parameters.values():
+        parameter.data = parameter.data.to(WEIGHT_DTYPES[settings.weight_dtype])
+
+
+def check_types(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+    """Assert before the first step that every trained weight has the type of the settings."""
+    expected = WEIGHT_DTYPES[settings.weight_dtype]
+    wrong = [f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != expected]
+    assert not wrong, f"trained weights must be {expected}: {', '.join(wrong[:5])}"
