@@ -123,6 +123,9 @@ class LoraSettings(Section):
         default=("q_proj", "k_proj", "v_proj", "out_proj"),
     )
     use_dora: bool = setting("Also train each column's length (DoRA).", default=False)
+    learning_rate: PositiveFloat | None = setting(
+        "Peak learning rate of the adapters; null: train.learning_rate.", default=None
+    )
 
 
 LrScheduler = Literal[
@@ -187,6 +190,12 @@ class TrainSettings(Section):
         default=None,
     )
     checkpoints_total_limit: PositiveInt = setting("Resume states kept.", effect=Effect.OUTPUT)
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak learning rate of the method: adapters may have their own."""
+        own = self.lora.learning_rate if self.method == "lora" and self.lora else None
+        return own or self.learning_rate
 
     @model_validator(mode="after")
     def _warm_up_is_heeded(self) -> TrainSettings:

@@ -65,14 +65,14 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
 def _groups(denoiser: Denoiser, job: TrainJob) -> tuple[ParameterGroup, ...]:
     """One group for each network, with the learning rate that is its own."""
     train = job.train
-    text_rate = train.text_encoder_lr or train.learning_rate
+    text_rate = train.text_encoder_lr or train.peak_rate
     return tuple(
         ParameterGroup(
             part=part,
             parameters={
                 f"{part}.{name}": p for name, p in module.named_parameters() if p.requires_grad
             },
-            learning_rate=train.learning_rate if part == "unet" else text_rate,
+            learning_rate=train.peak_rate if part == "unet" else text_rate,
             num_steps=None if part == "unet" else train.text_encoder_stop_step,
         )
         for part, module in denoiser.parts.items()
