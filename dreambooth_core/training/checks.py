@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import Updates
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 5
@@ -24,25 +24,25 @@ class Motion:
     still: set[str]
 
     @classmethod
-    def before(cls, trainee: Trainee, *, epsilon: float) -> Motion:
+    def before(cls, updates: Updates, *, epsilon: float) -> Motion:
         """Take the sums, when the gradients are there and the update is not made yet.
 
         A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
         (the first factor of a new adapter, as the second is zero).
         """
-        grads = {name: p.grad for name, p in trainee.trainable.items()}
+        largest = {n: _largest(updates.gradient(p)) for n, p in updates.trainee.trainable.items()}
         return cls(
-            sums=_bit_sums(trainee),
-            without_gradient=[name for name, grad in grads.items() if grad is None],
-            still={n for n, g in grads.items() if g is not None and g.abs().max() <= epsilon},
+            sums=_bit_sums(updates),
+            without_gradient=[name for name, size in largest.items() if size is None],
+            still={n for n, size in largest.items() if size is not None and size <= epsilon},
         )
 
-    def verify(self, trainee: Trainee) -> None:
+    def verify(self, updates: Updates) -> None:
         """Raise StageError unless what is trained has moved and what is frozen has not."""
-        after = _bit_sums(trainee)
+        after = _bit_sums(updates)
         moved = {name for name, total in self.sums.items() if not torch.equal(total, after[name])}
-        stuck = [n for n in trainee.trainable if n not in moved and n not in self.still]
-        strayed = sorted(moved - trainee.trainable.keys())
+        stuck = [n for n in updates.trainee.trainable if n not in moved and n not in self.still]
+        strayed = sorted(moved - updates.trainee.trainable.keys())
         if self.without_gradient:
             _stop("trainable parameters got no gradient", self.without_gradient)
         if strayed:
@@ -50,17 +50,25 @@ class Motion:
         if stuck or not moved:
             _stop(
                 "trainable parameters were not moved by the first update",
-                stuck or list(trainee.trainable),
+                stuck or list(updates.trainee.trainable),
                 hint="raise train.learning_rate: the update is smaller than their last bit",
             )
 
 
-def _bit_sums(trainee: Trainee) -> dict[str, torch.Tensor]:
+def _bit_sums(updates: Updates) -> dict[str, torch.Tensor]:
     """Sum of the bit patterns of each parameter: cheap, on the device, moved by any change."""
     return {
-        name: p.detach().view(_INTEGER_OF_SIZE[p.element_size()]).sum(dtype=torch.int64)
-        for name, p in trainee.denoiser.named_parameters()
+        name: _bit_sum(updates.value(p) if p.requires_grad else p.detach())
+        for name, p in updates.trainee.denoiser.named_parameters()
     }
+
+
+def _largest(gradient: torch.Tensor | None) -> float | None:
+    return None if gradient is None else gradient.abs().max().item()
+
+
+def _bit_sum(value: torch.Tensor) -> torch.Tensor:
+    return value.view(_INTEGER_OF_SIZE[value.element_size()]).sum(dtype=torch.int64)
 
 
 def _stop(what: str, names: Sequence[str], *, hint: str | None = None) -> None:

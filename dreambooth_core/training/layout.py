@@ -56,25 +56,31 @@ class PipelineLayout:
     def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
         """Publish the checkpoint if its step is one to publish, then save the resume state."""
         self._publish(trainer, step)
-        if self._is_main:
-            resume.save_state(
-                self._job.resume_dir,
-                trainer.state(step, metrics=metrics),
-                fingerprint=self._job.fingerprint,
-                keep=self._job.train.checkpoints_total_limit,
-            )
+        resume.save_state(
+            self._job.resume_dir,
+            step=step,
+            fingerprint=self._job.fingerprint,
+            metrics=metrics,
+            keep=self._job.train.checkpoints_total_limit,
+            write=trainer.updates.save,
+        )
 
     def _publish(self, trainer: Trainer, step: int) -> None:
         """Write the checkpoint of a step, if it is one to publish and not there yet."""
-        if not self._is_main or step not in self._published:
+        if step not in self._published:
             return
+        with trainer.updates.whole():
+            if self._is_main:
+                self._write(trainer.trainee, step)
+
+    def _write(self, trainee: Trainee, step: int) -> None:
         folder, method = self._job.checkpoints_dir, self._job.train.method
         if published.read_checkpoint(folder, step=step) is None:
             published.write_checkpoint(
                 folder,
                 step=step,
                 method=method,
-                write_weights=lambda aside: write_weights(trainer.trainee, aside, method=method),
+                write_weights=lambda aside: write_weights(trainee, aside, method=method),
             )
 
 

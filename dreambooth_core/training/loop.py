@@ -68,7 +68,7 @@ class Loop:
         while step < last:
             report = self._trainer.accumulate(step, stop=should_stop())
             motion = self._motion_before(step)
-            self._trainer.apply(report)
+            report = self._trainer.apply(report)
             self._trainer.clear_gradients()
             step += 1
             self._count_executed(step)
@@ -76,7 +76,7 @@ class Loop:
             if not (motion or self._must_read(step)):
                 continue
             stop = self._read()
-            self._verify(motion)
+            self._verify(motion, report)
             self._narrator.tell(self.rows)
             if stop or self._layout.is_due(step):
                 rows = metrics.to_csv(self.rows)
@@ -95,11 +95,11 @@ class Loop:
         """Bit sums before the first update that can move anything (a warm-up begins at rate 0)."""
         if self._motion_is_checked or self._trainer.rate_at(step) == 0:
             return None
-        return Motion.before(self._trainer.trainee, epsilon=self._job.train.adam_epsilon)
+        return Motion.before(self._trainer.updates, epsilon=self._job.train.adam_epsilon)
 
-    def _verify(self, motion: Motion | None) -> None:
-        if motion is not None and not self._trainer.was_skipped:
-            motion.verify(self._trainer.trainee)
+    def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
+        if motion is not None and not report.was_skipped:
+            motion.verify(self._trainer.updates)
             self._motion_is_checked = True
 
     def _read(self) -> bool:
@@ -107,7 +107,7 @@ class Loop:
         stop = False
         for report in self._unread:
             row, healthy, wish = _row_of(report, has_class=self._job.prior_loss_weight is not None)
-            if not healthy and not self._trainer.was_skipped:
+            if not healthy and not report.was_skipped:
                 self._fail(report, row)
             self.rows.append(row)
             stop = stop or wish

@@ -1,4 +1,7 @@
-"""Resume states: weights, optimizer, scaler and metrics at a step, from which training is exact.
+"""Resume states: all that the next update depends on, and the metrics, at a step.
+
+What stands in a state is written and read by the `Updates` of the run; here is how it gets whole,
+who may read it, and which ones are kept.
 
 Sample, crop, noise, timestep and learning rate are functions of the seed and the step, so no
 generator, sampler or scheduler has a state to save.
@@ -6,33 +9,19 @@ generator, sampler or scheduler has a state to save.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.records import Record
 from dreambooth_core.training.published import METRICS
-
-_WEIGHTS = "weights.safetensors"
-_OPTIMIZER = "optimizer.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """All that an update depends on besides the job: tensors by parameter name, and the rows."""
-
-    step: int
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    scaler: dict[str, float] | None
-    metrics: str
 
 
 class StateRecord(Record):
@@ -40,35 +29,56 @@ class StateRecord(Record):
 
     step: int
     fingerprint: str
-    scaler: dict[str, float] | None
     files: dict[str, str]
 
 
-def save_state(folder: Path, state: TrainState, *, fingerprint: str, keep: int) -> None:
-    """Write the state aside, rename it, verify it, and only then prune older ones.
+def save_state(
+    folder: Path,
+    *,
+    step: int,
+    fingerprint: str,
+    metrics: str,
+    keep: int,
+    write: Callable[[Path], None],
+) -> None:
+    """Write a state aside, rename it, verify it, and only then prune older ones.
 
-    The newest `keep` states up to this step stay; those of later steps (an earlier run went
-    further) are not in the way. Raises StageError when the disk gives back other bytes.
+    Called by all processes: each may `write` its part into the one folder, which they share. The
+    newest `keep` states up to this step stay; those of later steps (an earlier run went further)
+    are not in the way. Raises StageError when the disk gives back other bytes.
     """
-    path = folder / _name(state.step)
+    processes = PartialState()
+    path = folder / _name(step)
+    with _shared_aside(path) as aside:
+        write(aside)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            files.write_text(aside / METRICS, metrics)
+            hashes = files.tree_hashes(aside)
+            StateRecord(step=step, fingerprint=fingerprint, files=hashes).write(aside)
+    if processes.is_main_process:
+        if _verified(path, fingerprint=fingerprint) is None:
+            raise StageError(
+                f"the state of step {step} was written but cannot be read back",
+                got=str(path),
+                hint="check the disk; the older states are untouched",
+            )
+        for old in [s for s in _steps(folder) if s <= step][keep:]:
+            shutil.rmtree(folder / _name(old), ignore_errors=True)
+    processes.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _shared_aside(path: Path) -> Iterator[Path]:
+    """The folder that becomes `path`, for all processes; the main one makes and renames it."""
+    if not PartialState().is_main_process:
+        shared = [""]
+        broadcast_object_list(shared)
+        yield Path(shared[0])
+        return
     with files.atomic_dir(path) as aside:
-        save_file(state.weights, aside / _WEIGHTS)
-        save_file(state.optimizer, aside / _OPTIMIZER)
-        (aside / METRICS).write_text(state.metrics)
-        StateRecord(
-            step=state.step,
-            fingerprint=fingerprint,
-            scaler=state.scaler,
-            files=files.tree_hashes(aside),
-        ).write(aside)
-    if _verified(path, fingerprint=fingerprint) is None:
-        raise StageError(
-            f"the state of step {state.step} was written but cannot be read back",
-            got=str(path),
-            hint="check the disk; the older states are untouched",
-        )
-    for step in [s for s in _steps(folder) if s <= state.step][keep:]:
-        shutil.rmtree(folder / _name(step), ignore_errors=True)
+        broadcast_object_list([str(aside)])
+        yield aside
 
 
 def newest_state(
@@ -83,21 +93,14 @@ def newest_state(
     return None
 
 
-def load_state(folder: Path, record: StateRecord) -> TrainState:
-    """The state of a record that `newest_state` has verified."""
-    path = folder / _name(record.step)
-    return TrainState(
-        step=record.step,
-        weights=load_file(path / _WEIGHTS),
-        optimizer=load_file(path / _OPTIMIZER),
-        scaler=record.scaler,
-        metrics=(path / METRICS).read_text(),
-    )
+def state_dir(folder: Path, record: StateRecord) -> Path:
+    """The folder of a state that `newest_state` has verified."""
+    return folder / _name(record.step)
 
 
 def read_metrics(folder: Path, record: StateRecord) -> str:
     """Only the metrics table of a state."""
-    return (folder / _name(record.step) / METRICS).read_text()
+    return (state_dir(folder, record) / METRICS).read_text()
 
 
 def _name(step: int) -> str:
@@ -119,6 +122,6 @@ def _verified(path: Path, *, fingerprint: str) -> StateRecord | None:
     record = StateRecord.read_if_there(path)
     if record is None or record.fingerprint != fingerprint or _name(record.step) != path.name:
         return None
-    if {_WEIGHTS, _OPTIMIZER, METRICS} - record.files.keys():
+    if METRICS not in record.files:
         return None
     return None if files.mismatches(path, record.files) else record

@@ -22,10 +22,11 @@ from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.layout import PipelineLayout
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.resume import load_state
+from dreambooth_core.training.resume import read_metrics, state_dir
 from dreambooth_core.training.start import Start, find_start
 from dreambooth_core.training.trainee import load_trainee
 from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.update_plain import PlainUpdates
 
 OpenRows = Callable[[TrainJob], RowsAt]
 """Opens the latent cache of a job; called only when there is something to train."""
@@ -109,16 +110,17 @@ def _train(
     status = "FAILED"
     try:
         trainee = load_trainee(job, device=accelerator.device)
-        state = None if start.record is None else load_state(job.resume_dir, start.record)
+        first, rows, state = 0, [], None
+        if start.record is not None:
+            first, state = start.record.step, state_dir(job.resume_dir, start.record)
+            rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
+        updates = PlainUpdates(trainee, accelerator=accelerator, settings=job.train, state=state)
         trainer = Trainer(
-            trainee,
+            updates,
             accelerator=accelerator,
             settings=job.train,
             rows_at=open_rows(job),
-            state=state,
         )
-        first = 0 if state is None else state.step
-        rows = [] if state is None else metrics.from_csv(state.metrics, last_step=first)
         if accelerator.is_main_process:
             say(f"training starts after step {first} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)

@@ -1,10 +1,13 @@
 """What a run checks, tells and publishes."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
@@ -12,12 +15,19 @@ from dreambooth_core.models.load import load_component
 from dreambooth_core.records import Checkpoint, TrainingRun
 from dreambooth_core.training import resume
 from dreambooth_core.training.checks import Motion
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.optimizers import build_optimizer
 from dreambooth_core.training.published import finished_run
 from dreambooth_core.training.trainee import load_trainee
-from dreambooth_core.training.trainer import build_optimizer
+from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS, PlainUpdates
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
+
+
+def _state(job: TrainJob, *, step: int) -> Path:
+    return job.resume_dir / f"step-{step:08d}"
 
 
 def test_a_full_checkpoint_loads_as_the_seed_document_shows_and_has_moved(tmp_path, tiny_sd):
@@ -39,9 +49,7 @@ def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
     pipe.load_lora_weights(job.out_dir / "checkpoint-6")
     trained = load_trainee(job, device=CPU)
-    record = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
-    assert record is not None
-    for name, value in resume.load_state(job.resume_dir, record).weights.items():
+    for name, value in load_file(_state(job, step=6) / WEIGHTS).items():
         trained.trainable[name].data.copy_(value)
     inputs = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.ones(1, 5, 32)
@@ -113,59 +121,75 @@ def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad, tmp_path, tiny_sd):
-    from accelerate import Accelerator
-
-    from dreambooth_core.training.trainer import Trainer, UpdateReport
-
     job = tiny.make_job(tmp_path, tiny_sd)
-    trainee = load_trainee(job, device=CPU)
-    trainer = Trainer(
-        trainee,
+    updates = _updates(job)
+    trainer = _trainer(job, updates)
+    trainer.apply(trainer.accumulate(0, stop=False))
+    trainer.clear_gradients()
+    updates.save(_new(tmp_path / "before"))
+    report = trainer.accumulate(1, stop=False)
+    loss = report.values[0]
+    if bad == "gradient":
+        next(iter(trainer.trainee.trainable.values())).grad.view(-1)[0] = torch.nan
+    else:
+        loss = loss * torch.nan
+    updates.apply(loss)
+    updates.save(_new(tmp_path / "after"))
+    assert files.tree_hashes(tmp_path / "after") == files.tree_hashes(tmp_path / "before")
+
+
+def _updates(job: TrainJob) -> PlainUpdates:
+    return PlainUpdates(
+        load_trainee(job, device=CPU),
+        accelerator=Accelerator(cpu=True),
+        settings=job.train,
+        state=None,
+    )
+
+
+def _trainer(job: TrainJob, updates: PlainUpdates) -> Trainer:
+    return Trainer(
+        updates,
         accelerator=Accelerator(cpu=True),
         settings=job.train,
         rows_at=tiny.open_rows(job),
-        state=None,
     )
-    trainer.apply(trainer.accumulate(0, stop=False))
-    trainer.clear_gradients()
-    before = trainer.state(1, metrics="")
-    kept = {name: value.clone() for name, value in (before.weights | before.optimizer).items()}
-    report = trainer.accumulate(1, stop=False)
-    values = report.values.clone()
-    values[0 if bad == "loss" else 4] = torch.nan
-    trainer.apply(UpdateReport(report.step, values, report.learning_rate, report.micro_steps))
-    after = trainer.state(1, metrics="")
-    now = after.weights | after.optimizer
-    assert all(torch.equal(now[name], value) for name, value in kept.items())
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
-    trainee = load_trainee(job, device=CPU)
+    updates = _updates(job)
+    trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion.before(trainee, epsilon=1e-8)
+    motion = Motion.before(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
-    motion.verify(trainee)
+    motion.verify(updates)
     with torch.no_grad():
         trainee.denoiser.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(StageError, match=r"frozen parameters were changed.*unet\.conv_in\.weight"):
-        motion.verify(trainee)
+        motion.verify(updates)
 
 
 def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
-    trainee = load_trainee(job, device=CPU)
+    updates = _updates(job)
+    trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion.before(trainee, epsilon=1e-8)
+    motion = Motion.before(updates, epsilon=1e-8)
     with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
-        motion.verify(trainee)
+        motion.verify(updates)
     trainee.trainable["unet.conv_out.bias"].grad = None
-    motion = Motion.before(trainee, epsilon=1e-8)
+    motion = Motion.before(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
     with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
-        motion.verify(trainee)
+        motion.verify(updates)
 
 
 def test_a_rate_below_the_weights_last_bit_is_refused_at_the_first_step(tmp_path, tiny_sd):
@@ -183,9 +207,7 @@ def test_gradient_clipping_bounds_the_step_and_the_table_shows_the_norm_before_i
     moments = []
     for job in (clipped, free):
         tiny.train(job)
-        record = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
-        assert record is not None
-        tensors = resume.load_state(job.resume_dir, record).optimizer
+        tensors = load_file(_state(job, step=1) / OPTIMIZER)
         moments.append(
             sum(t.square().sum() for n, t in tensors.items() if n.endswith("|exp_avg")) ** 0.5
         )

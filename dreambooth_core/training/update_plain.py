@@ -1,0 +1,134 @@
+"""Updates of whole weights, each process with all of them: one device, or DDP over several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dreambooth_core import files
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.training.optimizers import (
+    begin_update,
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from dreambooth_core.training.precision import check_types
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import Applied
+
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+_SCALER = "scaler.json"
+
+
+class PlainUpdates:
+    """The optimizer of the settings over whole parameters; DDP averages the gradients."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        *,
+        accelerator: Accelerator,
+        settings: TrainSettings,
+        state: Path | None,
+    ) -> None:
+        """Continue from the verified state in the folder `state`, or begin (None)."""
+        self._step = 0
+        self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
+        check_types(trainee.trainable, settings)
+        self._raw_optimizer = build_optimizer(trainee, settings)
+        if state is not None:
+            self._restore(state)
+        model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
+        self.model: nn.Module = model
+        self._optimizer: AcceleratedOptimizer = optimizer
+        if accelerator.scaler is not None and state is not None:
+            accelerator.scaler.load_state_dict(json.loads((state / _SCALER).read_bytes()))
+
+    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
+        """Set the rates of the update that makes `step` completed ones."""
+        self._step = step
+        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Leave out the exchange of gradients in all micro-steps but the last."""
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of `loss`; after the last they are in its units, under fp16 too."""
+        self._accelerator.backward(loss)
+        if last:
+            self._accelerator.unscale_gradients()
+
+    def apply(self, loss: torch.Tensor) -> Applied:
+        """Clip and update. The decision is made on the device, so nothing waits for it."""
+        grad_norm = self._grad_norm()
+        if self._settings.max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters(), self._settings.max_grad_norm, grad_norm)
+        if self._accelerator.scaler is None:
+            healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
+            begin_update(self._raw_optimizer, step=self._step, healthy=healthy)
+        self._optimizer.step()
+        return Applied(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
+
+    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the gradients of parameters that rest in this update."""
+        for parameter in parameters:
+            parameter.grad = None
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients and their memory."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The parameter itself."""
+        return parameter.detach()
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """Its gradient."""
+        return parameter.grad
+
+    def save(self, folder: Path) -> None:
+        """Weights, moments and scaler, by the main process: all processes have the same."""
+        if not self._accelerator.is_main_process:
+            return
+        weights = {n: p.detach().contiguous() for n, p in self.trainee.trainable.items()}
+        save_file(weights, folder / WEIGHTS)
+        names = list(self.trainee.trainable)
+        save_file(optimizer_tensors(self._raw_optimizer, names), folder / OPTIMIZER)
+        if self._accelerator.scaler is not None:
+            files.write_json(folder / _SCALER, self._accelerator.scaler.state_dict())
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing to do: the weights are whole."""
+        return contextlib.nullcontext()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self.trainee.trainable.values())
+
+    def _grad_norm(self) -> torch.Tensor:
+        """Global norm of the gradients before clipping, in units of the loss."""
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        return get_total_norm(grads).to(torch.float32)
+
+    def _restore(self, folder: Path) -> None:
+        """Put a verified state's weights and moments in place."""
+        trainable, weights = self.trainee.trainable, load_file(folder / WEIGHTS)
+        assert weights.keys() == trainable.keys(), "the state is of another model"
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(weights[name])
+        tensors = load_file(folder / OPTIMIZER)
+        load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))

@@ -1,0 +1,79 @@
+"""How gradients become updates: one interface for what works on whole and on split states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from dreambooth_core.training.trainee import Trainee
+
+# Every method is called on all processes of a run, in the same order: some of them exchange data.
+
+
+@dataclass(frozen=True)
+class Applied:
+    """An update that was made, or left out as a number was not finite.
+
+    `grad_norm` is that of all gradients before clipping, in units of the loss. `was_skipped`: the
+    gradient scaler of fp16 left the update out while it looked for its scale.
+    """
+
+    grad_norm: torch.Tensor
+    was_skipped: bool = False
+
+
+class Updates(Protocol):
+    """A trainee's optimizer, and how its processes share the work."""
+
+    trainee: Trainee
+    model: nn.Module
+    """What a micro-step calls, with the arguments of the network it stands for."""
+
+    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
+        """Begin the update that makes `step` completed ones; a rate for each of the groups."""
+        ...
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward pass; gradients may stay local in all but the last."""
+        ...
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of `loss`."""
+        ...
+
+    def apply(self, loss: torch.Tensor) -> Applied:
+        """Clip and update with the gradients that are there, unless they or `loss` are not finite.
+
+        `loss` is the mean over the processes, on the device. Nothing moves in an update left out.
+        """
+        ...
+
+    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the gradients of parameters that rest in this update. Before `apply`."""
+        ...
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients and their memory."""
+        ...
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The whole of a trained parameter, in the precision that the optimizer updates."""
+        ...
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The whole of a parameter's gradient, or None where there is none. Before `apply`."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that the next update depends on into `folder`: each process its part."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, the main process has the trainee's weights whole, as checkpoints are written."""
+        ...
