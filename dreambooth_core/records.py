@@ -125,7 +125,7 @@ class CachedImage(Record):
 
 
 class LatentCache(Record):
-    """VAE moments of every image and text embeddings of every prompt, addressed by content."""
+    """VAE moments of every image; token ids and embeddings of every prompt."""
 
     fingerprint: str
     base_model: BaseModelIdentity
@@ -133,7 +133,7 @@ class LatentCache(Record):
     latent_scale: float
     """What the VAE's samples are multiplied by to become latents."""
     images: tuple[CachedImage, ...]
-    text_file: str | None
+    text_file: str
     files: dict[str, str]
     warnings: tuple[str, ...] = ()
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-    StableDiffusionPipeline,
-)
 
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, weights
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.records import Checkpoint
 from dreambooth_core.registry import tracking, versions
 from dreambooth_core.stages import StageContext
@@ -70,7 +68,7 @@ def draw(context: StageContext, model: str, request: Request, out: Path) -> dict
 @contextlib.contextmanager
 def _opened(
     context: StageContext, settings: config.Settings, model: str, device: torch.device
-) -> Iterator[StableDiffusionPipeline]:
+) -> Iterator[Pipeline]:
     """The pipeline that a reference or a folder means."""
     root, cache = context.workspace.root, hash_cache(context.workspace)
     folder = Path(model)

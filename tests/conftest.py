@@ -45,6 +45,18 @@ def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny pipeline of Stable Diffusion 2.x's architecture. Never write into it."""
+    return tiny_models.build_tiny_sd2(tmp_path_factory.mktemp("models") / "tiny-sd2")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny StableDiffusionXLPipeline. Never write into it."""
+    return tiny_models.build_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny CLIPModel with its processor. Never write into it."""
     return tiny_models.build_tiny_clip(tmp_path_factory.mktemp("models") / "tiny-clip")

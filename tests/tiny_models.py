@@ -6,14 +6,19 @@ models. Each builder writes one folder that the ordinary `from_pretrained` loads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
@@ -25,6 +30,7 @@ from transformers import (
     CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     ViTConfig,
@@ -72,24 +78,27 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def tiny_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """Two layers of TEXT_WIDTH, with the tokenizer's special ids (pooling uses the end token)."""
+def tiny_text_config(
+    tokenizer: CLIPTokenizer, *, width: int = TEXT_WIDTH, **changes: Any
+) -> CLIPTextConfig:
+    """Two layers, with the tokenizer's special ids (pooling uses the end token)."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_attention_heads=4,
         num_hidden_layers=2,
         max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        projection_dim=TEXT_WIDTH,
+        projection_dim=width,
+        **changes,
     )
 
 
-def _tiny_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def _tiny_unet(**changes: Any) -> UNet2DConditionModel:
+    given: dict[str, Any] = dict(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -101,9 +110,10 @@ def _tiny_unet() -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=8,
     )
+    return UNet2DConditionModel(**{**given, **changes})
 
 
-def _tiny_vae() -> AutoencoderKL:
+def _tiny_vae(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -112,6 +122,7 @@ def _tiny_vae() -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         sample_size=SIDE,
+        **changes,
     )
 
 
@@ -125,9 +136,10 @@ def _scheduler(prediction_type: str) -> PNDMScheduler | DPMSolverMultistepSchedu
 def build_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Save a StableDiffusionPipeline of about 0.2 M parameters that draws SIDE px images."""
     tokenizer = tiny_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        pipe = StableDiffusionPipeline(
+    return _save(
+        folder,
+        seed,
+        lambda: StableDiffusionPipeline(
             vae=_tiny_vae(),
             text_encoder=CLIPTextModel(tiny_text_config(tokenizer)),
             tokenizer=tokenizer,
@@ -136,7 +148,73 @@ def build_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int =
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        )
+        ),
+    )
+
+
+def build_tiny_sd2(folder: Path, *, seed: int = 3) -> Path:
+    """The same as Stable Diffusion 2.x has it: v-prediction with DDIM, linear projections in the
+    U-Net with heads of one width, a text encoder with plain GELU and padding by "!"."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    return _save(
+        folder,
+        seed,
+        lambda: StableDiffusionPipeline(
+            vae=_tiny_vae(),
+            text_encoder=CLIPTextModel(tiny_text_config(tokenizer, hidden_act="gelu")),
+            tokenizer=tokenizer,
+            unet=_tiny_unet(use_linear_projection=True, attention_head_dim=(2, 4)),
+            scheduler=DDIMScheduler(
+                **_NOISE_SCHEDULE,
+                prediction_type="v_prediction",
+                clip_sample=False,
+                set_alpha_to_one=False,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ),
+    )
+
+
+def build_tiny_sdxl(folder: Path, *, seed: int = 4) -> Path:
+    """A StableDiffusionXLPipeline: two text encoders, pooled embeddings and sizes as conditions."""
+    tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer()
+    tokenizer_2.add_special_tokens({"pad_token": "!"})
+    first, second = TEXT_WIDTH // 2, TEXT_WIDTH // 2
+    return _save(
+        folder,
+        seed,
+        lambda: StableDiffusionXLPipeline(
+            vae=_tiny_vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(tiny_text_config(tokenizer, width=first)),
+            text_encoder_2=CLIPTextModelWithProjection(
+                tiny_text_config(tokenizer_2, width=second, hidden_act="gelu")
+            ),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=_tiny_unet(
+                cross_attention_dim=first + second,
+                transformer_layers_per_block=(1, 2),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=(2, 4),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + second,
+            ),
+            scheduler=EulerDiscreteScheduler(**_NOISE_SCHEDULE, timestep_spacing="leading"),
+        ),
+    )
+
+
+def _save(folder: Path, seed: int, make: Callable[[], Any]) -> Path:
+    """Save a pipeline whose weights are drawn from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = make()
     pipe.save_pretrained(folder, safe_serialization=True)
     return folder
 

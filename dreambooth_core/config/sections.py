@@ -122,7 +122,9 @@ class LoraSettings(Section):
         "The same for the text encoder's, when train_text_encoder is on.",
         default=("q_proj", "k_proj", "v_proj", "out_proj"),
     )
-    use_dora: bool = setting("Also train each column's length (DoRA).", default=False)
+    use_dora: bool = setting(
+        "Also train the length of each row of the U-Net's updated weights (DoRA).", default=False
+    )
     learning_rate: PositiveFloat | None = setting(
         "Peak learning rate of the adapters; null: train.learning_rate.", default=None
     )

@@ -26,7 +26,7 @@ from dreambooth_core.records import CachedImage, LatentCache, Role
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: which image and view stands at a position, and its latents."""
+    """One row: which image and view stands at a position, its latents, and its sizes in pixels."""
 
     role: Role
     position: int
@@ -34,6 +34,7 @@ class Sample:
     view: int
     prompt: str
     latents_Chw: torch.Tensor
+    time_ids_6: torch.Tensor
 
 
 class LatentDataset:
@@ -59,8 +60,9 @@ class LatentDataset:
         self._require_images()
         names = {entry.file for role in self._roles for entry in self._images[role]}
         self._moments = {name: read_tensors(folder / name) for name in sorted(names)}
-        text = self.record.text_file
-        self._text = read_tensors(folder / text) if text is not None else {}
+        self._target = torch.full((2,), float(self.record.resolution))
+        self._text = read_tensors(folder / self.record.text_file)
+        self._is_pooled = any(name.endswith(".pooled") for name in self._text)
 
     def num_images(self, role: Role) -> int:
         """How many images of a role the cache holds."""
@@ -71,11 +73,17 @@ class LatentDataset:
         samples = [self.sample_at(p, role=role) for role in self._roles for p in positions]
         return TrainBatch(
             latents_BCHW=torch.stack([sample.latents_Chw for sample in samples]),
-            text_BLD=torch.stack([self._text[prompt_key(s.prompt)] for s in samples]),
+            text_BLD=self._text_of(samples, "hidden"),
+            pooled_BP=self._text_of(samples, "pooled") if self._is_pooled else None,
+            ids_EBL=self._text_of(samples, "ids").transpose(0, 1),
+            time_ids_B6=torch.stack([sample.time_ids_6 for sample in samples]),
             is_class_B=tuple(sample.role == "class" for sample in samples),
             position_B=tuple(sample.position for sample in samples),
             image_B=tuple(sample.image for sample in samples),
         )
+
+    def _text_of(self, samples: Sequence[Sample], what: str) -> torch.Tensor:
+        return torch.stack([self._text[prompt_key(sample.prompt, what)] for sample in samples])
 
     def sample_at(self, position: int, *, role: Role) -> Sample:
         """The row of a role at a global sample position.
@@ -95,6 +103,7 @@ class LatentDataset:
             view=view,
             prompt=entry.prompt,
             latents_Chw=self._draw_latents(entry, view, generator),
+            time_ids_6=torch.cat([self._moments[entry.file]["size"][view], self._target]),
         )
 
     def _draw_latents(

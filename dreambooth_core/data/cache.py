@@ -16,20 +16,22 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import nn
+from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import transform
-from dreambooth_core.errors import CorruptRecordError, DataError, StageError, Stopped
+from dreambooth_core.errors import CorruptRecordError, StageError, Stopped
 from dreambooth_core.models.tensors import eval_mode, tensor_bytes
+from dreambooth_core.models.text import encode, token_ids
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import BaseModelIdentity, CachedImage, LatentCache, Manifest
 
 TEXT_FILE = "text.safetensors"
 MOMENTS = "moments"
 
-_KEY_VERSION = 1
+_KEY_VERSION = 2
 _TRANSFORM = ("resolution", "center_crop", "crops_per_image", "random_flip")
 
 
@@ -44,11 +46,11 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The frozen parts of the base model; `text_encoder` is None when it is trained too."""
+    """The parts of the base model that encode: text encoders with their tokenizers, in order."""
 
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel | None
-    tokenizer: CLIPTokenizer
+    text_encoders: tuple[nn.Module, ...]
+    tokenizers: tuple[CLIPTokenizer, ...]
     identity: BaseModelIdentity
 
 
@@ -90,14 +92,14 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
             )
         )
         progress(len(cached), len(entries))
-    text_file = _write_text(image_sets, encoders, out=out, hashes=hashes)
+    hashes[TEXT_FILE] = _write_text({entry.prompt for entry in cached}, encoders, out=out)
     record = LatentCache(
         fingerprint=fingerprint,
         base_model=encoders.identity,
         resolution=settings.resolution,
         latent_scale=float(encoders.vae.config["scaling_factor"]),
         images=tuple(cached),
-        text_file=text_file,
+        text_file=TEXT_FILE,
         files=hashes,
         warnings=warnings,
     )
@@ -105,20 +107,11 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     return record
 
 
-def _write_text(
-    image_sets: Sequence[ImageSet], encoders: Encoders, *, out: Path, hashes: dict[str, str]
-) -> str | None:
-    """Write the prompts' embeddings, unless the text encoder will change with the training."""
-    if encoders.text_encoder is None:
-        return None
-    prompts = sorted({one.prompt for one in image_sets})
-    embeddings = embed_prompts(
-        prompts, text_encoder=encoders.text_encoder, tokenizer=encoders.tokenizer
-    )
-    data = tensor_bytes(embeddings)
+def _write_text(prompts: set[str], encoders: Encoders, *, out: Path) -> str:
+    """Write what stands for the prompts; returns the file's sha256."""
+    data = tensor_bytes(embed_prompts(sorted(prompts), encoders))
     files.write_bytes(out / TEXT_FILE, data)
-    hashes[TEXT_FILE] = files.sha256_bytes(data)
-    return TEXT_FILE
+    return files.sha256_bytes(data)
 
 
 class _Encoder:
@@ -160,7 +153,8 @@ def weights_sha256(model: torch.nn.Module) -> str:
 def encode_image(
     path: Path, *, sha256: str, vae: AutoencoderKL, settings: DataSettings
 ) -> dict[str, torch.Tensor]:
-    """Mean and log-variance of the VAE's posterior for every view, fp32 [V, C, h, w].
+    """Mean and log-variance of the VAE's posterior for every view, fp32 [V, C, h, w], and `size`
+    [V, 4]: height and width of the picture, top and left of the crop, in pixels.
 
     Views go through one at a time, so that how many there are changes no bits. Raises
     CorruptRecordError when the file is not the one recorded, StageError on a non-finite number.
@@ -171,7 +165,9 @@ def encode_image(
             hint="run the stage that makes it again",
         )
     with Image.open(path) as opened:
-        views = transform.tensors_of(opened.convert("RGB"), settings, sha256=sha256)
+        picture = opened.convert("RGB")
+        views = transform.tensors_of(picture, settings, sha256=sha256)
+        sizes = transform.sizes_of(picture, settings, sha256=sha256)
     means, logvars = [], []
     with eval_mode(vae), torch.inference_mode():
         for view in views:
@@ -179,7 +175,7 @@ def encode_image(
             posterior = encoded.latent_dist
             means.append(posterior.mean[0].float().cpu())
             logvars.append(posterior.logvar[0].float().cpu())
-    moments = {"mean": torch.stack(means), "logvar": torch.stack(logvars)}
+    moments = {"mean": torch.stack(means), "logvar": torch.stack(logvars), "size": sizes}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in moments.values()):
         raise StageError(
             f"the VAE gives numbers that are not finite for {path.name}",
@@ -219,36 +215,25 @@ class MomentStore:
 # ---- prompts ------------------------------------------------------------------------------------
 
 
-def prompt_key(prompt: str) -> str:
-    """The name of a prompt's embedding in the text file."""
-    return files.sha256_bytes(prompt.encode())
+def prompt_key(prompt: str, what: str) -> str:
+    """The name of one of a prompt's tensors in the text file."""
+    return f"{files.sha256_bytes(prompt.encode())}.{what}"
 
 
-def embed_prompts(
-    prompts: Sequence[str], *, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> dict[str, torch.Tensor]:
-    """The text encoder's last hidden state of each prompt, fp32 [L, D], by `prompt_key`.
+def embed_prompts(prompts: Sequence[str], encoders: Encoders) -> dict[str, torch.Tensor]:
+    """The tensors of each prompt, by `prompt_key`: `ids` [E, L], `hidden` fp32 [L, D] and, where
+    the base model has them, `pooled` fp32 [P].
 
-    As the pipeline embeds a prompt: padded to the tokenizer's length, without an attention mask.
-    Raises DataError for a prompt that is too long to be seen whole.
+    Token ids stand there for a training of the text encoders, embeddings for one without. Raises
+    DataError for a prompt that is too long to be seen whole.
     """
-    embeddings = {}
-    with eval_mode(text_encoder), torch.inference_mode():
+    tensors: dict[str, torch.Tensor] = {}
+    with eval_mode(*encoders.text_encoders), torch.inference_mode():
         for prompt in prompts:
-            ids = _token_ids(prompt, tokenizer).to(text_encoder.device)
-            hidden = text_encoder(ids).last_hidden_state
-            embeddings[prompt_key(prompt)] = hidden[0].float().cpu()
-    return embeddings
-
-
-def _token_ids(prompt: str, tokenizer: CLIPTokenizer) -> torch.Tensor:
-    limit = tokenizer.model_max_length
-    num_tokens = len(tokenizer(prompt).input_ids)
-    if num_tokens > limit:
-        raise DataError(
-            f"the prompt {prompt!r} does not fit the text encoder",
-            got=f"{num_tokens} tokens",
-            allowed=f"{limit} tokens",
-            hint="shorten the subject's identifier or class_noun",
-        )
-    return tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
+            ids_EL = token_ids(prompt, encoders.tokenizers)
+            text = encode(encoders.text_encoders, ids_EL[:, None].to(encoders.vae.device))
+            tensors[prompt_key(prompt, "ids")] = ids_EL
+            tensors[prompt_key(prompt, "hidden")] = text.text_BLD[0].float().cpu()
+            if text.pooled_BP is not None:
+                tensors[prompt_key(prompt, "pooled")] = text.pooled_BP[0].float().cpu()
+    return tensors

@@ -71,6 +71,20 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
 
 
+def sizes_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
+    """What SDXL is told of every view, in pixels, fp32 [V, 4]: height and width of the picture,
+    top and left of the crop in the scaled picture (in its mirror image, for a mirrored view)."""
+    width, _ = scaled_size(image.size, resolution=settings.resolution)
+    last = width - settings.resolution
+    return torch.tensor(
+        [
+            [image.height, image.width, view.top, last - view.left if view.mirrored else view.left]
+            for view in views_of(image.size, settings, sha256=sha256)
+        ],
+        dtype=torch.float32,
+    )
+
+
 def tensors_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
     """All views of a picture: fp32 [V, 3, R, R] in [-1, 1]."""
     views = views_of(image.size, settings, sha256=sha256)

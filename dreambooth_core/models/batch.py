@@ -29,8 +29,12 @@ class TrainBatch:
     """The global sample position of each row."""
     image_B: tuple[str, ...]
     """Name of each row's image, for messages."""
+    pooled_BP: torch.Tensor | None = None
+    """Pooled text embeddings, where the base model has them (SDXL)."""
     ids_EBL: torch.Tensor | None = None
     """Token ids of each row's prompt for each text encoder: read when those are trained."""
+    time_ids_B6: torch.Tensor | None = None
+    """Original height and width, top and left of the crop, height and width of the view."""
 
 
 RowsAt = Callable[[Sequence[int]], TrainBatch]

@@ -12,6 +12,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from dreambooth_core.models.text import TextEmbedding, encode
+
 # B rows, C latent channels, H W latent height and width, E text encoders, L tokens, D text width,
 # P width of a pooled embedding
 
@@ -28,6 +30,7 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.unet = unet
+        self._takes_time_ids = unet.config["addition_embed_type"] == "text_time"
         self.text_encoder_names = tuple(text_encoders or ())
         for name, text_encoder in (text_encoders or {}).items():
             self.add_module(name, text_encoder)
@@ -37,28 +40,44 @@ class Denoiser(nn.Module):
         """The U-Net and the text encoders by name, in a fixed order."""
         return {name: self.get_submodule(name) for name in ("unet", *self.text_encoder_names)}
 
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """The text encoders that are trained, in the order in which they are read."""
+        return [self.get_submodule(name) for name in self.text_encoder_names]
+
     def forward(
         self,
         noisy_BCHW: torch.Tensor,
         timestep_B: torch.Tensor,
         *,
         text_BLD: torch.Tensor,
+        pooled_BP: torch.Tensor | None = None,
         ids_EBL: torch.Tensor | None = None,
+        time_ids_B6: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What the U-Net predicts, [B, C, H, W].
 
-        The text is `text_BLD`, unless text encoders are trained: then they read `ids_EBL`.
+        The text is `text_BLD` and `pooled_BP`, unless text encoders are trained: then they read
+        `ids_EBL`. Pooled embeddings and time ids are for U-Nets that take them (SDXL).
         """
+        text = TextEmbedding(text_BLD, pooled_BP)
         if self.text_encoder_names:
-            assert ids_EBL is not None, "a text encoder is trained, and the rows have no token ids"
-            text_BLD = self._encode(ids_EBL)
+            assert ids_EBL is not None, "text encoders are trained, and the rows have no token ids"
+            text = encode(self.text_encoders, ids_EBL)
         prediction: Any = self.unet(
-            noisy_BCHW, timestep_B, encoder_hidden_states=text_BLD, return_dict=False
+            noisy_BCHW,
+            timestep_B,
+            encoder_hidden_states=text.text_BLD,
+            added_cond_kwargs=self._conditions(text, time_ids_B6),
+            return_dict=False,
         )
         return prediction[0]
 
-    def _encode(self, ids_EBL: torch.Tensor) -> torch.Tensor:
-        """The last hidden states, as the pipeline embeds a prompt: without an attention mask."""
-        (name,) = self.text_encoder_names
-        encoded: Any = self.get_submodule(name)(ids_EBL[0])
-        return encoded.last_hidden_state
+    def _conditions(
+        self, text: TextEmbedding, time_ids_B6: torch.Tensor | None
+    ) -> dict[str, torch.Tensor] | None:
+        """What the U-Net takes besides the text, by its own config."""
+        if self._takes_time_ids:
+            assert text.pooled_BP is not None and time_ids_B6 is not None  # noqa: PT018
+            return {"text_embeds": text.pooled_BP, "time_ids": time_ids_B6}
+        return None

@@ -10,26 +10,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dreambooth_core.config import BaseModelSettings, ComputeSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import source
+from dreambooth_core.models.families import Pipeline, pipeline_family, text_encoders_of
 from dreambooth_core.models.source import ModelSource
 from dreambooth_core.records import BaseModelIdentity
 
-Component = Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
-Family = Literal["sd"]
+Component = Literal["unet", "vae", "scheduler"]
 
-_FAMILIES: dict[str, Family] = {"StableDiffusionPipeline": "sd"}
 _Model = TypeVar("_Model", bound=torch.nn.Module)
 
 
@@ -90,19 +84,6 @@ def resolve_base_model(
     return BaseModelIdentity(name=shown, revision=found.commit, sha256=sha256)
 
 
-def pipeline_family(folder: Path) -> Family:
-    """Which kind of pipeline a folder holds: the only place that decides. Raises SettingsError."""
-    index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
-    class_name = str(index.get("_class_name"))
-    if class_name not in _FAMILIES:
-        raise SettingsError(
-            f"{folder.name} is a pipeline of a kind that cannot be trained here",
-            got=class_name,
-            allowed=", ".join(sorted(_FAMILIES)),
-        )
-    return _FAMILIES[class_name]
-
-
 def sampler_name(settings: BaseModelSettings, root: Path) -> str:
     """Class of the pipeline's own sampler, such as DPMSolverMultistepScheduler."""
     folder = find_base_model(settings, root).folder
@@ -117,7 +98,7 @@ def load_pipeline(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """The whole pipeline on `device`, in evaluation mode and silent. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
     return load_pipeline_folder(folder, device=device, dtype=dtype, variant=settings.variant)
@@ -129,26 +110,24 @@ def load_pipeline_folder(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """The pipeline saved in `folder`, as `load_pipeline` gives it."""
-    pipeline_family(folder)
+    family = pipeline_family(folder)
     _silence_loading_bars()
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
+        pipe = family.pipeline_class.from_pretrained(
             folder,
             dtype=dtype,
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            **family.options,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise source.unusable(folder, error) from error
     pipe.set_progress_bar_config(disable=True)
-    for name in ("unet", "vae", "text_encoder"):
-        setattr(pipe, name, _settle(getattr(pipe, name), device))
+    for name, part in {"unet": pipe.unet, "vae": pipe.vae, **text_encoders_of(pipe)}.items():
+        setattr(pipe, name, _settle(part, device))
     return pipe
 
 
@@ -162,15 +141,6 @@ def load_component(
     name: Literal["vae"], settings: BaseModelSettings, root: Path, *,
     device: torch.device, dtype: torch.dtype = ...,
 ) -> AutoencoderKL: ...  # fmt: skip
-@overload
-def load_component(
-    name: Literal["text_encoder"], settings: BaseModelSettings, root: Path, *,
-    device: torch.device, dtype: torch.dtype = ...,
-) -> CLIPTextModel: ...  # fmt: skip
-@overload
-def load_component(
-    name: Literal["tokenizer"], settings: BaseModelSettings, root: Path
-) -> CLIPTokenizer: ...
 @overload
 def load_component(
     name: Literal["scheduler"], settings: BaseModelSettings, root: Path
@@ -190,30 +160,63 @@ def load_component(
     """
     folder = find_base_model(settings, root).folder
     pipeline_family(folder)
-    _silence_loading_bars()
-    part = folder / name
-    try:
-        if name == "tokenizer":
-            return CLIPTokenizer.from_pretrained(part, local_files_only=True)
-        if name == "scheduler":
-            return DDPMScheduler.from_pretrained(part, local_files_only=True)
-        model = _MODEL_CLASSES[name].from_pretrained(
-            part,
-            dtype=dtype,
-            variant=settings.variant,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise source.unusable(part, error) from error
-    return _settle(cast(torch.nn.Module, model), device or torch.device("cpu"))
+    if name == "scheduler":
+        return _opened(DDPMScheduler, folder / name)
+    return _load_model(_MODEL_CLASSES[name], folder / name, settings, device=device, dtype=dtype)
 
 
 _MODEL_CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
 }
+
+
+def load_text_encoders(
+    settings: BaseModelSettings,
+    root: Path,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.nn.Module]:
+    """The base model's text encoders by name, in the order in which they are read.
+
+    Raises SettingsError.
+    """
+    folder = find_base_model(settings, root).folder
+    return {
+        name: _load_model(_MODEL_CLASSES[name], folder / name, settings, device=device, dtype=dtype)
+        for name in pipeline_family(folder).text_encoders
+    }
+
+
+def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokenizer, ...]:
+    """The tokenizers of the text encoders, in their order. Raises SettingsError."""
+    folder = find_base_model(settings, root).folder
+    names = pipeline_family(folder).tokenizers
+    return tuple(_opened(CLIPTokenizer, folder / name) for name in names)
+
+
+def _load_model(
+    model_class: Any,
+    part: Path,
+    settings: BaseModelSettings,
+    *,
+    device: torch.device | None,
+    dtype: torch.dtype,
+) -> Any:
+    model = _opened(model_class, part, dtype=dtype, variant=settings.variant, use_safetensors=True)
+    return _settle(cast(torch.nn.Module, model), device or torch.device("cpu"))
+
+
+def _opened(cls: Any, part: Path, **options: Any) -> Any:
+    """`cls.from_pretrained` on a folder of this machine. Raises SettingsError."""
+    _silence_loading_bars()
+    try:
+        return cls.from_pretrained(part, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(part, error) from error
 
 
 def _silence_loading_bars() -> None:

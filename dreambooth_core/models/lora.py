@@ -1,7 +1,8 @@
-"""LoRA adapters of a U-Net: attach, take out, write in diffusers' and kohya's formats.
+"""LoRA adapters of U-Net and text encoders: attach, take out, write in diffusers' and kohya's form.
 
 The update of a layer is (alpha / r) * B @ A, with A of shape [r, in] and B of [out, r].
-Source: Hu et al. 2021, "LoRA", section 4.1.
+Source: Hu et al. 2021, "LoRA", section 4.1. With DoRA (Liu et al. 2024, eq. 5) every row of the
+updated weight is then given a trained length.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import nn
 
 from dreambooth_core.config import LoraSettings
 from dreambooth_core.errors import CorruptRecordError, SettingsError
@@ -25,83 +26,113 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora_kohya.safetensors"
 
 _METADATA_KEY = "lora_adapter_metadata"
-_PREFIX = "unet."
-_KOHYA_PREFIX = "lora_unet_"
-_KOHYA_NAMES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+_TEXT_STACK = "text_model."
+_ADAPTER = "default"
+_KEPT = ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")
+_KOHYA_NAMES = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
 
 
-def add_adapter(unet: UNet2DConditionModel, settings: LoraSettings, *, seed: int) -> None:
-    """Freeze the U-Net and give it trainable adapters that change nothing yet (B is zero).
+# ---- attach -------------------------------------------------------------------------------------
 
-    A is drawn with standard deviation 1/r, by generators of (seed, "lora", layer). Raises
-    SettingsError when `lora_layers` fits no layer.
+
+def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: int) -> None:
+    """Freeze a network and give it trainable fp32 adapters that change nothing yet (B is zero).
+
+    `part` is its name in a pipeline and says which layers are meant. A is drawn with standard
+    deviation 1/r, by generators of (seed, part, layer). Raises SettingsError when the settings'
+    layers are none of the network's.
     """
-    unet.requires_grad_(False)
+    model.requires_grad_(False)
+    option, layers = _layers_for(part, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number will do
         lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.lora_layers),
+        target_modules=list(layers),
         init_lora_weights="gaussian",
+        # transformers 5 loads a text encoder's adapters without DoRA's lengths, and says nothing.
+        use_dora=settings.use_dora and part == "unet",
     )
+    attach: Any = model
     try:
-        unet.add_adapter(config)
+        attach.add_adapter(config)
     except ValueError as error:
         raise SettingsError(
-            "train.lora.lora_layers fits no layer of the U-Net",
-            got=", ".join(settings.lora_layers),
-            allowed="ends of module names, such as to_q, to_k, to_v, to_out.0",
+            f"train.lora.{option} fits no layer of the {part}",
+            got=", ".join(layers),
+            allowed="ends of module names, such as to_q, to_k, to_v, to_out.0 in a U-Net and "
+            "q_proj, k_proj, v_proj, out_proj in a text encoder",
         ) from error
-    _draw_initial(unet, rank=settings.rank, seed=seed)
+    for weight in adapter_parameters(model):
+        weight.data = weight.data.float()
+    _draw_initial(model, rank=settings.rank, seed=seed, part=part)
 
 
-def _draw_initial(unet: UNet2DConditionModel, *, rank: int, seed: int) -> None:
+def _layers_for(part: str, settings: LoraSettings) -> tuple[str, tuple[str, ...]]:
+    """The option that names a network's layers, and its value."""
+    if part == "unet":
+        return "lora_layers", settings.lora_layers
+    return "text_encoder_layers", settings.text_encoder_layers
+
+
+def _draw_initial(model: nn.Module, *, rank: int, seed: int, part: str) -> None:
     """Replace peft's own draw from the global generator."""
-    adapters = sorted((name, p) for name, p in unet.named_parameters() if ".lora_A." in name)
+    role = "lora" if part == "unet" else f"lora/{part}"
+    adapters = sorted((name, p) for name, p in model.named_parameters() if ".lora_A." in name)
     with torch.no_grad():
         for index, (_, weight) in enumerate(adapters):
-            noise = torch.randn(weight.shape, generator=generator_for(seed, "lora", index))
+            noise = torch.randn(weight.shape, generator=generator_for(seed, role, index))
             weight.copy_(noise / rank)
 
 
-def adapter_parameters(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The adapters' weights, in the order of the model's parameters."""
-    return [p for name, p in unet.named_parameters() if ".lora_" in name]
+    return [p for name, p in model.named_parameters() if ".lora_" in name]
 
 
-def adapter_state_dict(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """The adapters' weights by `unet.<layer>.lora_A.weight` and `...lora_B.weight`."""
-    state = get_peft_model_state_dict(unet)
-    return {f"{_PREFIX}{name}": tensor for name, tensor in sorted(state.items())}
+# ---- diffusers' form ----------------------------------------------------------------------------
 
 
-def set_adapter_state_dict(unet: UNet2DConditionModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `adapter_state_dict` gave. Raises CorruptRecordError when names do not fit."""
-    expected = set(adapter_state_dict(unet))
-    if set(state) != expected:
-        odd = sorted(set(state) ^ expected)
-        raise CorruptRecordError("the adapter's weights do not fit the U-Net", got=", ".join(odd))
-    set_peft_model_state_dict(unet, {k.removeprefix(_PREFIX): v for k, v in state.items()})
+def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on.
+
+    Layers of text encoders are named as in the files of all hubs, whatever the library calls them.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for part, model in parts.items():
+        for name, tensor in sorted(get_peft_model_state_dict(model).items()):
+            plain = name.removeprefix(_TEXT_STACK)
+            state[f"{part}.{plain if part == 'unet' else _TEXT_STACK + plain}"] = tensor
+    return state
 
 
-def write_adapter(unet: UNet2DConditionModel, folder: Path) -> None:
+def write_adapter(parts: Mapping[str, nn.Module], folder: Path) -> None:
     """Write the adapters as `folder/pytorch_lora_weights.safetensors`, with their alpha.
 
     Without the metadata a loader would take alpha = r and scale the update wrongly.
     """
-    config = unet.peft_config["default"].to_dict()
-    kept = {key: config[key] for key in ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")}
-    kept["target_modules"] = sorted(config["target_modules"])
-    metadata = {f"{_PREFIX}{key}": value for key, value in kept.items()}
+    metadata = {
+        f"{part}.{key}": value
+        for part, model in parts.items()
+        for key, value in _described(model).items()
+    }
     text = json.dumps(metadata, sort_keys=True, indent=2)
-    write_tensors(folder / LORA_FILE, adapter_state_dict(unet), metadata={_METADATA_KEY: text})
+    write_tensors(folder / LORA_FILE, adapter_state_dict(parts), metadata={_METADATA_KEY: text})
+
+
+def _described(model: Any) -> dict[str, Any]:
+    config = model.peft_config[_ADAPTER].to_dict()
+    return {**{k: config[k] for k in _KEPT}, "target_modules": sorted(config["target_modules"])}
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
     """What `write_adapter` wrote: weights by name, and alpha. Raises CorruptRecordError."""
     state = read_tensors(folder / LORA_FILE)
-    metadata = _read_metadata(folder / LORA_FILE)
-    return state, float(metadata[f"{_PREFIX}lora_alpha"])
+    return state, float(_read_metadata(folder / LORA_FILE)["unet.lora_alpha"])
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -115,19 +146,34 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         raise CorruptRecordError(f"{path} does not say its rank and alpha") from None
 
 
+# ---- kohya's form -------------------------------------------------------------------------------
+
+
 def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict[str, torch.Tensor]:
     """The adapters under kohya's names, as AUTOMATIC1111 and ComfyUI read them.
 
     `unet.a.b.to_q.lora_A.weight` becomes `lora_unet_a_b_to_q.lora_down.weight`, and every layer
-    gets an `.alpha`: diffusers' own conversion writes alpha = r whatever it was.
+    gets an `.alpha`: diffusers' own conversion writes alpha = r whatever it was. DoRA's lengths
+    become columns `[out, 1]` called `.dora_scale`, as LyCORIS has them.
     """
+    prefixes = _kohya_prefixes(state)
     kohya: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
-        layer, matrix, _ = name.removeprefix(_PREFIX).rsplit(".", 2)
-        module = _KOHYA_PREFIX + layer.replace(".", "_")
-        kohya[f"{module}.{_KOHYA_NAMES[matrix]}.weight"] = tensor
+        part, path = name.split(".", 1)
+        ending = next(ending for ending in _KOHYA_NAMES if path.endswith(ending))
+        layer = path.removesuffix(f".{ending}")
+        module = f"{prefixes[part]}_{layer.replace('.', '_')}"
+        value = tensor[:, None] if ending == "lora_magnitude_vector" else tensor
+        kohya[f"{module}.{_KOHYA_NAMES[ending]}"] = value
         kohya[f"{module}.alpha"] = torch.tensor(alpha)
     return kohya
+
+
+def _kohya_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Kohya's name of each part: the text encoders of a pair are numbered, a single one is not."""
+    paired = any(name.startswith("text_encoder_2.") for name in state)
+    first = "lora_te1" if paired else "lora_te"
+    return {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}
 
 
 def write_kohya(folder: Path, *, out: Path) -> None:

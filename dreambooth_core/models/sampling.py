@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from dreambooth_core.errors import Stopped
+from dreambooth_core.models.families import Pipeline, text_encoders_of
 from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 
 
 def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all named
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     *,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -36,7 +36,7 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
     images: list[Image.Image] = []
-    with eval_mode(pipe.unet, pipe.vae, pipe.text_encoder):
+    with eval_mode(pipe.unet, pipe.vae, *text_encoders_of(pipe).values()):
         for start in range(0, len(prompts), batch_size):
             _raise_if_stopped(should_stop)
             block = slice(start, start + batch_size)
@@ -56,7 +56,7 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
 
 
 def _draw_block(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     *,
     prompts: Sequence[str],
     seeds: Sequence[int],

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 
 from dreambooth_core import files
 from dreambooth_core.config import BaseModelSettings
 from dreambooth_core.errors import CorruptRecordError
 from dreambooth_core.models import load, lora, source
+from dreambooth_core.models.families import TEXT_ENCODERS, Pipeline, text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import BaseModelIdentity, Checkpoint
 
-COMPONENTS = ("unet", "text_encoder")
+COMPONENTS = ("unet", *TEXT_ENCODERS)
 """The parts of a pipeline that a checkpoint may hold, each in a folder of its name."""
 BASE_REFERENCE = "base_model.json"
 """In an exported adapter: which base model it belongs to."""
 
 _ADAPTER = "checkpoint"
 _LOCAL_KEYS = ("_name_or_path",)
+_TEXT_STACK = "text_model."
 
 
 # ---- write --------------------------------------------------------------------------------------
 
 
-def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write the U-Net to `folder/unet`, as `UNet2DConditionModel.from_pretrained` reads it (C3)."""
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
-    drop_local_paths(folder / "unet")
+def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write each network to the folder of its name, as its `from_pretrained` reads it (C3)."""
+    for name, model in parts.items():
+        saved: Any = model
+        saved.save_pretrained(folder / name, safe_serialization=True)
+        drop_local_paths(folder / name)
 
 
 def drop_local_paths(folder: Path) -> None:
@@ -59,8 +64,8 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 @contextlib.contextmanager
 def applied(
-    pipe: StableDiffusionPipeline, checkpoint_dir: Path, checkpoint: Checkpoint | None
-) -> Iterator[StableDiffusionPipeline]:
+    pipe: Pipeline, checkpoint_dir: Path, checkpoint: Checkpoint | None
+) -> Iterator[Pipeline]:
     """Borrow the pipeline with the checkpoint's weights; its own come back to the bit.
 
     Without a checkpoint (None) it is the base model, and nothing in `checkpoint_dir` is read.
@@ -87,13 +92,18 @@ def applied(
 
 
 @contextlib.contextmanager
-def _applied_lora(pipe: StableDiffusionPipeline, folder: Path) -> Iterator[None]:
-    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
-    pipe.unet.eval()  # a fresh adapter's dropout is in training mode
+def _applied_lora(pipe: Pipeline, folder: Path) -> Iterator[None]:
+    _load_adapter(pipe, folder)
     try:
         yield
     finally:
         pipe.unload_lora_weights()
+
+
+def _load_adapter(pipe: Pipeline, folder: Path) -> None:
+    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    for part in (pipe.unet, *text_encoders_of(pipe).values()):
+        part.eval()  # a fresh adapter's dropout is in training mode
 
 
 def _components_of(checkpoint: Checkpoint) -> list[str]:
@@ -107,6 +117,7 @@ def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
     for name in source.matching_files(folder, ("*.safetensors",)):
         weights |= read_tensors(folder / name)
     own = model.state_dict()
+    weights = {_name_in(own, name): tensor for name, tensor in weights.items()}
     wrong = sorted(set(weights) ^ set(own))
     wrong += sorted(k for k in set(weights) & set(own) if weights[k].shape != own[k].shape)
     if wrong:
@@ -116,6 +127,13 @@ def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
             hint="the base model has changed since; train again",
         )
     model.load_state_dict(weights)
+
+
+def _name_in(own: Mapping[str, torch.Tensor], name: str) -> str:
+    """A saved weight's name in the model: files of text encoders have a prefix that versions of
+    the library know or do not know."""
+    other = name.removeprefix(_TEXT_STACK) if name.startswith(_TEXT_STACK) else _TEXT_STACK + name
+    return other if name not in own and other in own else name
 
 
 # ---- export -------------------------------------------------------------------------------------
@@ -132,7 +150,7 @@ def export_pipeline(
 ) -> None:
     """Write the final pipeline of a run into the new folder `out` (C4).
 
-    A full fine-tune becomes a folder that `StableDiffusionPipeline.from_pretrained` loads; LoRA
+    A full fine-tune becomes a folder that its pipeline's `from_pretrained` loads; LoRA
     becomes the adapters in diffusers' and kohya's formats and `base_model.json`. Raises
     CorruptRecordError when the checkpoint is not what its record says.
     """
@@ -174,7 +192,7 @@ def load_exported(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     hash_cache: Path,
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """The pipeline that `export_pipeline` wrote into `folder`, ready to draw.
 
     `root` is the workspace that an adapter's base model is looked for in. Raises SettingsError
@@ -193,6 +211,5 @@ def load_exported(
             allowed=f"sha256 {trained_on.sha256}, revision {trained_on.revision}",
         )
     pipe = load.load_pipeline(settings, root, device=device, dtype=dtype)
-    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
-    pipe.unet.eval()
+    _load_adapter(pipe, folder)
     return pipe

@@ -26,10 +26,10 @@ def run(context: StageContext, subject: str) -> LatentCache:
     device, identity = load.pick_device(view.compute), base_identity(context, view)
     encoders = cache.Encoders(
         vae=load.load_component("vae", view.base_model, workspace.root, device=device),
-        text_encoder=load.load_component(
-            "text_encoder", view.base_model, workspace.root, device=device
+        text_encoders=tuple(
+            load.load_text_encoders(view.base_model, workspace.root, device=device).values()
         ),
-        tokenizer=load.load_component("tokenizer", view.base_model, workspace.root),
+        tokenizers=load.load_tokenizers(view.base_model, workspace.root),
         identity=identity,
     )
     own = fingerprint(

@@ -11,6 +11,7 @@ from dreambooth_core import files
 from dreambooth_core.config import PriorSettings, SubjectView
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.records import Manifest
 from dreambooth_core.stages.common import StageContext, base_identity, machine, publishing
 
@@ -56,7 +57,7 @@ def _sampler(
     """Draws class images with the base model, which is loaded when the first is needed."""
 
     @functools.cache
-    def pipeline() -> load.StableDiffusionPipeline:
+    def pipeline() -> Pipeline:
         load.configure_torch(view.compute)
         return load.load_pipeline(
             view.base_model, context.workspace.root, device=load.pick_device(view.compute)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from dreambooth_core import files
@@ -24,6 +23,7 @@ from dreambooth_core.evaluation import extractors, scores, suites
 from dreambooth_core.evaluation.scores import REAL, STEP_0, Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.models import load, sampling, weights
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
@@ -89,7 +89,7 @@ class Session:
     identity: BaseModelIdentity
     device: torch.device
     num_threads: int
-    pipeline: Callable[[], StableDiffusionPipeline]
+    pipeline: Callable[[], Pipeline]
 
     def model_sha256(self, checkpoint_sha256: str | None, *, base_sha256: str | None = None) -> str:
         """Everything about a model and a machine that makes its images what they are."""
@@ -99,7 +99,7 @@ class Session:
     def draw(
         self,
         context: StageContext,
-        pipe: StableDiffusionPipeline,
+        pipe: Pipeline,
         *,
         prompts: Sequence[str],
         seeds: Sequence[int],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.scores import ScoredModel
 from dreambooth_core.models import weights
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.records import CheckpointScore
 from dreambooth_core.registry import versions
 from dreambooth_core.registry.versions import VersionInfo
@@ -29,7 +29,7 @@ def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -
     session, version = evaluate.open_session(context, view.name), info.version
 
     @functools.cache
-    def pipeline() -> StableDiffusionPipeline:
+    def pipeline() -> Pipeline:
         return weights.load_exported(
             versions.fetch(tracking_of(context), info.uri),
             context.workspace.root,

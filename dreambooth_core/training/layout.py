@@ -6,12 +6,8 @@ The pipeline's layout is in here. The scripts of the seed document have another 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
-from dreambooth_core.models.lora import write_adapter
-from dreambooth_core.models.weights import write_unet
-from dreambooth_core.records import Method
 from dreambooth_core.training import published, resume
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainee import Trainee
@@ -74,17 +70,11 @@ class PipelineLayout:
                 self._write(trainer.trainee, step)
 
     def _write(self, trainee: Trainee, step: int) -> None:
-        folder, method = self._job.checkpoints_dir, self._job.train.method
+        folder = self._job.checkpoints_dir
         if published.read_checkpoint(folder, step=step) is None:
             published.write_checkpoint(
                 folder,
                 step=step,
-                method=method,
-                write_weights=lambda aside: write_weights(trainee, aside, method=method),
+                method=self._job.train.method,
+                write_weights=trainee.write,
             )
-
-
-def write_weights(trainee: Trainee, folder: Path, *, method: Method) -> None:
-    """Write the inference part of a checkpoint into `folder` (C3)."""
-    unet = trainee.denoiser.unet
-    write_adapter(unet, folder) if method == "lora" else write_unet(unet, folder)

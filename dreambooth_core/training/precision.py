@@ -11,6 +11,19 @@ from dreambooth_core.config import TrainSettings
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+_COMPUTE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def loaded_type(settings: TrainSettings) -> torch.dtype:
+    """The type that the networks are loaded in.
+
+    Beside adapters their own weights are only read: they are held in the type that is computed in.
+    Networks that are trained are loaded in the type of their weights.
+    """
+    if settings.method == "full":
+        return WEIGHT_DTYPES[settings.weight_dtype]
+    return _COMPUTE_DTYPES[settings.mixed_precision]
+
 
 def cast_trainable(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
     """Put the trained weights into their type: the one place where it is decided.

@@ -81,7 +81,12 @@ def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) 
 
 def _condition(batch: TrainBatch, device: torch.device) -> dict[str, torch.Tensor]:
     """What the denoiser is given of the rows' text, by the name of its argument."""
-    given = {"text_BLD": batch.text_BLD, "ids_EBL": batch.ids_EBL}
+    given = {
+        "text_BLD": batch.text_BLD,
+        "pooled_BP": batch.pooled_BP,
+        "ids_EBL": batch.ids_EBL,
+        "time_ids_B6": batch.time_ids_B6,
+    }
     return {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
 
 
@@ -129,8 +134,17 @@ def loss_of(
 
 
 def uses_dropout(model: nn.Module) -> bool:
-    """Whether any layer draws random numbers while it trains."""
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
+    """Whether any layer draws random numbers while it trains: a dropout, or an attention's own."""
+    return any(
+        part.p > 0 if isinstance(part, nn.Dropout) else _own_dropout(part) > 0
+        for part in model.modules()
+    )
+
+
+def _own_dropout(part: nn.Module) -> float:
+    """The rate of a layer that drops without a layer for it, as CLIP's attention does."""
+    rate = getattr(part, "dropout", 0.0)
+    return rate if isinstance(rate, float) else 0.0
 
 
 @contextlib.contextmanager

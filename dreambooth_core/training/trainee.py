@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.models import text
 from dreambooth_core.models.denoiser import Denoiser
-from dreambooth_core.models.load import load_component
-from dreambooth_core.models.lora import add_adapter
+from dreambooth_core.models.load import load_component, load_text_encoders
+from dreambooth_core.models.lora import add_adapter, write_adapter
+from dreambooth_core.models.weights import write_networks
+from dreambooth_core.records import Method
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.precision import cast_trainable
+from dreambooth_core.training.precision import cast_trainable, loaded_type
 from dreambooth_core.training.step import LossSettings
 
 
@@ -40,31 +46,65 @@ class Trainee:
     denoiser: Denoiser
     groups: tuple[ParameterGroup, ...]
     loss: LossSettings
+    method: Method
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """All trainable parameters, group by group."""
         return {name: p for group in self.groups for name, p in group.parameters.items()}
 
+    def write(self, folder: Path) -> None:
+        """Write what is trained as an inference tool loads it: networks, or one adapter file."""
+        write = write_adapter if self.method == "lora" else write_networks
+        write(self.denoiser.parts, folder)
+
 
 def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
-    """Load the base model's networks in fp32, choose what is trained, and put it on `device`."""
-    unet = load_component("unet", job.base_model, job.workspace_root, device=device)
-    unet.requires_grad_(job.train.method == "full")
-    if job.train.lora is not None and job.train.method == "lora":
-        add_adapter(unet, job.train.lora, seed=job.train.seed)
-    unet.train()
-    if job.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    denoiser = Denoiser(unet)
-    trainee = Trainee(denoiser=denoiser, groups=_groups(denoiser, job), loss=_loss_settings(job))
+    """Load the base model's networks, choose what is trained, and put it on `device`.
+
+    Raises SettingsError when adapters are asked for where there are no such layers.
+    """
+    denoiser = _load_denoiser(job, device=device)
+    for part, module in denoiser.parts.items():
+        if job.train.method == "lora":
+            assert job.train.lora is not None  # the settings see to it
+            add_adapter(module, job.train.lora, part=part, seed=job.train.seed)
+        else:
+            module.requires_grad_(True)
+        if job.train.gradient_checkpointing:
+            _checkpoint_gradients(module)
+    for parameter in text.unread_parameters(denoiser.text_encoders):
+        parameter.requires_grad_(False)
+    denoiser.train()
+    trainee = Trainee(
+        denoiser=denoiser,
+        groups=_groups(denoiser, job.train),
+        loss=_loss_settings(job),
+        method=job.train.method,
+    )
     cast_trainable(trainee.trainable, job.train)
     return trainee
 
 
-def _groups(denoiser: Denoiser, job: TrainJob) -> tuple[ParameterGroup, ...]:
+def _load_denoiser(job: TrainJob, *, device: torch.device) -> Denoiser:
+    base, root, dtype = job.base_model, job.workspace_root, loaded_type(job.train)
+    unet = load_component("unet", base, root, device=device, dtype=dtype)
+    if not job.train.train_text_encoder:
+        return Denoiser(unet)
+    return Denoiser(unet, load_text_encoders(base, root, device=device, dtype=dtype))
+
+
+def _checkpoint_gradients(module: nn.Module) -> None:
+    """The same switch, which the two libraries call by two names."""
+    model: Any = module
+    if hasattr(model, "enable_gradient_checkpointing"):
+        model.enable_gradient_checkpointing()
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _groups(denoiser: Denoiser, train: TrainSettings) -> tuple[ParameterGroup, ...]:
     """One group for each network, with the learning rate that is its own."""
-    train = job.train
     text_rate = train.text_encoder_lr or train.peak_rate
     return tuple(
         ParameterGroup(

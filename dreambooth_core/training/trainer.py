@@ -60,7 +60,7 @@ class Trainer:
         """Add up the gradients of the update after `step` completed ones, over all processes."""
         accumulation = self._settings.gradient_accumulation_steps
         device = self._accelerator.device
-        self.updates.begin(step + 1, learning_rates=[rate.at(step) for rate in self._rates])
+        self.updates.begin(step + 1, learning_rates=self._rates_of(step))
         sums = torch.zeros(3, device=device)
         micro_steps: list[RowErrors] = []
         for micro in range(accumulation):
@@ -101,6 +101,11 @@ class Trainer:
         turn = step * self._settings.gradient_accumulation_steps + micro
         first = (turn * self._accelerator.num_processes + self._accelerator.process_index) * size
         return range(first, first + size)
+
+    def _rates_of(self, step: int) -> list[float]:
+        """A rate for each group; 0 for those that rest, where updates are part of the backward."""
+        groups = zip(self.trainee.groups, self._rates, strict=True)
+        return [rate.at(step) if group.is_trained_at(step) else 0.0 for group, rate in groups]
 
     def _rest(self, step: int) -> None:
         """Drop the gradients of groups that rest: neither the norm nor the update sees them."""

@@ -33,14 +33,19 @@ def folder(tmp_path: Path) -> Path:
         means = [torch.full((4, 8, 8), 100.0 * index + 10 * view) for view in range(num_views)]
         logvar = torch.full((num_views, 4, 8, 8), 2 * torch.tensor(MEAN_STD).log().item())
         name = f"moments/{index}.safetensors"
-        write_tensors(tmp_path / name, {"mean": torch.stack(means), "logvar": logvar})
+        sizes = torch.tensor([[80.0, 160.0, 0.0, 10.0 * view] for view in range(num_views)])
+        moments = {"mean": torch.stack(means), "logvar": logvar, "size": sizes}
+        write_tensors(tmp_path / name, moments)
         entries.append(
             CachedImage(
                 image=f"images/{index}.png", role=role, prompt=PROMPTS[role], file=name,
                 num_views=num_views,
             )
         )  # fmt: skip
-    text = {prompt_key(p): torch.full((77, 32), float(i)) for i, p in enumerate(PROMPTS.values())}
+    text = {}
+    for number, prompt in enumerate(PROMPTS.values()):
+        text[prompt_key(prompt, "hidden")] = torch.full((77, 32), float(number))
+        text[prompt_key(prompt, "ids")] = torch.full((1, 77), number)
     write_tensors(tmp_path / "text.safetensors", text)
     LatentCache(
         fingerprint="f", base_model=BaseModelIdentity(name="m", revision=None, sha256="a"),
@@ -86,6 +91,9 @@ def test_one_class_row_per_instance_row_with_its_own_prompt(folder: Path) -> Non
     assert batch.position_B == (4, 9, 4, 9)
     assert batch.latents_BCHW.shape == (4, 4, 8, 8)
     assert batch.text_BLD[:, 0, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert batch.ids_EBL is not None
+    assert batch.ids_EBL[0, :, 0].tolist() == [0, 0, 1, 1]
+    assert batch.pooled_BP is None
     alone = dataset(folder, with_class_rows=False).rows_at([4, 9])
     assert alone.is_class_B == (False, False)
     assert torch.equal(alone.latents_BCHW, batch.latents_BCHW[:2])
@@ -97,6 +105,14 @@ def test_latents_are_scale_times_mean_plus_std_noise(folder: Path) -> None:
     noise = torch.randn(4, 8, 8, generator=generator_for(42, "vae/instance", 17))
     expected = SCALE * (100.0 * index + 10 * sample.view + MEAN_STD * noise)
     torch.testing.assert_close(sample.latents_Chw, expected)
+
+
+def test_time_ids_are_the_sizes_of_the_rows_own_view(folder: Path) -> None:
+    batch = dataset(folder, with_class_rows=False).rows_at(range(20))
+    assert batch.time_ids_B6 is not None
+    for position, ids in enumerate(batch.time_ids_B6.tolist()):
+        view = dataset(folder).sample_at(position, role="instance").view
+        assert ids == [80, 160, 0, 10 * view, 64, 64]
 
 
 def test_views_are_drawn_evenly_and_independently_of_the_image(folder: Path) -> None:

@@ -31,8 +31,8 @@ def encoders(tiny_sd: Path) -> Encoders:
     base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
     return Encoders(
         vae=load.load_component("vae", base, tiny_sd, device=CPU),
-        text_encoder=load.load_component("text_encoder", base, tiny_sd, device=CPU),
-        tokenizer=load.load_component("tokenizer", base, tiny_sd),
+        text_encoders=tuple(load.load_text_encoders(base, tiny_sd).values()),
+        tokenizers=load.load_tokenizers(base, tiny_sd),
         identity=IDENTITY,
     )
 
@@ -90,11 +90,13 @@ def test_text_embeddings_are_those_that_the_pipeline_uses(
     text = read_tensors(tmp_path / "out" / str(record.text_file))
     base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
     pipe = load.load_pipeline(base, tiny_sd, device=CPU)
-    assert len(text) == 2
+    assert len(text) == 4  # two prompts, each with ids and hidden states
     for one in sets:
         with torch.inference_mode():
             expected, _ = pipe.encode_prompt(one.prompt, CPU, 1, do_classifier_free_guidance=False)
-        assert torch.equal(text[cache.prompt_key(one.prompt)], expected[0])
+        assert torch.equal(text[cache.prompt_key(one.prompt, "hidden")], expected[0])
+        ids = pipe.tokenizer(one.prompt, padding="max_length", return_tensors="pt").input_ids
+        assert torch.equal(text[cache.prompt_key(one.prompt, "ids")], ids)
 
 
 def test_record_comes_last_and_lists_every_file(
@@ -222,9 +224,37 @@ def test_a_stop_is_heeded_and_what_was_encoded_stays(
     assert not (tmp_path / "out" / "record.json").exists()
 
 
-def test_without_text_encoder_no_embedding_is_kept(
+def test_two_text_encoders_give_what_the_sdxl_pipeline_uses(
+    tmp_path: Path, sets: list[ImageSet], tiny_sdxl: Path
+) -> None:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sdxl))
+    encoders = Encoders(
+        vae=load.load_component("vae", base, tiny_sdxl, device=CPU),
+        text_encoders=tuple(load.load_text_encoders(base, tiny_sdxl).values()),
+        tokenizers=load.load_tokenizers(base, tiny_sdxl),
+        identity=IDENTITY,
+    )
+    record = build(tmp_path, sets, encoders)
+    text = read_tensors(tmp_path / "out" / record.text_file)
+    pipe = load.load_pipeline(base, tiny_sdxl, device=CPU)
+    for one in sets:
+        with torch.inference_mode():
+            hidden, _, pooled, _ = pipe.encode_prompt(
+                one.prompt, device=CPU, do_classifier_free_guidance=False
+            )
+        assert torch.equal(text[cache.prompt_key(one.prompt, "hidden")], hidden[0])
+        assert torch.equal(text[cache.prompt_key(one.prompt, "pooled")], pooled[0])
+        ids_EL = text[cache.prompt_key(one.prompt, "ids")]
+        assert ids_EL.shape == (2, 77)
+        assert not torch.equal(*ids_EL)  # the second tokenizer pads with "!"
+    assert record.latent_scale == 0.13025
+
+
+def test_sizes_are_the_pictures_and_the_places_of_its_crops(
     tmp_path: Path, sets: list[ImageSet], encoders: Encoders
 ) -> None:
-    record = build(tmp_path, sets, replace(encoders, text_encoder=None))
-    assert record.text_file is None
-    assert not (tmp_path / "out" / "text.safetensors").exists()
+    record = build(tmp_path, sets, encoders)
+    sizes = read_tensors(tmp_path / "out" / record.images[0].file)["size"]
+    sha256 = sets[0].manifest.images[0].sha256
+    views = cache.transform.views_of((160, 80), SETTINGS, sha256=sha256)
+    assert sizes.tolist() == [[80, 160, view.top, view.left] for view in views]

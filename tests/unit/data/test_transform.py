@@ -65,6 +65,20 @@ def test_the_shorter_side_becomes_the_resolution(
     assert transform.scaled_size(size, resolution=64) == expected
 
 
+def test_a_mirrored_views_place_is_that_in_the_mirrored_picture() -> None:
+    ramp = np.zeros((64, 128, 3), dtype=np.uint8)
+    ramp[..., 0] = np.arange(128)
+    picture = Image.fromarray(ramp)
+    flips = settings(center_crop=False, crops_per_image=1, random_flip=True)
+    (plain, mirrored) = transform.sizes_of(picture, flips, sha256=SHA).tolist()
+    left = plain[3]
+    assert plain[:3] == mirrored[:3] == [64, 128, 0]
+    assert mirrored[3] == 128 - 64 - left
+    cut = transform.cut(picture, View(int(left), 0, mirrored=True), resolution=64)
+    begin = int(mirrored[3])
+    assert np.array_equal(np.asarray(cut), ramp[:, ::-1][:, begin : begin + 64])
+
+
 def test_cut_takes_the_pixels_that_the_view_names() -> None:
     ramp = np.zeros((64, 128, 3), dtype=np.uint8)
     ramp[..., 0] = np.arange(128)

@@ -11,7 +11,7 @@ import torch
 
 from dreambooth_core.config import BaseModelSettings, ComputeSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, source
+from dreambooth_core.models import families, load, source
 
 CPU = torch.device("cpu")
 
@@ -160,17 +160,28 @@ def test_pickled_weights_are_never_loaded(copy: Path, tmp_path: Path) -> None:
         load.load_component("unet", base("assets/sd"), tmp_path, device=CPU)
 
 
-def test_components_are_those_of_the_pipeline_to_the_bit(tiny_sd: Path) -> None:
-    settings = base(tiny_sd)
-    pipe = load.load_pipeline(settings, tiny_sd, device=CPU)
-    for name in ("unet", "vae", "text_encoder"):
-        apart = load.load_component(name, settings, tiny_sd, device=CPU)
+@pytest.mark.parametrize("model", ["tiny_sd", "tiny_sd2", "tiny_sdxl"])
+def test_components_are_those_of_the_pipeline_to_the_bit(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    settings = base(folder)
+    pipe = load.load_pipeline(settings, folder, device=CPU)
+    apart = {
+        "unet": load.load_component("unet", settings, folder, device=CPU),
+        "vae": load.load_component("vae", settings, folder, device=CPU),
+        **load.load_text_encoders(settings, folder),
+    }
+    assert len(apart) == (4 if model == "tiny_sdxl" else 3)
+    for name, part in apart.items():
         for key, value in getattr(pipe, name).state_dict().items():
-            assert torch.equal(apart.state_dict()[key], value), f"{name}.{key}"
-        assert not apart.training
-    tokenizer = load.load_component("tokenizer", settings, tiny_sd)
-    assert tokenizer("a photo").input_ids == pipe.tokenizer("a photo").input_ids
-    schedule = load.load_component("scheduler", settings, tiny_sd)
+            assert torch.equal(part.state_dict()[key], value), f"{name}.{key}"
+        assert not part.training
+    tokenizer = load.load_tokenizers(settings, folder)[-1]
+    own = pipe.tokenizer_2 if model == "tiny_sdxl" else pipe.tokenizer
+    padded = {"padding": "max_length", "max_length": 20}
+    assert tokenizer("a photo", **padded).input_ids == own("a photo", **padded).input_ids
+    schedule = load.load_component("scheduler", settings, folder)
     assert schedule.config.num_train_timesteps == 1000
     assert schedule.config.beta_schedule == "scaled_linear"
 
@@ -199,3 +210,26 @@ def test_cuda_without_a_gpu_is_refused_and_auto_falls_back() -> None:
         assert load.pick_device(compute("auto")).type == "cpu"
         with pytest.raises(SettingsError, match=r"finds no GPU.*what to do: set compute.device"):
             load.pick_device(compute("cuda"))
+
+
+def _edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_family_is_told_by_the_configs_whatever_the_folders_name(
+    tiny_sd: Path, tiny_sd2: Path, tiny_sdxl: Path
+) -> None:
+    found = [families.pipeline_family(folder).name for folder in (tiny_sd, tiny_sd2, tiny_sdxl)]
+    assert found == ["sd", "sd", "sdxl"]
+
+
+def test_an_inpainting_unet_in_the_same_pipeline_class_is_refused(copy: Path) -> None:
+    _edit(copy / "unet" / "config.json", in_channels=9)
+    with pytest.raises(SettingsError, match=r"takes other inputs.*found: in_channels 9"):
+        families.pipeline_family(copy)
+
+
+def test_a_pipeline_without_its_text_encoder_is_refused(copy: Path) -> None:
+    _edit(copy / "model_index.json", text_encoder=[None, None])
+    with pytest.raises(SettingsError, match="lacks text_encoder"):
+        families.pipeline_family(copy)

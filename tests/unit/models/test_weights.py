@@ -51,11 +51,11 @@ def trained(
     folder.mkdir()
     if request.param == "full":
         shake(list(unet.parameters()), seed=1)
-        weights.write_unet(unet, folder)
+        weights.write_networks({"unet": unet}, folder)
     else:
-        lora.add_adapter(unet, LORA, seed=1)
+        lora.add_adapter(unet, LORA, part="unet", seed=1)
         shake(lora.adapter_parameters(unet), seed=1)
-        lora.write_adapter(unet, folder)
+        lora.write_adapter({"unet": unet}, folder)
     return folder, record(folder, request.param)
 
 
@@ -122,7 +122,7 @@ def test_weights_of_another_shape_are_refused(base: BaseModelSettings, tmp_path:
     before = picture(pipe)
     config = {**pipe.unet.config, "layers_per_block": 2}
     folder = tmp_path / "checkpoint-10"
-    weights.write_unet(UNet2DConditionModel.from_config(config), folder)
+    weights.write_networks({"unet": UNet2DConditionModel.from_config(config)}, folder)
     with (
         pytest.raises(CorruptRecordError, match="do not fit the base model"),
         weights.applied(pipe, folder, record(folder, "full")),
@@ -135,7 +135,7 @@ def test_checkpoint_loads_as_the_snippets_promise_and_names_no_path(
     base: BaseModelSettings, tmp_path: Path
 ) -> None:
     unet = load.load_component("unet", base, tmp_path, device=CPU)
-    weights.write_unet(unet, tmp_path / "checkpoint-5")
+    weights.write_networks({"unet": unet}, tmp_path / "checkpoint-5")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "checkpoint-5" / "unet")
     for name, tensor in unet.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
@@ -172,9 +172,9 @@ def test_adapter_refuses_a_base_that_is_not_its_own(
     tiny_sd: Path, base: BaseModelSettings, tmp_path: Path
 ) -> None:
     unet = load.load_component("unet", base, tmp_path, device=CPU)
-    lora.add_adapter(unet, LORA, seed=1)
+    lora.add_adapter(unet, LORA, part="unet", seed=1)
     folder = tmp_path / "checkpoint-10"
-    lora.write_adapter(unet, folder)
+    lora.write_adapter({"unet": unet}, folder)
     own = tmp_path / "models" / "own"
     shutil.copytree(tiny_sd, own)
     settings = BaseModelSettings(pretrained_model_name_or_path="models/own")

@@ -19,6 +19,8 @@ from tests import tiny_models
 
 NUM_INSTANCE, NUM_CLASS = 4, 6
 LORA = {"rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_layers": ("to_q", "to_v")}
+BEGIN = len(tiny_models.tiny_tokenizer()) - 2
+"""The token that begins every prompt; the next one ends it."""
 FULL: dict[str, Any] = {
     "method": "full",
     "learning_rate": 1e-3,
@@ -90,16 +92,18 @@ def make_job(
 
 
 def rows_at(positions: Sequence[int], *, with_class: bool = True, seed: int = 42) -> TrainBatch:
-    """Instance rows, then class rows, each of its own generator."""
+    """Instance rows, then class rows, each of its own generator; for any tiny family."""
     rows = [(p, False) for p in positions] + [(p, True) for p in positions if with_class]
     side, channels = tiny_models.LATENT_SIDE, tiny_models.LATENT_CHANNELS
-    latents, texts, names = [], [], []
+    latents, texts, pooled, ids, names = [], [], [], [], []
     for position, is_class in rows:
         index = position % (NUM_CLASS if is_class else NUM_INSTANCE)
         generator = generator_for(seed, f"test-image-{is_class}", index)
         latents.append(torch.randn(channels, side, side, generator=generator))
         text = generator_for(seed, f"test-text-{is_class}")
         texts.append(torch.randn(5, tiny_models.TEXT_WIDTH, generator=text))
+        pooled.append(torch.randn(tiny_models.TEXT_WIDTH // 2, generator=text))
+        ids.append(torch.tensor([BEGIN, *torch.randint(256, (3,), generator=text), BEGIN + 1]))
         names.append(f"{'class' if is_class else 'instance'}/{index}.png")
     return TrainBatch(
         latents_BCHW=torch.stack(latents),
@@ -107,6 +111,9 @@ def rows_at(positions: Sequence[int], *, with_class: bool = True, seed: int = 42
         is_class_B=tuple(is_class for _, is_class in rows),
         position_B=tuple(position for position, _ in rows),
         image_B=tuple(names),
+        pooled_BP=torch.stack(pooled),
+        ids_EBL=torch.stack([torch.stack(ids)] * 2),
+        time_ids_B6=torch.tensor([[96.0, 96, 0, 0, 64, 64]]).repeat(len(rows), 1),
     )
 
 

@@ -1,0 +1,71 @@
+"""Prompts as the pipelines embed them: token ids, hidden states and pooled embeddings.
+
+One text encoder gives its last hidden state (Stable Diffusion 1 and 2). Two give the states before
+their last layers, side by side, and the second also its pooled embedding (SDXL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from dreambooth_core.errors import DataError
+
+# B prompts, E text encoders, L tokens, D text width, P width of a pooled embedding
+
+
+class TextEmbedding(NamedTuple):
+    """What the U-Net is told of some prompts; pooled only where there are two encoders."""
+
+    text_BLD: torch.Tensor
+    pooled_BP: torch.Tensor | None
+
+
+def token_ids(prompt: str, tokenizers: Sequence[CLIPTokenizer]) -> torch.Tensor:
+    """A prompt's token ids for each text encoder, [E, L], padded to the tokenizers' length.
+
+    Raises DataError for a prompt that is too long to be seen whole.
+    """
+    return torch.cat([_ids_of(prompt, tokenizer) for tokenizer in tokenizers])
+
+
+def _ids_of(prompt: str, tokenizer: CLIPTokenizer) -> torch.Tensor:
+    limit = tokenizer.model_max_length
+    num_tokens = len(tokenizer(prompt).input_ids)
+    if num_tokens > limit:
+        raise DataError(
+            f"the prompt {prompt!r} does not fit the text encoder",
+            got=f"{num_tokens} tokens",
+            allowed=f"{limit} tokens",
+            hint="shorten the subject's identifier or class_noun, or the photo's caption",
+        )
+    return tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
+
+
+def encode(text_encoders: Sequence[nn.Module], ids_EBL: torch.Tensor) -> TextEmbedding:
+    """Embed prompts by their token ids, without an attention mask."""
+    if len(text_encoders) == 1:
+        last: Any = text_encoders[0](ids_EBL[0])
+        return TextEmbedding(last.last_hidden_state, pooled_BP=None)
+    outputs: list[Any] = [
+        encoder(ids_BL, output_hidden_states=True)
+        for encoder, ids_BL in zip(text_encoders, ids_EBL, strict=True)
+    ]
+    hidden = [output.hidden_states[-2] for output in outputs]
+    return TextEmbedding(torch.cat(hidden, dim=-1), pooled_BP=outputs[-1].text_embeds)
+
+
+def unread_parameters(text_encoders: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Parameters that nothing of an embedding depends on, so that no gradient reaches them.
+
+    Of two encoders the first is read before its last layer and is not pooled.
+    """
+    if len(text_encoders) < 2:
+        return []
+    first: Any = text_encoders[0]
+    stack = getattr(first, "text_model", first)
+    return [*stack.encoder.layers[-1].parameters(), *stack.final_layer_norm.parameters()]
