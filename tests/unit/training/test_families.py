@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dreambooth_core.models import load, weights
 from dreambooth_core.models.families import text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import TrainingRun
-from dreambooth_core.training import resume
 from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.update_plain import WEIGHTS
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -43,12 +44,14 @@ def _predictions(trainee, rows) -> torch.Tensor:
         )
 
 
+def _state(job, *, step: int) -> dict[str, torch.Tensor]:
+    return load_file(job.resume_dir / f"step-{step:08d}" / WEIGHTS)
+
+
 def _trained(job):
     """The trainee with the weights of the job's newest state."""
     trainee = load_trainee(job, device=CPU)
-    record = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
-    assert record is not None
-    for name, value in resume.load_state(job.resume_dir, record).weights.items():
+    for name, value in _state(job, step=job.train.max_train_steps).items():
         trainee.trainable[name].data.copy_(value)
     return trainee
 
@@ -100,11 +103,7 @@ def test_the_text_encoder_has_its_own_rate_and_rests_after_its_last_step(tmp_pat
         checkpoints_total_limit=4,
     )
     tiny.train(job)
-    states = [
-        resume.load_state(job.resume_dir, record).weights
-        for step in range(1, 5)
-        if (record := resume.newest_state(job.resume_dir, fingerprint="f" * 64, at_most=step))
-    ]
+    states = [_state(job, step=step) for step in range(1, 5)]
     base = {n: p.detach() for n, p in load_trainee(job, device=CPU).trainable.items()}
     text, unet = "text_encoder.final_layer_norm.weight", "unet.conv_in.weight"
     # AdamW's first update moves a weight by its rate, plus the decay of 1 % of it
