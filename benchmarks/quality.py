@@ -1,0 +1,303 @@
+"""Time to quality: how long until we have what the peer's best checkpoint is.
+
+    python benchmarks/quality.py tune --baseline PATH/train_dreambooth.py
+
+chooses the peer's learning rate on a subject of its own, over a grid of five, and writes
+`benchmarks/results/peer-learning-rate.json`. The measurement itself is a part of `train.py`.
+
+The peer runs as the seed document has it (prior preservation, 200 class images, batch 1, 800
+steps), with that rate and a checkpoint every 100 steps. All its checkpoints are scored; its best is
+the one that our selection rule takes, or that with the highest DINO when none qualifies. Its time
+is from typing the command, with no class images there, to that checkpoint's last byte. Ours is the
+same for our first checkpoint with at least that DINO, whose CLIP-T is not lower (by more than the
+noise: paired by prompt and seed, 95 %). Scoring is outside of both times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import measured  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from diffusers import UNet2DConditionModel  # noqa: E402
+from watching import middle  # noqa: E402
+
+from dreambooth_core import config, files  # noqa: E402
+from dreambooth_core.evaluation import extractors, scores, suites  # noqa: E402
+from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
+from dreambooth_core.evaluation.store import ScoreStore  # noqa: E402
+from dreambooth_core.models import load, sampling  # noqa: E402
+from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
+from dreambooth_core.records import CheckpointScore  # noqa: E402
+
+RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
+TUNED_ON = ("mug-stripes", 0)
+SUBJECTS, SEEDS = ("backpack-red", "car-racer", "cat-patches"), (0, 1)
+RATE_FILE = ROOT / "benchmarks" / "results" / "peer-learning-rate.json"
+PEER = {
+    "num_class_images": 200,
+    "max_train_steps": 800,
+    "checkpointing_steps": 100,
+    "train_batch_size": 1,
+}
+
+
+def our_recipe() -> dict[str, Any]:
+    """The shipped settings of the pocket model, as flags; a checkpoint every 30 steps."""
+    shipped = config.load_settings(ROOT / "params.yaml")
+    train, prior = shipped.train, shipped.prior
+    assert prior is not None
+    return {
+        "num_class_images": prior.num_class_images,
+        "sample_batch_size": prior.sample_batch_size,
+        "prior_loss_weight": prior.prior_loss_weight,
+        "max_train_steps": train.max_train_steps,
+        "train_batch_size": train.train_batch_size,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler": train.lr_scheduler,
+        "checkpointing_steps": 30,
+    }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint: when it was whole, and its scores."""
+
+    step: int
+    seconds: float
+    row: CheckpointScore
+
+    @property
+    def dino(self) -> float:
+        assert self.row.dino is not None
+        return self.row.dino.mean
+
+
+def measure(bench: Any) -> dict[str, Any]:
+    """The ratio of every subject and seed, and their median."""
+    rate = json.loads(RATE_FILE.read_text())["learning_rate"]
+    runs = []
+    for name in SUBJECTS:
+        for seed in SEEDS:
+            peer = trained(bench, "peer", name, seed, {**PEER, "learning_rate": rate})
+            ours = trained(bench, "ours", name, seed, our_recipe())
+            runs.append(
+                {
+                    "subject": name,
+                    "seed": seed,
+                    **compare(peer, ours, base(bench, name), real(bench, name)),
+                }
+            )
+            print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+    reached = [run["ratio"] for run in runs if run["ratio"] is not None]
+    whole = len(reached) == len(runs)
+    return {"runs": runs, "ratio": middle(reached) if whole else None, "peer_learning_rate": rate}
+
+
+def compare(
+    peer: list[Scored], ours: list[Scored], base: CheckpointScore, real_dino: float
+) -> dict[str, Any]:
+    """Our time to the peer's best, as the peer's time divided by ours."""
+    best = best_of(peer, base, real_dino)
+    found = next((one for one in ours if one.dino >= best.dino and not_lower(one, best)), None)
+    result: dict[str, Any] = {
+        "peer": _shown(best),
+        "ours": _shown(found) if found else None,
+        "our_best": _shown(best_of(ours, base, real_dino)),
+        "ratio": round(best.seconds / found.seconds, 2) if found else None,
+    }
+    return result
+
+
+def _shown(one: Scored) -> dict[str, Any]:
+    assert one.row.clip_t and one.row.pres
+    return {
+        "step": one.step,
+        "seconds": round(one.seconds, 1),
+        "dino": round(one.dino, 4),
+        "clip_t": round(one.row.clip_t.mean, 4),
+        "pres": round(one.row.pres.mean, 4),
+    }
+
+
+def best_of(checkpoints: list[Scored], base: CheckpointScore, real_dino: float) -> Scored:
+    """The one with the highest DINO among those that keep CLIP-T and PRES; else among all."""
+    assert base.text_range and base.clip_t and base.pres
+    settings = config.load_settings(ROOT / "params.yaml").select
+    least = base.clip_t.mean - settings.max_clip_t_loss * base.text_range
+    most = base.pres.mean + settings.max_pres_gain * (real_dino - base.pres.mean)
+
+    def qualifies(one: Scored) -> bool:
+        assert one.row.clip_t and one.row.pres
+        return one.row.clip_t.mean >= least and one.row.pres.mean <= most
+
+    return max([c for c in checkpoints if qualifies(c)] or checkpoints, key=lambda c: c.dino)
+
+
+def not_lower(one: Scored, other: Scored) -> bool:
+    """Whether CLIP-T is not lower by more than the noise, paired by prompt and seed."""
+    pairs = zip(one.row.images, other.row.images, strict=True)
+    change = mean_estimate(np.array([a.clip_t - b.clip_t for a, b in pairs]), samples=2000, seed=0)
+    return change.high >= 0
+
+
+# ---- training and scoring -----------------------------------------------------------------------
+
+
+def trained(bench: Any, side: str, name: str, seed: int, recipe: dict[str, Any]) -> list[Scored]:
+    """Train one side from nothing and score every checkpoint; kept, so it is done once."""
+    key = files.digest_of([side, name, seed, recipe])[:12]
+    kept = bench.workspace / "quality" / f"{side}-{name}-{seed}-{key}.json"
+    if kept.is_file():
+        return [
+            Scored(c["step"], c["seconds"], CheckpointScore.model_validate(c["row"]))
+            for c in json.loads(kept.read_text())
+        ]
+    noun, out = name.split("-")[0], bench.workspace / f"quality-{side}"
+    for folder in (out, bench.workspace / f"class-{side}"):
+        shutil.rmtree(folder, ignore_errors=True)
+    began = time.time()
+    bench.run(
+        side,
+        bench.flags(
+            side,
+            instance_data_dir=ROOT / "examples" / name,
+            output_dir=out,
+            instance_prompt=f"a photo of sks {noun}",
+            class_prompt=f"a photo of {noun}",
+            seed=seed,
+            **recipe,
+        ),
+    )
+    checkpoints = []
+    for folder in sorted(out.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])):
+        written = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
+        step = int(folder.name.split("-")[1])
+        checkpoints.append(Scored(step, written - began, score(bench, name, folder, step=step)))
+    files.write_json(
+        kept,
+        [{"step": c.step, "seconds": c.seconds, "row": c.row.to_json()} for c in checkpoints],
+    )
+    return checkpoints
+
+
+def base(bench: Any, name: str) -> CheckpointScore:
+    """The row of the base model."""
+    return score(bench, name, bench.model, step=0)
+
+
+def real(bench: Any, name: str) -> float:
+    """DINO of the photos against each other."""
+    row = scores.score_real(_evaluator(bench.workspace, name))
+    assert row.dino is not None
+    return row.dino.mean
+
+
+def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
+    """A row of scores with the pipeline's own scorers and the shipped suite."""
+    evaluator, pipe = _evaluator(bench.workspace, name), measured.pipeline(bench.model)
+    own = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
+    try:
+        pipe.unet.load_state_dict(
+            UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
+        )
+        plan = evaluator.plan
+        return scores.score_checkpoint(
+            evaluator,
+            model=ScoredModel(
+                name=f"checkpoint-{step}" if step else scores.STEP_0,
+                step=step,
+                sha256=files.digest_of(files.tree_hashes(folder / "unet")),
+            ),
+            sampler=lambda prompts, seeds: sampling.sample(
+                pipe,
+                prompts=prompts,
+                seeds=seeds,
+                steps=plan.steps,
+                guidance=plan.guidance,
+                resolution=plan.resolution,
+                batch_size=plan.batch_size,
+            ),
+        )
+    finally:
+        pipe.unet.load_state_dict(own)
+
+
+@functools.cache
+def _evaluator(workspace: Path, name: str) -> Evaluator:
+    shipped = config.load_settings(ROOT / "params.yaml")
+    device = torch.device("cpu")
+    clip = extractors.load_clip(shipped.evaluate.clip, root=ROOT, device=device)
+    dino = extractors.load_dino(shipped.evaluate.dino, root=ROOT, device=device)
+    subject = config.SubjectSettings(
+        instance_dir="", identifier="sks", class_noun=name.split("-")[0], prompts=None, overrides={}
+    )
+    plan = suites.make_plan(
+        shipped.evaluate,
+        suite=suites.load_suite(shipped.evaluate.suite, root=ROOT),
+        subject=subject,
+        sampler=load.sampler_name(shipped.base_model, ROOT),
+        resolution=measured.SIDE,
+    )
+    photos = sorted((ROOT / "examples" / name).glob("*.png"))
+    return Evaluator(
+        plan=plan,
+        clip=clip,
+        dino=dino,
+        references=scores.make_references(photos, clip=clip, dino=dino),
+        store=ScoreStore(workspace / "scores"),
+        bootstrap=scores.Bootstrap(samples=500, seed=0),
+    )
+
+
+def tune(bench: Any) -> dict[str, Any]:
+    """The rate of the grid whose best checkpoint has the highest DINO."""
+    name, seed = TUNED_ON
+    reached = {
+        rate: best_of(
+            trained(bench, "peer", name, seed, {**PEER, "learning_rate": rate}),
+            base(bench, name),
+            real(bench, name),
+        )
+        for rate in RATES
+    }
+    chosen = max(reached, key=lambda rate: reached[rate].dino)
+    return {
+        "subject": name,
+        "seed": seed,
+        "learning_rate": chosen,
+        "grid": {f"{rate:g}": _shown(one) for rate, one in reached.items()},
+    }
+
+
+def main() -> None:
+    import train
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["tune"])
+    parser.add_argument("--baseline", type=Path, required=True)
+    parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "bench-train")
+    arguments = parser.parse_args()
+    workspace = arguments.workspace.resolve()
+    workspace.mkdir(parents=True, exist_ok=True)
+    bench = train.Bench(arguments.baseline.resolve(), workspace, measured.base_model(workspace))
+    result = {"machine": measured.machine(), **tune(bench)}
+    files.write_json(RATE_FILE, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
