@@ -84,6 +84,11 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
     return {section: dumped[section] for section in sections}
 
 
+def evaluation_of(context: StageContext, subject: str) -> Evaluation:
+    """What the evaluate stage has published. Raises CorruptRecordError where it has not."""
+    return Evaluation.read(context.workspace.stage_dir(subject, "evaluate"))
+
+
 def table_of(evaluation: Evaluation) -> Scores:
     """The rows without their samples, as `scores.json` holds them (C6)."""
     kept = set(ScoreRow.model_fields)

@@ -13,13 +13,13 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.records import Evaluation, RegisteredVersion, Verdict
+from dreambooth_core.records import RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.stages import registered
-from dreambooth_core.stages.common import VERDICT, StageContext
+from dreambooth_core.stages.common import VERDICT, StageContext, evaluation_of
 from dreambooth_core.stages.registered import tracking_of
 
 
@@ -64,7 +64,7 @@ def label(version: RegisteredVersion) -> str:
 
 
 def _challenger(context: StageContext, subject: str, version: RegisteredVersion) -> Contender:
-    evaluation = _evaluation(context, subject)
+    evaluation = evaluation_of(context, subject)
     return Contender(
         name=label(version),
         qualified=version.qualified,
@@ -84,7 +84,7 @@ def _champion(
         return None
     version = champion.version
     if version.version == challenger.version:
-        row = _evaluation(context, view.name).row(version.checkpoint)
+        row = evaluation_of(context, view.name).row(version.checkpoint)
     else:
         from dreambooth_core.stages import rescore  # torch: only when there is something to score
 
@@ -93,7 +93,7 @@ def _champion(
         name=label(version),
         qualified=version.qualified,
         row=row,
-        harness=_evaluation(context, view.name).harness,
+        harness=evaluation_of(context, view.name).harness,
     )
 
 
@@ -101,12 +101,8 @@ def _noise(context: StageContext, view: SubjectView) -> Noise:
     return Noise(
         samples=view.evaluate.bootstrap_samples,
         seed=view.evaluate.seed,
-        text_range=_evaluation(context, view.name).text_range,
+        text_range=evaluation_of(context, view.name).text_range,
     )
-
-
-def _evaluation(context: StageContext, subject: str) -> Evaluation:
-    return Evaluation.read(context.workspace.stage_dir(subject, "evaluate"))
 
 
 def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict) -> None:

@@ -11,7 +11,6 @@ from dreambooth_core.models import load, weights
 from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
-    Evaluation,
     ModelVersion,
     RegisteredVersion,
     Scores,
@@ -25,6 +24,7 @@ from dreambooth_core.report import card
 from dreambooth_core.stages import lineage
 from dreambooth_core.stages.common import (
     StageContext,
+    evaluation_of,
     fingerprint,
     picture_name,
     publishing,
@@ -61,7 +61,7 @@ def describe(context: StageContext, subject: str) -> ModelVersion:
         {
             "checkpoint": checkpoint.sha256,
             "selection": selection.to_json(),
-            "evaluation": _evaluation(context, subject).harness.to_json(),
+            "evaluation": evaluation_of(context, subject).harness.to_json(),
         },
     )
     return ModelVersion(
@@ -76,10 +76,6 @@ def selected(context: StageContext, subject: str) -> tuple[Selection, Checkpoint
         raise StageError("no checkpoint was selected", got=selection.rule)
     training = TrainingRun.read(context.workspace.stage_dir(subject, "train"))
     return selection, next(c for c in training.checkpoints if c.name == selection.best)
-
-
-def _evaluation(context: StageContext, subject: str) -> Evaluation:
-    return Evaluation.read(context.workspace.stage_dir(subject, "evaluate"))
 
 
 def _register(context: StageContext, view: SubjectView, version: ModelVersion) -> None:
@@ -137,7 +133,7 @@ def _candidate(
 ) -> versions.Candidate:
     subject, workspace = view.name, context.workspace
     selection, checkpoint = selected(context, subject)
-    evaluation = _evaluation(context, subject)
+    evaluation = evaluation_of(context, subject)
     training = TrainingRun.read(workspace.stage_dir(subject, "train"))
     weights.export_pipeline(
         view.base_model,
@@ -207,7 +203,7 @@ def _check_parity(
     info = versions.get_version(tracking, name=version.name, version=version.version)
     if info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED:
         return
-    harness = _evaluation(context, view.name).harness
+    harness = evaluation_of(context, view.name).harness
     result = parity.check_parity(
         tracking,
         parity.ParityPlan(
@@ -235,7 +231,7 @@ def _scored_pictures(
     context: StageContext, subject: str, version: RegisteredVersion
 ) -> list[tuple[str, int, Path]]:
     """(prompt, seed, file) of the version's first scored images, as the evaluation published."""
-    evaluation = _evaluation(context, subject)
+    evaluation = evaluation_of(context, subject)
     scored = evaluation.row(version.checkpoint).images
     folder = row_pictures(context.workspace.stage_dir(subject, "evaluate"), version.checkpoint)
     first = scored[: PARITY_BLOCKS * evaluation.harness.batch_size]
