@@ -13,8 +13,8 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "validate": ("data",),
     "class-images": (
         *("base_model", "compute", "data.resolution", "subject.class_noun"),
-        *("prior.num_class_images", "prior.num_inference_steps", "prior.guidance_scale"),
-        *("prior.sample_batch_size", "prior.seed"),
+        *("prior.num_class_images", "prior.solver", "prior.num_inference_steps"),
+        *("prior.guidance_scale", "prior.sample_batch_size", "prior.seed"),
     ),
     "cache": (
         *("base_model", "compute", "data.resolution", "data.center_crop"),

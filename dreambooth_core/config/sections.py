@@ -100,11 +100,18 @@ class DataSettings(Section):
         return self
 
 
+Solver = Literal["dpm++"]
+
+
 class PriorSettings(Section):
     """Prior preservation: class images and their weight in the loss."""
 
     prior_loss_weight: NonNegativeFloat = setting("Lambda in L = E[instance] + lambda E[class].")
     num_class_images: PositiveInt = setting("How many class images.", effect=Effect.OUTPUT)
+    solver: Solver | None = setting(
+        "Sampler of the class images: dpm++ (DPM-Solver++ 2M); null: the base model's own.",
+        default=None,
+    )
     num_inference_steps: PositiveInt = setting("Sampling steps of a class image.")
     guidance_scale: NonNegativeFloat = setting("Guidance of the class images.")
     sample_batch_size: PositiveInt = setting("Class images are made in fixed blocks of this size.")

@@ -10,7 +10,7 @@ from PIL import Image
 from dreambooth_core import files
 from dreambooth_core.config import PriorSettings, SubjectView
 from dreambooth_core.data import class_images, gate
-from dreambooth_core.models import load, sampling
+from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.records import Manifest
 from dreambooth_core.stages.common import StageContext, base_identity, machine, publishing
@@ -46,7 +46,9 @@ def _key(context: StageContext, view: SubjectView, prior: PriorSettings) -> str:
         class_prompt=view.subject.class_prompt,
         prior=prior,
         resolution=view.data.resolution,
-        sampler=load.sampler_name(view.base_model, context.workspace.root),
+        sampler=solvers.solver_name(
+            prior.solver, own=load.sampler_name(view.base_model, context.workspace.root)
+        ),
         compute=[*machine(view), view.versions.class_images],
     )
 
@@ -59,9 +61,11 @@ def _sampler(
     @functools.cache
     def pipeline() -> Pipeline:
         load.configure_torch(view.compute)
-        return load.load_pipeline(
+        pipe = load.load_pipeline(
             view.base_model, context.workspace.root, device=load.pick_device(view.compute)
         )
+        solvers.give_solver(pipe, prior.solver)
+        return pipe
 
     def draw(indices: Sequence[int]) -> list[Image.Image]:
         return sampling.sample(

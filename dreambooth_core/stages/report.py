@@ -11,7 +11,6 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.evaluation import selection as selection_rule
 from dreambooth_core.records import (
-    Evaluation,
     GateReport,
     LatentCache,
     Manifest,
@@ -25,6 +24,7 @@ from dreambooth_core.report import page
 from dreambooth_core.stages.common import (
     VERDICT,
     StageContext,
+    evaluation_of,
     picture_name,
     row_pictures,
     settings_that_count,
@@ -37,7 +37,7 @@ from dreambooth_core.workspace import Workspace
 def run(context: StageContext, subject: str) -> Path:
     """Write the page from what is published and the last verdict; returns its path."""
     view, workspace = context.view(subject), context.workspace
-    evaluation = Evaluation.read(workspace.stage_dir(subject, "evaluate"))
+    evaluation = evaluation_of(context, subject)
     scores = table_of(evaluation)
     gate_dir = workspace.stage_dir(subject, "validate")
     limits = selection_rule.limits_of(scores, view.select)

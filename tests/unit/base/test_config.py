@@ -152,6 +152,7 @@ def test_only_the_runtime_section_holds_fields_without_effect() -> None:
         ("data__min_side", 48, {"validate"}),
         ("data__resolution", 128, {"validate", "class-images", "cache", "evaluate"}),
         ("prior__seed", 99, {"class-images"}),
+        ("prior__solver", None, {"class-images"}),
         ("prior__prior_loss_weight", 0.5, {"train"}),
         ("prior__num_class_images", 64, set()),
         ("train__learning_rate", 1e-4, {"train"}),
