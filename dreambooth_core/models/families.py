@@ -20,8 +20,6 @@ Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 """Names of all text encoders that a family may have, in the order in which they are read."""
 
-_LATENT_CHANNELS = 4
-
 
 @dataclass(frozen=True)
 class Family:
@@ -78,13 +76,16 @@ def pipeline_family(folder: Path) -> Family:
 
 
 def _require_unet(folder: Path, family: Family) -> None:
+    """The U-Net takes the VAE's latents and nothing beside them but the family's conditioning."""
     unet = source.read_json_file(folder / "unet" / "config.json", what="a saved U-Net")
+    vae = source.read_json_file(folder / "vae" / "config.json", what="a saved VAE")
     found = (unet.get("in_channels"), unet.get("addition_embed_type"))
-    if found != (_LATENT_CHANNELS, family.conditioning):
+    expected = (vae.get("latent_channels"), family.conditioning)
+    if found != expected:
         raise SettingsError(
             f"the U-Net of {folder.name} takes other inputs than text-to-image models do",
             got=f"in_channels {found[0]}, addition_embed_type {found[1]}",
-            allowed=f"in_channels {_LATENT_CHANNELS}, addition_embed_type {family.conditioning}",
+            allowed=f"in_channels {expected[0]}, addition_embed_type {expected[1]}",
             hint="take the text-to-image model, not its inpainting, depth or refiner variant",
         )
 

@@ -11,6 +11,7 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.evaluation import selection as selection_rule
 from dreambooth_core.records import (
+    Evaluation,
     GateReport,
     LatentCache,
     Manifest,
