@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,36 +15,50 @@ _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
+_SURE_MOVES = 30
+"""A weight with so many expected moves stays by chance once in e^30."""
+
+
 class Motion:
-    """Bit sums of all parameters before an update, and which of them have a gradient."""
+    """Whether an update moves what is trained and nothing else: by bit sums before and after it."""
 
-    sums: dict[str, torch.Tensor]
-    without_gradient: list[str]
-    still: set[str]
+    def __init__(self, updates: Updates) -> None:
+        """Take the sums, before the forward pass."""
+        self._sums = _bit_sums(updates)
+        self._without_gradient: list[str] = []
+        self._still: set[str] = set()
+        self._expected_moves: dict[str, torch.Tensor] = {}
+        updates.watch(self._expected_moves)
 
-    @classmethod
-    def before(cls, updates: Updates, *, epsilon: float) -> Motion:
-        """Take the sums, when the gradients are there and the update is not made yet.
+    def see_gradients(self, updates: Updates, *, epsilon: float) -> None:
+        """Note which parameters have a gradient, after the backward pass.
 
         A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
         (the first factor of a new adapter, as the second is zero).
         """
         largest = {n: _largest(updates.gradient(p)) for n, p in updates.trainee.trainable.items()}
-        return cls(
-            sums=_bit_sums(updates),
-            without_gradient=[name for name, size in largest.items() if size is None],
-            still={n for n, size in largest.items() if size is not None and size <= epsilon},
-        )
+        self._without_gradient = [name for name, size in largest.items() if size is None]
+        self._still = {n for n, size in largest.items() if size is not None and size <= epsilon}
+
+    def _may_stay(self, name: str) -> bool:
+        """Whether a weight may be where it was: without a gradient to speak of, or by chance.
+
+        In bf16 an update below the last bit moves a number with the probability of its part of
+        that bit. A small tensor may then stay as a whole; one that no update reached may not.
+        """
+        expected = self._expected_moves.get(name)
+        by_chance = expected is not None and 0 < expected.item() < _SURE_MOVES
+        return name in self._still or by_chance
 
     def verify(self, updates: Updates) -> None:
         """Raise StageError unless what is trained has moved and what is frozen has not."""
+        updates.watch(None)
         after = _bit_sums(updates)
-        moved = {name for name, total in self.sums.items() if not torch.equal(total, after[name])}
-        stuck = [n for n in updates.trainee.trainable if n not in moved and n not in self.still]
+        moved = {name for name, total in self._sums.items() if not torch.equal(total, after[name])}
+        stuck = [n for n in updates.trainee.trainable if n not in moved and not self._may_stay(n)]
         strayed = sorted(moved - updates.trainee.trainable.keys())
-        if self.without_gradient:
-            _stop("trainable parameters got no gradient", self.without_gradient)
+        if self._without_gradient:
+            _stop("trainable parameters got no gradient", self._without_gradient)
         if strayed:
             _stop("frozen parameters were changed by the first update", strayed)
         if stuck or not moved:
@@ -109,11 +123,36 @@ def all_finite(*numbers: float) -> bool:
     return all(math.isfinite(number) for number in numbers)
 
 
-def non_finite(step: int, *, loss: float, grad_norm: float, culprits: Sequence[str]) -> StageError:
-    """The error that ends a run at its first non-finite update, which was not applied."""
+def not_updated(norms: Mapping[str, torch.Tensor]) -> list[str]:
+    """The parameters whose gradient was not finite, of those that were applied one by one."""
+    if not norms:
+        return []
+    fine = torch.isfinite(torch.stack(list(norms.values()))).tolist()
+    return [name for name, is_fine in zip(norms, fine, strict=True) if not is_fine]
+
+
+def non_finite(
+    step: int,
+    *,
+    loss: float,
+    grad_norm: float,
+    culprits: Sequence[str],
+    spared: Sequence[str] = (),
+) -> StageError:
+    """The error that ends a run at its first non-finite update.
+
+    The update was not applied; where each parameter is updated on its own (`fused_backward`), it
+    was applied to all but the `spared`.
+    """
+    effect = "the weights were not changed by it"
+    if spared and math.isfinite(loss):
+        shown = f"{', '.join(spared[:_SHOWN])}{' ...' if len(spared) > _SHOWN else ''}"
+        effect = (
+            f"with fused_backward it has changed all weights but {len(spared)} ({shown}), so the "
+            "last checkpoint is the recovery point"
+        )
     return StageError(
-        f"step {step} has a non-finite {'gradient' if math.isfinite(loss) else 'loss'}; "
-        "the weights were not changed by it",
+        f"step {step} has a non-finite {'gradient' if math.isfinite(loss) else 'loss'}; {effect}",
         got=f"loss {loss}, gradient norm {grad_norm}, images: {', '.join(culprits)}",
         hint="look at these images, lower train.learning_rate, or set train.mixed_precision to "
         "'no'; the last saved state is as it was",

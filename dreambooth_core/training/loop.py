@@ -66,8 +66,11 @@ class Loop:
         self._narrator.begin(start)
         self._layout.begin(self._trainer, step=step)
         while step < last:
-            report = self._trainer.accumulate(step, stop=should_stop())
             motion = self._motion_before(step)
+            report = self._trainer.accumulate(step, stop=should_stop())
+            if motion is not None:
+                epsilon = self._job.train.adam_epsilon
+                motion.see_gradients(self._trainer.updates, epsilon=epsilon)
             report = self._trainer.apply(report)
             self._trainer.clear_gradients()
             step += 1
@@ -95,7 +98,7 @@ class Loop:
         """Bit sums before the first update that can move anything (a warm-up begins at rate 0)."""
         if self._motion_is_checked or self._trainer.rate_at(step) == 0:
             return None
-        return Motion.before(self._trainer.updates, epsilon=self._job.train.adam_epsilon)
+        return Motion(self._trainer.updates)
 
     def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
         if motion is not None and not report.was_skipped:
@@ -119,7 +122,11 @@ class Loop:
         if self._accelerator.num_processes > 1:
             culprits = gather_object(culprits)
         raise checks.non_finite(
-            report.step, loss=row.loss, grad_norm=row.grad_norm, culprits=culprits
+            report.step,
+            loss=row.loss,
+            grad_norm=row.grad_norm,
+            culprits=culprits,
+            spared=checks.not_updated(report.norms),
         )
 
     def _count_executed(self, step: int) -> None:

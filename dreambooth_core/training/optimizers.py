@@ -138,17 +138,9 @@ class PerParameter(Optimizer):
         """Name the update that comes (its random numbers depend on it) and its mask, a 0-d bool."""
         self._update, self._healthy = step, healthy
 
-    def watch(self) -> dict[str, torch.Tensor]:
-        """Note during the next updates how many numbers of each bf16 weight are expected to move.
-
-        The returned table fills while they are made; `unwatch` ends it.
-        """
-        self._expected = {}
-        return self._expected
-
-    def unwatch(self) -> None:
-        """Note no more."""
-        self._expected = None
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """Note in the table, until None is given, how many numbers of each bf16 weight may move."""
+        self._expected = expected_moves
 
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
@@ -217,10 +209,15 @@ class FusedBackward:
         self._optimizer = optimizer
         self._names = {p: name for name, p in _named(optimizer)}
         self._loss_is_finite = torch.ones((), dtype=torch.bool)
+        self._resting: set[nn.Parameter] = set()
         self.norms: dict[str, torch.Tensor] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.register_post_accumulate_grad_hook(self._hook(group))
+
+    def rest(self, parameters: set[nn.Parameter]) -> None:
+        """Leave these parameters as they are from now on."""
+        self._resting = parameters
 
     def begin(self, step: int, loss: torch.Tensor) -> None:
         """Name the update that the coming backward pass makes, of a loss that is there (0-d)."""
@@ -232,6 +229,9 @@ class FusedBackward:
         def update(parameter: torch.Tensor) -> None:
             assert isinstance(parameter, nn.Parameter)
             assert parameter.grad is not None
+            if parameter in self._resting:
+                parameter.grad = None
+                return
             norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
             self.norms[self._names[parameter]] = norm
             healthy = self._loss_is_finite & torch.isfinite(norm)
@@ -243,13 +243,6 @@ class FusedBackward:
     def grad_norm(self) -> torch.Tensor:
         """The global norm of the gradients of the last backward pass; not finite if one is not."""
         return torch.linalg.vector_norm(torch.stack(list(self.norms.values())))
-
-    def non_finite(self) -> list[str]:
-        """The parameters whose gradient was not finite, which were not updated (waits for it)."""
-        names, norms = list(self.norms), torch.stack(list(self.norms.values()))
-        return [
-            n for n, fine in zip(names, torch.isfinite(norms).tolist(), strict=True) if not fine
-        ]
 
 
 def _named(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +22,8 @@ class UpdateReport:
     """What an update left on the device, to be read later: reading waits for the device.
 
     `values` holds loss, instance loss, class loss, the wish to stop (above 0 when any process has
-    it) and, once the update is applied, the gradient norm. `was_skipped` as in `Applied`.
+    it) and, once the update is applied, the gradient norm. `was_skipped` and `norms` are those of
+    `Applied`.
     """
 
     step: int
@@ -30,6 +31,7 @@ class UpdateReport:
     learning_rate: float
     micro_steps: list[RowErrors]
     was_skipped: bool = False
+    norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Trainer:
@@ -86,7 +88,7 @@ class Trainer:
         """Make the update of a report, unless a number is not finite; returns the report of it."""
         applied = self.updates.apply(report.values[0])
         values = torch.cat([report.values, applied.grad_norm[None]])
-        return replace(report, values=values, was_skipped=applied.was_skipped)
+        return replace(report, values=values, was_skipped=applied.was_skipped, norms=applied.norms)
 
     def clear_gradients(self) -> None:
         """Drop the gradients and their memory."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +21,14 @@ class Applied:
     """An update that was made, or left out as a number was not finite.
 
     `grad_norm` is that of all gradients before clipping, in units of the loss. `was_skipped`: the
-    gradient scaler of fp16 left the update out while it looked for its scale.
+    gradient scaler of fp16 left the update out while it looked for its scale. `norms`: those of
+    the gradients that were applied one by one, by the parameter's name; a parameter whose norm is
+    not finite was left out alone.
     """
 
     grad_norm: torch.Tensor
     was_skipped: bool = False
+    norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Updates(Protocol):
@@ -67,7 +70,18 @@ class Updates(Protocol):
         ...
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """The whole of a parameter's gradient, or None where there is none. Before `apply`."""
+        """The whole of a parameter's gradient, or None where there is none. Before `apply`.
+
+        Where gradients are freed at once, their norm stands for them, as one number.
+        """
+        ...
+
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """Fill the table in each update to come, until None is given.
+
+        It says of each weight that is rounded at random how many of its numbers are expected to
+        move; it stays empty where there is none.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -26,6 +26,7 @@ from dreambooth_core.training.resume import read_metrics, state_dir
 from dreambooth_core.training.start import Start, find_start
 from dreambooth_core.training.trainee import load_trainee
 from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.update_fused import FusedUpdates
 from dreambooth_core.training.update_plain import PlainUpdates
 
 OpenRows = Callable[[TrainJob], RowsAt]
@@ -114,7 +115,8 @@ def _train(
         if start.record is not None:
             first, state = start.record.step, state_dir(job.resume_dir, start.record)
             rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
-        updates = PlainUpdates(trainee, accelerator=accelerator, settings=job.train, state=state)
+        kind = FusedUpdates if job.train.fused_backward else PlainUpdates
+        updates = kind(trainee, accelerator=accelerator, settings=job.train, state=state)
         trainer = Trainer(
             updates,
             accelerator=accelerator,

@@ -167,7 +167,8 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion.before(updates, epsilon=1e-8)
+    motion = Motion(updates)
+    motion.see_gradients(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
     motion.verify(updates)
     with torch.no_grad():
@@ -182,11 +183,13 @@ def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tm
     trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion.before(updates, epsilon=1e-8)
+    motion = Motion(updates)
+    motion.see_gradients(updates, epsilon=1e-8)
     with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
         motion.verify(updates)
     trainee.trainable["unet.conv_out.bias"].grad = None
-    motion = Motion.before(updates, epsilon=1e-8)
+    motion = Motion(updates)
+    motion.see_gradients(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
     with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
         motion.verify(updates)

@@ -1,0 +1,112 @@
+"""Whole runs of the trainer with every optimizer, type of weights and way of updating."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth_core import files
+from dreambooth_core.errors import StageError
+from dreambooth_core.training import resume
+from tests.unit.training import tiny
+
+BF16 = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
+FUSED = {"fused_backward": True, "max_grad_norm": None}
+RECIPES: dict[str, dict[str, Any]] = {
+    "8-bit AdamW": {"use_8bit_adam": True},
+    "Adafactor": {"optimizer": "adafactor"},
+    "bf16 weights": BF16,
+    "fused backward": FUSED,
+    "the recipe for 6 GB": {
+        "optimizer": "adafactor", **BF16, **FUSED, "gradient_checkpointing": True,
+    },
+    "8-bit AdamW, bf16, fused": {"use_8bit_adam": True, **BF16, **FUSED},
+    "adapters, bf16, fused": {"method": "lora", "lora": tiny.LORA, **BF16, **FUSED},
+}  # fmt: skip
+
+
+def _losses(job) -> list[float]:
+    return [float(row["loss"]) for row in csv.DictReader((job.out_dir / "metrics.csv").open())]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
+    recipe, tmp_path, tiny_sd
+):
+    settings = {**RECIPES[recipe], "max_train_steps": 4, "checkpointing_steps": 4}
+    whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **settings)
+    tiny.train(whole)
+    parts = tiny.make_job(tmp_path, tiny_sd, name="parts", **settings)
+    assert tiny.train(parts, should_stop=tiny.stop_after(2)).how == "stopped"
+    tiny.train(parts)
+    assert tiny.executed(parts) == [1, 2, 3, 4]
+    assert files.tree_hashes(parts.out_dir) == files.tree_hashes(whole.out_dir)
+    states = [resume.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)]
+    assert states[0] == states[1]
+    assert all(torch.isfinite(torch.tensor(_losses(whole))))
+
+
+def test_a_non_finite_gradient_under_fused_backward_names_its_weight_and_the_recovery_point(
+    tmp_path, tiny_sd, monkeypatch
+):
+    job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2, **FUSED)
+    spoil_gradient(monkeypatch, "unet.conv_out.bias", from_update=4)
+    with pytest.raises(StageError, match="step 4 has a non-finite gradient") as caught:
+        tiny.train(job)
+    text = str(caught.value)
+    assert "all weights but 1 (unet.conv_out.bias), so the last checkpoint is the recovery" in text
+    assert "instance/2.png at timestep" in text
+    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    assert state is not None
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("recipe", ["8-bit AdamW", "bf16 weights", "the recipe for 6 GB"])
+def test_a_non_finite_loss_changes_no_weight_under_any_optimizer(recipe, tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2, **RECIPES[recipe])
+
+    def poisoned(positions):
+        batch = tiny.rows_at(positions)
+        if positions[0] == 6:  # the fourth update, with two rows a step
+            batch.latents_BCHW[1] = torch.nan
+        return batch
+
+    with pytest.raises(StageError, match=r"step 4 has a non-finite loss; the weights were not"):
+        tiny.train(job, rows=poisoned)
+    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_bf16_weights_are_saved_as_bf16_and_an_update_below_the_last_bit_is_no_error(
+    tmp_path, tiny_sd
+):
+    """At rate 1e-6 most norm weights (1.0, bits 0.0078 apart) stay; the run must not stop."""
+    job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-6, max_train_steps=1, **BF16)
+    tiny.train(job)
+    (path,) = (job.out_dir / "checkpoint-1" / "unet").glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
+
+
+def test_a_bf16_weight_that_no_update_reaches_stops_the_run(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-30, adam_weight_decay=0.0, **BF16)
+    with pytest.raises(StageError, match=r"not moved by the first update"):
+        tiny.train(job)
+
+
+def spoil_gradient(monkeypatch: pytest.MonkeyPatch, name: str, *, from_update: int) -> None:
+    """Make the gradient of a parameter NaN from an update on, as an overflow would."""
+    from dreambooth_core.training import update_fused
+
+    real = update_fused.FusedUpdates.backward
+
+    def backward(self, loss, *, last):
+        if self._step == from_update:
+            self.trainee.trainable[name].register_hook(lambda grad: grad * torch.nan)
+        real(self, loss, last=last)
+
+    monkeypatch.setattr(update_fused.FusedUpdates, "backward", backward)
