@@ -83,7 +83,7 @@ def work(
     Raises SettingsError for settings that this machine cannot serve and StageError for a run that
     cannot go on.
     """
-    accelerator = _accelerator(job)
+    accelerator = start_accelerator(job)
     try:
         start = _agree_on_start(job, accelerator)
         table = start.finished_table
@@ -134,7 +134,7 @@ def _train(
         sink.close(status=status)
 
 
-def _accelerator(job: TrainJob) -> Accelerator:
+def start_accelerator(job: TrainJob) -> Accelerator:
     """The processes of this run, as many as were asked for, on the device that was asked for."""
     configure_torch(job.compute)
     device = pick_device(job.compute)

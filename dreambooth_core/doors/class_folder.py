@@ -1,0 +1,124 @@
+"""The user's folder of class images: what in it can be used, and what has to be made.
+
+Images that lie there are kept, whoever made them. A new one is called after its index and its key
+(model, prompt, sampler, seed...), so that an interrupted set is continued and a larger one begins
+with the smaller: image i depends on the key and on i alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.config import DataSettings, PriorSettings
+from dreambooth_core.data.class_images import class_seed
+from dreambooth_core.data.decode import Decoded, decode
+from dreambooth_core.errors import DataError
+from dreambooth_core.records import Manifest, ManifestImage
+
+_MADE = re.compile(r"(\d{5})-([0-9a-f]{8})\.png")
+_KEY_LETTERS = 8
+
+
+@dataclass(frozen=True)
+class Usable:
+    """The images of the folder that decode, in order of their names, and why others do not."""
+
+    paths: tuple[Path, ...]
+    unusable: tuple[str, ...]
+
+
+def list_usable(folder: Path, data: DataSettings) -> Usable:
+    """Open every file of the folder; hidden ones and sub-folders do not count."""
+    paths: list[Path] = []
+    unusable: list[str] = []
+    for path in _candidates(folder):
+        try:
+            _decode(path, data)
+        except DataError as error:
+            unusable.append(f"{path.name}: {error.what}")
+        else:
+            paths.append(path)
+    return Usable(tuple(paths), tuple(unusable))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _decode(path: Path, data: DataSettings) -> Decoded:
+    return decode(path, background=data.background, max_pixels=int(data.max_megapixels * 1_000_000))
+
+
+def made_name(index: int, key: str) -> str:
+    """The file name of image `index` of the set `key`."""
+    return f"{index:05d}-{key[:_KEY_LETTERS]}.png"
+
+
+def missing_indices(names: Iterable[str], *, key: str, num_missing: int) -> list[int]:
+    """The first indices of the set `key` that the folder lacks."""
+    there = {_index_of(name, key) for name in names}
+    return [i for i in range(num_missing + len(there)) if i not in there][:num_missing]
+
+
+def _index_of(name: str, key: str) -> int | None:
+    found = _MADE.fullmatch(name)
+    return int(found[1]) if found and found[2] == key[:_KEY_LETTERS] else None
+
+
+def blocks_of(indices: Sequence[int], *, size: int) -> dict[int, list[int]]:
+    """The missing indices by the block that they are drawn in: blocks are fixed, as the size of a
+    batch and the place in it change bits."""
+    blocks: dict[int, list[int]] = {}
+    for index in indices:
+        blocks.setdefault(index // size, []).append(index)
+    return blocks
+
+
+def manifest_path(folder: Path) -> Path:
+    """Beside the folder and not in it: scripts of others open every file of it as a picture."""
+    return folder.parent / f"{folder.name}.manifest.json"
+
+
+def write_manifest(
+    folder: Path, *, key: str, prompt: str, base_model: str, prior: PriorSettings
+) -> None:
+    """Say how the images of the set `key` in the folder were made: enough to make them again."""
+    images = [
+        {
+            "file": path.name,
+            "index": index,
+            "seed": class_seed(prior.seed, index),
+            "sha256": files.sha256_file(path),
+        }
+        for path in _candidates(folder)
+        if (index := _index_of(path.name, key)) is not None
+    ]
+    settings = prior.model_dump(mode="json", exclude={"num_class_images", "prior_loss_weight"})
+    made = {"key": key, "base_model": base_model, "class_prompt": prompt, **settings}
+    files.write_json(manifest_path(folder), {**made, "images": images})
+
+
+def gather(paths: Sequence[Path], *, data: DataSettings, out: Path) -> Manifest:
+    """Bring the images into `out` as the cache wants them; the user's files are only read.
+
+    What this project made is linked; others become upright sRGB copies.
+    """
+    images: list[ManifestImage] = []
+    for path in paths:
+        if _MADE.fullmatch(path.name):
+            target = out / path.name
+            target.symlink_to(path.resolve())
+        else:
+            target = out / f"{path.name}.png"
+            _decode(path, data).image.save(target, format="PNG", compress_level=1)
+        images.append(ManifestImage(file=target.name, sha256=files.sha256_file(target)))
+    digest = files.digest_of([image.sha256 for image in images])
+    manifest = Manifest(role="class", fingerprint=digest, images=tuple(images))
+    manifest.write(out)
+    return manifest

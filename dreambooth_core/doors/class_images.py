@@ -1,0 +1,170 @@
+"""Making the class images that a folder lacks, shared among the processes of a run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from dreambooth_core import files
+from dreambooth_core.config import PriorSettings
+from dreambooth_core.data.class_images import class_image_key, class_seed, png_bytes
+from dreambooth_core.doors import class_folder
+from dreambooth_core.doors.agreement import from_main
+from dreambooth_core.doors.plan import Plan
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import load, sampling
+from dreambooth_core.ports import StopSignal
+from dreambooth_core.records import Manifest
+from dreambooth_core.training.narrator import say
+
+FOLDER = "class"
+"""Below the run's own folder: links to the class images, or copies, and their manifest."""
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is in the folder, and what has to be made: indices of the set `key`."""
+
+    usable: tuple[Path, ...]
+    key: str
+    missing: list[int]
+
+    def complete(self, folder: Path, *, num: int) -> list[Path]:
+        """The first `num` images when the missing ones have been made."""
+        made = [folder / class_folder.made_name(index, self.key) for index in self.missing]
+        return sorted([*self.usable, *made])[:num]
+
+
+def complete(
+    plan: Plan, folder: Path, *, seed: int, accelerator: Accelerator, should_stop: StopSignal
+) -> Manifest:
+    """Make what is missing to `num_class_images`, and gather exactly so many.
+
+    Raises SettingsError for a precision that the device cannot serve, Stopped between two images;
+    what was finished stays in the folder.
+    """
+    prior, dtype = plan.prior(seed=seed), _dtype(plan, accelerator.device)
+    found = from_main(accelerator, lambda: _look(plan, folder, prior, dtype, accelerator.device))
+    if found.missing:
+        _draw(plan, folder, found, prior=prior, accelerator=accelerator, should_stop=should_stop)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _write_manifest(plan, folder, found.key, prior)
+    paths = found.complete(folder, num=prior.num_class_images)
+    return from_main(accelerator, lambda: _gather(plan, paths))
+
+
+def _dtype(plan: Plan, device: torch.device) -> torch.dtype:
+    asked = plan.flags.prior_generation_precision
+    if asked == "fp16" and device.type == "cpu":
+        raise SettingsError(
+            "--prior_generation_precision: fp16 needs a GPU", allowed="fp32 and bf16 on a CPU"
+        )
+    if asked is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES["fp32" if asked == "no" else asked]
+
+
+def _look(
+    plan: Plan, folder: Path, prior: PriorSettings, dtype: torch.dtype, device: torch.device
+) -> _Found:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_asides(folder)
+    usable = class_folder.list_usable(folder, plan.data)
+    for line in usable.unusable:
+        say(f"warning: class image {line}; it does not count")
+    num_missing = prior.num_class_images - len(usable.paths)
+    if num_missing <= 0:
+        return _Found(usable.paths, key="", missing=[])
+    key = class_image_key(
+        load.resolve_base_model(
+            plan.base_model, Path.cwd(), hash_cache=plan.state_dir / "hashes.json"
+        ),
+        class_prompt=plan.class_prompt,
+        prior=prior,
+        resolution=0,  # the base model's own
+        sampler=load.sampler_name(plan.base_model, Path.cwd()),
+        compute=[device.type, plan.compute.num_threads, str(dtype)],
+    )
+    names = [path.name for path in usable.paths]
+    missing = class_folder.missing_indices(names, key=key, num_missing=num_missing)
+    return _Found(usable.paths, key, missing)
+
+
+def _draw(
+    plan: Plan,
+    folder: Path,
+    found: _Found,
+    *,
+    prior: PriorSettings,
+    accelerator: Accelerator,
+    should_stop: StopSignal,
+) -> None:
+    """Draw this process's share of the blocks."""
+    blocks = class_folder.blocks_of(found.missing, size=prior.sample_batch_size)
+    own = list(blocks.items())[accelerator.process_index :: accelerator.num_processes]
+    if accelerator.is_main_process:
+        say(f"making {len(found.missing)} class images in {folder}")
+    dtype = _dtype(plan, accelerator.device)
+    pipe = load.load_pipeline(plan.base_model, Path.cwd(), device=accelerator.device, dtype=dtype)
+    for turn, (block, wanted) in enumerate(own, start=1):
+        first = block * prior.sample_batch_size
+        indices = range(first, first + prior.sample_batch_size)
+        images = _sample(pipe, plan, indices, prior=prior, should_stop=should_stop)
+        for index, image in zip(indices, images, strict=True):
+            if index in wanted:
+                name = class_folder.made_name(index, found.key)
+                files.write_bytes(folder / name, png_bytes(image))
+        if accelerator.is_main_process:
+            say(f"class images: {turn} of {len(own)} batches")
+    del pipe
+    gc.collect()
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _sample(
+    pipe: load.StableDiffusionPipeline,
+    plan: Plan,
+    indices: Sequence[int],
+    *,
+    prior: PriorSettings,
+    should_stop: StopSignal,
+) -> list[Image.Image]:
+    return sampling.sample(
+        pipe,
+        prompts=[plan.class_prompt] * len(indices),
+        seeds=[class_seed(prior.seed, index) for index in indices],
+        steps=prior.num_inference_steps,
+        guidance=prior.guidance_scale,
+        resolution=pipe.unet.config["sample_size"] * pipe.vae_scale_factor,
+        batch_size=prior.sample_batch_size,
+        should_stop=should_stop,
+    )
+
+
+def _write_manifest(plan: Plan, folder: Path, key: str, prior: PriorSettings) -> None:
+    try:
+        class_folder.write_manifest(
+            folder,
+            key=key,
+            prompt=plan.class_prompt,
+            base_model=plan.base_model.pretrained_model_name_or_path,
+            prior=prior,
+        )
+    except OSError as error:
+        where = class_folder.manifest_path(folder)
+        say(f"warning: {where} cannot be written ({error.strerror}); the images are complete")
+
+
+def _gather(plan: Plan, paths: Sequence[Path]) -> Manifest:
+    with files.atomic_dir(plan.state_dir / FOLDER) as out:
+        return class_folder.gather(paths, data=plan.data, out=out)

@@ -1,0 +1,76 @@
+"""The upload to the hub, as `push_to_hub` asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.doors.plan import Plan
+from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.training.narrator import say
+
+NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
+"""What only a resume on this machine needs."""
+
+
+def create_repository(plan: Plan) -> str:
+    """Create the repository before any training, so that a bad token costs no hours; its id.
+
+    Raises SettingsError when the hub refuses.
+    """
+    from huggingface_hub import create_repo
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    name = plan.flags.hub_model_id or plan.output_dir.resolve().name
+    try:
+        return create_repo(repo_id=name, exist_ok=True, token=plan.flags.hub_token).repo_id
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise SettingsError(
+            f"--push_to_hub: the repository {name} cannot be made",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="log in with `hf auth login`, or train without --push_to_hub and upload later",
+        ) from None
+
+
+def upload(plan: Plan, repository: str) -> None:
+    """Write the model card and upload output_dir. Raises StageError; the files stay here."""
+    from huggingface_hub import upload_folder
+
+    files.write_text(plan.output_dir / "README.md", _card(plan))
+    try:
+        upload_folder(
+            repo_id=repository,
+            folder_path=plan.output_dir,
+            commit_message="End of training",
+            ignore_patterns=list(NOT_UPLOADED),
+            token=plan.flags.hub_token,
+        )
+    except Exception as error:
+        # Any failure of the network: the training is done, and the user must hear what is not.
+        raise StageError(
+            f"the upload to {repository} failed; the result is whole in {plan.output_dir}",
+            got=f"{type(error).__name__}: {error}",
+            hint=f"hf upload {repository} {plan.output_dir}",
+        ) from error
+    say(f"uploaded to {repository}")
+
+
+def _card(plan: Plan) -> str:
+    """A model card: how it was made and which prompt it answers to."""
+    flags = plan.flags
+    base, is_lora = flags.pretrained_model_name_or_path, plan.door.method == "lora"
+    shown = Path(base).name if Path(base).is_dir() else base
+    tags = ["text-to-image", "diffusers", "dreambooth", *(["lora"] if is_lora else [])]
+    head = [
+        "---",
+        *([] if Path(base).is_dir() else [f"base_model: {base}"]),
+        "library_name: diffusers",
+        f"instance_prompt: {flags.instance_prompt!r}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
+    what = "LoRA weights for" if is_lora else "A fine-tune of"
+    text = "with" if flags.train_text_encoder else "without"
+    body = f"# DreamBooth\n\n{what} {shown}, trained {text} the text encoder on the prompt"
+    return "\n".join(head) + f"\n\n{body}\n`{flags.instance_prompt}`.\n"

@@ -1,0 +1,53 @@
+"""What the scripts call: from the command line to an exit code. Reads the environment."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+from dreambooth_core.doors.flags import Door
+from dreambooth_core.doors.parsing import help_text, parse
+from dreambooth_core.doors.plan import Plan, make_plan
+from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.quiet import quiet
+
+_HELP = ("--help", "-h")
+
+
+def main(door: Door, arguments: Sequence[str] | None = None) -> int:
+    """Run a script; the exit code is 0, 1 (the work failed or was stopped) or 2 (wrong input)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(word in _HELP for word in arguments):
+        print(help_text(door))  # noqa: T201 - what was asked for
+        return 0
+    # Libraries read these while they are imported.
+    for name, value in quiet().items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        return _run(make_plan(door, parse(door, arguments), os.environ))
+    except DreamBoothError as error:
+        if _is_main(os.environ) or error.exit_code == 1:
+            sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    finally:
+        gc.freeze()  # else the interpreter walks through all of torch once more before it ends
+
+
+def _run(plan: Plan) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    from dreambooth_core.doors import session  # torch takes seconds: mistakes are told before
+
+    return session.run(plan, should_stop=stop.is_set)
+
+
+def _is_main(env: Mapping[str, str]) -> bool:
+    """One process of a run tells a mistake that all of them see."""
+    return env.get("RANK", "0") == "0"

@@ -1,0 +1,69 @@
+"""What is left in output_dir at the end: a pipeline, or the adapter, as those scripts leave it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from dreambooth_core import files
+from dreambooth_core.doors.plan import Plan
+from dreambooth_core.models import lora, source, weights
+from dreambooth_core.training.layout import write_weights
+from dreambooth_core.training.narrator import say
+from dreambooth_core.training.trainee import Trainee
+
+_BESIDE = ("safety_checker/*.json", "safety_checker/*.safetensors", "feature_extractor/*.json")
+_OPTIONAL = {"safety_checker": None, "feature_extractor": None}
+
+
+def write_result(plan: Plan, trainee: Trainee) -> None:
+    """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
+    with files.atomic_dir(plan.state_dir / "result") as aside:
+        if plan.door.method == "lora":
+            write_weights(trainee, aside, method="lora")
+            if getattr(plan.flags, "output_kohya_format", False):
+                lora.write_kohya(aside, out=aside / lora.KOHYA_FILE)
+        else:
+            _write_pipeline(plan, trainee, aside)
+    for entry in sorted((plan.state_dir / "result").iterdir()):
+        _move_over(entry, plan.output_dir / entry.name)
+    say(f"the result is in {plan.output_dir}")
+
+
+def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
+    """The base pipeline, its safety checker included, with the trained networks in their places."""
+    settings = plan.base_model
+    found = source.find_model(
+        settings.pretrained_model_name_or_path,
+        Path.cwd(),
+        revision=settings.revision,
+        variant=settings.variant,
+        patterns=(*source.PIPELINE_PATTERNS, *_BESIDE),
+    )
+    parts: dict[str, Any] = dict(trainee.denoiser.parts)
+    if getattr(plan.flags, "skip_save_text_encoder", False):
+        parts["text_encoder"] = None
+    absent = {n: None for n in _OPTIONAL if not (found.folder / n).is_dir()}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            found.folder,
+            variant=settings.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **absent,
+            **parts,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(found.folder, error) from error
+    pipe.save_pretrained(out, safe_serialization=True)
+    weights.drop_local_paths(out)
+
+
+def _move_over(entry: Path, target: Path) -> None:
+    """Put a file or folder in the place of an older one of its name."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    entry.replace(target)

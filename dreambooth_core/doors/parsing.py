@@ -1,0 +1,114 @@
+"""A command line to flags: every mistake at once, before torch is imported."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from dreambooth_core.doors.flags import Door, ScriptFlags
+from dreambooth_core.errors import SettingsError
+
+_NUMBER = re.compile(r"-\.?\d")
+_SECRET = "hub_token"
+
+
+def parse(door: Door, arguments: Sequence[str]) -> ScriptFlags:
+    """The flags of a command line. Raises SettingsError that names every mistake in it."""
+    values, problems = _read(door, arguments)
+    told = {problem.partition(":")[0] for problem in problems}
+    try:
+        flags = door.flags.model_validate(values)
+    except ValidationError as error:
+        lines = (_describe(dict(item)) for item in error.errors(include_url=False))
+        problems += [line for line in lines if line.partition(":")[0] not in told]
+        raise SettingsError("\n".join(problems)) from None
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return flags
+
+
+def _read(door: Door, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[str]]:
+    """What stands on the command line by flag, and what cannot be understood of it."""
+    fields = door.flags.model_fields
+    values: dict[str, str | bool] = {}
+    problems: list[str] = []
+    rest = list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            problems.append(f"{token}: not a flag; flags begin with --")
+            continue
+        name, equals, value = token[2:].partition("=")
+        if name not in fields:
+            problems.append(_why_unknown(door, name))
+            _skip_values(rest)
+        elif _is_switch(fields[name]):
+            values[name] = True
+            if equals:
+                problems.append(f"--{name}: a switch takes no value, found {value!r}")
+        elif equals:
+            values[name] = value
+        elif rest and not _begins_flag(rest[0]):
+            values[name] = rest.pop(0)
+        else:
+            problems.append(f"--{name}: its value is missing")
+    return values, problems
+
+
+def _is_switch(field: FieldInfo) -> bool:
+    return field.annotation is bool
+
+
+def _begins_flag(token: str) -> bool:
+    return token.startswith("-") and not _NUMBER.match(token)
+
+
+def _skip_values(rest: list[str]) -> None:
+    """Drop the values of a flag that is not known: they are not mistakes of their own."""
+    while rest and not _begins_flag(rest[0]):
+        rest.pop(0)
+
+
+def _why_unknown(door: Door, name: str) -> str:
+    if name in door.refused:
+        return f"--{name}: not taken: {door.refused[name]}"
+    near = difflib.get_close_matches(name, list(door.flags.model_fields), n=1, cutoff=0.6)
+    hint = f"did you mean --{near[0]}?" if near else f"`{door.script} --help` lists all"
+    return f"--{name}: unknown flag; {hint}"
+
+
+def _describe(error: dict[str, Any]) -> str:
+    """One line: the flag, what is wrong, what was found."""
+    name = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"--{name}: missing"
+    found = "a value" if name == _SECRET else repr(error["input"])
+    return f"--{name}: {error['msg']}, found {found}"
+
+
+def help_text(door: Door) -> str:
+    """All flags with their defaults, one a line."""
+    about = (door.flags.__doc__ or "").strip()
+    lines = [about, "", f"usage: accelerate launch {door.script} --FLAG VALUE ...", ""]
+    for name, field in door.flags.model_fields.items():
+        default = "must be given" if field.is_required() else f"default: {field.default}"
+        shown = "" if _is_switch(field) else f" {_allowed(field)}"
+        ends = "" if _is_switch(field) else f" ({default})"
+        lines.append(f"  --{name}{shown}\n        {field.description}{ends}")
+    return "\n".join(lines)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The choices of a flag, or VALUE."""
+    annotation = field.annotation
+    candidates = [annotation, *get_args(annotation)]
+    for candidate in candidates:
+        choices = get_args(candidate)
+        if choices and all(isinstance(choice, str) for choice in choices):
+            return "|".join(choices)
+    return "VALUE"

@@ -1,0 +1,53 @@
+"""The data gate at the scripts' door: what cannot be used is told and left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.data import gate
+from dreambooth_core.doors.plan import Plan
+from dreambooth_core.errors import DataError
+from dreambooth_core.ports import StopSignal
+from dreambooth_core.records import GateReport, Manifest
+from dreambooth_core.training.narrator import say
+
+FOLDER = "photos"
+"""Below the run's own folder: normalised copies of the photos, and their manifest."""
+
+
+def accept_photos(plan: Plan, *, should_stop: StopSignal) -> Manifest:
+    """Judge the photos and keep normalised copies; the user's files are only read.
+
+    Raises DataError when none can be used, Stopped between two photos.
+    """
+    folder = Path(plan.flags.instance_data_dir)
+    try:
+        inspection = gate.inspect_folder(
+            folder,
+            plan.data,
+            subject="your subject",
+            scratch=plan.state_dir / "scratch",
+            should_stop=should_stop,
+        )
+        gate.require_usable(inspection.report)
+    except DataError as error:
+        hint = "put 3 to 6 photos of the subject into --instance_data_dir"
+        raise DataError(error.what, got=error.got, hint=hint) from None
+    _tell(inspection.report)
+    digest = files.digest_of([photo.sha256 for photo in inspection.report.accepted])
+    with files.atomic_dir(plan.state_dir / FOLDER) as out:
+        return gate.write_accepted(inspection, out=out, fingerprint=digest)
+
+
+def _tell(report: GateReport) -> None:
+    for each in report.rejected:
+        say(f"warning: photo {each.name} is left out: {each.reason}")
+    for each in report.skipped:
+        say(f"{each.name} is skipped: {each.reason}")
+    for photo in report.accepted:
+        for warning in photo.warnings:
+            say(f"warning: photo {photo.name}: {warning}")
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    say(f"{len(report.accepted)} photos to train on")

@@ -1,0 +1,279 @@
+"""From flags to the core's settings, with all checks that need no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dreambooth_core.config import (
+    BaseModelSettings,
+    ComputeSettings,
+    DataSettings,
+    LoraSettings,
+    PriorSettings,
+    TrainSettings,
+)
+from dreambooth_core.doors.flags import Door, ScriptFlags
+from dreambooth_core.errors import SettingsError
+
+OFFSET_NOISE = 0.1
+"""The strength that the seed document's switch stands for."""
+VIEWS_PER_PHOTO = 4
+"""Random crops cached of each picture, where the seed document's script draws one a step."""
+CLASS_IMAGE_STEPS = 50
+CLASS_IMAGE_GUIDANCE = 7.5
+"""What the base pipeline does when it is asked for nothing else, as that script asks."""
+
+_LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+_TRACKER_PACKAGES = {"wandb": "wandb", "comet_ml": "comet_ml"}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the launcher's environment says about the processes of this run."""
+
+    num_processes: int
+    is_main: bool
+    by_accelerate: bool
+    mixed_precision: str
+    strategy: str | None
+    num_threads: int
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Launched:
+        """Read it as accelerate and torchrun leave it; without them it is one process."""
+        strategy = None
+        for word, name in (("DEEPSPEED", "deepspeed"), ("FSDP", "fsdp")):
+            if env.get(f"ACCELERATE_USE_{word}", "").lower() in ("true", "1"):
+                strategy = name
+        return cls(
+            num_processes=int(env.get("WORLD_SIZE", "1")),
+            is_main=env.get("RANK", "0") == "0",
+            by_accelerate=_LAUNCHER in env,
+            mixed_precision=env.get(_LAUNCHER, "no"),
+            strategy=strategy,
+            num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command line: what to do, and the core's settings for it."""
+
+    door: Door
+    flags: ScriptFlags
+    launched: Launched
+    base_model: BaseModelSettings
+    compute: ComputeSettings
+    data: DataSettings
+    notes: tuple[str, ...]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where checkpoints and the result go."""
+        return Path(self.flags.output_dir)
+
+    @property
+    def state_dir(self) -> Path:
+        """The run's own folder, removed when it has ended well: caches and copies of photos."""
+        return self.output_dir / ".dreambooth"
+
+    @property
+    def class_dir(self) -> Path | None:
+        """Where class images are, when there is prior preservation."""
+        folder = self.flags.class_data_dir
+        return Path(folder) if self.flags.with_prior_preservation and folder else None
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of the class images; empty without prior preservation."""
+        return self.flags.class_prompt or ""
+
+    def prior(self, *, seed: int) -> PriorSettings:
+        """The settings of the class images."""
+        return PriorSettings(
+            prior_loss_weight=self.flags.prior_loss_weight,
+            num_class_images=self.flags.num_class_images,
+            num_inference_steps=CLASS_IMAGE_STEPS,
+            guidance_scale=CLASS_IMAGE_GUIDANCE,
+            sample_batch_size=self.flags.sample_batch_size,
+            seed=seed,
+        )
+
+    def train(self, *, seed: int, max_train_steps: int) -> TrainSettings:
+        """The settings of the training. Raises ValidationError."""
+        return TrainSettings(
+            **_train_values(self.door, self.flags, self.launched),
+            seed=seed,
+            max_train_steps=max_train_steps,
+        )
+
+    def steps_per_epoch(self, *, num_instance: int, num_class: int) -> int:
+        """Updates in which every image is seen once; with class images the larger set counts."""
+        num_images = max(num_instance * getattr(self.flags, "repeats", 1), num_class)
+        batches = -(-num_images // self.flags.train_batch_size)
+        micro_steps = -(-batches // self.launched.num_processes)
+        return -(-micro_steps // self.flags.gradient_accumulation_steps)
+
+
+def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
+    """Check what belongs together. Raises SettingsError that names every mistake."""
+    launched = Launched.from_env(env)
+    problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
+    problems += _text_problems(flags)
+    plan = Plan(
+        door=door,
+        flags=flags,
+        launched=launched,
+        base_model=BaseModelSettings(
+            pretrained_model_name_or_path=flags.pretrained_model_name_or_path,
+            revision=flags.revision,
+            variant=flags.variant,
+        ),
+        compute=ComputeSettings(
+            device="auto", num_threads=launched.num_threads, deterministic=False
+        ),
+        data=_data_settings(flags),
+        notes=tuple(_notes(flags)),
+    )
+    try:
+        plan.train(seed=0, max_train_steps=1)
+    except ValidationError as error:
+        problems += [_describe(dict(item)) for item in error.errors(include_url=False)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return plan
+
+
+def _train_values(door: Door, flags: ScriptFlags, launched: Launched) -> dict[str, Any]:
+    """The fields of TrainSettings: those of the same name, and those that flags say otherwise."""
+    given = flags.model_dump()
+    values = {name: given[name] for name in TrainSettings.model_fields if name in given}
+    for name in ("max_train_steps", "seed", "optimizer"):
+        values.pop(name, None)
+    rate = flags.learning_rate
+    if flags.scale_lr:
+        rate *= flags.gradient_accumulation_steps * flags.train_batch_size * launched.num_processes
+    values["learning_rate"] = rate
+    values["method"] = door.method
+    values["lora"] = _lora_settings(given) if door.method == "lora" else None
+    values["num_processes"] = launched.num_processes
+    values["accelerate_config"] = launched.strategy
+    values["mixed_precision"] = flags.mixed_precision or launched.mixed_precision
+    values["offset_noise"] = OFFSET_NOISE if given.get("offset_noise") else 0.0
+    if not flags.train_text_encoder:
+        values["text_encoder_lr"] = None
+    if flags.lr_scheduler == "constant":
+        values["lr_warmup_steps"] = 0  # it has no warm-up, and the flag's default is not 0
+    # The layout of these checkpoints keeps or prunes them itself.
+    values["checkpoints_total_limit"] = flags.checkpoints_total_limit or 1
+    return values
+
+
+def _lora_settings(given: Mapping[str, Any]) -> LoraSettings:
+    return LoraSettings(
+        rank=given["rank"],
+        lora_alpha=given["lora_alpha"] or float(given["rank"]),
+        lora_dropout=given["lora_dropout"],
+        lora_layers=tuple(name.strip() for name in given["lora_layers"].split(",") if name.strip()),
+        use_dora=given.get("use_dora", False),
+    )
+
+
+def _data_settings(flags: ScriptFlags) -> DataSettings:
+    """The gate and the transform: what no flag says is generous, for the gate only warns here."""
+    return DataSettings(
+        resolution=flags.resolution,
+        center_crop=flags.center_crop,
+        crops_per_image=VIEWS_PER_PHOTO,
+        random_flip=getattr(flags, "random_flip", False),
+        background="#ffffff",
+        min_side=min(64, flags.resolution),
+        max_megapixels=178,
+        near_duplicate_distance=0,
+        min_contrast=1.0,
+        blur_threshold=40.0,
+        max_aspect_ratio=2.5,
+        min_photos=3,
+        max_photos=1000,
+    )
+
+
+def _prior_problems(flags: ScriptFlags) -> list[str]:
+    if not flags.with_prior_preservation:
+        return []
+    return [
+        f"--{name}: missing; --with_prior_preservation needs it"
+        for name in ("class_data_dir", "class_prompt")
+        if getattr(flags, name) is None
+    ]
+
+
+def _folder_problems(flags: ScriptFlags) -> list[str]:
+    folder = Path(flags.instance_data_dir)
+    found = [] if folder.is_dir() else [f"--instance_data_dir: no folder {folder}"]
+    for name in ("output_dir", "class_data_dir"):
+        value = getattr(flags, name)
+        if value is not None and Path(value).exists() and not Path(value).is_dir():
+            found.append(f"--{name}: {value} is a file, a folder is needed")
+    return found
+
+
+def _package_problems(flags: ScriptFlags) -> list[str]:
+    found: list[str] = []
+    if flags.enable_xformers_memory_efficient_attention and not _is_installed("xformers"):
+        found.append(
+            "--enable_xformers_memory_efficient_attention: xFormers is not installed; leave the "
+            "flag out: PyTorch's own memory-efficient attention (SDPA) is used by default and "
+            "needs nothing"
+        )
+    if flags.use_8bit_adam and not _is_installed("bitsandbytes"):
+        found.append("--use_8bit_adam: needs bitsandbytes: `pip install bitsandbytes`")
+    package = _TRACKER_PACKAGES.get(flags.report_to)
+    if package and not _is_installed(package):
+        found.append(f"--report_to: {package} is not installed: `pip install {package}`")
+    return found
+
+
+def _text_problems(flags: ScriptFlags) -> list[str]:
+    if flags.train_text_encoder and getattr(flags, "pre_compute_text_embeddings", False):
+        return [
+            "--pre_compute_text_embeddings: does not go with --train_text_encoder, which changes "
+            "the embeddings at every step"
+        ]
+    return []
+
+
+def _notes(flags: ScriptFlags) -> list[str]:
+    """What is worth saying of a command line that is not wrong."""
+    notes: list[str] = []
+    given = flags.model_fields_set
+    if not flags.with_prior_preservation:
+        notes += [
+            f"--{name} has no effect without --with_prior_preservation"
+            for name in ("class_data_dir", "class_prompt")
+            if getattr(flags, name) is not None
+        ]
+    if flags.lr_scheduler == "constant" and "lr_warmup_steps" in given and flags.lr_warmup_steps:
+        notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
+    if flags.dataloader_num_workers:
+        notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
+    if flags.report_to == "tensorboard" and not _is_installed("tensorboard"):
+        notes.append("TensorBoard is not installed: no curves are written")
+    return notes
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _describe(error: dict[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    name = str(error["loc"][0]) if error["loc"] else None
+    return f"--{name}: {message}, found {error['input']!r}" if name else message

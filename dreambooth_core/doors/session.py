@@ -1,0 +1,261 @@
+"""A script's run, inside the processes that the launcher has started: from photos to the result."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from dreambooth_core import files
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.data.batches import LatentDataset
+from dreambooth_core.doors import class_images, hub, layout, outputs, photos
+from dreambooth_core.doors.agreement import from_main
+from dreambooth_core.doors.latents import CACHE, build_latents
+from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.trackers import TrackerSink
+from dreambooth_core.doors.validation import Validation
+from dreambooth_core.errors import Stopped
+from dreambooth_core.models import load
+from dreambooth_core.ports import StopSignal
+from dreambooth_core.records import BaseModelIdentity, Manifest
+from dreambooth_core.training import metrics, processes, worker
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.loop import Loop, Visitor
+from dreambooth_core.training.narrator import say
+from dreambooth_core.training.resume import TrainState
+from dreambooth_core.training.trainee import Trainee, load_trainee
+from dreambooth_core.training.trainer import Trainer
+
+_LOG_AT_MOST_EVERY = 10
+_SECRETS = ("hub_token",)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The images to train on."""
+
+    instance: Manifest
+    class_: Manifest | None
+
+
+def run(plan: Plan, *, should_stop: StopSignal) -> int:
+    """Do what the command line asks for; the exit code (1 when it was stopped).
+
+    Raises DataError and SettingsError for what the user must mend, StageError for failed work.
+    """
+    if plan.launched.by_accelerate:
+        processes.die_with_parent()
+    accelerator = worker.start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
+    try:
+        return _Session(plan, accelerator, should_stop).run()
+    except Stopped as stopped:
+        if accelerator.is_main_process:
+            say(f"{stopped}")
+        return stopped.exit_code
+    finally:
+        accelerator.end_training()
+
+
+class _Session:
+    """One run on one of its processes."""
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
+        self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
+        self._is_main = accelerator.is_main_process
+
+    def run(self) -> int:
+        plan = self._plan
+        seed = from_main(self._accelerator, self._begin)
+        repository = from_main(
+            self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
+        )
+        sets = self._images(seed)
+        train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
+        from_main(
+            self._accelerator,
+            lambda: build_latents(
+                plan,
+                instance=sets.instance,
+                class_=sets.class_,
+                device=self._accelerator.device,
+                should_stop=self._should_stop,
+            ),
+        )
+        trainee = self._train(_job(plan, train), sets)
+        if self._is_main:
+            outputs.write_result(plan, trainee)
+            shutil.rmtree(plan.state_dir, ignore_errors=True)
+            if repository:
+                hub.upload(plan, repository)
+        self._accelerator.wait_for_everyone()
+        return 0
+
+    def _begin(self) -> int:
+        """Tell what is worth telling, sweep up after killed runs; the run's seed."""
+        plan = self._plan
+        for note in plan.notes:
+            say(f"note: {note}")
+        plan.output_dir.mkdir(parents=True, exist_ok=True)
+        files.remove_asides(plan.output_dir)
+        load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
+        if plan.flags.seed is not None:
+            return plan.flags.seed
+        seed = secrets.randbelow(2**31)
+        say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
+        return seed
+
+    def _images(self, seed: int) -> _Sets:
+        plan = self._plan
+        instance = from_main(
+            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._should_stop)
+        )
+        folder = plan.class_dir
+        if folder is None:
+            return _Sets(instance, None)
+        class_ = class_images.complete(
+            plan,
+            folder,
+            seed=seed,
+            accelerator=self._accelerator,
+            should_stop=self._should_stop,
+        )
+        return _Sets(instance, class_)
+
+    def _num_steps(self, sets: _Sets) -> int:
+        flags = self._plan.flags
+        return flags.max_train_steps or flags.num_train_epochs * self._steps_per_epoch(sets)
+
+    def _steps_per_epoch(self, sets: _Sets) -> int:
+        num_class = len(sets.class_.images) if sets.class_ else 0
+        num_instance = len(sets.instance.images)
+        return self._plan.steps_per_epoch(num_instance=num_instance, num_class=num_class)
+
+    def _train(self, job: TrainJob, sets: _Sets) -> Trainee:
+        """Train to the last step. Raises Stopped when a stop came first; its step is saved."""
+        plan, accelerator = self._plan, self._accelerator
+        settings = _told_settings(plan, job.train)
+        trainee = load_trainee(job, device=accelerator.device)
+        state = self._resumed(trainee, settings)
+        data = LatentDataset(
+            job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
+        )
+        trainer = Trainer(
+            trainee,
+            accelerator=accelerator,
+            settings=job.train,
+            rows_at=data.rows_at,
+            state=state,
+        )
+        first = 0 if state is None else state.step
+        rows = [] if state is None else metrics.from_csv(state.metrics, last_step=first)
+        sink = TrackerSink(
+            plan.flags.report_to if self._is_main else "none",
+            logging_dir=plan.output_dir / plan.flags.logging_dir,
+            config=settings,
+        )
+        if self._is_main:
+            say(f"training starts after step {first} of {job.train.max_train_steps}")
+        loop = Loop(
+            job,
+            trainer,
+            accelerator=accelerator,
+            layout=layout.ScriptLayout(
+                plan.output_dir,
+                method=plan.door.method,
+                every=plan.flags.checkpointing_steps,
+                limit=plan.flags.checkpoints_total_limit,
+                settings=settings,
+                is_main=self._is_main,
+            ),
+            sink=sink,
+            rows=rows,
+            visitors=self._visitors(sink, sets, seed=job.train.seed),
+        )
+        try:
+            ended = loop.run(first, should_stop=self._should_stop)
+        finally:
+            sink.close(status="FINISHED")
+        if ended.how == "stopped":
+            raise Stopped(
+                f"stopped and saved at step {ended.step}",
+                hint="--resume_from_checkpoint latest goes on from there",
+            )
+        return trainee
+
+    def _visitors(self, sink: TrackerSink, sets: _Sets, *, seed: int) -> list[Visitor]:
+        flags = self._plan.flags
+        if flags.validation_prompt is None:
+            return []
+        every = getattr(flags, "validation_steps", None)
+        every = every or flags.validation_epochs * self._steps_per_epoch(sets)  # pyright: ignore[reportAttributeAccessIssue]
+        return [
+            Validation(
+                self._plan,
+                prompt=flags.validation_prompt,
+                every=every,
+                seed=seed,
+                take=lambda images, step: sink.pictures(images, name="validation", step=step),
+                device=self._accelerator.device,
+                is_main=self._is_main,
+            )
+        ]
+
+    def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> TrainState | None:
+        """The state to go on from. Raises SettingsError."""
+        name = self._plan.flags.resume_from_checkpoint
+        if name is None:
+            return None
+        folder = self._plan.output_dir
+        found = from_main(self._accelerator, lambda: layout.find_checkpoint(folder, name))
+        if self._is_main:
+            _tell_resumed(found, settings, folder=folder)
+        if found is None:
+            return None
+        state = layout.load_state(*found)
+        layout.check_fits(state, {name: p.shape for name, p in trainee.trainable.items()})
+        return state
+
+
+def _tell_resumed(
+    found: tuple[Path, layout.ScriptCheckpoint] | None, settings: dict[str, Any], *, folder: Path
+) -> None:
+    if found is None:
+        say(f"no whole checkpoint in {folder}: a new run begins")
+        return
+    path, record = found
+    say(f"resuming from {path.name}")
+    for change in layout.changes(record, settings):
+        say(f"note: another setting than the checkpoint's: {change}")
+
+
+def _job(plan: Plan, train: TrainSettings) -> TrainJob:
+    """The core's description of the work, with the script's folders."""
+    state, log_every = plan.state_dir, max(1, min(_LOG_AT_MOST_EVERY, train.max_train_steps // 10))
+    name = plan.flags.pretrained_model_name_or_path
+    return TrainJob(
+        subject="subject",
+        fingerprint="",
+        base_model=plan.base_model,
+        base_identity=BaseModelIdentity(name=name, revision=plan.flags.revision, sha256=""),
+        compute=plan.compute,
+        train=train,
+        prior_loss_weight=plan.flags.prior_loss_weight if plan.class_dir else None,
+        log_every_steps=log_every,
+        workspace_root=Path.cwd(),
+        cache_dir=state / CACHE,
+        state_dir=state,
+        out_dir=state / "out",
+        log_file=state / "train.log",
+    )
+
+
+def _told_settings(plan: Plan, train: TrainSettings) -> dict[str, Any]:
+    """The flags as numbers and words, for trackers and checkpoints; without secrets."""
+    told = plan.flags.model_dump(exclude=set(_SECRETS))
+    told |= {"seed": train.seed, "max_train_steps": train.max_train_steps}
+    return {name: value for name, value in told.items() if value is not None}

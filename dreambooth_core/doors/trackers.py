@@ -1,0 +1,96 @@
+"""Curves and pictures to the trackers of the seed document's scripts, through accelerate."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PROJECT = "dreambooth"
+"""The name of the run, as those scripts have it: TensorBoard's files are in `logs/dreambooth`."""
+
+_CLOSE_TIMEOUT_S = 30.0
+_RENAMED = {"learning_rate": "lr"}
+_LOG = logging.getLogger(__name__)
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml"}
+
+
+class TrackerSink:
+    """A MetricSink over accelerate's trackers, which import and write in a thread of their own.
+
+    So the first step does not wait for them. The first failure is a warning; the training goes on.
+    """
+
+    def __init__(self, report_to: str, *, logging_dir: Path, config: Mapping[str, Any]) -> None:
+        self._names = _available(report_to)
+        self._logging_dir, self._config = logging_dir, dict(config)
+        self._jobs: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
+        if self._names:
+            self._thread.start()
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record numbers at a step; the learning rate is called `lr`, as those scripts do."""
+        renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
+        self._jobs.put(lambda tracker: tracker.log(renamed, step=step))
+
+    def image(self, path: Path, *, name: str, step: int) -> None:
+        """Record a picture from a file."""
+        with Image.open(path) as image:
+            self.pictures([image.convert("RGB")], name=name, step=step)
+
+    def pictures(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
+        """Record pictures of one size under one name."""
+        stack_NHWC = np.stack([np.asarray(image) for image in images])
+        self._jobs.put(lambda tracker: _log_images(tracker, {name: stack_NHWC}, step))
+
+    def close(self, *, status: str) -> None:
+        """Write what is left, for a limited time; `status` has no place in these trackers."""
+        if not self._names:
+            return
+        self._jobs.put(None)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            _LOG.warning("a tracker is slow: its last numbers may be missing (%s)", status)
+
+    def _work(self) -> None:
+        try:
+            trackers = [self._start(name) for name in self._names]
+            while job := self._jobs.get():
+                for tracker in trackers:
+                    job(tracker)
+            for tracker in trackers:
+                tracker.finish()
+        except Exception as error:
+            # Whatever a tracker does, the training goes on: it is the user's run that counts.
+            _LOG.warning("nothing is tracked from here on: %s: %s", type(error).__name__, error)
+
+    def _start(self, name: str) -> Any:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        kind: Any = LOGGER_TYPE_TO_CLASS[name]
+        needs_folder = kind.requires_logging_directory
+        tracker = kind(PROJECT, self._logging_dir) if needs_folder else kind(PROJECT)
+        tracker.start()
+        tracker.store_init_configuration(self._config)
+        return tracker
+
+
+def _available(report_to: str) -> list[str]:
+    wanted = _PACKAGES if report_to == "all" else {report_to: _PACKAGES.get(report_to)}
+    return [n for n, package in wanted.items() if package and importlib.util.find_spec(package)]
+
+
+def _log_images(tracker: Any, values: dict[str, Any], step: int) -> None:
+    """TensorBoard and Weights & Biases take pictures; accelerate's Comet tracker has no call."""
+    if tracker.name == "tensorboard":
+        tracker.log_images(values, step=step, dataformats="NHWC")
+    elif hasattr(tracker, "log_images"):
+        tracker.log_images(values, step=step)

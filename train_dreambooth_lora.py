@@ -1,0 +1,9 @@
+"""DreamBooth, LoRA adapters: `accelerate launch train_dreambooth_lora.py --help`."""
+
+import sys
+
+from dreambooth_core.doors.flags import DREAMBOOTH_LORA
+from dreambooth_core.doors.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(DREAMBOOTH_LORA))

@@ -1,0 +1,9 @@
+"""DreamBooth, LoRA of SDXL: `accelerate launch train_dreambooth_lora_sdxl.py --help`."""
+
+import sys
+
+from dreambooth_core.doors.flags import DREAMBOOTH_LORA_SDXL
+from dreambooth_core.doors.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(DREAMBOOTH_LORA_SDXL))
