@@ -13,27 +13,28 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from accelerate import PartialState
+from safetensors import safe_open
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
+from dreambooth_core.training import resume
 from dreambooth_core.training.layout import write_weights
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
-from dreambooth_core.training.resume import TrainState
 from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.update_plain import WEIGHTS
 
 LATEST = "latest"
 
-_STATE = "training_state"
-_WEIGHTS = f"{_STATE}/weights.safetensors"
-_OPTIMIZER = f"{_STATE}/optimizer.safetensors"
-_UNET = "unet."
+STATE = "training_state"
+
+_OPTIMIZER_FLAGS = ("optimizer", "use_8bit_adam")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -43,7 +44,6 @@ class ScriptCheckpoint(Record):
     step: int
     method: Method
     settings: dict[str, Any]
-    scaler: dict[str, float] | None
     files: dict[str, str]
 
 
@@ -58,12 +58,11 @@ class ScriptLayout:
         every: int,
         limit: int | None,
         settings: dict[str, Any],
-        is_main: bool,
     ) -> None:
         self._folder = folder
         self._method: Method = method
         self._every, self._limit = every, limit
-        self._settings, self._is_main = settings, is_main
+        self._settings = settings
 
     def begin(self, trainer: Trainer, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
@@ -77,28 +76,41 @@ class ScriptLayout:
 
         Raises StageError when the disk gives back other bytes.
         """
-        if not self._is_main:
-            return
-        path = self._folder / checkpoint_name(step)
-        state = trainer.state(step, metrics=metrics)
-        with files.atomic_dir(path) as aside:
-            write_weights(trainer.trainee, aside, method=self._method)
-            _write_state(aside, state, method=self._method)
-            ScriptCheckpoint(
-                step=step,
-                method=self._method,
-                settings=self._settings,
-                scaler=state.scaler,
-                files=files.tree_hashes(aside),
-            ).write(aside)
+        path, processes = self._folder / checkpoint_name(step), PartialState()
+        with resume.shared_aside(path) as aside:
+            self._write(trainer, aside)
+            processes.wait_for_everyone()
+            if processes.is_main_process:
+                files.write_text(aside / STATE / METRICS, metrics)
+                self._record(aside, step=step)
+        if processes.is_main_process:
+            self._verify(path)
+            say(f"saved {path}")
+            self._prune(keep=step)
+        processes.wait_for_everyone()
+
+    def _write(self, trainer: Trainer, aside: Path) -> None:
+        """The networks by the main process, and each process's part of the training state."""
+        state = aside / STATE
+        state.mkdir(exist_ok=True)
+        with trainer.updates.whole():
+            if PartialState().is_main_process:
+                write_weights(trainer.trainee, aside, method=self._method)
+        trainer.updates.save(state)
+
+    def _record(self, folder: Path, *, step: int) -> None:
+        hashes = files.tree_hashes(folder)
+        ScriptCheckpoint(
+            step=step, method=self._method, settings=self._settings, files=hashes
+        ).write(folder)
+
+    def _verify(self, path: Path) -> None:
         if read_whole(path) is None:
             raise StageError(
                 f"{path.name} was written but cannot be read back",
                 got=str(path),
                 hint="check the disk; the older checkpoints are untouched",
             )
-        say(f"saved {path}")
-        self._prune(keep=step)
 
     def _prune(self, *, keep: int) -> None:
         """Remove the lowest steps beyond the limit, but never the step just written."""
@@ -109,32 +121,25 @@ class ScriptLayout:
             shutil.rmtree(self._folder / checkpoint_name(step), ignore_errors=True)
 
 
-def _write_state(folder: Path, state: TrainState, *, method: Method) -> None:
-    """What is needed to go on, without what stands in `unet/` already."""
-    (folder / _STATE).mkdir()
-    weights = {n: w for n, w in state.weights.items() if not _is_in_unet_folder(n, method)}
-    save_file(weights, folder / _WEIGHTS)
-    save_file(state.optimizer, folder / _OPTIMIZER)
-    (folder / _STATE / METRICS).write_text(state.metrics)
+def read_metrics(folder: Path) -> str:
+    """The metrics table of a checkpoint."""
+    return (folder / STATE / METRICS).read_text()
 
 
-def _is_in_unet_folder(name: str, method: Method) -> bool:
-    return method == "full" and name.startswith(_UNET)
+def state_to_resume(
+    folder: Path, record: ScriptCheckpoint, *, settings: dict[str, Any], scratch: Path
+) -> Path:
+    """The folder that `Updates` continue from.
 
-
-def load_state(folder: Path, record: ScriptCheckpoint) -> TrainState:
-    """The state of a checkpoint that `find_checkpoint` has verified."""
-    weights = load_file(folder / _WEIGHTS)
-    if record.method == "full":
-        for path in sorted((folder / "unet").glob("*.safetensors")):
-            weights |= {f"{_UNET}{name}": tensor for name, tensor in load_file(path).items()}
-    return TrainState(
-        step=record.step,
-        weights=weights,
-        optimizer=load_file(folder / _OPTIMIZER),
-        scaler=record.scaler,
-        metrics=(folder / _STATE / METRICS).read_text(),
-    )
+    Where another optimizer made the checkpoint, it is a folder in `scratch` with the weights alone:
+    moments of one kind mean nothing to another.
+    """
+    state = folder / STATE
+    if all(record.settings.get(name) == settings.get(name) for name in _OPTIMIZER_FLAGS):
+        return state
+    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(state / WEIGHTS, scratch / WEIGHTS)
+    return scratch
 
 
 def find_checkpoint(folder: Path, name: str) -> tuple[Path, ScriptCheckpoint] | None:
@@ -193,10 +198,15 @@ def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_fits(state: TrainState, shapes: dict[str, torch.Size]) -> None:
-    """Raise SettingsError unless the state's weights are those that are trained now."""
-    odd = sorted(state.weights.keys() ^ shapes.keys())
-    odd += [n for n, w in state.weights.items() if n in shapes and w.shape != shapes[n]]
+def check_fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise SettingsError unless a checkpoint's weights are those that are trained now."""
+    path = folder / STATE / WEIGHTS
+    if not path.is_file():  # a split state: its own loader knows what belongs to it
+        return
+    with safe_open(path, framework="pt") as opened:
+        saved = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    odd = sorted(saved.keys() ^ shapes.keys())
+    odd += [n for n in sorted(saved.keys() & shapes.keys()) if saved[n] != list(shapes[n])]
     if odd:
         raise SettingsError(
             "--resume_from_checkpoint: the checkpoint holds other weights than are trained now",

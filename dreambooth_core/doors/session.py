@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,20 @@ from dreambooth_core.training import metrics, processes, worker
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.resume import TrainState
 from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import Trainer
 
 _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """Where a run begins: at step 0 without a state, or where a checkpoint stands."""
+
+    step: int = 0
+    metrics: str = metrics.to_csv(())
+    state: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,11 @@ class _Session:
                 should_stop=self._should_stop,
             ),
         )
-        trainee = self._train(_job(plan, train), sets)
+        trainer = self._train(_job(plan, train), sets)
+        with trainer.updates.whole():
+            if self._is_main:
+                outputs.write_result(plan, trainer.trainee)
         if self._is_main:
-            outputs.write_result(plan, trainee)
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
                 hub.upload(plan, repository)
@@ -135,57 +147,63 @@ class _Session:
         num_instance = len(sets.instance.images)
         return self._plan.steps_per_epoch(num_instance=num_instance, num_class=num_class)
 
-    def _train(self, job: TrainJob, sets: _Sets) -> Trainee:
+    def _train(self, job: TrainJob, sets: _Sets) -> Trainer:
         """Train to the last step. Raises Stopped when a stop came first; its step is saved."""
-        plan, accelerator = self._plan, self._accelerator
-        settings = _told_settings(plan, job.train)
+        accelerator = self._accelerator
+        settings = _told_settings(self._plan, job.train)
         trainee = load_trainee(job, device=accelerator.device)
-        state = self._resumed(trainee, settings)
+        resumed = self._resumed(trainee, settings)
         data = LatentDataset(
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
         )
-        trainer = Trainer(
-            trainee,
-            accelerator=accelerator,
-            settings=job.train,
-            rows_at=data.rows_at,
-            state=state,
+        updates = worker.make_updates(
+            trainee, accelerator=accelerator, settings=job.train, state=resumed.state
         )
-        first = 0 if state is None else state.step
-        rows = [] if state is None else metrics.from_csv(state.metrics, last_step=first)
-        sink = TrackerSink(
-            plan.flags.report_to if self._is_main else "none",
-            logging_dir=plan.output_dir / plan.flags.logging_dir,
-            config=settings,
+        trainer = Trainer(
+            updates, accelerator=accelerator, settings=job.train, rows_at=data.rows_at
         )
         if self._is_main:
-            say(f"training starts after step {first} of {job.train.max_train_steps}")
-        loop = Loop(
-            job,
-            trainer,
-            accelerator=accelerator,
-            layout=layout.ScriptLayout(
-                plan.output_dir,
-                method=plan.door.method,
-                every=plan.flags.checkpointing_steps,
-                limit=plan.flags.checkpoints_total_limit,
-                settings=settings,
-                is_main=self._is_main,
-            ),
-            sink=sink,
-            rows=rows,
-            visitors=self._visitors(sink, sets, seed=job.train.seed),
-        )
-        try:
-            ended = loop.run(first, should_stop=self._should_stop)
-        finally:
-            sink.close(status="FINISHED")
+            say(f"training starts after step {resumed.step} of {job.train.max_train_steps}")
+        with self._sink(settings) as sink:
+            loop = Loop(
+                job,
+                trainer,
+                accelerator=accelerator,
+                layout=self._layout(settings),
+                sink=sink,
+                rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
+                visitors=self._visitors(sink, sets, seed=job.train.seed),
+            )
+            ended = loop.run(resumed.step, should_stop=self._should_stop)
         if ended.how == "stopped":
             raise Stopped(
                 f"stopped and saved at step {ended.step}",
                 hint="--resume_from_checkpoint latest goes on from there",
             )
-        return trainee
+        return trainer
+
+    def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
+        flags = self._plan.flags
+        return layout.ScriptLayout(
+            self._plan.output_dir,
+            method=self._plan.door.method,
+            every=flags.checkpointing_steps,
+            limit=flags.checkpoints_total_limit,
+            settings=settings,
+        )
+
+    @contextlib.contextmanager
+    def _sink(self, settings: dict[str, Any]) -> Iterator[TrackerSink]:
+        flags = self._plan.flags
+        sink = TrackerSink(
+            flags.report_to if self._is_main else "none",
+            logging_dir=self._plan.output_dir / flags.logging_dir,
+            config=settings,
+        )
+        try:
+            yield sink
+        finally:
+            sink.close(status="FINISHED")
 
     def _visitors(self, sink: TrackerSink, sets: _Sets, *, seed: int) -> list[Visitor]:
         flags = self._plan.flags
@@ -205,20 +223,21 @@ class _Session:
             )
         ]
 
-    def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> TrainState | None:
-        """The state to go on from. Raises SettingsError."""
-        name = self._plan.flags.resume_from_checkpoint
+    def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> _Resumed:
+        """Where to go on from. Raises SettingsError."""
+        name, folder = self._plan.flags.resume_from_checkpoint, self._plan.output_dir
         if name is None:
-            return None
-        folder = self._plan.output_dir
+            return _Resumed()
         found = from_main(self._accelerator, lambda: layout.find_checkpoint(folder, name))
         if self._is_main:
             _tell_resumed(found, settings, folder=folder)
         if found is None:
-            return None
-        state = layout.load_state(*found)
-        layout.check_fits(state, {name: p.shape for name, p in trainee.trainable.items()})
-        return state
+            return _Resumed()
+        path, record = found
+        layout.check_fits(path, {name: p.shape for name, p in trainee.trainable.items()})
+        scratch = self._plan.state_dir / f"resumed-{self._accelerator.process_index}"
+        state = layout.state_to_resume(path, record, settings=settings, scratch=scratch)
+        return _Resumed(record.step, layout.read_metrics(path), state)
 
 
 def _tell_resumed(

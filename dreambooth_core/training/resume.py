@@ -49,7 +49,7 @@ def save_state(
     """
     processes = PartialState()
     path = folder / _name(step)
-    with _shared_aside(path) as aside:
+    with shared_aside(path) as aside:
         write(aside)
         processes.wait_for_everyone()
         if processes.is_main_process:
@@ -69,8 +69,11 @@ def save_state(
 
 
 @contextlib.contextmanager
-def _shared_aside(path: Path) -> Iterator[Path]:
-    """The folder that becomes `path`, for all processes; the main one makes and renames it."""
+def shared_aside(path: Path) -> Iterator[Path]:
+    """The folder that becomes `path`, for all processes; the main one makes and renames it.
+
+    All have written when the main process leaves it.
+    """
     if not PartialState().is_main_process:
         shared = [""]
         broadcast_object_list(shared)

@@ -44,7 +44,10 @@ class PlainUpdates:
         settings: TrainSettings,
         state: Path | None,
     ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None)."""
+        """Continue from the verified state in the folder `state`, or begin (None).
+
+        A state without moments or without a scaler has been made with other settings: these begin.
+        """
         self._step = 0
         self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
         check_types(trainee.trainable, settings)
@@ -54,7 +57,7 @@ class PlainUpdates:
         model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
         self.model: nn.Module = model
         self._optimizer: AcceleratedOptimizer = optimizer
-        if accelerator.scaler is not None and state is not None:
+        if accelerator.scaler is not None and state is not None and (state / _SCALER).is_file():
             accelerator.scaler.load_state_dict(json.loads((state / _SCALER).read_bytes()))
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
@@ -136,5 +139,6 @@ class PlainUpdates:
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(weights[name])
-        tensors = load_file(folder / OPTIMIZER)
-        load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))
+        if (folder / OPTIMIZER).is_file():
+            tensors = load_file(folder / OPTIMIZER)
+            load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))

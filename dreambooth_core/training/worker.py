@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
+from dreambooth_core.config import TrainSettings
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.models.load import configure_torch, pick_device
@@ -24,10 +25,11 @@ from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.resume import read_metrics, state_dir
 from dreambooth_core.training.start import Start, find_start
-from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import Trainer
 from dreambooth_core.training.update_fused import FusedUpdates
 from dreambooth_core.training.update_plain import PlainUpdates
+from dreambooth_core.training.updates import Updates
 
 OpenRows = Callable[[TrainJob], RowsAt]
 """Opens the latent cache of a job; called only when there is something to train."""
@@ -115,8 +117,7 @@ def _train(
         if start.record is not None:
             first, state = start.record.step, state_dir(job.resume_dir, start.record)
             rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
-        kind = FusedUpdates if job.train.fused_backward else PlainUpdates
-        updates = kind(trainee, accelerator=accelerator, settings=job.train, state=state)
+        updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
         trainer = Trainer(
             updates,
             accelerator=accelerator,
@@ -132,6 +133,14 @@ def _train(
         return ended, metrics.to_csv(loop.rows)
     finally:
         sink.close(status=status)
+
+
+def make_updates(
+    trainee: Trainee, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
+) -> Updates:
+    """The updates that the settings ask for, from the state in a folder or from the beginning."""
+    kind = FusedUpdates if settings.fused_backward else PlainUpdates
+    return kind(trainee, accelerator=accelerator, settings=settings, state=state)
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:
