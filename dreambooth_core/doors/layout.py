@@ -34,6 +34,15 @@ LATEST = "latest"
 
 STATE = "training_state"
 
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "local_rank"),
+        *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers"),
+        *("validation_prompt", "num_validation_images", "validation_steps", "validation_epochs"),
+        *("validation_scheduler", "push_to_hub", "hub_model_id", "set_grads_to_none"),
+    )
+)
+"""Flags that change no weight."""
 _OPTIMIZER_FLAGS = ("optimizer", "use_8bit_adam")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -190,7 +199,7 @@ def _steps(folder: Path) -> list[int]:
 
 def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
     """Which settings are not those of the checkpoint, each as `name: old -> new`."""
-    names = sorted(record.settings.keys() | settings.keys())
+    names = sorted((record.settings.keys() | settings.keys()) - _WITHOUT_EFFECT)
     return [
         f"{name}: {record.settings.get(name)} -> {settings.get(name)}"
         for name in names

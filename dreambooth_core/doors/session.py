@@ -35,6 +35,9 @@ from dreambooth_core.training.trainer import Trainer
 _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
 
+_Found = tuple[Path, layout.ScriptCheckpoint]
+"""A checkpoint to go on from, verified."""
+
 
 @dataclass(frozen=True)
 class _Resumed:
@@ -77,10 +80,13 @@ class _Session:
     def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
         self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
         self._is_main = accelerator.is_main_process
+        self._found: _Found | None = None
 
     def run(self) -> int:
         plan = self._plan
-        seed = from_main(self._accelerator, self._begin)
+        from_main(self._accelerator, self._begin)
+        self._found = from_main(self._accelerator, lambda: _checkpoint_to_resume(plan))
+        seed = from_main(self._accelerator, lambda: _seed_of(plan, self._found))
         repository = from_main(
             self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
         )
@@ -107,19 +113,14 @@ class _Session:
         self._accelerator.wait_for_everyone()
         return 0
 
-    def _begin(self) -> int:
-        """Tell what is worth telling, sweep up after killed runs; the run's seed."""
+    def _begin(self) -> None:
+        """Tell what is worth telling, and sweep up after killed runs. Raises SettingsError."""
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
         plan.output_dir.mkdir(parents=True, exist_ok=True)
         files.remove_asides(plan.output_dir)
         load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
-        if plan.flags.seed is not None:
-            return plan.flags.seed
-        seed = secrets.randbelow(2**31)
-        say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
-        return seed
 
     def _images(self, seed: int) -> _Sets:
         plan = self._plan
@@ -224,32 +225,40 @@ class _Session:
         ]
 
     def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> _Resumed:
-        """Where to go on from. Raises SettingsError."""
-        name, folder = self._plan.flags.resume_from_checkpoint, self._plan.output_dir
-        if name is None:
+        """Where to go on from. Raises SettingsError when other weights are trained now."""
+        if self._found is None:
             return _Resumed()
-        found = from_main(self._accelerator, lambda: layout.find_checkpoint(folder, name))
+        path, record = self._found
         if self._is_main:
-            _tell_resumed(found, settings, folder=folder)
-        if found is None:
-            return _Resumed()
-        path, record = found
+            for change in layout.changes(record, settings):
+                say(f"note: another setting than the checkpoint's: {change}")
         layout.check_fits(path, {name: p.shape for name, p in trainee.trainable.items()})
         scratch = self._plan.state_dir / f"resumed-{self._accelerator.process_index}"
         state = layout.state_to_resume(path, record, settings=settings, scratch=scratch)
         return _Resumed(record.step, layout.read_metrics(path), state)
 
 
-def _tell_resumed(
-    found: tuple[Path, layout.ScriptCheckpoint] | None, settings: dict[str, Any], *, folder: Path
-) -> None:
+def _checkpoint_to_resume(plan: Plan) -> _Found | None:
+    name = plan.flags.resume_from_checkpoint
+    if name is None:
+        return None
+    found = layout.find_checkpoint(plan.output_dir, name)
     if found is None:
-        say(f"no whole checkpoint in {folder}: a new run begins")
-        return
-    path, record = found
-    say(f"resuming from {path.name}")
-    for change in layout.changes(record, settings):
-        say(f"note: another setting than the checkpoint's: {change}")
+        say(f"no whole checkpoint in {plan.output_dir}: a new run begins")
+    else:
+        say(f"resuming from {found[0].name}")
+    return found
+
+
+def _seed_of(plan: Plan, found: _Found | None) -> int:
+    """The seed that was given, else that of the checkpoint, else a random one, which is told."""
+    if plan.flags.seed is not None:
+        return plan.flags.seed
+    if found is not None:
+        return int(found[1].settings["seed"])
+    seed = secrets.randbelow(2**31)
+    say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
+    return seed
 
 
 def _job(plan: Plan, train: TrainSettings) -> TrainJob:

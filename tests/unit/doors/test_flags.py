@@ -1,0 +1,173 @@
+"""What a command line may say, and what is said of its mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from dreambooth_core.doors.parsing import help_text, parse
+from dreambooth_core.doors.plan import make_plan
+from dreambooth_core.errors import SettingsError
+from tests.paths import ROOT
+
+NEEDED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=.", "--instance_prompt=p"]
+PRIOR = ["--with_prior_preservation", "--class_data_dir=c", "--class_prompt=a dog"]
+SEED_FLAGS = """
+pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir
+output_dir instance_prompt class_prompt with_prior_preservation prior_loss_weight num_class_images
+sample_batch_size resolution center_crop train_batch_size num_train_epochs max_train_steps
+gradient_accumulation_steps gradient_checkpointing learning_rate scale_lr lr_scheduler
+lr_warmup_steps lr_num_cycles lr_power use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay
+adam_epsilon max_grad_norm mixed_precision prior_generation_precision train_text_encoder
+checkpointing_steps checkpoints_total_limit resume_from_checkpoint
+enable_xformers_memory_efficient_attention set_grads_to_none allow_tf32 offset_noise snr_gamma
+pre_compute_text_embeddings tokenizer_max_length text_encoder_use_attention_mask validation_prompt
+num_validation_images validation_steps report_to logging_dir seed push_to_hub hub_token hub_model_id
+""".split()
+
+
+def problems(door, *arguments: str, env=None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        make_plan(door, parse(door, arguments), env or {})
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def train_settings(*arguments: str, door=DREAMBOOTH, env=None):
+    plan = make_plan(door, parse(door, [*NEEDED, *arguments]), env or {})
+    return plan.train(seed=0, max_train_steps=10)
+
+
+def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
+    text = help_text(DREAMBOOTH)
+    for name in SEED_FLAGS:
+        assert name in DREAMBOOTH.flags.model_fields
+        assert f"--{name}" in text
+    for door in (DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL):
+        assert {"rank", "lora_alpha", "lora_dropout", "lora_layers"} <= set(door.flags.model_fields)
+
+
+def test_defaults_are_those_of_the_documented_scripts():
+    defaults = {n: f.default for n, f in DREAMBOOTH.flags.model_fields.items()}
+    assert (defaults["resolution"], defaults["train_batch_size"]) == (512, 4)
+    assert (defaults["num_class_images"], defaults["sample_batch_size"]) == (100, 4)
+    assert (defaults["learning_rate"], defaults["checkpointing_steps"]) == (5e-6, 500)
+    assert (defaults["adam_weight_decay"], defaults["max_grad_norm"]) == (1e-2, 1.0)
+    assert DREAMBOOTH_LORA.flags.model_fields["learning_rate"].default == 5e-4
+    sdxl = {n: f.default for n, f in DREAMBOOTH_LORA_SDXL.flags.model_fields.items()}
+    assert (sdxl["resolution"], sdxl["learning_rate"], sdxl["text_encoder_lr"]) == (
+        1024, 1e-4, 5e-6,
+    )  # fmt: skip
+
+
+def test_all_mistakes_are_told_at_once_with_the_nearest_known_flag():
+    text = problems(
+        DREAMBOOTH, "--lerning_rate=1", "--max_train_steps", "0", "--resolution=big",
+        "--instance_data_dir=.", "--instance_prompt=p", "--center_crop=yes", "stray", "--variant",
+    )  # fmt: skip
+    assert text.splitlines() == [
+        "--lerning_rate: unknown flag; did you mean --learning_rate?",
+        "--center_crop: a switch takes no value, found 'yes'",
+        "stray: not a flag; flags begin with --",
+        "--variant: its value is missing",
+        "--pretrained_model_name_or_path: missing",
+        "--resolution: Input should be a valid integer, unable to parse string as an integer, "
+        "found 'big'",
+        "--max_train_steps: Input should be greater than 0, found '0'",
+    ]
+
+
+def test_flags_take_their_value_after_a_space_or_an_equals_sign():
+    flags = parse(DREAMBOOTH, [*NEEDED, "--learning_rate", "5.0e-04", "--adam_beta1=0.8"])
+    assert (flags.learning_rate, flags.adam_beta1) == (5e-4, 0.8)
+
+
+def test_prior_preservation_without_its_folder_or_prompt_is_refused():
+    text = problems(DREAMBOOTH, *NEEDED, "--with_prior_preservation")
+    assert "--class_data_dir: missing; --with_prior_preservation needs it" in text
+    assert "--class_prompt: missing; --with_prior_preservation needs it" in text
+
+
+def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
+    text = problems(DREAMBOOTH, *NEEDED, "--enable_xformers_memory_efficient_attention")
+    assert "xFormers is not installed" in text
+    assert "SDPA" in text
+
+
+def test_a_photo_folder_that_does_not_exist_is_told_before_anything_is_loaded():
+    text = problems(DREAMBOOTH, NEEDED[0], "--instance_data_dir=nowhere", NEEDED[2])
+    assert text == "--instance_data_dir: no folder nowhere"
+
+
+def test_flags_of_other_model_families_are_refused_with_the_reason():
+    text = problems(DREAMBOOTH, *NEEDED, "--class_labels_conditioning", "timesteps")
+    assert "DeepFloyd IF" in text
+    text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--dataset_name=x")
+    assert "--instance_data_dir" in text
+
+
+def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
+    env = {"ACCELERATE_USE_DEEPSPEED": "true"}
+    text = problems(DREAMBOOTH, *NEEDED, "--use_8bit_adam", env=env)
+    assert "8-bit Adam does not work with DeepSpeed" in text
+
+
+def test_scale_lr_multiplies_by_batch_accumulation_and_processes():
+    flags = ["--learning_rate=1e-6", "--train_batch_size=2", "--gradient_accumulation_steps=3"]
+    settings = train_settings(*flags, "--scale_lr", env={"WORLD_SIZE": "4", "RANK": "1"})
+    assert settings.learning_rate == pytest.approx(24e-6)
+    assert settings.num_processes == 4
+
+
+def test_the_launchers_precision_holds_unless_a_flag_says_otherwise():
+    env = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    assert train_settings(env=env).mixed_precision == "bf16"
+    assert train_settings("--mixed_precision=no", env=env).mixed_precision == "no"
+    assert train_settings().mixed_precision == "no"
+
+
+def test_a_constant_rate_ignores_the_documented_default_of_500_warm_up_steps():
+    assert train_settings().lr_warmup_steps == 0
+    assert train_settings("--lr_scheduler=linear").lr_warmup_steps == 500
+
+
+def test_offset_noise_is_a_switch_of_strength_a_tenth():
+    assert train_settings("--offset_noise").offset_noise == 0.1
+    assert train_settings().offset_noise == 0.0
+
+
+def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
+    lora = train_settings("--rank=8", door=DREAMBOOTH_LORA).lora
+    assert lora is not None
+    assert (lora.rank, lora.lora_alpha) == (8, 8.0)
+    assert lora.lora_layers == ("to_k", "to_q", "to_v", "to_out.0")
+    given = train_settings("--lora_alpha=2", "--lora_layers=to_q, to_v", door=DREAMBOOTH_LORA).lora
+    assert given is not None
+    assert (given.lora_alpha, given.lora_layers) == (2.0, ("to_q", "to_v"))
+
+
+def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
+    flags = [*NEEDED, *PRIOR, "--train_batch_size=2", "--gradient_accumulation_steps=2"]
+    plan = make_plan(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
+    assert plan.steps_per_epoch(num_instance=5, num_class=0) == 2  # 3 batches, 2 an update
+    assert plan.steps_per_epoch(num_instance=5, num_class=20) == 5
+
+
+def test_the_hub_token_stands_in_no_error():
+    text = problems(DREAMBOOTH, *NEEDED, "--hub_token=", "--seed=-1")
+    assert "hub_token" not in text
+    assert "--seed: Input should be greater than or equal to 0, found '-1'" in text
+
+
+def test_a_mistake_costs_no_import_of_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--nonsense', '1']\n"
+        "try: runpy.run_path('train_dreambooth.py', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
+    assert "error: --nonsense: unknown flag" in done.stderr

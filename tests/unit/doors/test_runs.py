@@ -1,0 +1,207 @@
+"""What a script's run leaves behind, on a tiny model."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth_core import files
+from dreambooth_core.doors.flags import DREAMBOOTH_LORA
+from tests.unit.doors.command import prior, run
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_shows(
+    tiny_sd, photos, tmp_path
+):
+    out = tmp_path / "out"
+    assert run(tiny_sd, photos, out, max_train_steps=5, checkpointing_steps=2) == 0
+    assert names(out) == [
+        "checkpoint-2", "checkpoint-4", "model_index.json", "scheduler", "text_encoder",
+        "tokenizer", "unet", "vae",
+    ]  # fmt: skip
+    pipe = StableDiffusionPipeline.from_pretrained(out)
+    assert pipe("photo", num_inference_steps=1, output_type="pil").images[0].size == (64, 64)
+    unet = UNet2DConditionModel.from_pretrained(out / "checkpoint-2" / "unet")
+    DiffusionPipeline.from_pretrained(tiny_sd, unet=unet, safety_checker=None)
+    base = load_file(tiny_sd / WEIGHTS)["conv_in.weight"]
+    moved = [
+        (load_file(out / part / WEIGHTS)["conv_in.weight"] - base).abs().max().item()
+        for part in ("checkpoint-2", "checkpoint-4", "")
+    ]
+    assert 1e-4 < moved[0] < moved[1] < moved[2] < 6e-4  # AdamW moves about its rate a step
+    assert torch.equal(
+        load_file(out / "vae/diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"],
+        load_file(tiny_sd / "vae/diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"],
+    )
+    text = "".join(path.read_text() for path in out.rglob("*.json"))
+    assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
+
+
+def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_whole_one(
+    tiny_sd, photos, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    flags = {"checkpointing_steps": 1, "max_train_steps": 3}
+    assert run(tiny_sd, photos, out, **flags, checkpoints_total_limit=2) == 0
+    assert names(out)[:2] == ["checkpoint-2", "checkpoint-3"]
+    (out / "checkpoint-3" / WEIGHTS).write_bytes(b"cut short")
+    (out / "checkpoint-tmp").mkdir()
+    flags = {"checkpointing_steps": 2, "max_train_steps": 4, "learning_rate": 2e-4}
+    assert run(tiny_sd, photos, out, **flags, resume_from_checkpoint="latest", seed=None) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-3 is not whole: passed by" in said
+    assert "resuming from checkpoint-2" in said
+    assert "another setting than the checkpoint's: learning_rate: 0.0001 -> 0.0002" in said
+    assert "seed" not in said.partition("resuming")[2]  # the checkpoint's own goes on
+    table = (out / "checkpoint-4" / "training_state" / "metrics.csv").open()
+    rates = [float(row["learning_rate"]) for row in csv.DictReader(table)]
+    assert rates == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4])
+
+
+def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, photos, tmp_path):
+    flags = {"max_train_steps": 4, "checkpointing_steps": 2}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run(tiny_sd, photos, whole, **flags) == 0
+    assert run(tiny_sd, photos, resumed, **flags | {"max_train_steps": 2}) == 0
+    assert run(tiny_sd, photos, resumed, **flags, resume_from_checkpoint="checkpoint-2") == 0
+    assert files.sha256_file(whole / WEIGHTS) == files.sha256_file(resumed / WEIGHTS)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
+    tiny_sd, photos, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    run(tiny_sd, photos, out, checkpointing_steps=2)
+    assert run(tiny_sd, photos, out, resume_from_checkpoint="checkpoint-7") == 2
+    error = capsys.readouterr().err
+    assert "checkpoint-7 does not exist" in error
+    assert "allowed: checkpoint-2, latest" in error
+
+
+def test_another_rank_cannot_go_on_from_an_adapters_checkpoint(tiny_sd, photos, tmp_path, capsys):
+    flags = {"door": DREAMBOOTH_LORA, "checkpointing_steps": 2}
+    run(tiny_sd, photos, tmp_path / "out", **flags, rank=2)
+    again = {**flags, "rank": 3, "resume_from_checkpoint": "latest", "max_train_steps": 4}
+    assert run(tiny_sd, photos, tmp_path / "out", **again) == 2
+    assert "holds other weights than are trained now" in capsys.readouterr().err
+
+
+def test_an_adapter_stands_in_output_dir_and_in_every_checkpoint_under_unet_names(
+    tiny_sd, photos, tmp_path
+):
+    out = tmp_path / "out"
+    flags = {"max_train_steps": 3, "checkpointing_steps": 2, "learning_rate": 1e-2}
+    assert run(tiny_sd, photos, out, door=DREAMBOOTH_LORA, **flags) == 0
+    assert names(out) == ["checkpoint-2", "pytorch_lora_weights.safetensors"]
+    for folder in (out, out / "checkpoint-2"):
+        keys = load_file(folder / "pytorch_lora_weights.safetensors").keys()
+        assert keys
+        assert all(key.startswith("unet.") and "lora" in key for key in keys)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.load_lora_weights(out)
+
+
+def test_missing_class_images_are_made_beside_those_that_lie_there_and_broken_ones_do_not_count(
+    tiny_sd, photos, tmp_path, capsys
+):
+    folder = tmp_path / "class"
+    shutil.copytree(photos, folder)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    before = {path.name: files.sha256_file(path) for path in folder.iterdir()}
+    assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 7)) == 0
+    after = {path.name: files.sha256_file(path) for path in folder.iterdir()}
+    made = sorted(after.keys() - before.keys())
+    assert {name: after[name] for name in before} == before
+    assert [name[:5] for name in made] == ["00000", "00001", "00002"]
+    assert "class image broken.jpg: " in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "class.manifest.json").read_text())
+    assert [(each["file"], each["sha256"]) for each in manifest["images"]] == [
+        (name, after[name]) for name in made
+    ]
+    assert manifest["class_prompt"] == "a photo of a mug"
+    assert len({each["seed"] for each in manifest["images"]}) == 3
+
+
+def test_a_set_of_class_images_that_grows_begins_with_the_smaller_and_is_not_made_twice(
+    tiny_sd, photos, tmp_path
+):
+    once, grown = tmp_path / "once", tmp_path / "grown"
+    run(tiny_sd, photos, tmp_path / "a", **prior(once, 3))
+    run(tiny_sd, photos, tmp_path / "b", **prior(grown, 1))
+    times = {path.name: path.stat().st_mtime_ns for path in grown.iterdir()}
+    run(tiny_sd, photos, tmp_path / "b", **prior(grown, 3))
+    assert files.tree_hashes(grown) == files.tree_hashes(once)
+    assert len(names(once)) == 3
+    assert all((grown / name).stat().st_mtime_ns == time for name, time in times.items())
+
+
+def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_code_2(
+    tiny_sd, photos, tmp_path, capsys
+):
+    (photos / "torn.png").write_bytes((photos / "photo-0.png").read_bytes()[:200])
+    before = files.tree_hashes(photos)
+    assert run(tiny_sd, photos, tmp_path / "out", max_train_steps=1) == 0
+    assert "warning: photo torn.png is left out: truncated" in capsys.readouterr().out
+    assert files.tree_hashes(photos) == before
+    for path in photos.glob("photo-*"):
+        path.unlink()
+    assert run(tiny_sd, photos, tmp_path / "out", max_train_steps=1) == 2
+    error = capsys.readouterr().err
+    assert "no photo of your subject can be used" in error
+    assert "--instance_data_dir" in error
+
+
+def test_epochs_decide_the_steps_when_max_train_steps_is_not_given(tiny_sd, photos, tmp_path):
+    flags = {"max_train_steps": None, "num_train_epochs": 2, "train_batch_size": 2}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags, checkpointing_steps=4) == 0
+    assert "checkpoint-4" in names(tmp_path / "out")  # 4 photos, 2 a step, twice
+
+
+def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photos, tmp_path):
+    flags = {"report_to": "tensorboard", "validation_prompt": "a mug", "validation_steps": 2}
+    out = tmp_path / "out"
+    assert run(tiny_sd, photos, out, **flags, num_validation_images=2, max_train_steps=2) == 0
+    events = EventAccumulator(str(out / "logs" / "dreambooth"), size_guidance={"images": 0})
+    events.Reload()
+    assert [round(each.value, 9) for each in events.Scalars("lr")] == [1e-4, 1e-4]
+    assert {each.step for each in events.Scalars("loss")} == {1, 2}
+    (picture,) = events.Images("validation")  # two squares side by side
+    assert (picture.step, picture.width, picture.height) == (2, 128, 64)
+
+
+def test_a_seed_that_is_not_given_is_random_and_told(tiny_sd, photos, tmp_path, capsys):
+    seeds = []
+    for name in ("a", "b"):
+        run(tiny_sd, photos, tmp_path / name, seed=None, max_train_steps=1)
+        said = capsys.readouterr().out
+        seeds.append(next(line for line in said.splitlines() if line.startswith("seed ")))
+    assert seeds[0] != seeds[1]
+
+
+def test_fp16_class_images_on_a_cpu_are_refused(tiny_sd, photos, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU can do it")
+    flags = prior(tmp_path / "class", 2, prior_generation_precision="fp16")
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    assert "--prior_generation_precision: fp16 needs a GPU" in capsys.readouterr().err
+
+
+def test_a_class_image_of_any_kind_is_trained_on_as_upright_srgb(tiny_sd, photos, tmp_path):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    Image.new("CMYK", (90, 70), (10, 20, 30, 40)).save(folder / "print.jpg")
+    Image.effect_noise((80, 64), 60).save(folder / "grey.png")
+    assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 2), max_train_steps=1) == 0
+    assert names(folder) == ["grey.png", "print.jpg"]
