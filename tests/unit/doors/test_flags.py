@@ -24,7 +24,7 @@ checkpointing_steps checkpoints_total_limit resume_from_checkpoint
 enable_xformers_memory_efficient_attention set_grads_to_none allow_tf32 offset_noise snr_gamma
 pre_compute_text_embeddings tokenizer_max_length text_encoder_use_attention_mask validation_prompt
 num_validation_images validation_steps report_to logging_dir seed push_to_hub hub_token hub_model_id
-""".split()
+"""
 
 
 def problems(door, *arguments: str, env=None) -> str:
@@ -41,7 +41,7 @@ def train_settings(*arguments: str, door=DREAMBOOTH, env=None):
 
 def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
     text = help_text(DREAMBOOTH)
-    for name in SEED_FLAGS:
+    for name in SEED_FLAGS.split():
         assert name in DREAMBOOTH.flags.model_fields
         assert f"--{name}" in text
     for door in (DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL):
