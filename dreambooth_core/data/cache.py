@@ -46,12 +46,16 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The parts of the base model that encode: text encoders with their tokenizers, in order."""
+    """The parts of the base model that encode: text encoders with their tokenizers, in order.
+
+    `masks_text`: whether the text encoder is given the attention mask.
+    """
 
     vae: AutoencoderKL
     text_encoders: tuple[nn.Module, ...]
     tokenizers: tuple[CLIPTokenizer, ...]
     identity: BaseModelIdentity
+    masks_text: bool = False
 
 
 def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
@@ -231,7 +235,11 @@ def embed_prompts(prompts: Sequence[str], encoders: Encoders) -> dict[str, torch
     with eval_mode(*encoders.text_encoders), torch.inference_mode():
         for prompt in prompts:
             ids_EL = token_ids(prompt, encoders.tokenizers)
-            text = encode(encoders.text_encoders, ids_EL[:, None].to(encoders.vae.device))
+            text = encode(
+                encoders.text_encoders,
+                ids_EL[:, None].to(encoders.vae.device),
+                masked=encoders.masks_text,
+            )
             tensors[prompt_key(prompt, "ids")] = ids_EL
             tensors[prompt_key(prompt, "hidden")] = text.text_BLD[0].float().cpu()
             if text.pooled_BP is not None:

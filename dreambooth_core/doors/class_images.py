@@ -19,6 +19,7 @@ from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import Manifest
 from dreambooth_core.training.narrator import say
@@ -132,7 +133,7 @@ def _draw(
 
 
 def _sample(
-    pipe: load.StableDiffusionPipeline,
+    pipe: Pipeline,
     plan: Plan,
     indices: Sequence[int],
     *,

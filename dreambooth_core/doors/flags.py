@@ -173,7 +173,6 @@ class Door:
     script: str
     flags: type[ScriptFlags]
     method: Literal["full", "lora"]
-    family: Literal["sd", "sdxl"]
     refused: Mapping[str, str]
 
 
@@ -181,21 +180,18 @@ DREAMBOOTH = Door(
     script="train_dreambooth.py",
     flags=DreamBoothFlags,
     method="full",
-    family="sd",
     refused={"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY},
 )
 DREAMBOOTH_LORA = Door(
     script="train_dreambooth_lora.py",
     flags=DreamBoothLoraFlags,
     method="lora",
-    family="sd",
     refused={"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY},
 )
 DREAMBOOTH_LORA_SDXL = Door(
     script="train_dreambooth_lora_sdxl.py",
     flags=DreamBoothLoraSdxlFlags,
     method="lora",
-    family="sdxl",
     refused={
         **dict.fromkeys(("dataset_name", "dataset_config_name", "image_column"), _HUB_DATA),
         "caption_column": "per-image captions are a setting of params.yaml: data.captions",

@@ -6,12 +6,13 @@ import gc
 from pathlib import Path
 
 import torch
+from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.data import cache
 from dreambooth_core.doors import class_images, photos
 from dreambooth_core.doors.plan import Plan
-from dreambooth_core.models import load
+from dreambooth_core.models import load, source
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
 
@@ -47,11 +48,12 @@ def build_latents(
         )
     encoders = cache.Encoders(
         vae=load.load_component("vae", base, root, device=device),
-        text_encoder=load.load_component("text_encoder", base, root, device=device),
-        tokenizer=load.load_component("tokenizer", base, root),
+        text_encoders=tuple(load.load_text_encoders(base, root, device=device).values()),
+        tokenizers=_tokenizers(plan),
         identity=BaseModelIdentity(
             name=base.pretrained_model_name_or_path, revision=base.revision, sha256=""
         ),
+        masks_text=masks_text(plan),
     )
     with files.atomic_dir(plan.state_dir / CACHE) as out:
         record = cache.build_cache(
@@ -68,3 +70,25 @@ def build_latents(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return record
+
+
+def masks_text(plan: Plan) -> bool:
+    """Whether the text encoder is given the attention mask."""
+    return bool(getattr(plan.flags, "text_encoder_use_attention_mask", False))
+
+
+def _tokenizers(plan: Plan) -> tuple[CLIPTokenizer, ...]:
+    """The base model's, or the one of its own that a flag names; cut to the length of a flag."""
+    root = Path.cwd()
+    name = getattr(plan.flags, "tokenizer_name", None)
+    if name is None:
+        tokenizers = load.load_tokenizers(plan.base_model, root)
+    else:
+        found = source.find_model(
+            name, root, revision=plan.flags.revision, patterns=source.MODEL_PATTERNS
+        )
+        tokenizers = (load.load_tokenizer(found.folder),)
+    length = getattr(plan.flags, "tokenizer_max_length", None)
+    for tokenizer in tokenizers:
+        tokenizer.model_max_length = length or tokenizer.model_max_length
+    return tokenizers

@@ -24,7 +24,6 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
 from dreambooth_core.training import resume
-from dreambooth_core.training.layout import write_weights
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
 from dreambooth_core.training.trainer import Trainer
@@ -104,7 +103,7 @@ class ScriptLayout:
         state.mkdir(exist_ok=True)
         with trainer.updates.whole():
             if PartialState().is_main_process:
-                write_weights(trainer.trainee, aside, method=self._method)
+                trainer.trainee.write(aside)
         trainer.updates.save(state)
 
     def _record(self, folder: Path, *, step: int) -> None:

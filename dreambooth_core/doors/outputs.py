@@ -11,19 +11,18 @@ from diffusers import DiffusionPipeline
 from dreambooth_core import files
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models import lora, source, weights
-from dreambooth_core.training.layout import write_weights
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
 
 _BESIDE = ("safety_checker/*.json", "safety_checker/*.safetensors", "feature_extractor/*.json")
-_OPTIONAL = {"safety_checker": None, "feature_extractor": None}
+_OPTIONAL = ("safety_checker", "feature_extractor")
 
 
 def write_result(plan: Plan, trainee: Trainee) -> None:
     """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
     with files.atomic_dir(plan.state_dir / "result") as aside:
         if plan.door.method == "lora":
-            write_weights(trainee, aside, method="lora")
+            trainee.write(aside)
             if getattr(plan.flags, "output_kohya_format", False):
                 lora.write_kohya(aside, out=aside / lora.KOHYA_FILE)
         else:
@@ -46,7 +45,8 @@ def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
     parts: dict[str, Any] = dict(trainee.denoiser.parts)
     if getattr(plan.flags, "skip_save_text_encoder", False):
         parts["text_encoder"] = None
-    absent = {n: None for n in _OPTIONAL if not (found.folder / n).is_dir()}
+    index = source.read_json_file(found.folder / "model_index.json", what="a saved pipeline")
+    absent = {n: None for n in _OPTIONAL if n in index and not (found.folder / n).is_dir()}
     try:
         pipe = DiffusionPipeline.from_pretrained(
             found.folder,

@@ -17,7 +17,7 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.doors import class_images, hub, layout, outputs, photos
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.latents import CACHE, build_latents
+from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import Validation
@@ -153,6 +153,7 @@ class _Session:
         accelerator = self._accelerator
         settings = _told_settings(self._plan, job.train)
         trainee = load_trainee(job, device=accelerator.device)
+        trainee.denoiser.masks_text = masks_text(self._plan)
         resumed = self._resumed(trainee, settings)
         data = LatentDataset(
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None

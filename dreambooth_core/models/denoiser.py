@@ -32,6 +32,8 @@ class Denoiser(nn.Module):
         self.unet = unet
         self._takes_time_ids = unet.config["addition_embed_type"] == "text_time"
         self.text_encoder_names = tuple(text_encoders or ())
+        self.masks_text = False
+        """Whether trained text encoders are given the attention mask."""
         for name, text_encoder in (text_encoders or {}).items():
             self.add_module(name, text_encoder)
 
@@ -63,7 +65,7 @@ class Denoiser(nn.Module):
         text = TextEmbedding(text_BLD, pooled_BP)
         if self.text_encoder_names:
             assert ids_EBL is not None, "text encoders are trained, and the rows have no token ids"
-            text = encode(self.text_encoders, ids_EBL)
+            text = encode(self.text_encoders, ids_EBL, masked=self.masks_text)
         prediction: Any = self.unet(
             noisy_BCHW,
             timestep_B,

@@ -195,7 +195,12 @@ def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokeni
     """The tokenizers of the text encoders, in their order. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
     names = pipeline_family(folder).tokenizers
-    return tuple(_opened(CLIPTokenizer, folder / name) for name in names)
+    return tuple(load_tokenizer(folder / name) for name in names)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer saved in a folder. Raises SettingsError."""
+    return _opened(CLIPTokenizer, folder)
 
 
 def _load_model(

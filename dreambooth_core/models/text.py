@@ -46,10 +46,23 @@ def _ids_of(prompt: str, tokenizer: CLIPTokenizer) -> torch.Tensor:
     return tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
 
 
-def encode(text_encoders: Sequence[nn.Module], ids_EBL: torch.Tensor) -> TextEmbedding:
-    """Embed prompts by their token ids, without an attention mask."""
+def attention_mask(ids_BL: torch.Tensor) -> torch.Tensor:
+    """1 up to a prompt's first end token, which has the highest id of the vocabulary; then 0."""
+    end_B = ids_BL.argmax(dim=-1)
+    places_L = torch.arange(ids_BL.shape[-1], device=ids_BL.device)
+    return (places_L <= end_B[:, None]).long()
+
+
+def encode(
+    text_encoders: Sequence[nn.Module], ids_EBL: torch.Tensor, *, masked: bool = False
+) -> TextEmbedding:
+    """Embed prompts by their token ids, as the pipelines do: without an attention mask.
+
+    `masked` hides the padding from a single text encoder; what draws must then do the same.
+    """
     if len(text_encoders) == 1:
-        last: Any = text_encoders[0](ids_EBL[0])
+        mask_BL = attention_mask(ids_EBL[0]) if masked else None
+        last: Any = text_encoders[0](ids_EBL[0], attention_mask=mask_BL)
         return TextEmbedding(last.last_hidden_state, pooled_BP=None)
     outputs: list[Any] = [
         encoder(ids_BL, output_hidden_states=True)
