@@ -18,6 +18,9 @@ from dreambooth_core.stages.common import (
 from dreambooth_core.training import launch
 from dreambooth_core.training.job import TrainJob
 
+_COPIES_OF_CHECKPOINTS = 3
+"""In the store, in the stage's output and in DVC's cache: one on a disk that can share blocks."""
+
 
 def run(context: StageContext, subject: str) -> TrainingRun:
     """Train (or continue) and publish. Raises Stopped, StageError and SettingsError."""
@@ -67,6 +70,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
         cache_dir=cache_dir,
         state_dir=state,
         out_dir=state / "out",
+        copies_of_checkpoints=_COPIES_OF_CHECKPOINTS,
         log_file=workspace.log_file(view.name, "train"),
         # An experiment of DVC's leaves no trace in the registry's store.
         tracking={} if context.experiment else {"uri": tracking.uri, "name": view.model_name},

@@ -22,7 +22,9 @@ class TrainJob(Record):
 
     `prior_loss_weight` is None where there are no class images. `state_dir` survives kills;
     `out_dir` is made whole at the end. `tracking` is for the metric sink. `entry` is the module
-    that every process runs, with its arguments before the job's path.
+    that every process runs, with its arguments before the job's path. `copies_of_checkpoints` is
+    how often each lies on the disk in the end; `rehearse`: whether a fresh run begins with a dry
+    run.
     """
 
     subject: str
@@ -40,6 +42,8 @@ class TrainJob(Record):
     log_file: Path
     tracking: dict[str, str] = Field(default_factory=dict)
     entry: tuple[str, ...] = ("dreambooth_core", "train-worker")
+    copies_of_checkpoints: int = 1
+    rehearse: bool = True
 
     @property
     def resume_dir(self) -> Path:

@@ -67,6 +67,7 @@ def make_job(
     prior: float | None = 1.0,
     name: str = "run",
     tracking: dict[str, str] | None = None,
+    rehearse: bool = False,
     **train: Any,
 ) -> TrainJob:
     """A job below `tmp_path/name` with the settings FULL, changed by `train`."""
@@ -87,6 +88,7 @@ def make_job(
         out_dir=folder / "out",
         log_file=folder / "train.log",
         tracking=tracking or {},
+        rehearse=rehearse,
         entry=("tests.unit.training.tiny_worker",),
     )
 

@@ -1,0 +1,113 @@
+"""Before the first step: what must work and fit at the end is tried while nothing is lost yet."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from dreambooth_core.errors import DreamBoothError, StageError
+from dreambooth_core.models.footprint import state_bytes
+from dreambooth_core.models.load import load_pipeline
+from dreambooth_core.models.sampling import sample
+from dreambooth_core.models.weights import applied, export_pipeline
+from dreambooth_core.records import Checkpoint
+from dreambooth_core.training import published
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.narrator import say
+from dreambooth_core.training.trainee import Trainee
+
+_T = TypeVar("_T")
+
+_SIDE_PX = 64
+"""The smallest picture that every family's U-Net can draw; what it shows does not matter."""
+_MIB = 2**20
+
+
+def rehearse(job: TrainJob, trainee: Trainee) -> None:
+    """Save, export, load and sample the networks of step 0, then check the free disk.
+
+    All of it on the CPU (beside the training, a card may have no room for a pipeline) and in a
+    folder that is removed. Called by the main process, with whole weights. Raises StageError.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=job.state_dir, prefix=".aside-rehearsal-") as name:
+        folder = Path(name)
+        checkpoint = _tried("save a checkpoint", lambda: _save(job, trainee, folder))
+        checkpoint_bytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        _tried("export it", lambda: _export(job, folder, checkpoint))
+        _tried("load it again and sample from it", lambda: _sample(job, folder, checkpoint))
+    shapes = [tuple(parameter.shape) for parameter in trainee.trainable.values()]
+    check_disk(job, checkpoint_bytes=checkpoint_bytes, state_bytes=state_bytes(shapes, job.train))
+    say(f"saved, exported, loaded and sampled step 0 in {time.monotonic() - began:.1f} s")
+
+
+def _tried(what: str, act: Callable[[], _T]) -> _T:
+    try:
+        return act()
+    except DreamBoothError:
+        raise
+    except Exception as error:  # whatever it is, it would have ended the run hours later
+        raise StageError(
+            f"the dry run before the first step could not {what}",
+            got=f"{type(error).__name__}: {error}",
+            hint="nothing was trained; mend this first",
+        ) from error
+
+
+def _save(job: TrainJob, trainee: Trainee, folder: Path) -> Checkpoint:
+    return published.write_checkpoint(
+        folder, step=0, method=job.train.method, write_weights=trainee.write
+    )
+
+
+def _export(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
+    export_pipeline(
+        job.base_model,
+        job.workspace_root,
+        identity=job.base_identity,
+        checkpoint_dir=folder / checkpoint.name,
+        checkpoint=checkpoint,
+        out=folder / "exported",
+    )
+
+
+def _sample(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
+    pipe = load_pipeline(job.base_model, job.workspace_root, device=torch.device("cpu"))
+    with applied(pipe, folder / checkpoint.name, checkpoint):
+        sample(
+            pipe,
+            prompts=["a photo"],
+            seeds=[0],
+            steps=1,
+            guidance=1.0,
+            resolution=_SIDE_PX,
+            batch_size=1,
+        )
+
+
+def check_disk(job: TrainJob, *, checkpoint_bytes: int, state_bytes: int) -> None:
+    """Raise StageError unless the disk has room for all that the run will keep.
+
+    One resume state more than the limit is there while a new one is written.
+    """
+    missing = len(job.published_steps()) - len(list(job.checkpoints_dir.glob("checkpoint-*")))
+    checkpoints = max(missing, 0) * job.copies_of_checkpoints * checkpoint_bytes
+    num_states = job.train.checkpoints_total_limit + 1
+    needed = checkpoints + num_states * state_bytes
+    free = shutil.disk_usage(job.state_dir).free
+    if free < needed:
+        raise StageError(
+            f"the disk has no room for this run: {needed / _MIB:,.0f} MiB are needed",
+            got=f"{free / _MIB:,.0f} MiB free at {job.state_dir}",
+            allowed=f"{missing} checkpoints of {checkpoint_bytes / _MIB:,.1f} MiB, "
+            f"{job.copies_of_checkpoints} copies each, and {num_states} resume states of "
+            f"{state_bytes / _MIB:,.1f} MiB",
+            hint="`dreambooth clean`, raise train.checkpointing_steps, or lower "
+            "train.checkpoints_total_limit",
+        )

@@ -1,0 +1,104 @@
+"""What is tried before the first step, and what stops a run there."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreambooth_core.errors import DreamBoothError, StageError
+from dreambooth_core.models.footprint import optimizer_bytes, state_bytes
+from dreambooth_core.training import rehearsal
+from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS
+from tests.unit.training import tiny
+
+_Usage = namedtuple("_Usage", "total used free")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"method": "lora", "lora": tiny.LORA}], ids=["full", "lora"]
+)
+def test_a_fresh_run_rehearses_step_0_and_leaves_nothing_of_it(settings, tmp_path, tiny_sd, capsys):
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, rehearse=True, **settings)
+    plain = tiny.make_job(tmp_path, tiny_sd, name="plain", max_train_steps=1, **settings)
+    tiny.train(job)
+    assert "saved, exported, loaded and sampled step 0 in" in capsys.readouterr().out
+    assert not list(job.state_dir.glob(".aside*"))
+    tiny.train(plain)
+    published = [(j.out_dir / "metrics.csv").read_bytes() for j in (job, plain)]
+    assert published[0] == published[1]
+
+
+def test_a_resumed_run_does_not_rehearse_again(tmp_path, tiny_sd, capsys):
+    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True, max_train_steps=2)
+    assert tiny.train(job, should_stop=tiny.stop_after(1)).how == "stopped"
+    capsys.readouterr()
+    tiny.train(job)
+    assert "sampled step 0" not in capsys.readouterr().out
+
+
+def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_path, tiny_sd):
+    broken = tmp_path / "base"
+    shutil.copytree(tiny_sd, broken)
+    shutil.rmtree(broken / "vae")
+    job = tiny.make_job(tmp_path, broken, rehearse=True)
+    with pytest.raises(DreamBoothError):
+        tiny.train(job)
+    assert not job.executed_log.exists()
+
+
+def test_what_no_one_foresaw_is_told_as_a_failed_dry_run(tmp_path, tiny_sd, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(rehearsal, "sample", fail)
+    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
+    with pytest.raises(StageError, match="dry run before the first step could not load it again"):
+        tiny.train(job)
+    assert not job.executed_log.exists()
+
+
+def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
+    tmp_path, tiny_sd, monkeypatch
+):
+    """Checkpoints 3 and 6 once each, and three resume states (two are kept), in MiB."""
+    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
+    with pytest.raises(StageError, match="no room for this run") as caught:
+        tiny.train(job)
+    text = str(caught.value)
+    assert "found: 1 MiB free" in text
+    assert "2 checkpoints of" in text
+    assert "3 resume states of" in text
+    assert not job.executed_log.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_8bit_adam": True},
+        {"optimizer": "adafactor"},
+        {"optimizer": "adafactor", "weight_dtype": "bf16", "mixed_precision": "bf16"},
+    ],
+    ids=["AdamW", "8-bit AdamW", "Adafactor", "Adafactor, bf16"],
+)
+def test_the_size_of_a_state_is_known_before_there_is_one(settings, tmp_path, tiny_sd):
+    """To the byte, but for counters of steps and the files' headers."""
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **settings)
+    tiny.train(job)
+    trainee = load_trainee(job, device=torch.device("cpu"))
+    shapes = [tuple(p.shape) for p in trainee.trainable.values()]
+    (folder,) = job.resume_dir.glob("step-*")
+    weights = _bytes(load_file(folder / WEIGHTS))
+    moments = _bytes({k: t for k, t in load_file(folder / OPTIMIZER).items() if t.ndim})
+    assert optimizer_bytes(shapes, job.train) == moments
+    assert state_bytes(shapes, job.train) == weights + moments
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
