@@ -22,8 +22,9 @@ _SURE_MOVES = 30
 class Motion:
     """Whether an update moves what is trained and nothing else: by bit sums before and after it."""
 
-    def __init__(self, updates: Updates) -> None:
-        """Take the sums, before the forward pass."""
+    def __init__(self, updates: Updates, *, step: int) -> None:
+        """Take the sums for the update after `step`, before the forward pass."""
+        self._trained = updates.trainee.trained_at(step)
         self._sums = _bit_sums(updates)
         self._without_gradient: list[str] = []
         self._still: set[str] = set()
@@ -36,7 +37,7 @@ class Motion:
         A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
         (the first factor of a new adapter, as the second is zero).
         """
-        largest = {n: _largest(updates.gradient(p)) for n, p in updates.trainee.trainable.items()}
+        largest = {n: _largest(updates.gradient(p)) for n, p in self._trained.items()}
         self._without_gradient = [name for name, size in largest.items() if size is None]
         self._still = {n for n, size in largest.items() if size is not None and size <= epsilon}
 
@@ -55,8 +56,8 @@ class Motion:
         updates.watch(None)
         after = _bit_sums(updates)
         moved = {name for name, total in self._sums.items() if not torch.equal(total, after[name])}
-        stuck = [n for n in updates.trainee.trainable if n not in moved and not self._may_stay(n)]
-        strayed = sorted(moved - updates.trainee.trainable.keys())
+        stuck = [n for n in self._trained if n not in moved and not self._may_stay(n)]
+        strayed = sorted(moved - self._trained.keys())
         if self._without_gradient:
             _stop("trainable parameters got no gradient", self._without_gradient)
         if strayed:
@@ -64,7 +65,7 @@ class Motion:
         if stuck or not moved:
             _stop(
                 "trainable parameters were not moved by the first update",
-                stuck or list(updates.trainee.trainable),
+                stuck or list(self._trained),
                 hint="raise train.learning_rate: the update is smaller than their last bit",
             )
 

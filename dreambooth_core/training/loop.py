@@ -98,7 +98,7 @@ class Loop:
         """Bit sums before the first update that can move anything (a warm-up begins at rate 0)."""
         if self._motion_is_checked or self._trainer.rate_at(step) == 0:
             return None
-        return Motion(self._trainer.updates)
+        return Motion(self._trainer.updates, step=step)
 
     def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
         if motion is not None and not report.was_skipped:

@@ -53,6 +53,11 @@ class Trainee:
         """All trainable parameters, group by group."""
         return {name: p for group in self.groups for name, p in group.parameters.items()}
 
+    def trained_at(self, step: int) -> dict[str, nn.Parameter]:
+        """The parameters that the update after `step` completed ones moves: no group that rests."""
+        active = [group.parameters for group in self.groups if group.is_trained_at(step)]
+        return {name: p for parameters in active for name, p in parameters.items()}
+
     def write(self, folder: Path) -> None:
         """Write what is trained as an inference tool loads it: networks, or one adapter file."""
         write = write_adapter if self.method == "lora" else write_networks

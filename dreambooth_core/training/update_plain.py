@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
+from dreambooth_core.training.averaging import MovingAverage
 from dreambooth_core.training.optimizers import (
     PerParameter,
     begin_update,
@@ -31,6 +32,7 @@ from dreambooth_core.training.updates import Applied
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 _SCALER = "scaler.json"
+_AVERAGE = "average.safetensors"
 
 
 class PlainUpdates:
@@ -54,6 +56,7 @@ class PlainUpdates:
         self._raw_optimizer = build_optimizer(trainee, settings)
         if state is not None:
             self._restore(state)
+        self._average = _average_of(trainee, settings, state)
         model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
         self.model: nn.Module = model
         self._optimizer: AcceleratedOptimizer = optimizer
@@ -85,6 +88,8 @@ class PlainUpdates:
             healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
             begin_update(self._raw_optimizer, step=self._step, healthy=healthy)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update(self._step)
         return Applied(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -110,19 +115,21 @@ class PlainUpdates:
             self._raw_optimizer.watch(expected_moves)
 
     def save(self, folder: Path) -> None:
-        """Weights, moments and scaler, by the main process: all processes have the same."""
+        """Weights, moments, averages, scaler, by the main process: all processes have the same."""
         if not self._accelerator.is_main_process:
             return
         weights = {n: p.detach().contiguous() for n, p in self.trainee.trainable.items()}
         save_file(weights, folder / WEIGHTS)
         names = list(self.trainee.trainable)
         save_file(optimizer_tensors(self._raw_optimizer, names), folder / OPTIMIZER)
+        if self._average is not None:
+            save_file(self._average.tensors, folder / _AVERAGE)
         if self._accelerator.scaler is not None:
             files.write_json(folder / _SCALER, self._accelerator.scaler.state_dict())
 
     def whole(self) -> AbstractContextManager[None]:
-        """Nothing to do: the weights are whole."""
-        return contextlib.nullcontext()
+        """The weights are whole; where an average of them is to be published, it is in place."""
+        return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.trainee.trainable.values())
@@ -142,3 +149,15 @@ class PlainUpdates:
         if (folder / OPTIMIZER).is_file():
             tensors = load_file(folder / OPTIMIZER)
             load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))
+
+
+def _average_of(
+    trainee: Trainee, settings: TrainSettings, state: Path | None
+) -> MovingAverage | None:
+    """The average of the weights as the state has it; one that begins where there is none yet."""
+    if settings.ema_decay is None:
+        return None
+    average = MovingAverage(trainee.trainable, decay=settings.ema_decay)
+    if state is not None and (state / _AVERAGE).is_file():
+        average.restore(load_file(state / _AVERAGE))
+    return average

@@ -89,5 +89,5 @@ class Updates(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside, the main process has the trainee's weights whole, as checkpoints are written."""
+        """Inside, the main process has the weights to publish whole in the trainee's networks."""
         ...

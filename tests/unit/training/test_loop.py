@@ -167,7 +167,7 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion(updates)
+    motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
     motion.verify(updates)
@@ -183,12 +183,12 @@ def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tm
     trainee = updates.trainee
     for parameter in trainee.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion(updates)
+    motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
     with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
         motion.verify(updates)
     trainee.trainable["unet.conv_out.bias"].grad = None
-    motion = Motion(updates)
+    motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
     build_optimizer(trainee, job.train).step()
     with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
@@ -248,3 +248,16 @@ def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, tiny_sd)
     config = job.out_dir / "checkpoint-3" / "unet" / "config.json"
     files.write_text(config, config.read_text() + " ")
     assert finished_run(job) is None
+
+
+def test_a_text_encoder_that_moves_while_it_rests_is_named(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, train_text_encoder=True, text_encoder_stop_step=2)
+    updates = _updates(job)
+    for parameter in updates.trainee.trainable.values():
+        parameter.grad = torch.ones_like(parameter)
+    motion = Motion(updates, step=2)
+    motion.see_gradients(updates, epsilon=1e-8)
+    updates.begin(3, learning_rates=[1e-3, 1e-3])
+    updates.apply(torch.tensor(1.0))
+    with pytest.raises(StageError, match=r"frozen parameters were changed.*: text_encoder\."):
+        motion.verify(updates)

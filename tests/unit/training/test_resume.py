@@ -21,6 +21,23 @@ VARIANTS = {
         "lr_warmup_steps": 2,
     },
     "adapter with dropout": {"method": "lora", "lora": {**tiny.LORA, "lora_dropout": 0.3}},
+    "text encoder, which rests after step 3": {
+        "train_text_encoder": True,
+        "text_encoder_lr": 1e-4,
+        "text_encoder_stop_step": 3,
+    },
+    "adapters on both, with dropout, accumulation, average": {
+        "method": "lora",
+        "lora": {**tiny.LORA, "lora_dropout": 0.3},
+        "train_text_encoder": True,
+        "gradient_accumulation_steps": 2,
+        "ema_decay": 0.5,
+    },
+    "average of all, checkpointing": {
+        "train_text_encoder": True,
+        "gradient_checkpointing": True,
+        "ema_decay": 0.9,
+    },
     "bf16, checkpointing, min-SNR, offset": {
         "mixed_precision": "bf16",
         "gradient_checkpointing": True,

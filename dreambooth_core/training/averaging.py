@@ -1,0 +1,55 @@
+"""An exponential moving average of the trained weights, which is what gets published."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from dreambooth_core.numerics.averaging import decay_at
+
+
+class MovingAverage:
+    """Averages of some parameters, fp32, where the parameters are; they begin at their values."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
+        self._parameters, self._decay = dict(parameters), decay
+        self._averages = {
+            name: p.detach().to(torch.float32, copy=True) for name, p in parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after update number `step`."""
+        weight = 1 - decay_at(step, decay=self._decay)
+        for name, average in self._averages.items():
+            average.lerp_(self._parameters[name].detach().float(), weight)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The averages by parameter name, to be saved."""
+        return self._averages
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put saved averages in place."""
+        assert tensors.keys() == self._averages.keys(), "the averages are of another model"
+        for name, average in self._averages.items():
+            average.copy_(tensors[name])
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Borrow the parameters with the averages in them; their own bits come back."""
+        own = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._write(self._averages)
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(tensors[name])

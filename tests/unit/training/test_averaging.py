@@ -1,0 +1,60 @@
+"""The average that is published: its formula, and that the training does not feel it."""
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
+
+from dreambooth_core.numerics.averaging import decay_at
+from dreambooth_core.training.averaging import MovingAverage
+from dreambooth_core.training.update_plain import WEIGHTS
+from tests.unit.training import tiny
+
+
+def test_the_average_is_that_of_diffusers(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    theirs, ours = EMAModel([weight], decay=0.8), MovingAverage({"w": weight}, decay=0.8)
+    values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    for step, value in enumerate(values, start=1):
+        weight.data.copy_(value)
+        # their first update has the decay 0: the average begins at the weights after it
+        theirs.step([weight])
+        ours.update(step)
+        if step == 1:
+            ours.restore({"w": value})
+    assert decay_at(5, decay=0.8) == pytest.approx(5 / 14)
+    torch.testing.assert_close(ours.tensors["w"], theirs.shadow_params[0])
+
+
+def test_borrowed_weights_come_back_to_the_bit():
+    weight = torch.nn.Parameter(torch.randn(5, dtype=torch.bfloat16))
+    average = MovingAverage({"w": weight}, decay=0.5)
+    with torch.no_grad():
+        weight += 1
+    own = weight.detach().clone()
+    average.update(1)
+    with average.in_place():
+        assert not torch.equal(weight, own)
+        assert torch.equal(weight, average.tensors["w"].bfloat16())
+    assert torch.equal(weight, own)
+
+
+def test_checkpoints_hold_the_average_and_the_training_goes_on_as_without(tmp_path, tiny_sd):
+    plain = tiny.make_job(tmp_path, tiny_sd, name="plain", checkpointing_steps=1)
+    averaged = tiny.make_job(
+        tmp_path, tiny_sd, name="averaged", checkpointing_steps=1, ema_decay=0.7
+    )
+    for job in (plain, averaged):
+        tiny.train(job)
+    states = [load_file(job.resume_dir / "step-00000006" / WEIGHTS) for job in (plain, averaged)]
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+    weight = "conv_in.weight"
+    file = "unet/diffusion_pytorch_model.safetensors"
+    steps = [load_file(plain.out_dir / f"checkpoint-{n}" / file)[weight] for n in range(1, 7)]
+    expected = load_file(tiny_sd / file)[weight]
+    for step, value in enumerate(steps, start=1):
+        decay = min(0.7, step / (step + 9))
+        expected = decay * expected + (1 - decay) * value
+    published = load_file(averaged.out_dir / "checkpoint-6" / file)[weight]
+    torch.testing.assert_close(published, expected)
+    assert (published - steps[-1]).abs().max() > 1e-4
