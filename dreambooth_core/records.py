@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError
@@ -96,10 +102,21 @@ class GateReport(Record):
 
 
 class ManifestImage(Record):
-    """One image file of a manifest: path relative to the manifest's folder, and its sha256."""
+    """One image file of a manifest: path relative to the manifest's folder, and its sha256.
+
+    `caption` is its own prompt, where it has one; else there is no such key in the twin.
+    """
 
     file: str
     sha256: str
+    caption: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_caption(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        dumped: dict[str, object] = dump(self)
+        if self.caption is None:
+            del dumped["caption"]
+        return dumped
 
 
 class Manifest(Record):

@@ -37,7 +37,8 @@ _TRANSFORM = ("resolution", "center_crop", "crops_per_image", "random_flip")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """The images of one role: their manifest, the folder it speaks of, and their prompt."""
+    """The images of one role: their manifest, the folder it speaks of, and the prompt of those
+    without a caption of their own."""
 
     manifest: Manifest
     folder: Path
@@ -90,7 +91,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
             CachedImage(
                 image=entry.file,
                 role=image_set.manifest.role,
-                prompt=image_set.prompt,
+                prompt=entry.caption or image_set.prompt,
                 file=name,
                 num_views=len(safetensors.torch.load(data)["mean"]),
             )

@@ -16,9 +16,10 @@ from PIL import Image
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
 from dreambooth_core.data import wording
+from dreambooth_core.data.captions import Captions, read_captions
 from dreambooth_core.data.decode import decode
 from dreambooth_core.data.duplicates import Likeness, duplicates, likeness_of
-from dreambooth_core.data.listing import list_folder, printable
+from dreambooth_core.data.listing import Listing, list_folder, printable
 from dreambooth_core.data.quality import quality_warnings, shrunk_grey, why_blank
 from dreambooth_core.errors import DataError, Stopped
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
@@ -39,10 +40,12 @@ _PNG_LEVEL = 3  # zlib: a third of the time of level 6 on a photograph, and no l
 
 @dataclass(frozen=True)
 class Inspection:
-    """The gate's verdict, and where the normalised copy of each accepted photo waits, in order."""
+    """The gate's verdict; in the order of the accepted photos, where each one's normalised copy
+    waits, and its caption if it has one."""
 
     report: GateReport
     copies: tuple[Path, ...]
+    captions: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Photo:
     likeness: Likeness
     copy: Path
     turned: bool
+    caption: str | None
 
 
 def inspect_folder(
@@ -66,10 +70,12 @@ def inspect_folder(
 ) -> Inspection:
     """Judge every entry of `folder`; normalised copies of the photos are left in `scratch`.
 
-    Raises DataError when the folder is missing, no folder, unreadable or empty, and Stopped between
-    photos. A report without an accepted photo is returned: `require_usable` refuses it.
+    Raises DataError when the folder is missing, no folder, unreadable or empty, or its captions
+    cannot be used, and Stopped between photos. A report without an accepted photo is returned:
+    `require_usable` refuses it.
     """
     listing = list_folder(folder, subject=subject)
+    captions = _captions(folder, listing, settings)
     scratch.mkdir(parents=True, exist_ok=True)
     photos: list[_Photo] = []
     rejected: list[TurnedAway] = []
@@ -78,7 +84,8 @@ def inspect_folder(
             raise Stopped("the data gate was stopped; it begins anew when run again")
         name = printable(path.name)
         try:
-            photos.append(_examine(path, settings, copy=scratch / f"{index:05d}.png"))
+            copy, caption = scratch / f"{index:05d}.png", captions.by_name.get(path.name)
+            photos.append(_examine(path, settings, copy=copy, caption=caption))
         except DataError as error:
             rejected.append(TurnedAway(name=name, reason=error.what))
         progress(index + 1, len(listing.photos), name)
@@ -91,13 +98,30 @@ def inspect_folder(
         subject=subject,
         accepted=tuple(photo.accepted for photo in kept),
         rejected=tuple(sorted(rejected, key=lambda each: each.name)),
-        skipped=listing.skipped,
-        warnings=_report_warnings(kept, settings),
+        skipped=tuple(_told_as_caption(each, captions) for each in listing.skipped),
+        warnings=(*_report_warnings(kept, settings), *captions.warnings),
     )
-    return Inspection(report=report, copies=tuple(photo.copy for photo in kept))
+    return Inspection(
+        report=report,
+        copies=tuple(photo.copy for photo in kept),
+        captions=tuple(photo.caption for photo in kept),
+    )
 
 
-def _examine(path: Path, settings: DataSettings, *, copy: Path) -> _Photo:
+def _captions(folder: Path, listing: Listing, settings: DataSettings) -> Captions:
+    """The folder's captions, none when they are not asked for."""
+    if not settings.captions:
+        return Captions(by_name={}, files=frozenset())
+    return read_captions(folder, listing.photos)
+
+
+def _told_as_caption(skipped: TurnedAway, captions: Captions) -> TurnedAway:
+    if skipped.name not in captions.files:
+        return skipped
+    return TurnedAway(name=skipped.name, reason=wording.CAPTION_READ)
+
+
+def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | None) -> _Photo:
     """Judge one photo by itself and write its normalised copy. Raises DataError with the reason."""
     decoded = decode(
         path,
@@ -119,7 +143,9 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path) -> _Photo:
         warnings=(*decoded.notes, *quality_warnings(image.size, grey, settings)),
     )
     likeness = likeness_of(image, name=name, grey=grey)
-    return _Photo(accepted=accepted, likeness=likeness, copy=copy, turned=decoded.turned)
+    return _Photo(
+        accepted=accepted, likeness=likeness, copy=copy, turned=decoded.turned, caption=caption
+    )
 
 
 def _save_copy(image: Image.Image, path: Path) -> None:
@@ -137,6 +163,9 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
     turned = [photo.accepted.name for photo in photos if photo.turned]
     if turned:
         found.append(wording.REPORT_TURNED.format(names=", ".join(turned)))
+    bare = [photo.accepted.name for photo in photos if photo.caption is None]
+    if settings.captions and bare:
+        found.append(wording.CAPTION_MISSING.format(names=", ".join(bare)))
     return tuple(found)
 
 
@@ -162,6 +191,15 @@ def require_usable(report: GateReport) -> None:
     )
 
 
+def require_captions(inspection: Inspection) -> None:
+    """Raise DataError when no photo has a caption: for settings that ask for captions."""
+    if not any(inspection.captions):
+        subject = inspection.report.subject
+        raise DataError(
+            wording.CAPTION_NONE.format(subject=subject), hint=wording.CAPTION_NONE_HINT
+        )
+
+
 def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Manifest:
     """Publish into `out`: `images/NNN.png`, `report.json`, and the manifest as `record.json`, last.
 
@@ -170,12 +208,14 @@ def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Ma
     require_usable(inspection.report)
     (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[ManifestImage] = []
-    for index, copy in enumerate(inspection.copies):
+    waiting = zip(inspection.copies, inspection.captions, strict=True)
+    for index, (copy, caption) in enumerate(waiting):
         target = out / "images" / f"{index:03d}.png"
         shutil.move(copy, target)
         files.fsync_path(target)
         relative = target.relative_to(out).as_posix()
-        images.append(ManifestImage(file=relative, sha256=files.sha256_file(target)))
+        sha256 = files.sha256_file(target)
+        images.append(ManifestImage(file=relative, sha256=sha256, caption=caption))
     files.fsync_path(out / "images")
     inspection.report.write(out, REPORT_NAME)
     manifest = Manifest(

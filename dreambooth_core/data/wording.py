@@ -79,3 +79,18 @@ FOLDER_NO_FOLDER = "{subject}'s instance_dir is not a folder"
 FOLDER_UNREADABLE = "the folder of {subject}'s instance photos cannot be read"
 FOLDER_EMPTY = "the folder of {subject}'s instance photos is empty"
 FOLDER_NOTHING = "no photo of {subject} can be used"
+
+CAPTION_READ = "read as a caption (data.captions)"
+CAPTION_TWICE = "{name} has two captions that differ: in a .txt file and in {metadata}"
+CAPTION_OF_NOTHING = "a caption is for {name}, which is no photo of this folder"
+CAPTION_LINE = "line {number} of {metadata} is not a caption"
+CAPTION_MISSING = "without a caption, so trained on the instance prompt: {names}"
+CAPTION_NONE = "data.captions is on, but no photo of {subject} has a caption"
+CAPTION_NONE_HINT = (
+    "write photo.txt beside photo.jpg, or metadata.jsonl with file_name and text; or set "
+    "data.captions to false"
+)
+CAPTION_WITHOUT = (
+    "the caption of {file} does not name the identifier {identifier!r}: the subject is not learned "
+    "from it under that word"
+)

@@ -44,7 +44,7 @@ class _Row(NamedTuple):
 
 
 class DreamBoothModel(PythonModel):
-    """A Stable Diffusion pipeline folder, or LoRA weights on a base model named beside them."""
+    """A pipeline folder (Stable Diffusion, SDXL), or LoRA weights on a base model named beside."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights (safetensors only) onto the device that the model config names."""
@@ -57,8 +57,9 @@ class DreamBoothModel(PythonModel):
         dtype = getattr(torch, self._config.get("dtype", "float32"))
         self._pipe = _load(Path(context.artifacts["pipeline"]), self._config, dtype)
         self._pipe.set_progress_bar_config(disable=True)
-        for part in (self._pipe.unet, self._pipe.vae, self._pipe.text_encoder):
-            _settle(part, device)
+        for part in self._pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                _settle(part, device)
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -90,7 +91,8 @@ class DreamBoothModel(PythonModel):
         side = self._config["resolution"]
         images = self._pipe(
             prompt=[row.prompt for row in block],
-            negative_prompt=[row.negative for row in block],
+            # Without one SDXL takes zeros; an empty text is another thing to it.
+            negative_prompt=[row.negative for row in block] if block[0].negative else None,
             num_inference_steps=rows[0].steps,
             guidance_scale=rows[0].guidance,
             height=side,
@@ -101,15 +103,20 @@ class DreamBoothModel(PythonModel):
 
 
 def _runs(rows: list[_Row], block_size: int) -> list[tuple[int, int]]:
-    """Bounds of consecutive rows with the same steps and guidance, at most a block each."""
+    """Bounds of consecutive rows that can be drawn together, at most a block each: with the same
+    steps and guidance, and with a negative prompt in all or in none."""
     bounds: list[tuple[int, int]] = []
     start = 0
     for i in range(1, len(rows) + 1):
         full = i - start == block_size
-        if i == len(rows) or full or rows[i][3:] != rows[start][3:]:
+        if i == len(rows) or full or _kind(rows[i]) != _kind(rows[start]):
             bounds.append((start, i))
             start = i
     return bounds
+
+
+def _kind(row: _Row) -> tuple[int, float, bool]:
+    return row.steps, row.guidance, bool(row.negative)
 
 
 def _settle(part: Any, device: str) -> None:
@@ -131,23 +138,14 @@ def _png(image: Any) -> str:
 
 def _load(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
     """The pipeline in `folder`, or the base model with the LoRA weights that lie there."""
-    from diffusers import StableDiffusionPipeline
-
-    options = {
-        "dtype": dtype,
-        "use_safetensors": True,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
     if (folder / "model_index.json").is_file():
-        return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, **options)
+        return _pipeline(folder, dtype, local_files_only=True)
     base, revision = config.get("base_model"), config.get("base_revision")
     if not base:
         named = json.loads((folder / "base_model.json").read_text())
         base, revision = named["pretrained_model_name_or_path"], named["revision"]
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(base, revision=revision, **options)
+        pipe = _pipeline(base, dtype, revision=revision)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"this model is LoRA weights for the base model {base!r}, which is not here; say where "
@@ -155,6 +153,19 @@ def _load(folder: Path, config: dict[str, Any], dtype: Any) -> Any:
         ) from error
     pipe.load_lora_weights(str(folder), weight_name="pytorch_lora_weights.safetensors")
     return pipe
+
+
+def _pipeline(source: Any, dtype: Any, **options: Any) -> Any:
+    """The pipeline of a folder or hub id, of the class that it names; without a safety checker."""
+    from diffusers import DiffusionPipeline
+
+    named = DiffusionPipeline.load_config(source, **options)["_class_name"]
+    if named == "StableDiffusionPipeline":
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+        options |= {"feature_extractor": None}
+    else:
+        options |= {"add_watermarker": False}
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
 
 
 set_model(DreamBoothModel())

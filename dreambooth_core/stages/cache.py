@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_core.config import SubjectView
-from dreambooth_core.data import cache, duplicates
+from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.models import load
 from dreambooth_core.records import LatentCache, Manifest
 from dreambooth_core.stages.common import (
@@ -40,6 +40,7 @@ def run(context: StageContext, subject: str) -> LatentCache:
             "machine": machine(view),
             "instance": images_digest(instance),
             "class": images_digest(class_),
+            "captions": [image.caption for image in instance.images],
         },
     )
     words = view.subject
@@ -56,7 +57,10 @@ def run(context: StageContext, subject: str) -> LatentCache:
             content_store=workspace.state / "cache",
             out=out,
             fingerprint=own,
-            warnings=_mix_ups(context, view, instance, class_),
+            warnings=(
+                *_mix_ups(context, view, instance, class_),
+                *captions.without_identifier(instance.images, words.identifier),
+            ),
             should_stop=context.should_stop,
             progress=context.progress,
         )

@@ -34,8 +34,12 @@ def run(context: StageContext, subject: str) -> Manifest:
     """Publish the report and the accepted photos. Raises DataError when none was accepted."""
     with inspected(context, subject) as inspection:
         gate.require_usable(inspection.report)
+        view = context.view(subject)
+        if view.data.captions:
+            gate.require_captions(inspection)
         photos = [[image.name, image.sha256] for image in inspection.report.accepted]
-        own = fingerprint(context.view(subject), "validate", {"photos": photos})
+        captions = list(inspection.captions)
+        own = fingerprint(view, "validate", {"photos": photos, "captions": captions})
         with publishing(context, subject, "validate") as out:
             return gate.write_accepted(inspection, out=out, fingerprint=own)
 

@@ -258,3 +258,18 @@ def test_sizes_are_the_pictures_and_the_places_of_its_crops(
     sha256 = sets[0].manifest.images[0].sha256
     views = cache.transform.views_of((160, 80), SETTINGS, sha256=sha256)
     assert sizes.tolist() == [[80, 160, view.top, view.left] for view in views]
+
+
+def test_a_caption_is_the_prompt_of_its_photo_and_the_others_keep_theirs(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    first, *others = sets[0].manifest.images
+    named = first.model_copy(update={"caption": "sks mug on the table"})
+    manifest = sets[0].manifest.model_copy(update={"images": (named, *others)})
+    record = build(tmp_path, [replace(sets[0], manifest=manifest)], encoders)
+    prompts = [image.prompt for image in record.images]
+    assert prompts == ["sks mug on the table", *["a photo of sks mug"] * 2]
+    text = read_tensors(tmp_path / "out" / record.text_file)
+    assert set(text) == {
+        cache.prompt_key(prompt, what) for prompt in prompts for what in ("ids", "hidden")
+    }

@@ -13,7 +13,8 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from dreambooth_core.models import load, sampling
+from dreambooth_core.config import LoraSettings
+from dreambooth_core.models import load, lora, sampling
 from dreambooth_core.registry import aliases, package, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import as_default
@@ -176,6 +177,36 @@ def test_lora_weights_are_served_on_their_base_model_to_the_bit(tiny_sd, tmp_pat
     )  # fmt: skip
     assert picture(text).tobytes() == expected.tobytes()
     assert picture(text).tobytes() != evaluated(tiny_sd, PROMPTS[:1], [3])[0].tobytes()
+
+
+def test_sdxl_is_served_as_it_was_scored_with_and_without_adapters_on_all_networks(
+    tiny_sdxl, tmp_path
+) -> None:
+    cpu = torch.device("cpu")
+    adapter = tmp_path / "export"
+    parts = {}
+    settings = LoraSettings(rank=4, lora_alpha=6.0, lora_dropout=0.0, lora_layers=("to_q", "to_v"))
+    trained = load.load_pipeline_folder(tiny_sdxl, device=cpu)
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        parts[part] = getattr(trained, part)
+        lora.add_adapter(parts[part], settings, part=part, seed=1)
+        for weight in lora.adapter_parameters(parts[part]):
+            weight.data += 0.3
+    lora.write_adapter(parts, adapter)
+    pipe = load.load_pipeline_folder(tiny_sdxl, device=cpu)
+    for folder, base in ((tiny_sdxl, None), (adapter, str(tiny_sdxl))):
+        serving = examples.serving(base_model=base)
+        with package.packed(folder, serving=serving, metadata={}, scratch=tmp_path) as model:
+            served = mlflow.pyfunc.load_model(str(model))
+        if base:
+            pipe.load_lora_weights(str(adapter))
+        [expected] = sampling.sample(
+            pipe, prompts=PROMPTS[:1], seeds=[3], steps=STEPS, guidance=GUIDANCE,
+            resolution=SIDE, batch_size=BLOCK,
+        )  # fmt: skip
+        requests = [{"prompt": PROMPTS[0], "seed": 3}, {"prompt": "x", "negative_prompt": "y"}]
+        [text, _] = served.predict(requests)
+        assert picture(text).tobytes() == expected.tobytes()
 
 
 def test_lora_weights_without_their_base_model_say_how_to_name_it(tiny_sd, tmp_path) -> None:

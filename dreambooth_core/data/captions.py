@@ -1,0 +1,106 @@
+"""Captions of photos: `photo.txt` beside `photo.jpg`, or lines of `metadata.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.data import wording
+from dreambooth_core.data.listing import printable
+from dreambooth_core.errors import DataError
+from dreambooth_core.records import ManifestImage
+
+METADATA = "metadata.jsonl"
+"""One object a line: `{"file_name": "photo.jpg", "text": "a photo of sks mug on a table"}`."""
+
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions by the photo's file name, the files that they came from, and what to tell."""
+
+    by_name: dict[str, str]
+    files: frozenset[str]
+    warnings: tuple[str, ...] = ()
+
+
+def read_captions(folder: Path, photos: Sequence[Path]) -> Captions:
+    """The captions of the photos in a folder. Links are not followed out of it.
+
+    Raises DataError for a file that cannot be read as captions, and for a photo with two.
+    """
+    beside = {photo.name: photo.with_suffix(".txt") for photo in photos}
+    found = {name: path for name, path in beside.items() if _is_own_file(path, folder)}
+    by_name = {name: _words(_text(path)) for name, path in found.items()}
+    listed = dict(_listed(folder / METADATA)) if _is_own_file(folder / METADATA, folder) else {}
+    for name, caption in listed.items():
+        if by_name.setdefault(name, caption) != caption:
+            raise DataError(
+                wording.CAPTION_TWICE.format(name=printable(name), metadata=METADATA),
+                hint="remove one of the two",
+            )
+    unknown = sorted(set(listed) - {photo.name for photo in photos})
+    sources = {path.name for path in found.values()} | ({METADATA} if listed else set())
+    return Captions(
+        by_name={name: caption for name, caption in by_name.items() if caption},
+        files=frozenset(sources),
+        warnings=tuple(wording.CAPTION_OF_NOTHING.format(name=printable(n)) for n in unknown),
+    )
+
+
+def _is_own_file(path: Path, folder: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _text(path: Path) -> str:
+    """A text file's content. Raises DataError."""
+    try:
+        data = path.read_bytes()[: _MAX_BYTES + 1]
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{printable(path.name)} cannot be read", got=str(error)) from None
+    if len(data) > _MAX_BYTES:
+        raise DataError(
+            f"{printable(path.name)} is too large to hold captions", allowed=f"{_MAX_BYTES} bytes"
+        )
+    return text
+
+
+def _words(text: str) -> str:
+    """The text in one line, its words apart by single blanks."""
+    return " ".join(text.split())
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str]]:
+    """File name and caption of each line. Raises DataError with the number of a wrong one."""
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            yield _parsed(line, number)
+
+
+def _parsed(line: str, number: int) -> tuple[str, str]:
+    try:
+        entry: Any = json.loads(line)
+        name, caption = entry["file_name"], entry["text"]
+    except (ValueError, TypeError, KeyError):
+        name = caption = None
+    if not isinstance(name, str) or not isinstance(caption, str):
+        raise DataError(
+            wording.CAPTION_LINE.format(metadata=METADATA, number=number),
+            got=line[:80],
+            allowed='{"file_name": "photo.jpg", "text": "..."}',
+        )
+    return name, _words(caption)
+
+
+def without_identifier(images: Sequence[ManifestImage], identifier: str) -> tuple[str, ...]:
+    """Warnings for captions that do not name the subject: they would teach it nothing."""
+    return tuple(
+        wording.CAPTION_WITHOUT.format(file=image.file, identifier=identifier)
+        for image in images
+        if image.caption is not None and identifier.lower() not in image.caption.lower()
+    )
