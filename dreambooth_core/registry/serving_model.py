@@ -159,8 +159,8 @@ def _pipeline(source: Any, dtype: Any, **options: Any) -> Any:
     """The pipeline of a folder or hub id, of the class that it names; without a safety checker."""
     from diffusers import DiffusionPipeline
 
-    named = DiffusionPipeline.load_config(source, **options)["_class_name"]
-    if named == "StableDiffusionPipeline":
+    config: Any = DiffusionPipeline.load_config(source, **options)
+    if config["_class_name"] == "StableDiffusionPipeline":
         options |= {"safety_checker": None, "requires_safety_checker": False}
         options |= {"feature_extractor": None}
     else:
