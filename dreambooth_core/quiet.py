@@ -29,6 +29,9 @@ QUIET: Mapping[str, str] = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
+_EXTENSIONS = Path.home() / ".cache" / "dreambooth" / "torch_extensions"
+"""Where DeepSpeed's compiled parts are kept: they take minutes to build, and its own place is
+/tmp."""
 _NVIDIA = Path("/dev/nvidiactl")
 _AMD = Path("/dev/kfd")
 
@@ -39,5 +42,6 @@ def quiet() -> dict[str, str]:
     DeepSpeed, which accelerate imports, looks for a GPU of its own accord and tells what it found:
     where there is none, it is told so.
     """
+    words = {**QUIET, "TORCH_EXTENSIONS_DIR": str(_EXTENSIONS)}
     has_gpu = _NVIDIA.exists() or _AMD.exists()
-    return dict(QUIET) if has_gpu else {**QUIET, "DS_ACCELERATOR": "cpu"}
+    return words if has_gpu else {**words, "DS_ACCELERATOR": "cpu"}

@@ -37,6 +37,11 @@ class Workspace:
         return self.stage_dir(subject, "report") / "index.html"
 
     @property
+    def accelerate_configs(self) -> Path:
+        """The folder of launch configurations that `train.accelerate_config` names."""
+        return self.root / "infra" / "accelerate"
+
+    @property
     def state(self) -> Path:
         """The store: outside DVC and git, survives everything but `dreambooth clean`."""
         return self.root / ".state"

@@ -5,6 +5,7 @@ which, `loading` reads the file and explains what is wrong with it.
 """
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
+from dreambooth_core.config.launching import LaunchConfig, deepspeed_config, read_launch_config
 from dreambooth_core.config.loading import for_subject, load_settings, load_view, read_yaml
 from dreambooth_core.config.sections import (
     BaseModelSettings,
@@ -36,6 +37,7 @@ __all__ = [
     "DataSettings",
     "Effect",
     "EvaluateSettings",
+    "LaunchConfig",
     "LoraSettings",
     "LrScheduler",
     "Optimizer",
@@ -51,11 +53,13 @@ __all__ = [
     "TrainSettings",
     "Versions",
     "WeightDtype",
+    "deepspeed_config",
     "dvc_params",
     "effect_of",
     "for_subject",
     "load_settings",
     "load_view",
+    "read_launch_config",
     "read_yaml",
     "settings_of",
 ]

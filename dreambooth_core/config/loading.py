@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dreambooth_core.config.launching import read_launch_config
 from dreambooth_core.config.sections import OVERRIDABLE, Section, Settings, SubjectView
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
@@ -57,8 +58,13 @@ def for_subject(settings: Settings, name: str) -> SubjectView:
 
 
 def load_view(workspace: Workspace, subject: str) -> SubjectView:
-    """The settings of `subject` as params.yaml holds them at this moment."""
-    return for_subject(load_settings(workspace.params), subject)
+    """The settings of `subject` as params.yaml holds them at this moment.
+
+    Raises SettingsError for wrong settings, and for a launch configuration that they do not fit.
+    """
+    view = for_subject(load_settings(workspace.params), subject)
+    read_launch_config(workspace, view.train)
+    return view
 
 
 def _problems(model: type[BaseModel], raw: Mapping[str, Any], at: str = "") -> list[str]:

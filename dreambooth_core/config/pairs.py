@@ -118,6 +118,18 @@ def _launch(train: TrainSettings) -> list[_Rule]:
             f"ema_decay averages whole weights, which {train.accelerate_config} splits: set null",
         ),
         (
+            deepspeed and train.text_encoder_stop_step is not None,
+            "DeepSpeed updates all parameters or none: set text_encoder_stop_step to null",
+        ),
+        (
+            fsdp and train.num_processes == 1,
+            f"{train.accelerate_config} splits weights over processes, and num_processes is 1",
+        ),
+        (
+            fsdp and train.mixed_precision == "fp16",
+            f"{train.accelerate_config} has no gradient scaler for fp16: use bf16",
+        ),
+        (
             fsdp and (train.use_8bit_adam or train.optimizer != "adamw"),
             "FSDP2 is run with AdamW in fp32 here: set optimizer adamw, use_8bit_adam false",
         ),

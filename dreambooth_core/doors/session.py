@@ -25,7 +25,8 @@ from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, Manifest
-from dreambooth_core.training import metrics, processes, worker
+from dreambooth_core.training import metrics, processes
+from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
@@ -63,7 +64,7 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
     """
     if plan.launched.by_accelerate:
         processes.die_with_parent()
-    accelerator = worker.start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
+    accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
     try:
         return _Session(plan, accelerator, should_stop).run()
     except Stopped as stopped:
@@ -158,7 +159,7 @@ class _Session:
         data = LatentDataset(
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
         )
-        updates = worker.make_updates(
+        updates = make_updates(
             trainee, accelerator=accelerator, settings=job.train, state=resumed.state
         )
         trainer = Trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_core import files
-from dreambooth_core.config import SubjectView
+from dreambooth_core.config import SubjectView, read_launch_config
 from dreambooth_core.errors import Stopped
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.registry.tracking import resolve_tracking
@@ -46,6 +46,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
     workspace = context.workspace
     identity = base_identity(context, view)
     cache_dir = workspace.stage_dir(view.name, "cache")
+    launched = read_launch_config(workspace, view.train)
     own = fingerprint(
         view,
         "train",
@@ -53,6 +54,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
             "base_model": identity.sha256,
             "machine": machine(view),
             "cache": LatentCache.read(cache_dir).fingerprint,
+            **({"launch": launched.to_json()} if launched else {}),
         },
     )
     state = workspace.store_dir("train", own)
@@ -71,6 +73,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
         state_dir=state,
         out_dir=state / "out",
         copies_of_checkpoints=_COPIES_OF_CHECKPOINTS,
+        launch=launched,
         log_file=workspace.log_file(view.name, "train"),
         # An experiment of DVC's leaves no trace in the registry's store.
         tracking={} if context.experiment else {"uri": tracking.uri, "name": view.model_name},

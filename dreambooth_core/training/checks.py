@@ -73,8 +73,7 @@ class Motion:
 def _bit_sums(updates: Updates) -> dict[str, torch.Tensor]:
     """Sum of the bit patterns of each parameter: cheap, on the device, moved by any change."""
     return {
-        name: _bit_sum(updates.value(p) if p.requires_grad else p.detach())
-        for name, p in updates.trainee.denoiser.named_parameters()
+        name: _bit_sum(updates.value(p)) for name, p in updates.trainee.denoiser.named_parameters()
     }
 
 

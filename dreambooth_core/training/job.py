@@ -10,7 +10,12 @@ from typing import Literal
 from pydantic import Field
 
 from dreambooth_core import files
-from dreambooth_core.config import BaseModelSettings, ComputeSettings, TrainSettings
+from dreambooth_core.config import (
+    BaseModelSettings,
+    ComputeSettings,
+    LaunchConfig,
+    TrainSettings,
+)
 from dreambooth_core.records import BaseModelIdentity, Record
 
 _JOB = "job.json"
@@ -21,10 +26,10 @@ class TrainJob(Record):
     """Everything that the launched processes need. Holds paths of this machine: never published.
 
     `prior_loss_weight` is None where there are no class images. `state_dir` survives kills;
-    `out_dir` is made whole at the end. `tracking` is for the metric sink. `entry` is the module
-    that every process runs, with its arguments before the job's path. `copies_of_checkpoints` is
-    how often each lies on the disk in the end; `rehearse`: whether a fresh run begins with a dry
-    run.
+    `out_dir` is made whole at the end. `launch` is what `train.accelerate_config` names.
+    `tracking` is for the metric sink. `entry` is the module that every process runs, with its
+    arguments before the job's path. `copies_of_checkpoints` is how often each lies on the disk in
+    the end; `rehearse`: whether a fresh run begins with a dry run.
     """
 
     subject: str
@@ -40,6 +45,7 @@ class TrainJob(Record):
     state_dir: Path
     out_dir: Path
     log_file: Path
+    launch: LaunchConfig | None = None
     tracking: dict[str, str] = Field(default_factory=dict)
     entry: tuple[str, ...] = ("dreambooth_core", "train-worker")
     copies_of_checkpoints: int = 1

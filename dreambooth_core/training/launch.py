@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dreambooth_core import files
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.training import job as job_files
 from dreambooth_core.training import processes
 from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.launch_options import Node, accelerate_options
 from dreambooth_core.training.processes import Launch
 from dreambooth_core.training.published import finished_run
 from dreambooth_core.training.relay import OnLine, Relay
@@ -46,13 +46,15 @@ def run_trainer(
     on_line: OnLine | None = None,
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
+    node: Node | None = None,
     lock_fd: int | None = None,
 ) -> TrainingOutcome:
     """Train the job in processes of its own and wait for their end.
 
     All their lines go to `job.log_file`; `on_line` gets those that are not progress. When a stop
     is asked for, or an exception passes through here, the trainer has `grace_s` seconds to save
-    and is then killed. `lock_fd` is a lock that is free only when the last process is gone.
+    and is then killed. `node` says which of several machines this
+    is. `lock_fd` is a lock that is free only when the last process is gone.
     Raises StageError when they crash, with the last lines of the log, and SettingsError for
     settings that the trainer refused.
     """
@@ -64,7 +66,7 @@ def run_trainer(
     with job.log_file.open("a", encoding="utf-8") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
         relay = Relay(log, on_line=on_line, progress=progress)
-        launch = _start(job, lock_fd=lock_fd)
+        launch = _start(job, node=node, lock_fd=lock_fd)
         try:
             was_stopped = _follow(job, launch, relay, should_stop=should_stop, grace_s=grace_s)
         finally:
@@ -74,11 +76,11 @@ def run_trainer(
     return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
 
 
-def _start(job: TrainJob, *, lock_fd: int | None) -> Launch:
+def _start(job: TrainJob, *, node: Node | None, lock_fd: int | None) -> Launch:
     """Start `accelerate launch` in a session of its own, bound to the life of this process."""
     job_path = job.save()
     token = secrets.token_hex(8)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_accelerate_options(job)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *accelerate_options(job, node)]
     command += ["--module", *job.entry, str(job_path)]
     variables = {**_environment(job), processes.TOKEN: token}
     process = subprocess.Popen(
@@ -90,29 +92,6 @@ def _start(job: TrainJob, *, lock_fd: int | None) -> Launch:
         pass_fds=() if lock_fd is None else (lock_fd,),
     )
     return Launch(process, token)
-
-
-def _accelerate_options(job: TrainJob) -> list[str]:
-    """A configuration file of our own: a user's default one would be read otherwise.
-
-    "MULTI_GPU" is how the launcher is told to start several processes, on CPUs too: its `--cpu`
-    with two processes starts one. The trainer itself says on what it computes.
-    """
-    several = job.train.num_processes > 1
-    path = job.state_dir / "accelerate.json"
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU" if several else "NO",
-        "mixed_precision": job.train.mixed_precision,
-        "num_machines": 1,
-        "num_processes": job.train.num_processes,
-        "machine_rank": 0,
-        "use_cpu": False,
-        "debug": False,
-    }
-    files.write_json(path, config)
-    port = ["--main_process_port", str(processes.free_port())] if several else []
-    return ["--config_file", str(path), *port]
 
 
 def _environment(job: TrainJob) -> dict[str, str]:

@@ -110,7 +110,7 @@ class Loop:
         stop = False
         for report in self._unread:
             row, healthy, wish = _row_of(report, has_class=self._job.prior_loss_weight is not None)
-            if not healthy and not report.was_skipped:
+            if not healthy and not (report.was_skipped and checks.all_finite(row.loss)):
                 self._fail(report, row)
             self.rows.append(row)
             stop = stop or wish

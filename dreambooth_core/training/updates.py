@@ -66,7 +66,7 @@ class Updates(Protocol):
         ...
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole of a trained parameter, in the precision that the optimizer updates."""
+        """The whole of a parameter; of a trained one in the precision that is updated."""
         ...
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:

@@ -13,12 +13,11 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from dreambooth_core.config import TrainSettings
-from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.batch import RowsAt
-from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.training import metrics, processes, published
+from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.layout import PipelineLayout
 from dreambooth_core.training.loop import Loop
@@ -26,11 +25,8 @@ from dreambooth_core.training.narrator import say
 from dreambooth_core.training.rehearsal import rehearse
 from dreambooth_core.training.resume import read_metrics, state_dir
 from dreambooth_core.training.start import Start, find_start
-from dreambooth_core.training.trainee import Trainee, load_trainee
+from dreambooth_core.training.trainee import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.update_fused import FusedUpdates
-from dreambooth_core.training.update_plain import PlainUpdates
-from dreambooth_core.training.updates import Updates
 
 OpenRows = Callable[[TrainJob], RowsAt]
 """Opens the latent cache of a job; called only when there is something to train."""
@@ -138,37 +134,6 @@ def _train(
         return ended, metrics.to_csv(loop.rows)
     finally:
         sink.close(status=status)
-
-
-def make_updates(
-    trainee: Trainee, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
-) -> Updates:
-    """The updates that the settings ask for, from the state in a folder or from the beginning."""
-    kind = FusedUpdates if settings.fused_backward else PlainUpdates
-    return kind(trainee, accelerator=accelerator, settings=settings, state=state)
-
-
-def start_accelerator(job: TrainJob) -> Accelerator:
-    """The processes of this run, as many as were asked for, on the device that was asked for."""
-    configure_torch(job.compute)
-    device = pick_device(job.compute)
-    if job.train.mixed_precision == "fp16" and device.type == "cpu":
-        raise SettingsError(
-            "train.mixed_precision fp16 needs a GPU",
-            got=f"compute.device {job.compute.device}, computing on the CPU",
-            allowed="'no' and bf16 on a CPU",
-            hint="set train.mixed_precision to bf16 or 'no'",
-        )
-    accelerator = Accelerator(mixed_precision=job.train.mixed_precision, cpu=device.type == "cpu")
-    if accelerator.num_processes != job.train.num_processes:
-        # Launchers fall back to one process, or to several runs of one, without a word.
-        raise StageError(
-            "the trainer was started with the wrong number of processes",
-            got=str(accelerator.num_processes),
-            allowed=f"train.num_processes: {job.train.num_processes}",
-            hint="on a GPU machine num_processes can be at most the number of GPUs",
-        )
-    return accelerator
 
 
 def _agree_on_start(job: TrainJob, accelerator: Accelerator) -> Start:

@@ -48,7 +48,7 @@ def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
         shutil.copy(REPOSITORY / name, root / name)
     (root / "data" / "instance").mkdir(parents=True, exist_ok=True)
     shutil.copy(REPOSITORY / "data" / "instance" / ".gitignore", root / "data" / "instance")
-    shutil.copytree(REPOSITORY / "infra" / "local", root / "infra" / "local")
+    shutil.copytree(REPOSITORY / "infra", root / "infra")
     tiny_models.build_tiny_sd(root / "assets" / "pocket-sd")
     tiny_models.build_tiny_clip(root / "assets" / "pocket-clip")
     tiny_models.build_tiny_dino(root / "assets" / "pocket-dino")

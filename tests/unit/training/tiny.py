@@ -8,15 +8,22 @@ from typing import Any
 
 import torch
 
-from dreambooth_core.config import BaseModelSettings, ComputeSettings, TrainSettings
+from dreambooth_core.config import (
+    BaseModelSettings,
+    ComputeSettings,
+    TrainSettings,
+    read_launch_config,
+)
 from dreambooth_core.models.batch import RowsAt, TrainBatch
 from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.ports import MetricSink, StopSignal, never_stop
 from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.workspace import Workspace
 from tests import tiny_models
 
+REPOSITORY = Path(__file__).parents[3]
 NUM_INSTANCE, NUM_CLASS = 4, 6
 LORA = {"rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_layers": ("to_q", "to_v")}
 BEGIN = len(tiny_models.tiny_tokenizer()) - 2
@@ -73,13 +80,14 @@ def make_job(
     """A job below `tmp_path/name` with the settings FULL, changed by `train`."""
     folder = tmp_path / name
     folder.mkdir(parents=True, exist_ok=True)
+    settings = TrainSettings(**{**FULL, **train})
     return TrainJob(
         subject="mug",
         fingerprint="f" * 64,
         base_model=BaseModelSettings(pretrained_model_name_or_path=str(base_model)),
         base_identity=BaseModelIdentity(name="tiny-sd", revision=None, sha256="0" * 64),
         compute=ComputeSettings(device="cpu", num_threads=1, deterministic=True),
-        train=TrainSettings(**{**FULL, **train}),
+        train=settings,
         prior_loss_weight=prior,
         log_every_steps=2,
         workspace_root=tmp_path,
@@ -87,6 +95,7 @@ def make_job(
         state_dir=folder / "state",
         out_dir=folder / "out",
         log_file=folder / "train.log",
+        launch=read_launch_config(Workspace(REPOSITORY), settings),
         tracking=tracking or {},
         rehearse=rehearse,
         entry=("tests.unit.training.tiny_worker",),

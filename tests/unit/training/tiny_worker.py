@@ -1,6 +1,7 @@
 """The worker of the launch tests: the real one, on made-up rows. `tracking` says how to misbehave.
 
-`slow_s`: sleep so long before each update. `die_at`: kill this process in the update after so many.
+`slow_s`: sleep so long before each micro-step. `die_at`: kill the process that comes to the
+micro-step of this number, counted over all processes. `nan_at`: its first row is not a number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dreambooth_core.models.batch import RowsAt, TrainBatch
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import TrainJob
@@ -21,13 +24,17 @@ from tests.unit.training import tiny
 def open_rows(job: TrainJob) -> RowsAt:
     plain = tiny.open_rows(job)
     slow_s = float(job.tracking.get("slow_s", "0"))
+    nan_at = int(job.tracking.get("nan_at", "-1"))
     die_at = int(job.tracking.get("die_at", "-1"))
 
     def rows_at(positions: Sequence[int]) -> TrainBatch:
         time.sleep(slow_s)
         if die_at == positions[0] // job.train.train_batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(positions)
+        batch = plain(positions)
+        if nan_at == positions[0] // job.train.train_batch_size:
+            batch.latents_BCHW[0] = torch.nan
+        return batch
 
     return rows_at
 

@@ -1,0 +1,82 @@
+"""The processes of a run: opened, checked against the settings, and given their kind of updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.config.pairs import impossible, uses_deepspeed, uses_fsdp
+from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.models.load import configure_torch, pick_device
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.update_fused import FusedUpdates
+from dreambooth_core.training.update_plain import PlainUpdates
+from dreambooth_core.training.updates import Updates
+
+
+def start_accelerator(job: TrainJob) -> Accelerator:
+    """The processes of this run, as many as were asked for, on the device that was asked for.
+
+    Launchers fall back to one process, to several runs of one, or to plain DDP without a word, so
+    all of it is compared with the settings. Raises SettingsError and StageError.
+    """
+    configure_torch(job.compute)
+    on_cpu = pick_device(job.compute).type == "cpu"
+    if job.train.mixed_precision == "fp16" and on_cpu:
+        raise SettingsError(
+            "train.mixed_precision fp16 needs a GPU",
+            got=f"compute.device {job.compute.device}, computing on the CPU",
+            allowed="'no' and bf16 on a CPU",
+            hint="set train.mixed_precision to bf16 or 'no'",
+        )
+    # With `cpu` accelerate passes over DeepSpeed; without, it names its processes no backend, and
+    # each believes to be alone.
+    deepspeed = uses_deepspeed(job.train)
+    accelerator = Accelerator(
+        mixed_precision=job.train.mixed_precision,
+        cpu=on_cpu and not deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and deepspeed else [],
+    )
+    _check_processes(job, accelerator)
+    return accelerator
+
+
+def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
+    if accelerator.num_processes != job.train.num_processes:
+        raise StageError(
+            "the trainer was started with the wrong number of processes",
+            got=str(accelerator.num_processes),
+            allowed=f"train.num_processes: {job.train.num_processes}",
+            hint="on a GPU machine num_processes can be at most the number of GPUs",
+        )
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if uses_deepspeed(job.train) and not by_deepspeed:
+        raise StageError(
+            "the settings ask for DeepSpeed, but the trainer was started without it",
+            got=f"distributed type {accelerator.distributed_type.value}",
+        )
+    if by_deepspeed and not uses_deepspeed(job.train):
+        asked = job.train.model_copy(update={"accelerate_config": "deepspeed"})
+        if problems := impossible(asked):
+            raise SettingsError("; ".join(problems))
+
+
+def make_updates(
+    trainee: Trainee, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
+) -> Updates:
+    """The kind of updates that the processes were launched for, from a verified state or new."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from dreambooth_core.training.update_deepspeed import DeepSpeedUpdates
+
+        return DeepSpeedUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+    if accelerator.distributed_type == DistributedType.FSDP or uses_fsdp(settings):
+        from dreambooth_core.training.update_fsdp import FsdpUpdates
+
+        return FsdpUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+    if settings.fused_backward:
+        return FusedUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+    return PlainUpdates(trainee, accelerator=accelerator, settings=settings, state=state)

@@ -1,0 +1,232 @@
+"""Updates by DeepSpeed's ZeRO: moments (and gradients) split over processes, or on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
+
+from dreambooth_core.config import TrainSettings, deepspeed_config
+from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import Applied
+
+_TAG = "deepspeed"
+
+
+class DeepSpeedUpdates:
+    """AdamW by a DeepSpeed engine, on processes that accelerate has started for it.
+
+    The engine is made here and not by `accelerator.prepare`, which may exchange the optimizer for
+    one with another kind of weight decay. What runs is asserted.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        *,
+        accelerator: Accelerator,
+        settings: TrainSettings,
+        state: Path | None,
+    ) -> None:
+        """Continue from the verified state in the folder `state`, or begin (None).
+
+        Raises SettingsError where DeepSpeed or the compiler that it needs is missing.
+        """
+        deepspeed = _import_deepspeed()
+        self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
+        plugin = accelerator.state.deepspeed_plugin
+        assert plugin is not None, "accelerate was not launched for DeepSpeed"
+        config = deepspeed_config(plugin.deepspeed_config, settings)
+        config["train_batch_size"] = (
+            settings.train_batch_size
+            * settings.gradient_accumulation_steps
+            * accelerator.num_processes
+        )
+        config["zero_allow_untested_optimizer"] = True
+        _check_stage(config)
+        optimizer = _optimizer(trainee, settings, offload=_offloads(config))
+        engine, *_ = deepspeed.initialize(
+            model=trainee.denoiser, optimizer=optimizer, config=config
+        )
+        self._engine: Any = engine
+        self._check(optimizer)
+        self.model: nn.Module = _InEngineType(engine)
+        if state is not None:
+            # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
+            loaded, _ = engine.load_checkpoint(str(state), tag=_TAG, load_module_strict=False)
+            assert loaded is not None, f"DeepSpeed found no state in {state}"
+
+    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
+        """Set the rates of the coming update."""
+        assert step > 0
+        for group, rate in zip(self._engine.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Tell the engine whether an update follows: only then it finishes the gradients."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of `loss`; each process keeps those of its part."""
+        assert last == self._engine.is_gradient_accumulation_boundary()
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def apply(self, loss: torch.Tensor) -> Applied:
+        """Clip and update. DeepSpeed looks for gradients that are not finite, and waits for it."""
+        self._engine.step()
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        skipped = bool(self._engine.optimizer.overflow)
+        return Applied(
+            norm.to(loss.device),
+            was_skipped=skipped and self._settings.mixed_precision == "fp16",
+        )
+
+    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Impossible: gradients are split before they could be dropped."""
+        raise AssertionError(f"the settings let {len(list(parameters))} parameters rest")
+
+    def clear_gradients(self) -> None:
+        """Nothing is left to do: the engine has done so after the update."""
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The fp32 copy that is updated, put together from the processes' parts.
+
+        A frozen parameter is whole everywhere.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if not parameter.requires_grad:
+            return parameter.detach()
+        value = safe_get_full_fp32_param(parameter)
+        assert value is not None, "not a parameter of the engine"
+        return value
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The mean gradient, in units of the scaled loss under fp16."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """No weight is rounded at random here: the table stays empty."""
+
+    def save(self, folder: Path) -> None:
+        """Each process writes its part of the state; all must come here, or all would wait."""
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+        )
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the main process has the fp32 copies in the networks, in the CPU's memory."""
+        own: dict[nn.Parameter, torch.Tensor] = {}
+        for parameter in self.trainee.trainable.values():
+            if parameter.dtype == torch.float32:
+                continue
+            value = self.value(parameter)
+            if self._accelerator.is_main_process:
+                own[parameter] = parameter.data
+                parameter.data = value.cpu()
+        try:
+            yield
+        finally:
+            for parameter, data in own.items():
+                parameter.data = data
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise StageError unless the engine runs what was asked for."""
+        found = self._engine.optimizer.optimizer
+        if found is not optimizer:
+            raise StageError(
+                "DeepSpeed has exchanged the optimizer",
+                got=type(found).__name__,
+                allowed=type(optimizer).__name__,
+            )
+        if self._engine.dp_world_size != self._accelerator.num_processes:
+            raise StageError(
+                "DeepSpeed's processes do not know of one another",
+                got=f"{self._engine.dp_world_size} in a group",
+                allowed=f"{self._accelerator.num_processes}",
+            )
+
+
+class _InEngineType(nn.Module):
+    """Calls the engine with inputs of its type; what it predicts is fp32 again."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__()
+        self.engine = engine
+        self._dtype: torch.dtype = next(engine.module.parameters()).dtype
+
+    def forward(
+        self, noisy_BCHW: torch.Tensor, timestep_B: torch.Tensor, **text: torch.Tensor
+    ) -> torch.Tensor:
+        """The network's prediction in fp32."""
+        cast = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in text.items()}
+        return self.engine(noisy_BCHW.to(self._dtype), timestep_B, **cast).float()
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, if it and what it compiles its parts with are there. Raises SettingsError."""
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise SettingsError(
+            "train.accelerate_config asks for DeepSpeed, which cannot be imported",
+            got=str(error),
+            hint='pip install "dreambooth-pipeline[deepspeed]", or set accelerate_config to null',
+        ) from None
+    missing = [] if shutil.which(get_cxx_compiler()) else [f"a C++ compiler ({get_cxx_compiler()})"]
+    missing += [] if is_ninja_available() else ["ninja"]
+    if missing:
+        raise SettingsError(
+            f"DeepSpeed compiles its optimizer on this machine and needs {' and '.join(missing)}",
+            hint="install g++ and ninja (apt-get install g++ ninja-build), or set "
+            "train.accelerate_config to null",
+        )
+    return deepspeed
+
+
+def _offloads(config: dict[str, Any]) -> bool:
+    """Whether the optimizer's state is kept and updated on the CPU."""
+    offload = config["zero_optimization"].get("offload_optimizer") or {}
+    return offload.get("device", "none") != "none"
+
+
+def _check_stage(config: dict[str, Any]) -> None:
+    stage = (config.get("zero_optimization") or {}).get("stage", 0)
+    if stage not in (1, 2):
+        raise SettingsError(
+            "the DeepSpeed configuration has a stage of ZeRO that is not served here",
+            got=f"zero_optimization.stage {stage}",
+            allowed="1 (moments split) and 2 (gradients too)",
+            hint="to split the weights as well, use a configuration of FSDP2: fsdp2-sdxl",
+        )
+
+
+def _optimizer(
+    trainee: Trainee, settings: TrainSettings, *, offload: bool
+) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay: DeepSpeed's for the CPU when it updates there."""
+    groups = [{"params": list(group.parameters.values())} for group in trainee.groups]
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.adam_weight_decay,
+    }
+    if not offload:
+        return torch.optim.AdamW(groups, fused=True, **options)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)

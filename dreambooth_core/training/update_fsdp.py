@@ -1,0 +1,182 @@
+"""Updates by torch's FSDP2: weights, gradients and moments split over the processes.
+
+accelerate passes over FSDP on a CPU without a word, so torch's own interface is used, on GPUs too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import Applied
+
+_SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
+"""Modules whose weights are gathered together, used and dropped again."""
+_OPTIONS = StateDictOptions(ignore_frozen_params=True)
+
+
+class FsdpUpdates:
+    """AdamW over split parameters."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        *,
+        accelerator: Accelerator,
+        settings: TrainSettings,
+        state: Path | None,
+    ) -> None:
+        """Continue from the verified state in the folder `state`, or begin (None)."""
+        self._accelerator, self._settings = accelerator, settings
+        self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        self.model: nn.Module = _split(trainee.denoiser, self._mesh, settings)
+        self.trainee = _with_split_parameters(trainee)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": list(group.parameters.values())} for group in self.trainee.groups],
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_epsilon,
+            weight_decay=settings.adam_weight_decay,
+            fused=True,
+        )
+        if state is not None:
+            self._restore(state)
+
+    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
+        """Set the rates of the coming update."""
+        assert step > 0
+        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients are shared in every micro-step: kept whole they would need the memory."""
+        assert isinstance(last, bool)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add the gradients of `loss`; each process keeps those of its part."""
+        assert isinstance(last, bool)
+        loss.backward()
+
+    def apply(self, loss: torch.Tensor) -> Applied:
+        """Clip and update. The decision is made on the device, so nothing waits for it."""
+        parameters = list(self.trainee.trainable.values())
+        total: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm: torch.Tensor = total.full_tensor()
+        if self._settings.max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self._settings.max_grad_norm, total)
+        healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        found_inf = DTensor.from_local((~healthy).float(), self._mesh, [Replicate()])
+        # The fused kernel leaves weights and moments alone where found_inf is 1.
+        self._optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        self._optimizer.step()
+        return Applied(grad_norm.to(torch.float32))
+
+    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the gradients of parameters that rest in this update."""
+        for parameter in parameters:
+            parameter.grad = None
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients and their memory."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The parameter, put together from the processes' parts."""
+        return _whole(parameter.detach())
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """Its gradient, put together likewise."""
+        return None if parameter.grad is None else _whole(parameter.grad)
+
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """No weight is rounded at random here: the table stays empty."""
+
+    def save(self, folder: Path) -> None:
+        """Each process writes its part; a run of any number of processes can read it."""
+        dcp.save(self._state(), checkpoint_id=folder)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the main process has the trained weights whole, in the CPU's memory."""
+        own: dict[str, nn.Parameter] = {}
+        for name, parameter in self.trainee.trainable.items():
+            value = self.value(parameter)
+            if self._accelerator.is_main_process:
+                own[name] = parameter
+                _put(self.trainee.denoiser, name, nn.Parameter(value.cpu()))
+        try:
+            yield
+        finally:
+            for name, parameter in own.items():
+                _put(self.trainee.denoiser, name, parameter)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "weights": {n: p.detach() for n, p in self.trainee.trainable.items()},
+            "optimizer": get_optimizer_state_dict(self.model, self._optimizer, options=_OPTIONS),
+        }
+
+    def _restore(self, folder: Path) -> None:
+        """Read a verified state of this workspace's store into the parts that are here."""
+        state = self._state()
+        dcp.load(state, checkpoint_id=folder)  # weights are read in place
+        set_optimizer_state_dict(self.model, self._optimizer, state["optimizer"], options=_OPTIONS)
+
+
+def _split(denoiser: nn.Module, mesh: DeviceMesh, settings: TrainSettings) -> nn.Module:
+    """Split blocks first, then what is left; computed in bf16 where the settings say so."""
+    policy = MixedPrecisionPolicy()
+    if settings.mixed_precision == "bf16":
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
+    inner = replace(policy, output_dtype=None)
+    for module in denoiser.modules():
+        if isinstance(module, _SPLIT):
+            fully_shard(module, mesh=mesh, mp_policy=inner)
+    fully_shard(denoiser, mesh=mesh, mp_policy=policy)
+    return denoiser
+
+
+def _with_split_parameters(trainee: Trainee) -> Trainee:
+    """The trainee with the parameters that its networks have now: splitting made new ones."""
+    now = dict(trainee.denoiser.named_parameters())
+    groups = [
+        replace(group, parameters={name: now[name] for name in group.parameters})
+        for group in trainee.groups
+    ]
+    return replace(trainee, groups=tuple(groups))
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Give a module another parameter under the same name."""
+    path, _, leaf = name.rpartition(".")
+    module.get_submodule(path).register_parameter(leaf, parameter)
