@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.training.updates import Updates
+from dreambooth_core.training.updates import HeldState
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 5
@@ -22,7 +22,7 @@ _SURE_MOVES = 30
 class Motion:
     """Whether an update moves what is trained and nothing else: by bit sums before and after it."""
 
-    def __init__(self, updates: Updates, *, step: int) -> None:
+    def __init__(self, updates: HeldState, *, step: int) -> None:
         """Take the sums for the update after `step`, before the forward pass."""
         self._trained = updates.trainee.trained_at(step)
         self._sums = _bit_sums(updates)
@@ -31,7 +31,7 @@ class Motion:
         self._expected_moves: dict[str, torch.Tensor] = {}
         updates.watch(self._expected_moves)
 
-    def see_gradients(self, updates: Updates, *, epsilon: float) -> None:
+    def see_gradients(self, updates: HeldState, *, epsilon: float) -> None:
         """Note which parameters have a gradient, after the backward pass.
 
         A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
@@ -51,7 +51,7 @@ class Motion:
         by_chance = expected is not None and 0 < expected.item() < _SURE_MOVES
         return name in self._still or by_chance
 
-    def verify(self, updates: Updates) -> None:
+    def verify(self, updates: HeldState) -> None:
         """Raise StageError unless what is trained has moved and what is frozen has not."""
         updates.watch(None)
         after = _bit_sums(updates)
@@ -70,7 +70,7 @@ class Motion:
             )
 
 
-def _bit_sums(updates: Updates) -> dict[str, torch.Tensor]:
+def _bit_sums(updates: HeldState) -> dict[str, torch.Tensor]:
     """Sum of the bit patterns of each parameter: cheap, on the device, moved by any change."""
     return {
         name: _bit_sum(updates.value(p)) for name, p in updates.trainee.denoiser.named_parameters()

@@ -11,13 +11,13 @@ from typing import Protocol
 from dreambooth_core.training import published, resume
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.trainer import StepByStep
 
 
 class CheckpointLayout(Protocol):
     """Keeps what a run has made. Its methods are called on every process of the run."""
 
-    def begin(self, trainer: Trainer, *, step: int) -> None:
+    def begin(self, trainer: StepByStep, *, step: int) -> None:
         """The run stands at `step` completed updates and goes on from there."""
         ...
 
@@ -25,7 +25,7 @@ class CheckpointLayout(Protocol):
         """Whether the outcome of `step` must be saved."""
         ...
 
-    def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
+    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
         """Save the outcome of `step`: because it is due, or because the run is asked to stop."""
         ...
 
@@ -40,7 +40,7 @@ class PipelineLayout:
         self._job, self._is_main = job, is_main
         self._published = set(job.published_steps())
 
-    def begin(self, trainer: Trainer, *, step: int) -> None:
+    def begin(self, trainer: StepByStep, *, step: int) -> None:
         """Make the checkpoint of the state's own step where it is missing."""
         self._publish(trainer, step)
 
@@ -49,7 +49,7 @@ class PipelineLayout:
         train = self._job.train
         return step % train.checkpointing_steps == 0 or step == train.max_train_steps
 
-    def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
+    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
         """Publish the checkpoint if its step is one to publish, then save the resume state."""
         self._publish(trainer, step)
         resume.save_state(
@@ -61,7 +61,7 @@ class PipelineLayout:
             write=trainer.updates.save,
         )
 
-    def _publish(self, trainer: Trainer, step: int) -> None:
+    def _publish(self, trainer: StepByStep, step: int) -> None:
         """Write the checkpoint of a step, if it is one to publish and not there yet."""
         if step not in self._published:
             return

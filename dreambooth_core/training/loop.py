@@ -15,7 +15,7 @@ from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.layout import CheckpointLayout
 from dreambooth_core.training.metrics import MetricsRow
 from dreambooth_core.training.narrator import Narrator
-from dreambooth_core.training.trainer import Trainer, UpdateReport
+from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
 
@@ -27,7 +27,7 @@ class Visitor(Protocol):
         """Whether to come after `step`."""
         ...
 
-    def visit(self, trainer: Trainer, *, step: int) -> None:
+    def visit(self, trainer: StepByStep, *, step: int) -> None:
         """Look; the networks must be left as they were."""
         ...
 
@@ -38,7 +38,7 @@ class Loop:
     def __init__(
         self,
         job: TrainJob,
-        trainer: Trainer,
+        trainer: StepByStep,
         *,
         accelerator: Accelerator,
         layout: CheckpointLayout,
@@ -53,9 +53,8 @@ class Loop:
         self._last = job.train.max_train_steps
         self._motion_is_checked = False
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
-        # A CPU has every number at once; a GPU would have to be waited for.
-        on_cpu = accelerator.device.type == "cpu"
-        self._read_every = 1 if on_cpu else min(_READ_AT_MOST_EVERY, job.log_every_steps)
+        at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
+        self._read_every = at_most if trainer.reading_waits else 1
 
     def run(self, start: int, *, should_stop: StopSignal) -> Ended:
         """Train from `start` completed updates to the last one, or until a stop is asked for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,8 @@ from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.step import keyed_dropout, loss_of, prepare, uses_dropout
-from dreambooth_core.training.updates import Updates
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import HeldState, Updates
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,41 @@ class UpdateReport:
     micro_steps: list[RowErrors]
     was_skipped: bool = False
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class StepByStep(Protocol):
+    """What a loop drives: one update at a time, computed on whatever device."""
+
+    @property
+    def updates(self) -> HeldState:
+        """Where weights, gradients and moments are."""
+        ...
+
+    @property
+    def trainee(self) -> Trainee:
+        """What is trained; the weights of now are in it inside `updates.whole()`."""
+        ...
+
+    @property
+    def reading_waits(self) -> bool:
+        """Whether a device computes ahead and must be waited for to read a number."""
+        ...
+
+    def rate_at(self, step: int) -> float:
+        """The U-Net's learning rate in the update after `step` completed ones."""
+        ...
+
+    def accumulate(self, step: int, *, stop: bool) -> UpdateReport:
+        """Add up the gradients of the update after `step` completed ones."""
+        ...
+
+    def apply(self, report: UpdateReport) -> UpdateReport:
+        """Make the update of a report, unless a number is not finite; returns the report of it."""
+        ...
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients and their memory."""
+        ...
 
 
 class Trainer:
@@ -53,6 +90,11 @@ class Trainer:
             learning_rate(settings, peak=group.learning_rate) for group in self.trainee.groups
         ]
         self._has_dropout = uses_dropout(self.trainee.denoiser)
+
+    @property
+    def reading_waits(self) -> bool:
+        """A CPU has every number at once; a GPU would have to be waited for."""
+        return self._accelerator.device.type != "cpu"
 
     def rate_at(self, step: int) -> float:
         """The U-Net's learning rate in the update after `step` completed ones."""

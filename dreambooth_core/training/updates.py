@@ -31,10 +31,45 @@ class Applied:
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Updates(Protocol):
+class HeldState(Protocol):
+    """Where the weights and moments of a trainee are: what a loop may look at and save."""
+
+    @property
+    def trainee(self) -> Trainee:
+        """The trainee; its own tensors need not be those of now."""
+        ...
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The whole of a parameter; of a trained one in the precision that is updated."""
+        ...
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """The whole of a parameter's gradient, or None where there is none. Before `apply`.
+
+        Where gradients are freed at once, their norm stands for them, as one number.
+        """
+        ...
+
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """Fill the table in each update to come, until None is given.
+
+        It says of each weight that is rounded at random how many of its numbers are expected to
+        move; it stays empty where there is none.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that the next update depends on into `folder`: each process its part."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, the main process has the weights to publish whole in the trainee's networks."""
+        ...
+
+
+class Updates(HeldState, Protocol):
     """A trainee's optimizer, and how its processes share the work."""
 
-    trainee: Trainee
     model: nn.Module
     """What a micro-step calls, with the arguments of the network it stands for."""
 
@@ -63,31 +98,4 @@ class Updates(Protocol):
 
     def clear_gradients(self) -> None:
         """Drop the gradients and their memory."""
-        ...
-
-    def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole of a parameter; of a trained one in the precision that is updated."""
-        ...
-
-    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """The whole of a parameter's gradient, or None where there is none. Before `apply`.
-
-        Where gradients are freed at once, their norm stands for them, as one number.
-        """
-        ...
-
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """Fill the table in each update to come, until None is given.
-
-        It says of each weight that is rounded at random how many of its numbers are expected to
-        move; it stays empty where there is none.
-        """
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write all that the next update depends on into `folder`: each process its part."""
-        ...
-
-    def whole(self) -> AbstractContextManager[None]:
-        """Inside, the main process has the weights to publish whole in the trainee's networks."""
         ...
