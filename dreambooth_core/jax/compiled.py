@@ -1,0 +1,90 @@
+"""The four compiled functions of an update; an array that one replaces is donated to it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.jax import adamw
+from dreambooth_core.jax.adamw import Moments
+from dreambooth_core.jax.functional import Arrays, Tensors, micro_step_loss
+from dreambooth_core.training.step import StepInput
+from dreambooth_core.training.trainee import Trainee
+
+Sums = tuple[jax.Array, Arrays]
+"""LossParts [3] and gradients by parameter, added up over micro-steps."""
+
+
+class CompiledSteps:
+    """Compiled at the first call of each, for the shapes of the run."""
+
+    def __init__(self, trainee: Trainee, settings: TrainSettings) -> None:
+        self._trainee, self._settings = trainee, settings
+        self._optimizer = adamw.adamw(settings)
+        self._group_of = {
+            name: index for index, group in enumerate(trainee.groups) for name in group.parameters
+        }
+        self._compiled_gradients: Any = None
+        self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+        self.finish = jax.jit(self._finish, donate_argnums=1)
+        self.update = jax.jit(self._update, donate_argnums=(0, 1))
+
+    def gradients(
+        self, inputs: StepInput, parameters: Arrays, frozen: Arrays, tensors: Tensors
+    ) -> tuple[Sums, jax.Array]:
+        """Loss and gradients of a micro-step, and the error of each row [B].
+
+        `tensors` are those of `inputs`, which gives the rest.
+        """
+        if self._compiled_gradients is None:
+            loss = micro_step_loss(
+                self._trainee.denoiser,
+                inputs,
+                prior_loss_weight=self._trainee.loss.prior_loss_weight,
+                settings=self._settings,
+            )
+            self._compiled_gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (_, (parts, error_B)), gradients = self._compiled_gradients(parameters, frozen, tensors)
+        return (parts, gradients), error_B
+
+    def _finish(
+        self, parts: jax.Array, gradients: Arrays, trained: jax.Array, stop: jax.Array
+    ) -> tuple[jax.Array, Arrays]:
+        """The values of an UpdateReport, and the mean gradients; zero for groups that rest."""
+        parts, gradients = jax.tree.map(
+            lambda total: total / self._settings.gradient_accumulation_steps, (parts, gradients)
+        )
+        gradients = {
+            name: jnp.where(trained[self._group_of[name]], gradient, 0)
+            for name, gradient in gradients.items()
+        }
+        norm = optax.tree.norm(gradients)
+        return jnp.concatenate([parts, stop[None], norm[None]]), gradients
+
+    def _update(
+        self,
+        parameters: Arrays,
+        moments: Moments,
+        gradients: Arrays,
+        values: jax.Array,
+        rates: jax.Array,
+    ) -> tuple[Arrays, Moments]:
+        """Parameters and moments after the update; as they were where a number is not finite."""
+        loss, norm = values[0], values[4]
+        healthy = jnp.isfinite(loss) & jnp.isfinite(norm)
+        clipped = adamw.clip(gradients, norm, max_grad_norm=self._settings.max_grad_norm)
+        after = adamw.moved(
+            self._optimizer,
+            parameters,
+            moments,
+            clipped,
+            rates={name: rates[index] for name, index in self._group_of.items()},
+        )
+        return jax.tree.map(
+            lambda new, old: jnp.where(healthy, new, old), after, (parameters, moments)
+        )

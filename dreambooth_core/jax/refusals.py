@@ -1,0 +1,55 @@
+"""What the JAX path does not do, each with its reason. Free of torch and JAX."""
+
+from __future__ import annotations
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.errors import SettingsError
+
+
+def refuse_what_jax_cannot(train: TrainSettings) -> None:
+    """Raise SettingsError, with every reason at once, for settings that this path lacks."""
+    broken = [sentence for found, sentence in _rules(train) if found]
+    if broken:
+        raise SettingsError(
+            "these settings cannot be trained through JAX",
+            got="; ".join(broken),
+            hint="change them, or train with train_dreambooth.py",
+        )
+
+
+def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
+    return [
+        (
+            train.use_8bit_adam,
+            "use_8bit_adam: bitsandbytes has no kernels for JAX, and optax no 8-bit moments",
+        ),
+        (
+            train.enable_xformers_memory_efficient_attention,
+            "enable_xformers_memory_efficient_attention: xFormers' kernels are CUDA's; XLA "
+            "compiles attention itself",
+        ),
+        (
+            train.mixed_precision == "fp16",
+            "mixed_precision fp16: there is no gradient scaler here, and TPUs compute in bf16: "
+            "use bf16",
+        ),
+        (
+            train.method == "lora",
+            "method lora: adapters were not proved here; train_dreambooth_lora.py trains them",
+        ),
+        (train.optimizer != "adamw", f"optimizer {train.optimizer}: only adamw is built here"),
+        (
+            train.weight_dtype != "fp32",
+            f"weight_dtype {train.weight_dtype}: stochastic rounding is not built here; "
+            "mixed_precision bf16 keeps fp32 weights",
+        ),
+        (
+            train.fused_backward,
+            "fused_backward: XLA orders backward pass and update by itself",
+        ),
+        (train.ema_decay is not None, "ema_decay: the average of the weights is not built here"),
+        (
+            train.num_processes > 1 or train.accelerate_config is not None,
+            "num_processes and accelerate_config: JAX uses all devices of its host in one process",
+        ),
+    ]

@@ -1,0 +1,81 @@
+"""The weights and moments of a trainee on JAX's devices, in the files that the torch trainer has.
+
+A state saved by one of the two trainers is read by the other: same names, same layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.jax import adamw
+from dreambooth_core.jax.adamw import Moments
+from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
+from dreambooth_core.jax.placement import Placement
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS
+
+
+class JaxState:
+    """A `training.updates.HeldState`; the trainee's own tensors are those of its beginning."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        *,
+        settings: TrainSettings,
+        placement: Placement,
+        state: Path | None,
+    ) -> None:
+        """Continue from the verified state in the folder `state`, or begin (None)."""
+        self.trainee = trainee
+        self._name_of = {id(p): name for name, p in trainee.trainable.items()}
+        start = {name: to_numpy(p) for name, p in trainee.trainable.items()}
+        moments = adamw.adamw(settings).init(start)
+        if state is not None:
+            start = {name: to_numpy(weight) for name, weight in load_file(state / WEIGHTS).items()}
+            assert start.keys() == trainee.trainable.keys(), "the state is of another model"
+            moments = adamw.from_torch_state(moments, load_file(state / OPTIMIZER))
+        self.parameters: Arrays = placement.on_all(start)
+        self.moments: Moments = placement.on_all(moments)
+        self.frozen: Arrays = placement.on_all(_frozen_tensors(trainee))
+        self.gradients: Arrays | None = None
+
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A copy of the parameter as it is now."""
+        return to_torch(self.parameters[self._name_of[id(parameter)]])
+
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """A copy of its gradient."""
+        if self.gradients is None:
+            return None
+        return to_torch(self.gradients[self._name_of[id(parameter)]])
+
+    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
+        """Nothing to fill in: no weight is rounded at random."""
+
+    def save(self, folder: Path) -> None:
+        """Weights and moments."""
+        save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)
+        save_file(adamw.to_torch_state(self.moments), folder / OPTIMIZER)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """The trainee gets the weights of now, and keeps them until it is asked again."""
+        with torch.no_grad():
+            for parameter in self.trainee.trainable.values():
+                parameter.copy_(self.value(parameter))
+        yield
+
+
+def _frozen_tensors(trainee: Trainee) -> dict[str, np.ndarray]:
+    """Buffers, and parameters that are not trained: the networks read them, nothing moves them."""
+    every = {**dict(trainee.denoiser.named_parameters()), **dict(trainee.denoiser.named_buffers())}
+    return {name: to_numpy(t) for name, t in every.items() if name not in trainee.trainable}

@@ -1,0 +1,113 @@
+"""Updates computed by JAX: what `training.trainer.Trainer` does by torch, for the same loop.
+
+Rows, noise and timesteps are drawn by torch on the CPU, as pure functions of (seed, position), so
+they are those of the torch trainer. The rows of a micro-step are shared out over all devices;
+parameters and moments are on each of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+import torch
+
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.jax.compiled import CompiledSteps, Sums
+from dreambooth_core.jax.functional import recompute_through_jax, tensors_of
+from dreambooth_core.jax.placement import Placement
+from dreambooth_core.jax.refusals import refuse_what_jax_cannot
+from dreambooth_core.jax.state import JaxState
+from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.training.checks import RowErrors
+from dreambooth_core.training.step import prepare, uses_dropout
+from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.trainer import UpdateReport, learning_rate
+
+_CPU = torch.device("cpu")
+
+
+class JaxTrainer:
+    """A `training.trainer.StepByStep` on all devices of this host.
+
+    Its batches are those of as many processes of the torch trainer as there are devices.
+    """
+
+    def __init__(
+        self, trainee: Trainee, *, settings: TrainSettings, rows_at: RowsAt, state: Path | None
+    ) -> None:
+        """Continue from the verified state in the folder `state`, or begin (None).
+
+        Raises SettingsError for settings and networks that this path cannot train.
+        """
+        refuse_what_jax_cannot(settings)
+        if uses_dropout(trainee.denoiser):
+            raise SettingsError(
+                "the base model has dropout, and compiled once it would drop the same at each step",
+                hint="train with train_dreambooth.py",
+            )
+        self.trainee = trainee
+        self._settings, self._rows_at = settings, rows_at
+        self._rates = [learning_rate(settings, peak=g.learning_rate) for g in trainee.groups]
+        self._placement = Placement(jax.devices())
+        recompute_through_jax(trainee.denoiser)
+        self._steps = CompiledSteps(trainee, settings)
+        self.updates = JaxState(trainee, settings=settings, placement=self._placement, state=state)
+
+    @property
+    def reading_waits(self) -> bool:
+        """Every device but the CPU computes ahead."""
+        return jax.default_backend() != "cpu"
+
+    def rate_at(self, step: int) -> float:
+        """The U-Net's learning rate in the update after `step` completed ones."""
+        return self._rates[0].at(step)
+
+    def accumulate(self, step: int, *, stop: bool) -> UpdateReport:
+        """Add up the gradients of the update after `step` completed ones, over all devices."""
+        sums: Sums | None = None
+        micro_steps: list[RowErrors] = []
+        for micro in range(self._settings.gradient_accumulation_steps):
+            rows = self._rows_at(self._positions(step, micro))
+            inputs = prepare(rows, self.trainee.loss, device=_CPU)
+            new, error_B = self._steps.gradients(
+                inputs,
+                self.updates.parameters,
+                self.updates.frozen,
+                self._placement.by_rows(tensors_of(inputs)),
+            )
+            sums = new if sums is None else self._steps.add(sums, new)
+            micro_steps.append(RowErrors(rows.image_B, inputs.timesteps, _numbers(error_B)))
+        assert sums is not None
+        trained = np.array([group.is_trained_at(step) for group in self.trainee.groups])
+        values, self.updates.gradients = self._steps.finish(*sums, trained, np.float32(stop))
+        return UpdateReport(step + 1, _numbers(values), self.rate_at(step), micro_steps)
+
+    def apply(self, report: UpdateReport) -> UpdateReport:
+        """Clip and update with the gradients that are there, unless a number is not finite.
+
+        The decision is made on the device, so nothing waits for it.
+        """
+        held = self.updates
+        rates = np.array([rate.at(report.step - 1) for rate in self._rates], np.float32)
+        held.parameters, held.moments = self._steps.update(
+            held.parameters, held.moments, held.gradients, report.values, rates
+        )
+        return report
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients and their memory."""
+        self.updates.gradients = None
+
+    def _positions(self, step: int, micro: int) -> range:
+        size = self._settings.train_batch_size * self._placement.num_devices
+        first = (step * self._settings.gradient_accumulation_steps + micro) * size
+        return range(first, first + size)
+
+
+def _numbers(array: Any) -> torch.Tensor:
+    """JAX's array in the place of torch's: of a report only `tolist` is asked, which both have."""
+    return cast(torch.Tensor, array)

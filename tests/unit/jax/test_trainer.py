@@ -1,0 +1,96 @@
+"""JAX's updates against torch's: the same rows, the same losses, the same state."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.unit.jax import runs
+from tests.unit.jax.conftest import FLAGS
+from tests.unit.training import tiny
+
+pytestmark = pytest.mark.jax
+
+EVERYTHING = {
+    "snr_gamma": 5.0,
+    "offset_noise": 0.1,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 0.5,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "max_train_steps": runs.NUM_STEPS,
+}
+
+
+def test_ten_losses_are_those_of_the_torch_trainer_to_1e_5(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
+    trainer, steps = runs.jax_trainer(job), range(runs.NUM_STEPS)
+    expected = runs.losses(runs.torch_trainer(job), steps)
+    assert runs.losses(trainer, steps) == pytest.approx(expected, abs=1e-5)
+    assert expected[-1] < expected[0] - 0.1
+
+
+def test_four_devices_give_the_losses_of_one_torch_process_with_four_times_the_batch(
+    tmp_path, tiny_sd
+):
+    settings = {**EVERYTHING, "train_batch_size": 1}
+    found = _run_apart(tmp_path, tiny_sd, settings, num_devices=4)
+    job = tiny.make_job(tmp_path, tiny_sd, **{**settings, "train_batch_size": 4})
+    expected = runs.losses(runs.torch_trainer(job), range(runs.NUM_STEPS))
+    assert found["devices"] == 4
+    assert found["losses"] == pytest.approx(expected, abs=1e-5)
+
+
+def _run_apart(folder, base_model, settings, *, num_devices):
+    """A run in a process of its own: the number of devices is fixed when JAX is imported."""
+    flags = f"{FLAGS} --xla_force_host_platform_device_count={num_devices}"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.jax.runs", base_model, folder, json.dumps(settings)],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_state_saved_in_between_goes_on_to_the_same_bits_and_in_torch_to_1e_5(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
+    trainer, state = runs.jax_trainer(job), tmp_path / "state"
+    runs.losses(trainer, range(4))
+    state.mkdir()
+    trainer.updates.save(state)
+    undisturbed = runs.losses(trainer, range(4, 7))
+    assert runs.losses(runs.jax_trainer(job, state=state), range(4, 7)) == undisturbed
+    in_torch = runs.losses(runs.torch_trainer(job, state=state), range(4, 7))
+    assert in_torch == pytest.approx(undisturbed, abs=1e-5)
+
+
+def test_the_memory_of_the_old_weights_is_given_to_the_new(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
+    trainer = runs.jax_trainer(job)
+    old, moments = trainer.updates.parameters, trainer.updates.moments[0].mu
+    runs.losses(trainer, [0])
+    assert all(array.is_deleted() for array in (*old.values(), *moments.values()))
+
+
+def test_a_non_finite_loss_leaves_weights_and_moments_alone(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
+    trainer = runs.jax_trainer(job)
+    runs.losses(trainer, [0, 1, 2])
+    before = {n: trainer.updates.value(p) for n, p in trainer.trainee.trainable.items()}
+    trainer._rows_at = _with_a_broken_row
+    (loss,) = runs.losses(trainer, [3])
+    assert loss != loss
+    for name, parameter in trainer.trainee.trainable.items():
+        assert torch.equal(before[name], trainer.updates.value(parameter)), name
+    assert int(trainer.updates.moments[0].count) == 3
+
+
+def _with_a_broken_row(positions):
+    batch = tiny.rows_at(positions)
+    batch.latents_BCHW[1] = float("nan")
+    return batch
