@@ -26,7 +26,7 @@ from dreambooth_core.records import Method, Record
 from dreambooth_core.training import resume
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
-from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.trainer import StepByStep
 from dreambooth_core.training.update_plain import WEIGHTS
 
 LATEST = "latest"
@@ -72,14 +72,14 @@ class ScriptLayout:
         self._every, self._limit = every, limit
         self._settings = settings
 
-    def begin(self, trainer: Trainer, *, step: int) -> None:
+    def begin(self, trainer: StepByStep, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
 
     def is_due(self, step: int) -> bool:
         """At every multiple of checkpointing_steps; the last step's weights are the result."""
         return step % self._every == 0
 
-    def save(self, trainer: Trainer, *, step: int, metrics: str) -> None:
+    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
         """Write the checkpoint aside, rename it, verify it, and only then prune older ones.
 
         Raises StageError when the disk gives back other bytes.
@@ -97,7 +97,7 @@ class ScriptLayout:
             self._prune(keep=step)
         processes.wait_for_everyone()
 
-    def _write(self, trainer: Trainer, aside: Path) -> None:
+    def _write(self, trainer: StepByStep, aside: Path) -> None:
         """The networks by the main process, and each process's part of the training state."""
         state = aside / STATE
         state.mkdir(exist_ok=True)

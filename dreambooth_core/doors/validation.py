@@ -14,7 +14,7 @@ from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models import load, sampling
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.trainer import StepByStep
 
 _STEPS = 25
 _GUIDANCE = 7.5
@@ -48,7 +48,7 @@ class Validation:
         """At every multiple of validation_steps."""
         return step % self._every == 0
 
-    def visit(self, trainer: Trainer, *, step: int) -> None:
+    def visit(self, trainer: StepByStep, *, step: int) -> None:
         """Draw num_validation_images pictures, each of its own seed, the same at every visit."""
         if not self._is_main:
             return

@@ -91,10 +91,14 @@ class JaxTrainer:
 
         The decision is made on the device, so nothing waits for it.
         """
-        held = self.updates
-        rates = np.array([rate.at(report.step - 1) for rate in self._rates], np.float32)
+        held, step = self.updates, report.step - 1
+        # Moments alone would go on moving a group that rests.
+        rates = [
+            rate.at(step) if group.is_trained_at(step) else 0.0
+            for rate, group in zip(self._rates, self.trainee.groups, strict=True)
+        ]
         held.parameters, held.moments = self._steps.update(
-            held.parameters, held.moments, held.gradients, report.values, rates
+            held.parameters, held.moments, held.gradients, report.values, np.float32(rates)
         )
         return report
 

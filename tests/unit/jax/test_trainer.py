@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from dreambooth_core.training.step import prepare
 from tests.unit.jax import runs
 from tests.unit.jax.conftest import FLAGS
 from tests.unit.training import tiny
@@ -88,6 +89,67 @@ def test_a_non_finite_loss_leaves_weights_and_moments_alone(tmp_path, tiny_sd):
     for name, parameter in trainer.trainee.trainable.items():
         assert torch.equal(before[name], trainer.updates.value(parameter)), name
     assert int(trainer.updates.moments[0].count) == 3
+
+
+def test_with_text_encoder_and_recomputed_activations_the_losses_are_torchs_to_1e_5(
+    tmp_path, tiny_sd
+):
+    settings = {
+        "train_text_encoder": True,
+        "text_encoder_lr": 5e-4,
+        "text_encoder_stop_step": 6,
+        "gradient_checkpointing": True,
+    }
+    job = tiny.make_job(tmp_path, tiny_sd, **settings)
+    ours, theirs = runs.jax_trainer(job), runs.torch_trainer(job)
+    steps = range(runs.NUM_STEPS)
+    assert runs.losses(ours, steps) == pytest.approx(runs.losses(theirs, steps), abs=1e-5)
+    with ours.updates.whole():
+        assert _largest_difference(ours, theirs, part="text_encoder") < 1e-4
+    assert {name.split(".")[0] for name in ours.trainee.trainable} == {"unet", "text_encoder"}
+
+
+def _largest_difference(ours, theirs, *, part):
+    own, other = ours.trainee.trainable, theirs.trainee.trainable
+    return max((own[n] - other[n]).abs().max().item() for n in own if n.startswith(part))
+
+
+def test_bf16_computes_as_torchs_autocast_does(tmp_path, tiny_sd):
+    """Ten losses to 2e-3, of which fp32 is up to ten times as far away."""
+    job = tiny.make_job(tmp_path, tiny_sd, mixed_precision="bf16")
+    trainer, steps = runs.jax_trainer(job), range(runs.NUM_STEPS)
+    expected = runs.losses(runs.torch_trainer(job), steps)
+    assert runs.losses(trainer, steps) == pytest.approx(expected, abs=2e-3)
+    kept = trainer.updates.parameters.values()
+    assert {str(array.dtype) for array in kept} == {"float32"}
+
+
+def test_recomputing_keeps_a_tenth_of_the_activations_at_most(tmp_path, tiny_sd):
+    """Counted in what the forward pass leaves for the backward pass, without compiling it."""
+    kept = [
+        _bytes_kept(tiny.make_job(tmp_path, tiny_sd, gradient_checkpointing=on))
+        for on in (False, True)
+    ]
+    assert kept[1] < 0.2 * kept[0]
+
+
+def _bytes_kept(job):
+    import jax
+
+    from dreambooth_core.jax.functional import micro_step_loss, tensors_of
+
+    trainer = runs.jax_trainer(job)
+    inputs = prepare(tiny.rows_at(range(16)), trainer.trainee.loss, device=runs.CPU)
+    loss = micro_step_loss(
+        trainer.trainee.denoiser, inputs, prior_loss_weight=1.0, settings=job.train
+    )
+
+    def backward(parameters, frozen, tensors):
+        return jax.vjp(lambda weights: loss(weights, frozen, tensors)[0], parameters)[1]
+
+    held = trainer.updates
+    shapes = jax.eval_shape(backward, held.parameters, held.frozen, tensors_of(inputs))
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(shapes))
 
 
 def _with_a_broken_row(positions):
