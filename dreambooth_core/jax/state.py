@@ -49,7 +49,9 @@ class JaxState:
         self.gradients: Arrays | None = None
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """A copy of the parameter as it is now."""
+        """A copy of a trained parameter as it is now; others are as they were."""
+        if id(parameter) not in self._name_of:
+            return parameter.detach()
         return to_torch(self.parameters[self._name_of[id(parameter)]])
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
