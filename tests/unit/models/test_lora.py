@@ -152,3 +152,85 @@ def test_file_bytes_are_the_same_in_every_process() -> None:
         {"a": torch.zeros(2), "b": torch.ones(3)}, metadata={k: k for k in "uvwxyz"}
     )
     assert run.stdout.strip() == hashlib.sha256(here).hexdigest()
+
+
+def trained_parts(folder: Path, settings: LoraSettings = LORA) -> dict[str, torch.nn.Module]:
+    """All networks with adapters that are not zero.
+
+    diffusers reads kohya's form of a text encoder only where `out_proj` is among its layers, as it
+    is by default.
+    """
+    base = BaseModelSettings(pretrained_model_name_or_path=str(folder))
+    parts = {
+        "unet": load.load_component("unet", base, folder, device=CPU),
+        **load.load_text_encoders(base, folder),
+    }
+    for part, model in parts.items():
+        lora.add_adapter(model, settings, part=part, seed=3)
+        with torch.no_grad():
+            for index, weight in enumerate(lora.adapter_parameters(model)):
+                noise = torch.randn(weight.shape, generator=generator_for(1, part, index))
+                weight.add_(0.1 * noise)
+    return parts
+
+
+@pytest.mark.parametrize("format_", ["diffusers", "kohya"])
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd2", "tiny_sdxl"])
+def test_adapters_of_all_networks_load_from_both_formats(
+    family: str, format_: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(family)
+    parts = trained_parts(folder)
+    lora.write_adapter(parts, tmp_path)
+    lora.write_kohya(tmp_path, out=tmp_path / lora.KOHYA_FILE)
+    name = lora.LORA_FILE if format_ == "diffusers" else lora.KOHYA_FILE
+    base = BaseModelSettings(pretrained_model_name_or_path=str(folder))
+    pipe = load.load_pipeline(base, folder, device=CPU)
+    pipe.load_lora_weights(tmp_path, weight_name=name)
+    for part, model in parts.items():
+        loaded = {
+            key.replace(".default_0.", ".default."): tensor
+            for key, tensor in getattr(pipe, part).state_dict().items()
+        }
+        own = model.state_dict()
+        assert loaded.keys() == own.keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in own.items()), part
+        scales = [m.scaling for m in getattr(pipe, part).modules() if hasattr(m, "scaling")]
+        assert scales
+        assert all(list(scale.values()) == [1.5] for scale in scales if scale)  # alpha 6 / r 4
+
+
+def test_text_encoders_have_the_names_that_all_tools_know(tiny_sdxl: Path, tmp_path: Path) -> None:
+    lora.write_adapter(trained_parts(tiny_sdxl), tmp_path)
+    lora.write_kohya(tmp_path, out=tmp_path / "k.safetensors")
+    state, kohya = lora.read_adapter(tmp_path)[0], read_tensors(tmp_path / "k.safetensors")
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    assert {f"text_encoder.{layer}.lora_A.weight", f"text_encoder_2.{layer}.lora_A.weight"} <= set(
+        state
+    )
+    for prefix in ("lora_te1", "lora_te2"):
+        assert f"{prefix}_{layer.replace('.', '_')}.lora_down.weight" in kohya
+    assert {name.split("_text_model")[0].split("_down")[0] for name in kohya} >= {"lora_unet"}
+
+
+def test_doras_lengths_are_those_of_the_rows_at_first_and_load_from_the_file(
+    tiny_sd: Path, tmp_path: Path
+) -> None:
+    settings = LORA.model_copy(update={"use_dora": True})
+    base = fresh_unet(tiny_sd).state_dict()
+    unet = fresh_unet(tiny_sd)
+    lora.add_adapter(unet, settings, part="unet", seed=3)
+    state = lora.adapter_state_dict({"unet": unet})
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lengths = state[f"unet.{layer}.lora_magnitude_vector"]
+    torch.testing.assert_close(lengths, base[f"{layer}.weight"].norm(dim=1))
+    parts = {"unet": trained_parts(tiny_sd, settings)["unet"]}
+    lora.write_adapter(parts, tmp_path)
+    lora.write_kohya(tmp_path, out=tmp_path / "k.safetensors")
+    pipe = pipeline(tiny_sd)
+    pipe.load_lora_weights(tmp_path)
+    for name, tensor in parts["unet"].state_dict().items():
+        loaded = pipe.unet.state_dict()[name.replace(".default.", ".default_0.")]
+        assert torch.equal(loaded, tensor), name
+    kohya = read_tensors(tmp_path / "k.safetensors")
+    assert kohya[f"lora_unet_{layer.replace('.', '_')}.dora_scale"].shape == (16, 1)

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 from dreambooth_core.models.batch import TrainBatch
 from dreambooth_core.numerics.noise import draw_noise, draw_timestep
+from dreambooth_core.numerics.snr import min_snr_weight
 from dreambooth_core.training.step import LossSettings, loss_of, prepare
 from tests.unit.training import tiny
 
@@ -77,6 +78,33 @@ def test_class_rows_do_not_weigh_on_the_instance_loss_through_min_snr():
     parts, _ = loss_of(Scaled(), with_class, prior_loss_weight=1.0)
     without, _ = loss_of(Scaled(), alone, prior_loss_weight=None)
     assert parts.instance.item() == without.instance.item()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_in_a_batch_of_one_the_class_rows_timestep_does_not_weigh_the_instance_row(
+    prediction_type,
+):
+    """The peer weighs one prediction by two timesteps: broadcasting averages them, unseen."""
+    settings = _settings(snr_gamma=5.0, prediction_type=prediction_type)
+
+    def weights(position: int) -> list[float]:
+        """Those of the instance and the class row, by their own timesteps."""
+        steps = [
+            draw_timestep(1000, seed=settings.seed, is_class=role, position=position)
+            for role in (False, True)
+        ]
+        return min_snr_weight(
+            settings.alpha_bar_T[steps], gamma=5.0, prediction_type=prediction_type
+        ).tolist()
+
+    position = next(p for p in range(100) if abs(weights(p)[0] - weights(p)[1]) > 0.4)
+    batch = tiny.rows_at([position])
+    expected = _row_loss(batch, 0, settings)
+    parts, _ = loss_of(Scaled(), prepare(batch, settings, device=CPU), prior_loss_weight=1.0)
+    own, other = weights(position)
+    assert parts.instance.item() == pytest.approx(expected, rel=1e-5)
+    peers = expected / own * (own + other) / 2
+    assert abs(peers - expected) > 0.1 * expected
 
 
 def test_loss_with_lambda_zero_equals_loss_without_class_images():

@@ -1,0 +1,72 @@
+"""What params.yaml can ask of the training, through all stages up to a registered version."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.records import LatentCache, TrainingRun
+from dreambooth_core.workspace import STAGES, Workspace
+from tests import tiny_models
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+
+LORA = {"rank": 4, "lora_alpha": 6.0, "lora_dropout": 0.0, "lora_layers": ["to_q", "to_v"]}
+
+
+def _through_all_stages(workspace: Workspace) -> TrainingRun:
+    """Run the stages in processes of their own; register draws the scored pictures again."""
+    for stage in STAGES:
+        command = (sys.executable, "-m", "dreambooth_core", stage, "--subject", SUBJECT)
+        workspaces.run_in(workspace.root, *command)
+    assert (workspace.stage_dir(SUBJECT, "register") / "version.json").is_file()
+    return TrainingRun.read(workspace.stage_dir(SUBJECT, "train"))
+
+
+def _draw(workspace: Workspace) -> list[Path]:
+    out = workspace.root / "pictures"
+    checkpoint = str(workspace.stage_dir(SUBJECT, "train") / "checkpoint-4")
+    arguments = ("--prompt", "a photo of sks mug", "--out", str(out), "--num", "2")
+    command = (sys.executable, "-m", "flows", "generate", "--model", checkpoint, *arguments)
+    workspaces.run_in(workspace.root, *command)
+    return sorted(out.iterdir())
+
+
+def test_sdxl_with_adapters_on_all_networks_becomes_a_version(tmp_path: Path) -> None:
+    workspace = workspaces.build(tmp_path)
+    shutil.rmtree(tmp_path / "assets" / "pocket-sd")
+    tiny_models.build_tiny_sdxl(tmp_path / "assets" / "pocket-sd")
+    for key, value in {"method": "lora", "lora": LORA, "train_text_encoder": True}.items():
+        workspaces.change(tmp_path, f"train.{key}", value)
+    run = _through_all_stages(workspace)
+    assert [c.method for c in run.checkpoints] == ["lora", "lora"]
+    assert len(_draw(workspace)) == 2
+
+
+def test_a_text_encoder_captions_and_an_average_then_adapters_by_one_word(tmp_path: Path) -> None:
+    workspace = workspaces.build(tmp_path)
+    photos = tmp_path / "data" / "instance" / SUBJECT
+    (photos / "photo-1.txt").write_text("sks mug on a table")
+    changes = {"data.captions": True, "train.train_text_encoder": True, "train.ema_decay": 0.9}
+    for key, value in {**changes, "train.lora": LORA}.items():
+        workspaces.change(tmp_path, key, value)
+    full = _through_all_stages(workspace)
+    assert {name.split("/")[0] for name in full.checkpoints[0].files} == {"unet", "text_encoder"}
+    cache = LatentCache.read(workspace.stage_dir(SUBJECT, "cache"))
+    prompts = {image.image: image.prompt for image in cache.images if image.role == "instance"}
+    assert prompts["images/001.png"] == "sks mug on a table"
+    assert prompts["images/000.png"] == "a photo of sks mug"
+
+    workspaces.change(tmp_path, "train.method", "lora")
+    adapters = _through_all_stages(workspace)
+    assert {c.method for c in adapters.checkpoints} == {"lora"}
+    assert LatentCache.read(workspace.stage_dir(SUBJECT, "cache")) == cache
+    rows = list(csv.DictReader((workspace.stage_dir(SUBJECT, "evaluate") / "curves.csv").open()))
+    assert [row["step"] for row in rows] == ["0", "2", "4"]
+    assert len(_draw(workspace)) == 2
