@@ -7,14 +7,15 @@ For each subject three trainings, all with the shipped settings but for one thin
     long        five times the steps
 
 They run through the pipeline's own stages in a workspace of their own, which goes on where it was
-when run again. `--json` prints the table as data.
+when run again. `--json` prints the table as data, `--sheet FILE` draws a page of pictures.
 
-    python benchmarks/pocket_subjects.py [--variants shipped,no-prior,long] [--json]
+    python benchmarks/pocket_subjects.py [--variants shipped,no-prior,long] [--json] [--sheet FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -30,16 +31,29 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
-from dreambooth_core.evaluation.extractors import load_dino  # noqa: E402
+from dreambooth_core.evaluation.extractors import DinoScorer, load_dino  # noqa: E402
 from dreambooth_core.evaluation.scores import open_image  # noqa: E402
-from dreambooth_core.numerics.similarity import cosines, mean_estimate, pair_mean  # noqa: E402
+from dreambooth_core.numerics.similarity import (  # noqa: E402
+    Floats,
+    cosines,
+    mean_estimate,
+    pair_mean,
+)
 from dreambooth_core.pocket.classifier import load_classifier  # noqa: E402
 from dreambooth_core.pocket.scenes import PLACE_NAMES  # noqa: E402
 from dreambooth_core.pocket.world import PLACES  # noqa: E402
-from dreambooth_core.records import CheckpointScore, Evaluation, Interval, Selection  # noqa: E402
+from dreambooth_core.records import (  # noqa: E402
+    CheckpointScore,
+    Evaluation,
+    Interval,
+    Manifest,
+    Selection,
+)
+from dreambooth_core.report import grid  # noqa: E402
 from dreambooth_core.stages import StageContext, run_stage  # noqa: E402
 from dreambooth_core.stages.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.workspace import Workspace  # noqa: E402
@@ -47,6 +61,7 @@ from dreambooth_core.workspace import Workspace  # noqa: E402
 VARIANTS = ("shipped", "no-prior", "long")
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
 LONG_ROWS = 10  # checkpoints of a long run
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Row:
     dino_closed: Interval
     clip_t_lost: float
     place_right: float | None
-    class_div_kept: float
+    class_div_kept: Interval
     pres: float
     pres_step_0: float
     seconds: dict[str, float]
@@ -145,20 +160,106 @@ def row_of(
         dino_closed=Interval(**closed._asdict()),
         clip_t_lost=lost,
         place_right=judge(workspace, key, best.name, evaluation),
-        class_div_kept=class_div(workspace, key, best) / class_div(workspace, key, base),
+        class_div_kept=div_kept(workspace, key, best, base),
         pres=best.pres.mean,
         pres_step_0=base.pres.mean,
         seconds=seconds,
     )
 
 
-def class_div(workspace: Workspace, key: str, row: CheckpointScore) -> float:
-    """DIV among a row's pictures of the class prompt: mean pairwise DINO distance."""
-    pictures = row_pictures(workspace.stage_dir(key, "evaluate"), row.name)
-    paths = sorted(pictures.glob("*.png"))[row.n :]
-    dino = load_dino("assets/pocket-dino", root=ROOT, device=torch.device("cpu"))
-    features = dino.images([open_image(path) for path in paths])
-    return pair_mean(1.0 - cosines(features, features), [0] * len(paths))
+def div_kept(
+    workspace: Workspace, key: str, row: CheckpointScore, base: CheckpointScore
+) -> Interval:
+    """DIV of the class prompt relative to step 0, with an interval over pictures of equal seeds."""
+    mine, theirs = (distances(workspace, key, one) for one in (row, base))
+    kept = pair_mean(mine, [0] * len(mine)) / pair_mean(theirs, [0] * len(theirs))
+    drawn = np.random.default_rng(0).integers(0, len(mine), (RESAMPLES, len(mine)))
+    ratios = [_mean_of_different(mine, draw) / _mean_of_different(theirs, draw) for draw in drawn]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Interval(mean=kept, low=float(low), high=float(high))
+
+
+def _mean_of_different(values_KK: Floats, draw_K: NDArray[np.int64]) -> float:
+    """Mean over pairs of drawn pictures, never a picture with its own copy."""
+    different = draw_K[:, None] != draw_K[None, :]
+    return float(values_KK[np.ix_(draw_K, draw_K)][different].mean())
+
+
+def distances(workspace: Workspace, key: str, row: CheckpointScore) -> Floats:
+    """DINO distances among a row's pictures of the class prompt."""
+    features = class_features(workspace, key, row)
+    return 1.0 - cosines(features, features)
+
+
+def class_features(workspace: Workspace, key: str, row: CheckpointScore) -> Floats:
+    """DINO features of a row's pictures of the class prompt."""
+    paths = sorted(row_pictures(workspace.stage_dir(key, "evaluate"), row.name).glob("*.png"))
+    return scorer().images([open_image(path) for path in paths[row.n :]])
+
+
+@functools.cache
+def scorer() -> DinoScorer:
+    return load_dino("assets/pocket-dino", root=ROOT, device=torch.device("cpu"))
+
+
+def pres_without_prior(workspace: Workspace, name: str) -> Interval:
+    """How much higher PRES is without prior preservation, paired by seed, selected checkpoints."""
+    photos = workspace.stage_dir(key_of(name, "shipped"), "validate")
+    accepted = [photos / image.file for image in Manifest.read(photos).images]
+    real_MD = scorer().images([open_image(path) for path in accepted])
+    pres = []
+    for variant in ("no-prior", "shipped"):
+        key = key_of(name, variant)
+        row = Evaluation.read(workspace.stage_dir(key, "evaluate")).row(chosen(workspace, key))
+        pres.append(cosines(class_features(workspace, key, row), real_MD).mean(axis=1))
+    higher = mean_estimate(pres[0] - pres[1], samples=RESAMPLES, seed=0)
+    return Interval(**higher._asdict())
+
+
+def chosen(workspace: Workspace, key: str) -> str:
+    """Name of the row that the selection took."""
+    return Selection.read(workspace.stage_dir(key, "select")).best or "step 0"
+
+
+def draw_sheet(workspace: Workspace, path: Path) -> None:
+    """One line per subject: photos, step 0, the chosen checkpoint, its class, and what goes wrong.
+
+    Every cell is the first picture of its prompt: none is chosen.
+    """
+    names = list(nouns())
+    columns: dict[str, list[Path]] = {}
+    for name in names:
+        for title, picture in sheet_cells(workspace, name).items():
+            columns.setdefault(title, []).append(picture)
+    grid.write_grid(path, plan_prompts=names, columns=columns)
+
+
+def sheet_cells(workspace: Workspace, name: str) -> dict[str, Path]:
+    """The pictures of a subject's line by their column's title."""
+    shipped, without, long = (key_of(name, variant) for variant in VARIANTS)
+
+    def cell(key: str, row: str, index: int) -> Path:
+        return row_pictures(workspace.stage_dir(key, "evaluate"), row) / picture_name(index)
+
+    best = chosen(workspace, shipped)
+    evaluation = Evaluation.read(workspace.stage_dir(shipped, "evaluate"))
+    each = len(evaluation.row(best).images) // len(evaluation.harness.prompts)
+    first_class = len(evaluation.row(best).images)
+    last = Evaluation.read(workspace.stage_dir(long, "evaluate")).rows[-2].name
+    photos = workspace.stage_dir(shipped, "validate")
+    paths = [photos / image.file for image in Manifest.read(photos).images]
+    return {
+        "photo 1": paths[0],
+        "photo 2": paths[1],
+        "step 0, beach": cell(shipped, "step 0", each),
+        "chosen, beach": cell(shipped, best, each),
+        "chosen, snow": cell(shipped, best, 2 * each),
+        "chosen, night": cell(shipped, best, 4 * each),
+        "chosen, room": cell(shipped, best, 6 * each),
+        "its class": cell(shipped, best, first_class),
+        "class, no prior": cell(without, chosen(workspace, without), first_class),
+        "5x steps, night": cell(long, last, 4 * each),
+    }
 
 
 Judge = Callable[[Workspace, str, str, Evaluation], float | None]
@@ -195,12 +296,12 @@ def table(rows: list[Row]) -> str:
     ]
     for r in rows:
         place = "-" if r.place_right is None else f"{r.place_right:.0%}"
-        c = r.dino_closed
+        c, kept = r.dino_closed, r.class_div_kept
         lines.append(
             f"| {r.subject} | {r.variant} | {r.chosen} | {r.last} "
             f"| {c.mean:.0%} ({c.low:.0%} to {c.high:.0%}) | {r.clip_t_lost:.0%} | {place} "
-            f"| {r.class_div_kept:.2f} | {r.pres:.3f} ({r.pres_step_0:.3f}) "
-            f"| {'yes' if r.qualified else 'no'} |"
+            f"| {kept.mean:.2f} ({kept.low:.2f} to {kept.high:.2f}) "
+            f"| {r.pres:.3f} ({r.pres_step_0:.3f}) | {'yes' if r.qualified else 'no'} |"
         )
     return "\n".join(lines)
 
@@ -212,6 +313,7 @@ def main() -> None:
     parser.add_argument("--subjects", default=",".join(nouns()))
     parser.add_argument("--judge", type=Path, default=ROOT / "assets" / "pocket-classifier")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     workspace = Workspace(arguments.workspace.resolve())
@@ -224,10 +326,25 @@ def main() -> None:
             seconds = train(context, name, variant)
             rows.append(row_of(workspace, name, variant, seconds=seconds, judge=judge))
             print(table(rows[-1:]).splitlines()[-1], seconds, file=sys.stderr, flush=True)
+    complete = {"shipped", "no-prior"} <= {row.variant for row in rows}
+    higher = {n: pres_without_prior(workspace, n) for n in nouns()} if complete else {}
+    if arguments.sheet:
+        draw_sheet(workspace, arguments.sheet)
     if arguments.json:
-        print(json.dumps([{**asdict(r), "dino_closed": r.dino_closed.to_json()} for r in rows]))
+        found = {n: interval.to_json() for n, interval in higher.items()}
+        print(json.dumps({"rows": [as_data(row) for row in rows], "pres_without_prior": found}))
     else:
         print(table(rows))
+        for name, i in higher.items():
+            print(
+                f"{name}: PRES without prior higher by {i.mean:.3f} ({i.low:.3f} to {i.high:.3f})"
+            )
+
+
+def as_data(row: Row) -> dict[str, object]:
+    """A row for JSON."""
+    intervals = {"dino_closed": row.dino_closed, "class_div_kept": row.class_div_kept}
+    return asdict(row) | {name: interval.to_json() for name, interval in intervals.items()}
 
 
 if __name__ == "__main__":
