@@ -18,7 +18,7 @@ from dreambooth_core.doors import class_folder
 from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, sampling
+from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import Manifest
@@ -92,7 +92,9 @@ def _look(
         class_prompt=plan.class_prompt,
         prior=prior,
         resolution=0,  # the base model's own
-        sampler=load.sampler_name(plan.base_model, Path.cwd()),
+        sampler=solvers.solver_name(
+            prior.solver, own=load.sampler_name(plan.base_model, Path.cwd())
+        ),
         compute=[device.type, plan.compute.num_threads, str(dtype)],
     )
     names = [path.name for path in usable.paths]
@@ -116,6 +118,7 @@ def _draw(
         say(f"making {len(found.missing)} class images in {folder}")
     dtype = _dtype(plan, accelerator.device)
     pipe = load.load_pipeline(plan.base_model, Path.cwd(), device=accelerator.device, dtype=dtype)
+    solvers.give_solver(pipe, prior.solver)
     for turn, (block, wanted) in enumerate(own, start=1):
         first = block * prior.sample_batch_size
         indices = range(first, first + prior.sample_batch_size)

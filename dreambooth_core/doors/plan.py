@@ -26,9 +26,10 @@ OFFSET_NOISE = 0.1
 """The strength that the seed document's switch stands for."""
 VIEWS_PER_PHOTO = 4
 """Random crops cached of each picture, where the seed document's script draws one a step."""
-CLASS_IMAGE_STEPS = 50
 CLASS_IMAGE_GUIDANCE = 7.5
 """What the base pipeline does when it is asked for nothing else, as that script asks."""
+CLASS_IMAGE_STEPS = 15
+"""Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 _TRACKER_PACKAGES = {"wandb": "wandb", "comet_ml": "comet_ml"}
@@ -100,6 +101,7 @@ class Plan:
         return PriorSettings(
             prior_loss_weight=self.flags.prior_loss_weight,
             num_class_images=self.flags.num_class_images,
+            solver="dpm++",
             num_inference_steps=CLASS_IMAGE_STEPS,
             guidance_scale=CLASS_IMAGE_GUIDANCE,
             sample_batch_size=self.flags.sample_batch_size,

@@ -205,3 +205,51 @@ def test_a_class_image_of_any_kind_is_trained_on_as_upright_srgb(tiny_sd, photos
     Image.effect_noise((80, 64), 60).save(folder / "grey.png")
     assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 2), max_train_steps=1) == 0
     assert names(folder) == ["grey.png", "print.jpg"]
+
+
+def test_an_upload_that_cannot_be_is_refused_before_any_training(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    said = capsys.readouterr()
+    assert "--push_to_hub: the repository me/mug cannot be made" in said.err
+    assert "hf_secret" not in said.err + said.out
+    assert "training starts" not in said.out
+
+
+def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
+    tiny_sd, photos, tmp_path, capsys
+):
+    results = []
+    for index, flags in enumerate(({}, {"text_encoder_use_attention_mask": True})):
+        out = tmp_path / str(index)
+        assert run(tiny_sd, photos, out, max_train_steps=1, **flags) == 0
+        results.append(load_file(out / WEIGHTS)["conv_out.weight"])
+    assert not torch.equal(*results)
+    assert run(tiny_sd, photos, tmp_path / "short", tokenizer_max_length=3) == 2
+    assert "does not fit the text encoder; found: 7 tokens; allowed: 3" in capsys.readouterr().err
+
+
+def test_an_adapter_of_the_text_encoder_stands_beside_the_unets(tiny_sd, photos, tmp_path):
+    out = tmp_path / "out"
+    flags = {"train_text_encoder": True, "max_train_steps": 2, "learning_rate": 1e-2}
+    assert run(tiny_sd, photos, out, door=DREAMBOOTH_LORA, **flags) == 0
+    keys = load_file(out / "pytorch_lora_weights.safetensors").keys()
+    assert {key.split(".")[0] for key in keys} == {"unet", "text_encoder"}
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.load_lora_weights(out)
+
+
+def test_a_resume_with_another_optimizer_keeps_the_weights_and_begins_its_moments(
+    tiny_sd, photos, tmp_path
+):
+    pytest.importorskip("bitsandbytes")
+    out = tmp_path / "out"
+    assert run(tiny_sd, photos, out, checkpointing_steps=2) == 0
+    flags = {"use_8bit_adam": True, "resume_from_checkpoint": "latest", "max_train_steps": 3}
+    assert run(tiny_sd, photos, out, **flags) == 0
+    before = load_file(out / "checkpoint-2" / WEIGHTS)["conv_in.weight"]
+    moved = (load_file(out / WEIGHTS)["conv_in.weight"] - before).abs().max().item()
+    assert 0 < moved < 2e-4
