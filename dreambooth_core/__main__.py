@@ -1,8 +1,8 @@
 """`python -m dreambooth_core STAGE --subject NAME`: what `dvc.yaml` runs.
 
-Two further entries are for the project itself: `train-worker JOB` is what accelerate launches, and
-`parity REQUEST` loads an upload in a fresh process. This is one of the two places that read the
-environment (the other is `flows/environment.py`).
+Three further entries: `train-worker JOB` is what accelerate launches, `parity REQUEST` loads an
+upload in a fresh process, and `train-node` takes part in a training that another machine leads.
+This is one of the two places that read the environment (the other is `flows/environment.py`).
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     worker = commands.add_parser("train-worker", help="what accelerate launches")
     worker.add_argument("job", type=Path)
     worker.set_defaults(run=_run_worker)
+    node = commands.add_parser("train-node", help="take part in a training that machine 0 leads")
+    node.add_argument("--subject", required=True)
+    node.set_defaults(run=_run_node)
     parity = commands.add_parser("parity", help="check an upload in this fresh process")
     parity.add_argument("request", type=Path)
     parity.set_defaults(run=_run_parity)
@@ -82,6 +85,16 @@ def _run_worker(arguments: argparse.Namespace) -> int:
     from dreambooth_core.stages.train_worker import run_worker
 
     return run_worker(arguments.job)
+
+
+def _run_node(arguments: argparse.Namespace) -> int:
+    from dreambooth_core.stages.train_node import take_part
+
+    context = StageContext(
+        Workspace(Path.cwd()), should_stop=stop_on_signals().is_set, env=dict(os.environ)
+    )
+    take_part(context, arguments.subject)
+    return 0
 
 
 def _run_parity(arguments: argparse.Namespace) -> int:

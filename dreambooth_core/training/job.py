@@ -71,10 +71,15 @@ class TrainJob(Record):
         last, every = self.train.max_train_steps, self.train.checkpointing_steps
         return sorted({*range(every, last + 1, every), last})
 
+    @property
+    def path(self) -> Path:
+        """Where the processes read the job."""
+        return self.state_dir / _JOB
+
     def save(self) -> Path:
         """Write the job for the processes to read; returns its path."""
         self.write(self.state_dir, _JOB)
-        return self.state_dir / _JOB
+        return self.path
 
     @classmethod
     def load(cls, path: Path) -> TrainJob:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
@@ -53,17 +54,18 @@ def run_trainer(
 
     All their lines go to `job.log_file`; `on_line` gets those that are not progress. When a stop
     is asked for, or an exception passes through here, the trainer has `grace_s` seconds to save
-    and is then killed. `node` says which of several machines this
-    is. `lock_fd` is a lock that is free only when the last process is gone.
-    Raises StageError when they crash, with the last lines of the log, and SettingsError for
-    settings that the trainer refused.
+    and is then killed. `node` says which of several machines this is. `lock_fd` is a lock that is
+    free only when the last process is gone. Raises StageError when they crash, with the last lines
+    of the log, and SettingsError for settings that the trainer refused.
     """
     if run := finished_run(job):
         return TrainingOutcome(how="done", step=job.train.max_train_steps, run=run)
     job.state_dir.mkdir(parents=True, exist_ok=True)
-    job.log_file.parent.mkdir(parents=True, exist_ok=True)
-    job_files.clear_ended(job.state_dir)
-    with job.log_file.open("a", encoding="utf-8") as log:
+    log_file = _log_file(job, node)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    if node is None or node.rank == 0:
+        job_files.clear_ended(job.state_dir)
+    with log_file.open("a", encoding="utf-8") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
         relay = Relay(log, on_line=on_line, progress=progress)
         launch = _start(job, node=node, lock_fd=lock_fd)
@@ -74,6 +76,13 @@ def run_trainer(
                 grace_s=grace_s, is_done=lambda: job_files.read_ended(job.state_dir) is not None
             )
     return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
+
+
+def _log_file(job: TrainJob, node: Node | None) -> Path:
+    """The job's log; machines that do not lead have one of their own beside it."""
+    if node is None or node.rank == 0:
+        return job.log_file
+    return job.log_file.with_stem(f"{job.log_file.stem}-node{node.rank}")
 
 
 def _start(job: TrainJob, *, node: Node | None, lock_fd: int | None) -> Launch:

@@ -29,14 +29,17 @@ def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
 
     Raises SettingsError when several machines are asked for and `node` does not say which is this.
     """
-    path = job.state_dir / "accelerate.json"
+    path = job.state_dir / f"accelerate-{node.rank if node else 0}.json"
     several = job.train.num_processes > 1
     config = _config(job)
     if config["num_machines"] > 1:
         config |= _meeting(job, node)
     files.write_json(path, config)
     options = ["--config_file", str(path)]
-    if config["num_machines"] == 1 and (several or job.launch is not None):
+    if config["num_machines"] > 1 and node is not None:
+        # Else a machine finds out by its own name whether it is the one where all meet.
+        options += ["--rdzv_conf", f"is_host={int(node.rank == 0)}"]
+    elif several or job.launch is not None:
         options += ["--main_process_port", str(processes.free_port())]
     return options
 

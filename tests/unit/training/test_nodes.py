@@ -1,0 +1,38 @@
+"""Which of several machines this is, and what it is told to wait for."""
+
+import pytest
+
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.stages.train import RANK, RENDEZVOUS, node_of
+from dreambooth_core.training.launch_options import Node, accelerate_options
+from tests.unit.training import tiny
+
+
+def test_a_machine_is_told_its_rank_and_where_all_meet_or_nothing():
+    assert node_of({}) is None
+    assert node_of({RANK: "1", RENDEZVOUS: "n0:29500"}) == Node(rank=1, rendezvous="n0:29500")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{RANK: "1"}, {RENDEZVOUS: "n0:29500"}, {RANK: "x", RENDEZVOUS: "n0:1"},
+     {RANK: "0", RENDEZVOUS: "n0"}],
+)  # fmt: skip
+def test_half_of_it_is_refused_with_what_is_missing(env):
+    with pytest.raises(SettingsError, match="DREAMBOOTH_RENDEZVOUS=host:port of machine 0"):
+        node_of(env)
+
+
+def test_a_configuration_for_two_machines_needs_to_know_which_this_is(tmp_path, tiny_sd):
+    job = tiny.make_job(
+        tmp_path,
+        tiny_sd,
+        accelerate_config="two-nodes-x-8",
+        num_processes=16,
+        mixed_precision="bf16",
+    )
+    job.state_dir.mkdir(parents=True)
+    with pytest.raises(SettingsError, match="for 2 machines, and this one was not told which"):
+        accelerate_options(job, None)
+    options = accelerate_options(job, Node(rank=1, rendezvous="n0:29500"))
+    assert options[-2:] == ["--rdzv_conf", "is_host=0"]
