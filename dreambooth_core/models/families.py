@@ -88,6 +88,12 @@ def _require_unet(folder: Path, family: Family) -> None:
             allowed=f"in_channels {expected[0]}, addition_embed_type {expected[1]}",
             hint="take the text-to-image model, not its inpainting, depth or refiner variant",
         )
+    if vae.get("latents_mean") is not None:
+        raise SettingsError(
+            f"the VAE of {folder.name} shifts its latents, which no family here does",
+            got=f"latents_mean {vae['latents_mean']}",
+            allowed="latents_mean null: latents are scaled only",
+        )
 
 
 def text_encoders_of(pipe: Any) -> dict[str, Any]:

@@ -233,3 +233,9 @@ def test_a_pipeline_without_its_text_encoder_is_refused(copy: Path) -> None:
     _edit(copy / "model_index.json", text_encoder=[None, None])
     with pytest.raises(SettingsError, match="lacks text_encoder"):
         families.pipeline_family(copy)
+
+
+def test_a_vae_that_shifts_its_latents_is_refused(copy: Path) -> None:
+    _edit(copy / "vae" / "config.json", latents_mean=[0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(SettingsError, match="shifts its latents"):
+        families.pipeline_family(copy)
