@@ -12,7 +12,7 @@ SUBJECT ?= mug
 # Test processes: files of tests are shared out, so that each builds its models once.
 JOBS ?= 2
 
-.PHONY: help install demo test test-all check lint lock up deploy clean
+.PHONY: help install demo test test-all jax check lint lock up deploy clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,14 @@ test: install  ## the quick tests (the claims)
 
 test-all: install  ## with the slow tests and those that start servers
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not gpu"
+
+$(BIN)/.installed-jax: requirements-jax.lock $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock -r requirements-jax.lock
+	touch $@
+
+jax: $(BIN)/.installed-jax  ## add JAX to .venv; check and test the training through it
+	$(BIN)/pyright --pythonpath $(BIN)/python -p dreambooth_core/jax
+	$(BIN)/python -m pytest -m jax tests/unit/jax
 
 lint: install  ## style, types, layers, settings
 	$(BIN)/ruff check .

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from dreambooth_core.config import LrScheduler, Section
 
@@ -161,6 +168,28 @@ class DreamBoothLoraSdxlFlags(ScriptFlags, _LoraFlags):
     output_kohya_format: bool = flag("Also write the adapter in kohya's format.", default=False)
 
 
+class DreamBoothFlaxFlags(_SdFlags):
+    """train_dreambooth_flax.py: train_dreambooth.py's training through JAX, on all its devices."""
+
+    output_dir: str = flag(
+        "Folder of checkpoints and of the result.", default="text-inversion-model"
+    )
+    seed: NonNegativeInt | None = flag("Seed.", default=0)
+    save_steps: PositiveInt | None = flag(
+        "Another name of checkpointing_steps, which it replaces.", default=None
+    )
+    offset_noise: bool = flag("Add offset noise of strength 0.1.", default=False)
+    snr_gamma: PositiveFloat | None = flag("min-SNR gamma.", default=None)
+    validation_steps: PositiveInt = flag("Draw validation pictures every so many.", default=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _save_steps_count(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "save_steps" in values:
+            return {**values, "checkpointing_steps": values["save_steps"]}
+        return values
+
+
 _IF_ONLY = "it belongs to DeepFloyd IF, which is not trained here"
 _HUB_DATA = "photos are read from a folder here: save them to one and give --instance_data_dir"
 _PRODIGY = "only AdamW is offered"
@@ -174,6 +203,7 @@ class Door:
     flags: type[ScriptFlags]
     method: Literal["full", "lora"]
     refused: Mapping[str, str]
+    engine: Literal["torch", "jax"] = "torch"
 
 
 DREAMBOOTH = Door(
@@ -181,6 +211,15 @@ DREAMBOOTH = Door(
     flags=DreamBoothFlags,
     method="full",
     refused={"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY},
+)
+DREAMBOOTH_FLAX = Door(
+    script="train_dreambooth_flax.py",
+    flags=DreamBoothFlaxFlags,
+    method="full",
+    refused={
+        "pretrained_vae_name_or_path": "put the VAE into the model's folder: it is read from there"
+    },
+    engine="jax",
 )
 DREAMBOOTH_LORA = Door(
     script="train_dreambooth_lora.py",

@@ -21,6 +21,7 @@ from dreambooth_core.config import (
 )
 from dreambooth_core.doors.flags import Door, ScriptFlags
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 
 OFFSET_NOISE = 0.1
 """The strength that the seed document's switch stands for."""
@@ -74,6 +75,8 @@ class Plan:
     compute: ComputeSettings
     data: DataSettings
     notes: tuple[str, ...]
+    num_replicas: int
+    """Devices that share each batch of the run."""
 
     @property
     def output_dir(self) -> Path:
@@ -111,7 +114,7 @@ class Plan:
     def train(self, *, seed: int, max_train_steps: int) -> TrainSettings:
         """The settings of the training. Raises ValidationError."""
         return TrainSettings(
-            **_train_values(self.door, self.flags, self.launched),
+            **_train_values(self.door, self.flags, self.launched, self.num_replicas),
             seed=seed,
             max_train_steps=max_train_steps,
         )
@@ -120,7 +123,7 @@ class Plan:
         """Updates in which every image is seen once; with class images the larger set counts."""
         num_images = max(num_instance * getattr(self.flags, "repeats", 1), num_class)
         batches = -(-num_images // self.flags.train_batch_size)
-        micro_steps = -(-batches // self.launched.num_processes)
+        micro_steps = -(-batches // self.num_replicas)
         return -(-micro_steps // self.flags.gradient_accumulation_steps)
 
 
@@ -129,6 +132,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
     problems += _text_problems(flags)
+    num_replicas = _num_replicas(door, launched)
     plan = Plan(
         door=door,
         flags=flags,
@@ -143,9 +147,12 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
         ),
         data=_data_settings(flags),
         notes=tuple(_notes(flags)),
+        num_replicas=num_replicas,
     )
     try:
-        plan.train(seed=0, max_train_steps=1)
+        train = plan.train(seed=0, max_train_steps=1)
+        if door.engine == "jax":
+            refuse_what_jax_cannot(train)
     except ValidationError as error:
         problems += [_describe(dict(item)) for item in error.errors(include_url=False)]
     if problems:
@@ -153,7 +160,9 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     return plan
 
 
-def _train_values(door: Door, flags: ScriptFlags, launched: Launched) -> dict[str, Any]:
+def _train_values(
+    door: Door, flags: ScriptFlags, launched: Launched, num_replicas: int
+) -> dict[str, Any]:
     """The fields of TrainSettings: those of the same name, and those that flags say otherwise."""
     given = flags.model_dump()
     values = {name: given[name] for name in TrainSettings.model_fields if name in given}
@@ -161,7 +170,7 @@ def _train_values(door: Door, flags: ScriptFlags, launched: Launched) -> dict[st
         values.pop(name, None)
     rate = flags.learning_rate
     if flags.scale_lr:
-        rate *= flags.gradient_accumulation_steps * flags.train_batch_size * launched.num_processes
+        rate *= flags.gradient_accumulation_steps * flags.train_batch_size * num_replicas
     values["learning_rate"] = rate
     values["method"] = door.method
     values["lora"] = _lora_settings(given) if door.method == "lora" else None
@@ -205,6 +214,15 @@ def _data_settings(flags: ScriptFlags) -> DataSettings:
         min_photos=3,
         max_photos=1000,
     )
+
+
+def _num_replicas(door: Door, launched: Launched) -> int:
+    """The processes of the launcher, or all devices of this host's JAX. Raises SettingsError."""
+    if door.engine == "torch":
+        return launched.num_processes
+    from dreambooth_core.jax.devices import num_devices
+
+    return num_devices()
 
 
 def _prior_problems(flags: ScriptFlags) -> list[str]:

@@ -23,6 +23,7 @@ from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import Validation
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
+from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, Manifest
 from dreambooth_core.training import metrics, processes
@@ -31,7 +32,7 @@ from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee, load_trainee
-from dreambooth_core.training.trainer import Trainer
+from dreambooth_core.training.trainer import StepByStep, Trainer
 
 _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
@@ -149,7 +150,7 @@ class _Session:
         num_instance = len(sets.instance.images)
         return self._plan.steps_per_epoch(num_instance=num_instance, num_class=num_class)
 
-    def _train(self, job: TrainJob, sets: _Sets) -> Trainer:
+    def _train(self, job: TrainJob, sets: _Sets) -> StepByStep:
         """Train to the last step. Raises Stopped when a stop came first; its step is saved."""
         accelerator = self._accelerator
         settings = _told_settings(self._plan, job.train)
@@ -159,12 +160,7 @@ class _Session:
         data = LatentDataset(
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
         )
-        updates = make_updates(
-            trainee, accelerator=accelerator, settings=job.train, state=resumed.state
-        )
-        trainer = Trainer(
-            updates, accelerator=accelerator, settings=job.train, rows_at=data.rows_at
-        )
+        trainer = self._trainer(job, trainee, data.rows_at, resumed.state)
         if self._is_main:
             say(f"training starts after step {resumed.step} of {job.train.max_train_steps}")
         with self._sink(settings) as sink:
@@ -184,6 +180,18 @@ class _Session:
                 hint="--resume_from_checkpoint latest goes on from there",
             )
         return trainer
+
+    def _trainer(
+        self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
+    ) -> StepByStep:
+        """Torch's, or JAX's for the door that trains through it."""
+        if self._plan.door.engine == "jax":
+            from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
+
+            return JaxTrainer(trainee, settings=job.train, rows_at=rows_at, state=state)
+        accelerator = self._accelerator
+        updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
+        return Trainer(updates, accelerator=accelerator, settings=job.train, rows_at=rows_at)
 
     def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
         flags = self._plan.flags

@@ -61,6 +61,13 @@ def pipeline_family(folder: Path) -> Family:
     """
     index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
     class_name = str(index.get("_class_name"))
+    if class_name.startswith("Flax"):
+        raise SettingsError(
+            f"{folder.name} holds Flax weights (*.msgpack), which diffusers no longer reads",
+            got=class_name,
+            hint="name the torch weights of the same model (CompVis/stable-diffusion-v1-4), or "
+            "convert these once with diffusers<0.40 (docs/how-to-tpu.md)",
+        )
     family = _BY_CLASS.get(class_name)
     if family is None:
         raise SettingsError(
