@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 
 from dreambooth_core.doors.flags import Door
@@ -28,6 +29,8 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
     # Libraries read these while they are imported.
     for name, value in quiet().items():
         os.environ.setdefault(name, value)
+    # What libraries tell one another's authors; the one mistake that counts would drown in it.
+    warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return _run(make_plan(door, parse(door, arguments), os.environ))
