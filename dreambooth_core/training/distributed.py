@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.config.pairs import impossible, uses_deepspeed, uses_fsdp
 from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainee import Trainee
@@ -25,6 +26,7 @@ def start_accelerator(job: TrainJob) -> Accelerator:
     all of it is compared with the settings. Raises SettingsError and StageError.
     """
     configure_torch(job.compute)
+    allow_tf32(allowed=job.train.allow_tf32)
     on_cpu = pick_device(job.compute).type == "cpu"
     if job.train.mixed_precision == "fp16" and on_cpu:
         raise SettingsError(

@@ -11,6 +11,7 @@ from torch import nn
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models import text
+from dreambooth_core.models.attention import use_xformers
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.load import load_component, load_text_encoders
 from dreambooth_core.models.lora import add_adapter, write_adapter
@@ -94,6 +95,8 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
 def _load_denoiser(job: TrainJob, *, device: torch.device) -> Denoiser:
     base, root, dtype = job.base_model, job.workspace_root, loaded_type(job.train)
     unet = load_component("unet", base, root, device=device, dtype=dtype)
+    if job.train.enable_xformers_memory_efficient_attention:
+        use_xformers(unet, device=device)
     if not job.train.train_text_encoder:
         return Denoiser(unet)
     return Denoiser(unet, load_text_encoders(base, root, device=device, dtype=dtype))

@@ -1,0 +1,39 @@
+"""Which kernels compute attention, and matrix products in fp32."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from dreambooth_core.errors import SettingsError
+
+_SETTING = "train.enable_xformers_memory_efficient_attention"
+_DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is the default"
+
+
+def use_xformers(unet: UNet2DConditionModel, *, device: torch.device) -> None:
+    """Attention by xFormers. Raises SettingsError where it is missing or cannot run."""
+    if importlib.util.find_spec("xformers") is None:
+        raise SettingsError(
+            f"{_SETTING} is on, and xFormers is not installed",
+            hint=f"{_DEFAULT}; or `pip install xformers` in the version made for your torch",
+        )
+    if device.type != "cuda":
+        raise SettingsError(
+            f"{_SETTING} needs a GPU", got=f"computing on {device.type}", hint=_DEFAULT
+        )
+    try:
+        unet.enable_xformers_memory_efficient_attention()
+    except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise SettingsError(
+            "xFormers is installed and cannot run on this device",
+            got=f"{type(error).__name__}: {error}",
+            hint=_DEFAULT,
+        ) from error
+
+
+def allow_tf32(*, allowed: bool) -> None:
+    """Whether a GPU may multiply fp32 matrices in TF32, for all of this process."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
