@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from dreambooth_core.errors import DreamBoothError
-from flows import commands_models, commands_run, commands_workspace, session
+from flows import commands_models, commands_plan, commands_run, commands_workspace, session
 
 app = typer.Typer(
     name="dreambooth",
@@ -44,6 +44,7 @@ def _global_options(
 
 commands_run.add_to(app)
 commands_workspace.add_to(app)
+commands_plan.add_to(app)
 commands_models.add_to(app)
 
 

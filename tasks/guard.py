@@ -74,6 +74,15 @@ class Guard:
             self._stale, self._moved = self._ask(), False
         return self._key(stage) in self._stale
 
+    def peek(self) -> set[str]:
+        """The stages that are stale now, asked without holding the subject. Raises Busy."""
+        pointer = self._pointer()
+        keys = [self._key(stage) for stage in ALL_STAGES]
+        stale = self.dvc.status([*keys, pointer] if pointer else keys)
+        if pointer in stale:
+            return set(ALL_STAGES)
+        return {stage for stage in ALL_STAGES if self._key(stage) in stale}
+
     def _key(self, stage: str) -> str:
         return f"{stage}@{self.subject}"
 
