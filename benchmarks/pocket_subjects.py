@@ -203,14 +203,18 @@ def scorer() -> DinoScorer:
 
 
 def pres_without_prior(workspace: Workspace, name: str) -> Interval:
-    """How much higher PRES is without prior preservation, paired by seed, selected checkpoints."""
+    """How much higher PRES is without prior preservation, paired by seed, at the same step.
+
+    The step is the one that is selected with the shipped settings.
+    """
+    best = chosen(workspace, key_of(name, "shipped"))
     photos = workspace.stage_dir(key_of(name, "shipped"), "validate")
     accepted = [photos / image.file for image in Manifest.read(photos).images]
     real_MD = scorer().images([open_image(path) for path in accepted])
     pres = []
     for variant in ("no-prior", "shipped"):
         key = key_of(name, variant)
-        row = Evaluation.read(workspace.stage_dir(key, "evaluate")).row(chosen(workspace, key))
+        row = Evaluation.read(workspace.stage_dir(key, "evaluate")).row(best)
         pres.append(cosines(class_features(workspace, key, row), real_MD).mean(axis=1))
     higher = mean_estimate(pres[0] - pres[1], samples=RESAMPLES, seed=0)
     return Interval(**higher._asdict())
