@@ -12,10 +12,10 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 
 from dreambooth_core import files
-from dreambooth_core.data.cache import embed_prompts, prompt_key
 from dreambooth_core.evaluation.extractors import ClipScorer, DinoScorer, load_clip, load_dino
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.tensors import eval_mode
+from dreambooth_core.models.text import encode, token_ids
 from dreambooth_core.numerics.loss import mse_per_example
 from dreambooth_core.numerics.noise import add_noise, draw_noise, prediction_target
 from dreambooth_core.numerics.seeding import derive_seed
@@ -112,7 +112,9 @@ def _held_out_rows(
     pipe: StableDiffusionPipeline, *, subject: str, noun: str
 ) -> tuple[torch.Tensor, ...]:
     prompt = f"a photo of sks {noun}"
-    text = embed_prompts([prompt], text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    with eval_mode(pipe.text_encoder), torch.inference_mode():
+        ids_E1L = token_ids(prompt, [pipe.tokenizer])[:, None]
+        text_LD = encode([pipe.text_encoder], ids_E1L).text_BLD[0]
     latents = [_latents(pipe, path) for path in sorted((ROOT / "examples" / subject).glob("*.png"))]
     rows = [(z, t) for z in latents for t in HELD_OUT_TIMESTEPS]
     noises = [
@@ -121,7 +123,7 @@ def _held_out_rows(
     ]
     return (
         torch.stack([z for z, _ in rows]),
-        torch.stack([text[prompt_key(prompt)]] * len(rows)),
+        torch.stack([text_LD] * len(rows)),
         torch.stack(noises),
         torch.tensor([t for _, t in rows]),
     )
