@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,11 @@ QUIET: Mapping[str, str] = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
+_CHATTY = (
+    # Says at its import, on some CPUs, that a kernel for inference in 4 bits is not installed.
+    "bitsandbytes.backends.cpu.ops",
+)
+
 _EXTENSIONS = Path.home() / ".cache" / "dreambooth" / "torch_extensions"
 """Where DeepSpeed's compiled parts are kept: they take minutes to build, and its own place is
 /tmp."""
@@ -37,11 +43,13 @@ _AMD = Path("/dev/kfd")
 
 
 def quiet() -> dict[str, str]:
-    """The words for this machine.
+    """The words for this machine; loggers that no word silences are silenced in this process.
 
     DeepSpeed, which accelerate imports, looks for a GPU of its own accord and tells what it found:
     where there is none, it is told so.
     """
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     words = {**QUIET, "TORCH_EXTENSIONS_DIR": str(_EXTENSIONS)}
     has_gpu = _NVIDIA.exists() or _AMD.exists()
     return words if has_gpu else {**words, "DS_ACCELERATOR": "cpu"}

@@ -143,7 +143,7 @@ def uses_dropout(model: nn.Module) -> bool:
 
 def _own_dropout(part: nn.Module) -> float:
     """The rate of a layer that drops without a layer for it, as CLIP's attention does."""
-    rate = getattr(part, "dropout", 0.0)
+    rate = vars(part).get("dropout", 0.0)  # getattr finds a model's config too, with a warning
     return rate if isinstance(rate, float) else 0.0
 
 
