@@ -8,6 +8,7 @@ xFormers flag where that is not installed, after the error that names SDPA.
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def launch(text: str, tmp_path: Path, model: Path, photos: Path) -> subprocess.C
     text = re.sub(r"--num_class_images=\d+", "--num_class_images=2", text)
     text = re.sub(r"--checkpointing_steps=\d+", "--checkpointing_steps=1", text)
     # the settings of `accelerate config default` on this machine, whoever runs the test
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    # and its environment's commands, whether it is activated or not
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PATH": commands}
     return subprocess.run(
         ["bash", "-ec", for_this_machine(text)],
         cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=200,
