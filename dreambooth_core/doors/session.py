@@ -31,6 +31,7 @@ from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
+from dreambooth_core.training.rehearsal import Kept, rehearse
 from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
 
@@ -191,6 +192,10 @@ class _Session:
             return JaxTrainer(trainee, settings=job.train, rows_at=rows_at, state=state)
         accelerator = self._accelerator
         updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
+        if state is None:
+            with updates.whole():
+                if self._is_main:
+                    rehearse(job, trainee, _kept(self._plan, job))
         return Trainer(updates, accelerator=accelerator, settings=job.train, rows_at=rows_at)
 
     def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
@@ -246,6 +251,15 @@ class _Session:
         scratch = self._plan.state_dir / f"resumed-{self._accelerator.process_index}"
         state = layout.state_to_resume(path, record, settings=settings, scratch=scratch)
         return _Resumed(record.step, layout.read_metrics(path), state)
+
+
+def _kept(plan: Plan, job: TrainJob) -> Kept:
+    """What a script keeps: whole folders, one more than the limit while a new one is written."""
+    flags = plan.flags
+    num = job.train.max_train_steps // flags.checkpointing_steps
+    limit = flags.checkpoints_total_limit
+    folders = num if limit is None else min(num, limit + 1)
+    return Kept(checkpoints=folders + 1, states=folders)  # and the result itself
 
 
 def _checkpoint_to_resume(plan: Plan) -> _Found | None:

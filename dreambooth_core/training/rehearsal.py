@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,27 @@ _SIDE_PX = 64
 _MIB = 2**20
 
 
-def rehearse(job: TrainJob, trainee: Trainee) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """How many inference parts and how many resume states a run will have on the disk."""
+
+    checkpoints: int
+    states: int
+
+
+def kept_in_store(job: TrainJob) -> Kept:
+    """What the pipeline keeps: every checkpoint in all its copies, and the newest states.
+
+    One state more than the limit is there while a new one is written.
+    """
+    missing = len(job.published_steps()) - len(list(job.checkpoints_dir.glob("checkpoint-*")))
+    return Kept(
+        checkpoints=max(missing, 0) * job.copies_of_checkpoints,
+        states=job.train.checkpoints_total_limit + 1,
+    )
+
+
+def rehearse(job: TrainJob, trainee: Trainee, kept: Kept) -> None:
     """Save, export, load and sample the networks of step 0, then check the free disk.
 
     All of it on the CPU (beside the training, a card may have no room for a pipeline) and in a
@@ -43,7 +64,12 @@ def rehearse(job: TrainJob, trainee: Trainee) -> None:
         _tried("export it", lambda: _export(job, folder, checkpoint))
         _tried("load it again and sample from it", lambda: _sample(job, folder, checkpoint))
     shapes = [tuple(parameter.shape) for parameter in trainee.trainable.values()]
-    check_disk(job, checkpoint_bytes=checkpoint_bytes, state_bytes=state_bytes(shapes, job.train))
+    check_disk(
+        job.state_dir,
+        kept,
+        checkpoint_bytes=checkpoint_bytes,
+        state_bytes=state_bytes(shapes, job.train),
+    )
     say(f"saved, exported, loaded and sampled step 0 in {time.monotonic() - began:.1f} s")
 
 
@@ -91,23 +117,17 @@ def _sample(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_disk(job: TrainJob, *, checkpoint_bytes: int, state_bytes: int) -> None:
-    """Raise StageError unless the disk has room for all that the run will keep.
-
-    One resume state more than the limit is there while a new one is written.
-    """
-    missing = len(job.published_steps()) - len(list(job.checkpoints_dir.glob("checkpoint-*")))
-    checkpoints = max(missing, 0) * job.copies_of_checkpoints * checkpoint_bytes
-    num_states = job.train.checkpoints_total_limit + 1
-    needed = checkpoints + num_states * state_bytes
-    free = shutil.disk_usage(job.state_dir).free
+def check_disk(folder: Path, kept: Kept, *, checkpoint_bytes: int, state_bytes: int) -> None:
+    """Raise StageError unless the disk of `folder` has room for all that the run will keep."""
+    needed = kept.checkpoints * checkpoint_bytes + kept.states * state_bytes
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise StageError(
             f"the disk has no room for this run: {needed / _MIB:,.0f} MiB are needed",
-            got=f"{free / _MIB:,.0f} MiB free at {job.state_dir}",
-            allowed=f"{missing} checkpoints of {checkpoint_bytes / _MIB:,.1f} MiB, "
-            f"{job.copies_of_checkpoints} copies each, and {num_states} resume states of "
+            got=f"{free / _MIB:,.0f} MiB free at {folder}",
+            allowed=f"{kept.checkpoints} checkpoints (with their copies) of "
+            f"{checkpoint_bytes / _MIB:,.1f} MiB and {kept.states} resume states of "
             f"{state_bytes / _MIB:,.1f} MiB",
-            hint="`dreambooth clean`, raise train.checkpointing_steps, or lower "
-            "train.checkpoints_total_limit",
+            hint="make room (`dreambooth clean` does in a workspace), raise checkpointing_steps, "
+            "or lower checkpoints_total_limit",
         )

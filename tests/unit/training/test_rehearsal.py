@@ -72,7 +72,7 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
         tiny.train(job)
     text = str(caught.value)
     assert "found: 1 MiB free" in text
-    assert "2 checkpoints of" in text
+    assert "2 checkpoints (with their copies) of" in text
     assert "3 resume states of" in text
     assert not job.executed_log.exists()
 
