@@ -98,7 +98,11 @@ class JaxTrainer:
             for rate, group in zip(self._rates, self.trainee.groups, strict=True)
         ]
         held.parameters, held.moments = self._steps.update(
-            held.parameters, held.moments, held.gradients, report.values, np.asarray(rates, np.float32)
+            held.parameters,
+            held.moments,
+            held.gradients,
+            report.values,
+            np.asarray(rates, np.float32),
         )
         return report
 
