@@ -39,9 +39,18 @@ def build_optimizer(trainee: Trainee, settings: TrainSettings) -> Optimizer:
     """
     plain = settings.optimizer == "adamw" and settings.weight_dtype == "fp32"
     if plain and not settings.use_8bit_adam and not settings.fused_backward:
-        groups = [{"params": list(group.parameters.values())} for group in trainee.groups]
-        return torch.optim.AdamW(groups, fused=True, **_adam_options(settings))
+        return fused_adamw(trainee, settings)
     return PerParameter(trainee.groups, _single_of(settings), seed=settings.seed)
+
+
+def fused_adamw(trainee: Trainee, settings: TrainSettings) -> torch.optim.AdamW:
+    """Torch's AdamW, one kernel over all parameters."""
+    return torch.optim.AdamW(parameter_groups(trainee), fused=True, **adam_options(settings))
+
+
+def parameter_groups(trainee: Trainee) -> list[dict[str, list[nn.Parameter]]]:
+    """The groups as an optimizer takes them, in their order."""
+    return [{"params": list(group.parameters.values())} for group in trainee.groups]
 
 
 def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> None:
@@ -56,7 +65,8 @@ def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> N
         optimizer.found_inf = (~healthy).float()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _adam_options(settings: TrainSettings) -> dict[str, Any]:
+def adam_options(settings: TrainSettings) -> dict[str, Any]:
+    """AdamW's options, whichever library implements it."""
     return {
         "lr": settings.learning_rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
@@ -70,7 +80,7 @@ def _single_of(settings: TrainSettings) -> Single:
         return _adafactor(settings)
     if settings.use_8bit_adam:
         return _adam_8bit(settings)
-    return lambda params: torch.optim.AdamW(params, fused=True, **_adam_options(settings))
+    return lambda params: torch.optim.AdamW(params, fused=True, **adam_options(settings))
 
 
 def _adafactor(settings: TrainSettings) -> Single:
@@ -99,7 +109,7 @@ def _adam_8bit(settings: TrainSettings) -> Single:
             got=str(error),
             hint=f'pip install "{BITSANDBYTES}", or set train.use_8bit_adam to false',
         ) from None
-    return lambda params: AdamW8bit(params, **_adam_options(settings))
+    return lambda params: AdamW8bit(params, **adam_options(settings))
 
 
 @dataclass

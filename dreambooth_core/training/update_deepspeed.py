@@ -16,6 +16,7 @@ from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 
 from dreambooth_core.config import TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.updates import Applied
 
@@ -218,15 +219,8 @@ def _optimizer(
     trainee: Trainee, settings: TrainSettings, *, offload: bool
 ) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay: DeepSpeed's for the CPU when it updates there."""
-    groups = [{"params": list(group.parameters.values())} for group in trainee.groups]
-    options: dict[str, Any] = {
-        "lr": settings.learning_rate,
-        "betas": (settings.adam_beta1, settings.adam_beta2),
-        "eps": settings.adam_epsilon,
-        "weight_decay": settings.adam_weight_decay,
-    }
     if not offload:
-        return torch.optim.AdamW(groups, fused=True, **options)
+        return fused_adamw(trainee, settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return DeepSpeedCPUAdam(parameter_groups(trainee), adamw_mode=True, **adam_options(settings))

@@ -30,6 +30,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dreambooth_core.config import TrainSettings
+from dreambooth_core.training.optimizers import fused_adamw
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.updates import Applied
 
@@ -54,14 +55,7 @@ class FsdpUpdates:
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self.model: nn.Module = _split(trainee.denoiser, self._mesh, settings)
         self.trainee = _with_split_parameters(trainee)
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(group.parameters.values())} for group in self.trainee.groups],
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
-            weight_decay=settings.adam_weight_decay,
-            fused=True,
-        )
+        self._optimizer = fused_adamw(self.trainee, settings)
         if state is not None:
             self._restore(state)
 
