@@ -39,9 +39,10 @@ from dreambooth_core import config, files  # noqa: E402
 from dreambooth_core.evaluation import extractors, scores, suites  # noqa: E402
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
 from dreambooth_core.evaluation.store import ScoreStore  # noqa: E402
-from dreambooth_core.models import load, sampling  # noqa: E402
+from dreambooth_core.models import load  # noqa: E402
 from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
 from dreambooth_core.records import CheckpointScore  # noqa: E402
+from dreambooth_core.stages.evaluate import draw  # noqa: E402
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
@@ -206,7 +207,6 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
         pipe.unet.load_state_dict(
             UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
         )
-        plan = evaluator.plan
         return scores.score_checkpoint(
             evaluator,
             model=ScoredModel(
@@ -214,15 +214,7 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
                 step=step,
                 sha256=files.digest_of(files.tree_hashes(folder / "unet")),
             ),
-            sampler=lambda prompts, seeds: sampling.sample(
-                pipe,
-                prompts=prompts,
-                seeds=seeds,
-                steps=plan.steps,
-                guidance=plan.guidance,
-                resolution=plan.resolution,
-                batch_size=plan.batch_size,
-            ),
+            sampler=lambda prompts, seeds: draw(pipe, evaluator.plan, prompts=prompts, seeds=seeds),
         )
     finally:
         pipe.unet.load_state_dict(own)

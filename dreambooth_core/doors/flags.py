@@ -193,6 +193,7 @@ class DreamBoothFlaxFlags(_SdFlags):
 _IF_ONLY = "it belongs to DeepFloyd IF, which is not trained here"
 _HUB_DATA = "photos are read from a folder here: save them to one and give --instance_data_dir"
 _PRODIGY = "only AdamW is offered"
+_IF_FLAGS = {"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ DREAMBOOTH = Door(
     script="train_dreambooth.py",
     flags=DreamBoothFlags,
     method="full",
-    refused={"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY},
+    refused=_IF_FLAGS,
 )
 DREAMBOOTH_FLAX = Door(
     script="train_dreambooth_flax.py",
@@ -225,7 +226,7 @@ DREAMBOOTH_LORA = Door(
     script="train_dreambooth_lora.py",
     flags=DreamBoothLoraFlags,
     method="lora",
-    refused={"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY},
+    refused=_IF_FLAGS,
 )
 DREAMBOOTH_LORA_SDXL = Door(
     script="train_dreambooth_lora_sdxl.py",

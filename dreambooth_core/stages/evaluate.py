@@ -22,8 +22,10 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import extractors, scores, suites
 from dreambooth_core.evaluation.scores import REAL, STEP_0, Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
+from dreambooth_core.evaluation.suites import EvaluationPlan
 from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
@@ -81,6 +83,27 @@ def run(context: StageContext, subject: str) -> Evaluation:
     return evaluation
 
 
+def draw(
+    pipe: Pipeline,
+    plan: EvaluationPlan,
+    *,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    should_stop: StopSignal = never_stop,
+) -> list[Image.Image]:
+    """Pictures as the plan says they are drawn, whichever model `pipe` is."""
+    return sampling.sample(
+        pipe,
+        prompts=prompts,
+        seeds=seeds,
+        steps=plan.steps,
+        guidance=plan.guidance,
+        resolution=plan.resolution,
+        batch_size=plan.batch_size,
+        should_stop=should_stop,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """What the rows of one evaluation share in a process: scorers, photos, a resident pipeline."""
@@ -105,15 +128,11 @@ class Session:
         seeds: Sequence[int],
     ) -> list[Image.Image]:
         """Pictures as the plan says they are drawn, whichever model `pipe` is."""
-        plan = self.evaluator.plan
-        return sampling.sample(
+        return draw(
             pipe,
+            self.evaluator.plan,
             prompts=prompts,
             seeds=seeds,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            resolution=plan.resolution,
-            batch_size=plan.batch_size,
             should_stop=context.should_stop,
         )
 
