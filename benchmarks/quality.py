@@ -36,13 +36,11 @@ from diffusers import UNet2DConditionModel  # noqa: E402
 from watching import middle  # noqa: E402
 
 from dreambooth_core import config, files  # noqa: E402
-from dreambooth_core.evaluation import extractors, scores, suites  # noqa: E402
+from dreambooth_core.evaluation import scores  # noqa: E402
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
-from dreambooth_core.evaluation.store import ScoreStore  # noqa: E402
-from dreambooth_core.models import load  # noqa: E402
 from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
 from dreambooth_core.records import CheckpointScore  # noqa: E402
-from dreambooth_core.stages.evaluate import draw  # noqa: E402
+from dreambooth_core.stages.evaluate import draw, make_evaluator  # noqa: E402
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
@@ -223,27 +221,16 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
 @functools.cache
 def _evaluator(workspace: Path, name: str) -> Evaluator:
     shipped = config.load_settings(ROOT / "params.yaml")
-    device = torch.device("cpu")
-    clip = extractors.load_clip(shipped.evaluate.clip, root=ROOT, device=device)
-    dino = extractors.load_dino(shipped.evaluate.dino, root=ROOT, device=device)
     subject = config.SubjectSettings(
         instance_dir="", identifier="sks", class_noun=name.split("-")[0], prompts=None, overrides={}
     )
-    plan = suites.make_plan(
-        shipped.evaluate,
-        suite=suites.load_suite(shipped.evaluate.suite, root=ROOT),
-        subject=subject,
-        sampler=load.sampler_name(shipped.base_model, ROOT),
-        resolution=measured.SIDE,
-    )
-    photos = sorted((ROOT / "examples" / name).glob("*.png"))
-    return Evaluator(
-        plan=plan,
-        clip=clip,
-        dino=dino,
-        references=scores.make_references(photos, clip=clip, dino=dino),
-        store=ScoreStore(workspace / "scores"),
-        bootstrap=scores.Bootstrap(samples=500, seed=0),
+    view = config.for_subject(shipped.model_copy(update={"subjects": {"it": subject}}), "it")
+    return make_evaluator(
+        view,
+        ROOT,
+        photos=sorted((ROOT / "examples" / name).glob("*.png")),
+        store=workspace / "scores",
+        device=torch.device("cpu"),
     )
 
 

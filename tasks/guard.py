@@ -76,22 +76,24 @@ class Guard:
 
     def peek(self) -> set[str]:
         """The stages that are stale now, asked without holding the subject. Raises Busy."""
-        pointer = self._pointer()
-        keys = [self._key(stage) for stage in ALL_STAGES]
-        stale = self.dvc.status([*keys, pointer] if pointer else keys)
-        if pointer in stale:
+        stale = self._status()
+        if self._pointer() in stale:
             return set(ALL_STAGES)
         return {stage for stage in ALL_STAGES if self._key(stage) in stale}
 
     def _key(self, stage: str) -> str:
         return f"{stage}@{self.subject}"
 
+    def _status(self) -> Status:
+        """What DVC says of the subject's stages and photos. Raises Busy."""
+        pointer = self._pointer()
+        stages = [self._key(stage) for stage in ALL_STAGES]
+        return self.dvc.status([*stages, pointer] if pointer else stages)
+
     def _ask(self) -> Status:
         while True:
             try:
-                pointer = self._pointer()
-                stages = [self._key(stage) for stage in ALL_STAGES]
-                return self.dvc.status([*stages, pointer] if pointer else stages)
+                return self._status()
             except Busy as busy:
                 self._lend(busy)
 

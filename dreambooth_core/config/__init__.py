@@ -6,7 +6,8 @@ which, `loading` reads the file and explains what is wrong with it.
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
 from dreambooth_core.config.launching import LaunchConfig, deepspeed_config, read_launch_config
-from dreambooth_core.config.loading import for_subject, load_settings, load_view, read_yaml
+from dreambooth_core.config.loading import for_subject, load_settings, load_view
+from dreambooth_core.config.reading import read_yaml
 from dreambooth_core.config.sections import (
     BaseModelSettings,
     ComputeSettings,

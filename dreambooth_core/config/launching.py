@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Any
 
 from dreambooth_core.config.pairs import uses_deepspeed, uses_fsdp
+from dreambooth_core.config.reading import mapping, read_yaml
 from dreambooth_core.config.sections import TrainSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import Record
@@ -49,8 +47,8 @@ def read_launch_config(workspace: Workspace, train: TrainSettings) -> LaunchConf
             hint="set null for the processes of one machine",
         )
     path = known[train.accelerate_config]
-    config = LaunchConfig(accelerate=_read_yaml(path))
-    named = _mapping(config.accelerate.get("deepspeed_config")).get("deepspeed_config_file")
+    config = LaunchConfig(accelerate=mapping(read_yaml(path)))
+    named = mapping(config.accelerate.get("deepspeed_config")).get("deepspeed_config_file")
     if named is not None:
         config = LaunchConfig(
             accelerate=config.accelerate, deepspeed=_read_json(workspace.root / named)
@@ -88,7 +86,7 @@ def _precision(config: LaunchConfig) -> str | None:
     """The compute type that the file states; DeepSpeed has it in its own file."""
     if config.deepspeed is None:
         return config.accelerate.get("mixed_precision")
-    on = [k for k in ("fp16", "bf16") if _mapping(config.deepspeed.get(k)).get("enabled") is True]
+    on = [k for k in ("fp16", "bf16") if mapping(config.deepspeed.get(k)).get("enabled") is True]
     return on[0] if on else "no"
 
 
@@ -106,17 +104,9 @@ def deepspeed_config(config: dict[str, Any], train: TrainSettings) -> dict[str, 
     return {**config, **_deepspeed_values(train)}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        parser: Any = YAML(typ="safe", pure=True)
-        return _mapping(parser.load(path.read_text(encoding="utf-8")))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML", got=str(error)) from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _mapping(json.loads(path.read_bytes()))
+        return mapping(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise SettingsError(
             f"the DeepSpeed configuration {path} does not exist",
@@ -124,7 +114,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise SettingsError(f"{path} is not valid JSON", got=str(error)) from None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -5,30 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from dreambooth_core.config.launching import read_launch_config
+from dreambooth_core.config.reading import mapping, read_yaml
 from dreambooth_core.config.sections import OVERRIDABLE, Section, Settings, SubjectView
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML 1.2 file (so that 5e-6 is a number). Raises SettingsError."""
-    try:
-        parser: Any = YAML(typ="safe", pure=True)
-        return parser.load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"{path.name} does not exist in {path.parent}",
-            hint="run from the project's folder, or write one with `dreambooth preset use pocket`",
-        ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is not valid YAML", got=str(error)) from None
 
 
 def load_settings(path: Path) -> Settings:
@@ -36,7 +21,7 @@ def load_settings(path: Path) -> Settings:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise SettingsError(f"{path.name} must hold sections", got=f"{raw!r}"[:80])
-    problems = [*_problems(Settings, _mapping(raw)), *_override_problems(_mapping(raw))]
+    problems = [*_problems(Settings, mapping(raw)), *_override_problems(mapping(raw))]
     if problems:
         raise SettingsError("\n".join(f"{path.name}: {line}" for line in problems))
     return Settings.model_validate(raw)
@@ -78,24 +63,19 @@ def _problems(model: type[BaseModel], raw: Mapping[str, Any], at: str = "") -> l
 def _override_problems(raw: Mapping[str, Any]) -> list[str]:
     """Errors in the subjects' overrides, each with its dotted key."""
     problems: list[str] = []
-    for name, subject in _mapping(raw.get("subjects")).items():
-        for section, fields in _mapping(_mapping(subject).get("overrides")).items():
+    for name, subject in mapping(raw.get("subjects")).items():
+        for section, fields in mapping(mapping(subject).get("overrides")).items():
             at = f"subjects.{name}.overrides.{section}"
             if section not in OVERRIDABLE:
                 hint = _nearest(section, OVERRIDABLE) or ", ".join(OVERRIDABLE)
                 problems.append(f"{at}: not a section that a subject can override; {hint}")
             else:
-                base = _mapping(raw.get(section))
+                base = mapping(raw.get(section))
                 model = _section_model(section)
                 already = _problems(model, base)
-                found = _problems(model, {**base, **_mapping(fields)})
+                found = _problems(model, {**base, **mapping(fields)})
                 problems += [f"{at}.{line}" for line in found if line not in already]
     return problems
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """A mapping of the file, or an empty one where something else stands (told elsewhere)."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _section_model(section: str) -> type[BaseModel]:

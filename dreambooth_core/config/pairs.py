@@ -23,6 +23,12 @@ def uses_fsdp(train: TrainSettings) -> bool:
     return (train.accelerate_config or "").startswith(FSDP_PREFIX)
 
 
+def updates_in_one_kernel(train: TrainSettings) -> bool:
+    """Whether torch's fused AdamW updates all weights at once, after the backward pass."""
+    plain = train.optimizer == "adamw" and train.weight_dtype == "fp32" and not train.use_8bit_adam
+    return plain and not train.fused_backward
+
+
 def impossible(train: TrainSettings) -> list[str]:
     """Every pair of options that cannot work, as a sentence that says why and what to do."""
     rules = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, solvers
-from dreambooth_core.models.families import Pipeline
+from dreambooth_core.models.families import Pipeline, native_side
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import Manifest
 from dreambooth_core.training.narrator import say
@@ -130,9 +129,7 @@ def _draw(
         if accelerator.is_main_process:
             say(f"class images: {turn} of {len(own)} batches")
     del pipe
-    gc.collect()
-    if accelerator.device.type == "cuda":
-        torch.cuda.empty_cache()
+    load.free_memory(accelerator.device)
 
 
 def _sample(
@@ -149,7 +146,7 @@ def _sample(
         seeds=[class_seed(prior.seed, index) for index in indices],
         steps=prior.num_inference_steps,
         guidance=prior.guidance_scale,
-        resolution=pipe.unet.config["sample_size"] * pipe.vae_scale_factor,
+        resolution=native_side(pipe),
         batch_size=prior.sample_batch_size,
         should_stop=should_stop,
     )

@@ -192,6 +192,8 @@ class DreamBoothFlaxFlags(_SdFlags):
 
 _IF_ONLY = "it belongs to DeepFloyd IF, which is not trained here"
 _HUB_DATA = "photos are read from a folder here: save them to one and give --instance_data_dir"
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml"}
+"""What --report_to can name, and the package that each needs."""
 _PRODIGY = "only AdamW is offered"
 _IF_FLAGS = {"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONLY}
 

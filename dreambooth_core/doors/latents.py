@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import torch
@@ -66,9 +65,7 @@ def build_latents(
             should_stop=should_stop,
         )
     del encoders
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    load.free_memory(device)
     return record
 
 

@@ -19,7 +19,7 @@ from dreambooth_core.config import (
     PriorSettings,
     TrainSettings,
 )
-from dreambooth_core.doors.flags import Door, ScriptFlags
+from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 
@@ -33,7 +33,6 @@ CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
-_TRACKER_PACKAGES = {"wandb": "wandb", "comet_ml": "comet_ml"}
 
 
 @dataclass(frozen=True)
@@ -255,8 +254,8 @@ def _package_problems(flags: ScriptFlags) -> list[str]:
         )
     if flags.use_8bit_adam and not _is_installed("bitsandbytes"):
         found.append("--use_8bit_adam: needs bitsandbytes: `pip install bitsandbytes`")
-    package = _TRACKER_PACKAGES.get(flags.report_to)
-    if package and not _is_installed(package):
+    package = TRACKER_PACKAGES.get(flags.report_to)
+    if package and package != "tensorboard" and not _is_installed(package):
         found.append(f"--report_to: {package} is not installed: `pip install {package}`")
     return found
 

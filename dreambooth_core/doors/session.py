@@ -193,9 +193,7 @@ class _Session:
         accelerator = self._accelerator
         updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
         if state is None:
-            with updates.whole():
-                if self._is_main:
-                    rehearse(job, trainee, _kept(self._plan, job))
+            rehearse(job, updates, _kept(self._plan, job), is_main=self._is_main)
         return Trainer(updates, accelerator=accelerator, settings=job.train, rows_at=rows_at)
 
     def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:

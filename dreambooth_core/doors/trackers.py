@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dreambooth_core.doors.flags import TRACKER_PACKAGES
+
 PROJECT = "dreambooth"
 """The name of the run, as those scripts have it: TensorBoard's files are in `logs/dreambooth`."""
 
 _CLOSE_TIMEOUT_S = 30.0
 _RENAMED = {"learning_rate": "lr"}
 _LOG = logging.getLogger(__name__)
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml"}
 
 
 class TrackerSink:
@@ -84,7 +85,9 @@ class TrackerSink:
 
 
 def _available(report_to: str) -> list[str]:
-    wanted = _PACKAGES if report_to == "all" else {report_to: _PACKAGES.get(report_to)}
+    wanted = (
+        TRACKER_PACKAGES if report_to == "all" else {report_to: TRACKER_PACKAGES.get(report_to)}
+    )
     return [n for n, package in wanted.items() if package and importlib.util.find_spec(package)]
 
 

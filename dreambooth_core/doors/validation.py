@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models import load, sampling
+from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainer import StepByStep
@@ -66,11 +66,9 @@ class Validation:
             seeds=[derive_seed(self._seed, "validation", index) for index in range(num)],
             steps=_STEPS,
             guidance=_GUIDANCE,
-            resolution=pipe.unet.config["sample_size"] * pipe.vae_scale_factor,
+            resolution=native_side(pipe),
             batch_size=1,
         )
         self._take(images, step)
         del pipe
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        load.free_memory(self._device)

@@ -103,6 +103,11 @@ def _require_unet(folder: Path, family: Family) -> None:
         )
 
 
+def native_side(pipe: Pipeline) -> int:
+    """The side in pixels of the pictures that a pipeline was made for."""
+    return pipe.unet.config["sample_size"] * pipe.vae_scale_factor
+
+
 def text_encoders_of(pipe: Any) -> dict[str, Any]:
     """The text encoders of a loaded pipeline by name, in the order in which they are read."""
     found = {name: getattr(pipe, name, None) for name in TEXT_ENCODERS}

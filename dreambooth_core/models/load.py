@@ -5,6 +5,7 @@ Weights are safetensors only and no code of a model's repository is ever run.
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
@@ -222,6 +223,13 @@ def _opened(cls: Any, part: Path, **options: Any) -> Any:
         return cls.from_pretrained(part, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise source.unusable(part, error) from error
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what networks that are gone held: they refer to themselves in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _silence_loading_bars() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreambooth_core.config import DataSettings, TrainSettings
+from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.models.footprint import optimizer_bytes, weight_bytes
 from dreambooth_core.planning.shapes import ModelShapes, read_table
 
@@ -55,7 +56,6 @@ def predict(
     if lora is None and text:
         shapes = [*shapes, (text,)]
     weights = weight_bytes(shapes, train)
-    plain = train.optimizer == "adamw" and train.weight_dtype == "fp32" and not train.use_8bit_adam
     largest = max(math.prod(shape) for _, shape in model.unet) if lora is None else 0
     frozen = 0 if lora is None else model.num_parameters * _COMPUTE_BYTES[train.mixed_precision]
     rows = train.train_batch_size * (2 if with_prior else 1)
@@ -64,7 +64,7 @@ def predict(
         frozen=frozen / MIB,
         gradients=0.0 if train.fused_backward else weights / MIB,
         optimizer=optimizer_bytes(shapes, train) / MIB,
-        update=0.0 if plain and not train.fused_backward else _UPDATE_BYTES * largest / MIB,
+        update=0.0 if updates_in_one_kernel(train) else _UPDATE_BYTES * largest / MIB,
         activations=_activations(model.architecture, train, rows=rows, side_px=data.resolution),
     )
 

@@ -185,33 +185,40 @@ def _session(
     identity = load.resolve_base_model(
         view.base_model, workspace.root, hash_cache=hash_cache(workspace)
     )
-    clip = extractors.load_clip(view.evaluate.clip, root=workspace.root, device=device)
-    dino = extractors.load_dino(view.evaluate.dino, root=workspace.root, device=device)
-    references = scores.make_references(photos, clip=clip, dino=dino)
-    suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=workspace.root)
-    plan = suites.make_plan(
-        view.evaluate,
-        suite=suite,
-        subject=view.subject,
-        sampler=load.sampler_name(view.base_model, workspace.root),
-        resolution=view.data.resolution,
-    )
     return Session(
-        evaluator=Evaluator(
-            plan=plan,
-            clip=clip,
-            dino=dino,
-            references=references,
-            store=ScoreStore(workspace.state / "evaluate"),
-            bootstrap=scores.Bootstrap(
-                samples=view.evaluate.bootstrap_samples, seed=view.evaluate.seed
-            ),
+        evaluator=make_evaluator(
+            view, workspace.root, photos=photos, store=workspace.state / "evaluate", device=device
         ),
         identity=identity,
         device=device,
         num_threads=view.compute.num_threads,
         pipeline=functools.cache(
             lambda: load.load_pipeline(view.base_model, workspace.root, device=device)
+        ),
+    )
+
+
+def make_evaluator(
+    view: SubjectView, root: Path, *, photos: Sequence[Path], store: Path, device: torch.device
+) -> Evaluator:
+    """What all rows of a subject are scored with; its images and scores are kept in `store`."""
+    clip = extractors.load_clip(view.evaluate.clip, root=root, device=device)
+    dino = extractors.load_dino(view.evaluate.dino, root=root, device=device)
+    plan = suites.make_plan(
+        view.evaluate,
+        suite=suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root),
+        subject=view.subject,
+        sampler=load.sampler_name(view.base_model, root),
+        resolution=view.data.resolution,
+    )
+    return Evaluator(
+        plan=plan,
+        clip=clip,
+        dino=dino,
+        references=scores.make_references(photos, clip=clip, dino=dino),
+        store=ScoreStore(store),
+        bootstrap=scores.Bootstrap(
+            samples=view.evaluate.bootstrap_samples, seed=view.evaluate.seed
         ),
     )
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dreambooth_core.config import TrainSettings
+from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
@@ -37,8 +38,7 @@ def build_optimizer(trainee: Trainee, settings: TrainSettings) -> Optimizer:
 
     Raises SettingsError for a missing library.
     """
-    plain = settings.optimizer == "adamw" and settings.weight_dtype == "fp32"
-    if plain and not settings.use_8bit_adam and not settings.fused_backward:
+    if updates_in_one_kernel(settings):
         return fused_adamw(trainee, settings)
     return PerParameter(trainee.groups, _single_of(settings), seed=settings.seed)
 

@@ -22,6 +22,7 @@ from dreambooth_core.training import published
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.updates import Updates
 
 _T = TypeVar("_T")
 
@@ -50,11 +51,21 @@ def kept_in_store(job: TrainJob) -> Kept:
     )
 
 
-def rehearse(job: TrainJob, trainee: Trainee, kept: Kept) -> None:
+def rehearse(job: TrainJob, updates: Updates, kept: Kept, *, is_main: bool) -> None:
+    """Try step 0 in the main process; called by all, as they put the weights together.
+
+    Raises StageError.
+    """
+    with updates.whole():
+        if is_main:
+            _rehearse(job, updates.trainee, kept)
+
+
+def _rehearse(job: TrainJob, trainee: Trainee, kept: Kept) -> None:
     """Save, export, load and sample the networks of step 0, then check the free disk.
 
     All of it on the CPU (beside the training, a card may have no room for a pipeline) and in a
-    folder that is removed. Called by the main process, with whole weights. Raises StageError.
+    folder that is removed.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=job.state_dir, prefix=".aside-rehearsal-") as name:

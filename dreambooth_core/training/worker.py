@@ -122,9 +122,7 @@ def _train(
             rows_at=open_rows(job),
         )
         if job.rehearse and start.record is None:
-            with updates.whole():
-                if accelerator.is_main_process:
-                    rehearse(job, trainee, kept_in_store(job))
+            rehearse(job, updates, kept_in_store(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
             say(f"training starts after step {first} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
