@@ -261,3 +261,18 @@ def test_a_text_encoder_that_moves_while_it_rests_is_named(tmp_path, tiny_sd):
     updates.apply(torch.tensor(1.0))
     with pytest.raises(StageError, match=r"frozen parameters were changed.*: text_encoder\."):
         motion.verify(updates)
+
+
+def test_a_text_encoder_that_rests_does_not_count_in_the_gradients_norm(tmp_path, tiny_sd):
+    job = tiny.make_job(tmp_path, tiny_sd, train_text_encoder=True, text_encoder_stop_step=2)
+    norms = {}
+    for step in (1, 2):
+        updates = _updates(job)
+        trainer = _trainer(job, updates)
+        report = trainer.accumulate(step, stop=False)
+        grads = {n: p.grad for n, p in updates.trainee.trainable.items() if p.grad is not None}
+        unet = [grad for name, grad in grads.items() if name.startswith("unet.")]
+        own = torch.stack([grad.square().sum() for grad in unet]).sum().sqrt().item()
+        norms[step] = (trainer.apply(report).values[4].item(), own)
+    assert norms[1][0] > 1.0001 * norms[1][1]
+    assert norms[2][0] == pytest.approx(norms[2][1], rel=1e-5)
