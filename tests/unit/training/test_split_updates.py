@@ -58,6 +58,32 @@ def test_split_training_has_the_losses_and_weights_of_one_process(kind, tmp_path
     assert _distance(split.out_dir / weights, plain.out_dir / weights) < 1e-4
 
 
+NETWORKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "SD with its text encoder": ("tiny_sd", {"train_text_encoder": True}, ["unet", "text_encoder"]),
+    "SDXL": ("tiny_sdxl", {}, ["unet"]),
+}
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+@pytest.mark.parametrize("kind", SPLIT)
+def test_split_training_of_other_networks_has_the_losses_and_weights_of_one_process(
+    kind, networks, tmp_path, request
+):
+    fixture, settings, parts = NETWORKS[networks]
+    base: Path = request.getfixturevalue(fixture)
+    plain = tiny.make_job(tmp_path, base, name="plain", **{**settings, "train_batch_size": 4})
+    tiny.train(plain)
+    split = tiny.make_job(tmp_path, base, name="split", **settings, **KINDS[kind])
+    assert run_trainer(split, grace_s=10).how == "done"
+    assert _losses(split) == pytest.approx(_losses(plain), rel=1e-5)
+    published = [
+        next((split.out_dir / "checkpoint-6" / part).glob("*.safetensors")) for part in parts
+    ]
+    assert [path.parent.name for path in published] == parts
+    for path in published:
+        assert _distance(path, plain.out_dir / path.relative_to(split.out_dir)) < 1e-4
+
+
 @pytest.mark.parametrize("kind", SPLIT)
 def test_a_split_adapter_is_published_whole_and_loads(kind, tmp_path, tiny_sd):
     adapter = {"method": "lora", "lora": tiny.LORA, "adam_epsilon": 1e-6}
