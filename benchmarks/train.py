@@ -18,6 +18,7 @@ measured is kept in `--workspace`, so a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ SUBJECT, NOUN = "mug-stripes", "mug"
 WARM_UP_STEPS, TIMED_STEPS = 20, 150
 LEARNING_RATE = 1e-4
 NUM_CLASS = 48
+NUM_CLASS_DOCUMENTED = 200  # of the seed document's command
 FEW, MANY = 16, 80  # class images: the difference leaves out what a process needs to start
 
 
@@ -139,20 +141,32 @@ def steps(bench: Bench, repeats: int) -> dict[str, Any]:
 def start(bench: Bench, repeats: int) -> dict[str, Any]:
     """From the command to the first completed step: with class images there, and with none."""
 
-    def one(side: str, *, there: bool) -> dict[str, float]:
+    def one(side: str, *, there: bool, num: int) -> dict[str, float]:
         fill_class_images(bench)
         if not there:
             shutil.rmtree(bench.workspace / f"class-{side}")
         shutil.rmtree(bench.workspace / f"out-{side}", ignore_errors=True)
-        line = bench.run(side, bench.flags(side, max_train_steps=2)).first_step()
+        flags = bench.flags(side, max_train_steps=2, num_class_images=num)
+        line = bench.run(side, flags).first_step()
         return {"wall_s": line.wall_s, "cpu_s": line.cpu_s}
 
-    with_images = in_turns(repeats, lambda side: one(side, there=True))
-    from_nothing = in_turns(repeats, lambda side: one(side, there=False))
-    return {
-        "class images there": {**with_images, **ratios(with_images)},
-        "from nothing": {**from_nothing, **ratios(from_nothing)},
+    cases = {
+        f"{NUM_CLASS} class images there": (True, NUM_CLASS),
+        f"{NUM_CLASS} class images to make": (False, NUM_CLASS),
+        f"{NUM_CLASS_DOCUMENTED} class images to make, as documented": (
+            False,
+            NUM_CLASS_DOCUMENTED,
+        ),
     }
+    return {
+        case: _start(repeats, functools.partial(one, there=there, num=num))
+        for case, (there, num) in cases.items()
+    }
+
+
+def _start(repeats: int, one: Callable[[str], dict[str, float]]) -> dict[str, Any]:
+    sides = in_turns(repeats, one)
+    return {**sides, **ratios(sides)}
 
 
 def class_images(bench: Bench, repeats: int) -> dict[str, Any]:

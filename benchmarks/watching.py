@@ -57,6 +57,10 @@ class Run:
         count = last - first
         return (end.wall_s - begin.wall_s) / count, (end.cpu_s - begin.cpu_s) / count
 
+    def cpu_s_at(self, wall_s: float) -> float:
+        """CPU seconds used when the first line at or after `wall_s` was told."""
+        return next((line.cpu_s for line in self.lines if line.wall_s >= wall_s), self.cpu_s)
+
     def line_with(self, text: str) -> Line:
         """The first line that holds `text`. Raises ValueError."""
         for line in self.lines:
