@@ -26,8 +26,8 @@ from dreambooth_core.records import Method, Record
 from dreambooth_core.training import resume
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
-from dreambooth_core.training.trainer import StepByStep
 from dreambooth_core.training.update_plain import WEIGHTS
+from dreambooth_core.training.updates import Outcome
 
 LATEST = "latest"
 
@@ -72,21 +72,21 @@ class ScriptLayout:
         self._every, self._limit = every, limit
         self._settings = settings
 
-    def begin(self, trainer: StepByStep, *, step: int) -> None:
+    def begin(self, outcome: Outcome, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
 
     def is_due(self, step: int) -> bool:
         """At every multiple of checkpointing_steps; the last step's weights are the result."""
         return step % self._every == 0
 
-    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
+    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
         """Write the checkpoint aside, rename it, verify it, and only then prune older ones.
 
         Raises StageError when the disk gives back other bytes.
         """
         path, processes = self._folder / checkpoint_name(step), PartialState()
         with resume.shared_aside(path) as aside:
-            self._write(trainer, aside)
+            self._write(outcome, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:
                 files.write_text(aside / STATE / METRICS, metrics)
@@ -97,14 +97,14 @@ class ScriptLayout:
             self._prune(keep=step)
         processes.wait_for_everyone()
 
-    def _write(self, trainer: StepByStep, aside: Path) -> None:
+    def _write(self, outcome: Outcome, aside: Path) -> None:
         """The networks by the main process, and each process's part of the training state."""
         state = aside / STATE
         state.mkdir(exist_ok=True)
-        with trainer.updates.whole():
+        with outcome.whole():
             if PartialState().is_main_process:
-                trainer.trainee.write(aside)
-        trainer.updates.save(state)
+                outcome.trainee.write(aside)
+        outcome.save(state)
 
     def _record(self, folder: Path, *, step: int) -> None:
         hashes = files.tree_hashes(folder)

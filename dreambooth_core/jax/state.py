@@ -21,6 +21,7 @@ from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
 from dreambooth_core.jax.placement import Placement
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS
+from dreambooth_core.training.updates import Outcome
 
 
 class JaxState:
@@ -67,6 +68,9 @@ class JaxState:
         """Weights and moments."""
         save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)
         save_file(adamw.to_torch_state(self.moments), folder / OPTIMIZER)
+
+    def snapshot(self) -> Outcome | None:
+        """None: it is copied off the devices and written before the next update."""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

@@ -11,13 +11,16 @@ from typing import Protocol
 from dreambooth_core.training import published, resume
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.trainer import StepByStep
+from dreambooth_core.training.updates import Outcome
 
 
 class CheckpointLayout(Protocol):
-    """Keeps what a run has made. Its methods are called on every process of the run."""
+    """Keeps what a run has made. Its methods are called on every process of the run.
 
-    def begin(self, trainer: StepByStep, *, step: int) -> None:
+    In a run of one process another thread may call `save`: never two at a time.
+    """
+
+    def begin(self, outcome: Outcome, *, step: int) -> None:
         """The run stands at `step` completed updates and goes on from there."""
         ...
 
@@ -25,7 +28,7 @@ class CheckpointLayout(Protocol):
         """Whether the outcome of `step` must be saved."""
         ...
 
-    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
+    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
         """Save the outcome of `step`: because it is due, or because the run is asked to stop."""
         ...
 
@@ -40,34 +43,34 @@ class PipelineLayout:
         self._job, self._is_main = job, is_main
         self._published = set(job.published_steps())
 
-    def begin(self, trainer: StepByStep, *, step: int) -> None:
+    def begin(self, outcome: Outcome, *, step: int) -> None:
         """Make the checkpoint of the state's own step where it is missing."""
-        self._publish(trainer, step)
+        self._publish(outcome, step)
 
     def is_due(self, step: int) -> bool:
         """At every multiple of checkpointing_steps, and at the last step."""
         train = self._job.train
         return step % train.checkpointing_steps == 0 or step == train.max_train_steps
 
-    def save(self, trainer: StepByStep, *, step: int, metrics: str) -> None:
+    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
         """Publish the checkpoint if its step is one to publish, then save the resume state."""
-        self._publish(trainer, step)
+        self._publish(outcome, step)
         resume.save_state(
             self._job.resume_dir,
             step=step,
             fingerprint=self._job.fingerprint,
             metrics=metrics,
             keep=self._job.train.checkpoints_total_limit,
-            write=trainer.updates.save,
+            write=outcome.save,
         )
 
-    def _publish(self, trainer: StepByStep, step: int) -> None:
+    def _publish(self, outcome: Outcome, step: int) -> None:
         """Write the checkpoint of a step, if it is one to publish and not there yet."""
         if step not in self._published:
             return
-        with trainer.updates.whole():
+        with outcome.whole():
             if self._is_main:
-                self._write(trainer.trainee, step)
+                self._write(outcome.trainee, step)
 
     def _write(self, trainee: Trainee, step: int) -> None:
         folder = self._job.checkpoints_dir

@@ -15,6 +15,7 @@ from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.layout import CheckpointLayout
 from dreambooth_core.training.metrics import MetricsRow
 from dreambooth_core.training.narrator import Narrator
+from dreambooth_core.training.saver import Saver
 from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
@@ -50,6 +51,7 @@ class Loop:
         self.rows = rows
         self._unread: list[UpdateReport] = []
         self._layout, self._visitors = layout, visitors
+        self._saver = Saver(layout, trainer)
         self._last = job.train.max_train_steps
         self._motion_is_checked = False
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
@@ -59,12 +61,18 @@ class Loop:
     def run(self, start: int, *, should_stop: StopSignal) -> Ended:
         """Train from `start` completed updates to the last one, or until a stop is asked for.
 
-        Raises StageError at the first non-finite update and when the wrong parameters move.
+        Raises StageError at the first non-finite update and when the wrong parameters move, and
+        what a save raises. What was saved is on the disk in the end, however the run ends.
         """
-        step, last = start, self._last
         self._narrator.begin(start)
-        self._layout.begin(self._trainer, step=step)
+        self._layout.begin(self._trainer.updates, step=start)
+        with self._saver:
+            return self._update(start, should_stop)
+
+    def _update(self, step: int, should_stop: StopSignal) -> Ended:
+        last = self._last
         while step < last:
+            self._saver.check()
             motion = self._motion_before(step)
             report = self._trainer.accumulate(step, stop=should_stop())
             if motion is not None:
@@ -82,7 +90,7 @@ class Loop:
             self._narrator.tell(self.rows)
             if stop or self._layout.is_due(step):
                 rows = metrics.to_csv(self.rows)
-                self._layout.save(self._trainer, step=step, metrics=rows)
+                self._saver.save(step=step, metrics=rows, goes_on=not stop and step < last)
             self._receive_visitors(step)
             if stop and step < last:
                 return Ended(how="stopped", step=step)

@@ -18,7 +18,7 @@ from dreambooth_core.config import TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Applied
+from dreambooth_core.training.updates import Applied, Outcome
 
 _TAG = "deepspeed"
 
@@ -126,6 +126,9 @@ class DeepSpeedUpdates:
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
+
+    def snapshot(self) -> Outcome | None:
+        """None: the processes write their parts together."""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

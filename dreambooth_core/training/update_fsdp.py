@@ -32,7 +32,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optimizers import fused_adamw
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Applied
+from dreambooth_core.training.updates import Applied, Outcome
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
 """Modules whose weights are gathered together, used and dropped again."""
@@ -112,6 +112,9 @@ class FsdpUpdates:
     def save(self, folder: Path) -> None:
         """Each process writes its part; a run of any number of processes can read it."""
         dcp.save(self._state(), checkpoint_id=folder)
+
+    def snapshot(self) -> Outcome | None:
+        """None: the processes write their parts together."""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

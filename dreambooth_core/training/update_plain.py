@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.averaging import MovingAverage
 from dreambooth_core.training.optimizers import (
@@ -26,8 +25,9 @@ from dreambooth_core.training.optimizers import (
     optimizer_tensors,
 )
 from dreambooth_core.training.precision import check_types
+from dreambooth_core.training.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Applied
+from dreambooth_core.training.updates import Applied, Outcome
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -57,6 +57,7 @@ class PlainUpdates:
         if state is not None:
             self._restore(state)
         self._average = _average_of(trainee, settings, state)
+        self._snapshots = Snapshots(trainee)
         model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
         self.model: nn.Module = model
         self._optimizer: AcceleratedOptimizer = optimizer
@@ -116,16 +117,26 @@ class PlainUpdates:
 
     def save(self, folder: Path) -> None:
         """Weights, moments, averages, scaler, by the main process: all processes have the same."""
-        if not self._accelerator.is_main_process:
-            return
-        weights = {n: p.detach().contiguous() for n, p in self.trainee.trainable.items()}
-        save_file(weights, folder / WEIGHTS)
+        if self._accelerator.is_main_process:
+            self._state().write(folder)
+
+    def snapshot(self) -> Outcome | None:
+        """All of it, where there is one process: several wait for one another while they save."""
+        if self._accelerator.num_processes > 1:
+            return None
+        published = WEIGHTS if self._average is None else _AVERAGE
+        return self._snapshots.take(self._state(), published=published)
+
+    def _state(self) -> StateFiles:
         names = list(self.trainee.trainable)
-        save_file(optimizer_tensors(self._raw_optimizer, names), folder / OPTIMIZER)
+        tensors = {
+            WEIGHTS: {n: p.detach().contiguous() for n, p in self.trainee.trainable.items()},
+            OPTIMIZER: optimizer_tensors(self._raw_optimizer, names),
+        }
         if self._average is not None:
-            save_file(self._average.tensors, folder / _AVERAGE)
-        if self._accelerator.scaler is not None:
-            files.write_json(folder / _SCALER, self._accelerator.scaler.state_dict())
+            tensors[_AVERAGE] = self._average.tensors
+        scaler = self._accelerator.scaler
+        return StateFiles(tensors, {} if scaler is None else {_SCALER: scaler.state_dict()})
 
     def whole(self) -> AbstractContextManager[None]:
         """The weights are whole; where an average of them is to be published, it is in place."""

@@ -31,13 +31,25 @@ class Applied:
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class HeldState(Protocol):
-    """Where the weights and moments of a trainee are: what a loop may look at and save."""
+class Outcome(Protocol):
+    """What a run has made by a step: what a layout writes."""
 
     @property
     def trainee(self) -> Trainee:
         """The trainee; its own tensors need not be those of now."""
         ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that the next update depends on into `folder`: each process its part."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, the main process has the weights to publish whole in the trainee's networks."""
+        ...
+
+
+class HeldState(Outcome, Protocol):
+    """Where the weights and moments of a trainee are: what a loop may look at and save."""
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole of a parameter; of a trained one in the precision that is updated."""
@@ -58,12 +70,12 @@ class HeldState(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write all that the next update depends on into `folder`: each process its part."""
-        ...
+    def snapshot(self) -> Outcome | None:
+        """A copy of the outcome in the host's memory, good until the next is taken.
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Inside, the main process has the weights to publish whole in the trainee's networks."""
+        None where it must be written before the next update: as the processes write it together,
+        or as there is no room for a copy.
+        """
         ...
 
 

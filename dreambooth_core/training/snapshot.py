@@ -1,0 +1,129 @@
+"""A run's outcome between two updates, copied into the host's memory for another thread to write.
+
+It holds what a resume state consists of. The networks to publish are made of the same copies, so
+they take no memory of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dreambooth_core import files
+from dreambooth_core.models.denoiser import Denoiser
+from dreambooth_core.training.host_memory import available_bytes
+from dreambooth_core.training.narrator import say
+from dreambooth_core.training.trainee import Trainee
+
+_ROOM = 1.5
+"""How often a snapshot must fit into the free memory: something is left for all else."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class StateFiles:
+    """What a state consists of: tensors by name, and numbers, each by the name of their file."""
+
+    tensors: dict[str, dict[str, torch.Tensor]]
+    numbers: dict[str, dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into `folder`."""
+        for name, tensors in self.tensors.items():
+            save_file(tensors, folder / name)
+        for name, numbers in self.numbers.items():
+            files.write_json(folder / name, numbers)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(t.nbytes for tensors in self.tensors.values() for t in tensors.values())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An `updates.Outcome` that stays as it is until the next one is taken."""
+
+    trainee: Trainee
+    state: StateFiles
+
+    def save(self, folder: Path) -> None:
+        """Write the state into `folder`."""
+        self.state.write(folder)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """The networks always hold the weights to publish."""
+        return contextlib.nullcontext()
+
+
+class Snapshots:
+    """Takes snapshots of a trainee, each into the memory of the one before it.
+
+    Memory that a process has had before is copied into many times faster than new memory.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        self._trainee = trainee
+        self._kept: dict[tuple[str, str], torch.Tensor] = {}
+        self._shadow: Trainee | None = None
+        self._is_refused = False
+
+    def take(self, state: StateFiles, *, published: str) -> Snapshot | None:
+        """Copy the tensors; those of the file `published` are the weights in the networks.
+
+        None where the host's memory has no room for a first copy, which is told once.
+        """
+        if not self._has_room(state):
+            return None
+        copies = {
+            file: {name: self._copied(file, name, t) for name, t in tensors.items()}
+            for file, tensors in state.tensors.items()
+        }
+        if self._shadow is None:
+            self._shadow = _shadow_of(self._trainee)
+        for name, parameter in self._shadow.trainable.items():
+            parameter.data = copies[published][name].to(parameter.dtype)
+        return Snapshot(self._shadow, replace(state, tensors=copies))
+
+    def _has_room(self, state: StateFiles) -> bool:
+        if self._kept or self._is_refused:
+            return not self._is_refused
+        needed, free = _ROOM * state.num_bytes, available_bytes()
+        self._is_refused = free < needed
+        if self._is_refused:
+            say(
+                f"note: the training waits for each save: to write it meanwhile takes "
+                f"{needed / _GIB:.1f} GiB of free memory, {free / _GIB:.1f} GiB are there"
+            )
+        return not self._is_refused
+
+    def _copied(self, file: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        kept = self._kept.get((file, name))
+        if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+            kept = self._kept[file, name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return kept.copy_(tensor)
+
+
+def _shadow_of(trainee: Trainee) -> Trainee:
+    """The same networks with other trainable parameters, still empty; all that is frozen is shared.
+
+    What wraps the networks for the training cannot be copied and is left out.
+    """
+    own = {n: nn.Parameter(torch.empty(0, dtype=p.dtype)) for n, p in trainee.trainable.items()}
+    replaced = {id(p): own[name] for name, p in trainee.trainable.items()}
+    tensors = (*trainee.denoiser.parameters(), *trainee.denoiser.buffers())
+    memo: dict[int, Any] = {id(tensor): replaced.get(id(tensor), tensor) for tensor in tensors}
+    parts: dict[str, Any] = copy.deepcopy(trainee.denoiser.parts, memo)
+    groups = tuple(
+        replace(group, parameters={name: own[name] for name in group.parameters})
+        for group in trainee.groups
+    )
+    return replace(trainee, denoiser=Denoiser(parts.pop("unet"), parts), groups=groups)
