@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,11 @@ def train(
 def executed(job: TrainJob) -> list[int]:
     """The steps executed over all attempts."""
     return [int(line) for line in job.executed_log.read_text().split()]
+
+
+def wait_for(condition: Callable[[], bool], *, within_s: float = 60) -> None:
+    """Until it holds; never longer than that, so that a test fails instead of hanging."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come about"
+        time.sleep(0.005)

@@ -2,6 +2,7 @@
 
 `slow_s`: sleep so long before each micro-step. `die_at`: kill the process that comes to the
 micro-step of this number, counted over all processes. `nan_at`: its first row is not a number.
+`die_in_save`: kill the process in the middle of writing the state of this step, an update later.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import torch
 
+from dreambooth_core import files
 from dreambooth_core.models.batch import RowsAt, TrainBatch
+from dreambooth_core.ports import MetricSink
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import TrainJob
 from tests.unit.training import tiny
@@ -39,7 +42,24 @@ def open_rows(job: TrainJob) -> RowsAt:
     return rows_at
 
 
+def open_sink(job: TrainJob) -> MetricSink:
+    if "die_in_save" in job.tracking:
+        _die_in_save(job, step=int(job.tracking["die_in_save"]))
+    return tiny.ListSink()
+
+
+def _die_in_save(job: TrainJob, *, step: int) -> None:
+    """When the files of that state are written and not yet hashed."""
+    hashes = files.tree_hashes
+
+    def die_or_hash(root: Path) -> dict[str, str]:
+        if root.name.startswith(f".aside-step-{step:08d}"):
+            tiny.wait_for(lambda: len(tiny.executed(job)) > step)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hashes(root)
+
+    files.tree_hashes = die_or_hash
+
+
 if __name__ == "__main__":
-    sys.exit(
-        worker.main(Path(sys.argv[1]), open_rows=open_rows, open_sink=lambda _: tiny.ListSink())
-    )
+    sys.exit(worker.main(Path(sys.argv[1]), open_rows=open_rows, open_sink=open_sink))
