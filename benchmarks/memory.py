@@ -89,7 +89,7 @@ def child(preset: str, base: Path, side_px: int) -> dict[str, Any]:
     shape = (unet["in_channels"], side_px // 8, side_px // 8)
     readings = Readings(shape, width=unet["cross_attention_dim"], with_class=True)
     with tempfile.TemporaryDirectory() as name:
-        job = _job(Path(name), base, settings, train)
+        job = make_job(Path(name), base, settings, train)
         job.state_dir.mkdir(parents=True)
         before = resident_mib()
         worker.work(job, open_rows=lambda _: readings.rows_at, open_sink=lambda _: NullSink(),
@@ -115,7 +115,8 @@ def child(preset: str, base: Path, side_px: int) -> dict[str, Any]:
     return row
 
 
-def _job(folder: Path, base: Path, settings: config.Settings, train: Any) -> TrainJob:
+def make_job(folder: Path, base: Path, settings: config.Settings, train: Any) -> TrainJob:
+    """A run below `folder` that begins at once."""
     return TrainJob(
         subject="benchmark",
         fingerprint="0" * 64,

@@ -100,7 +100,7 @@ class Snapshots:
         self._is_refused = free < needed
         if self._is_refused:
             say(
-                f"note: the training waits for each save: to write it meanwhile takes "
+                "note: the training waits for each save: writing beside it takes "
                 f"{needed / _GIB:.1f} GiB of free memory, {free / _GIB:.1f} GiB are there"
             )
         return not self._is_refused

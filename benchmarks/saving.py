@@ -1,0 +1,143 @@
+"""How long saves hold the updates up: a run that waits for each, and one that writes beside them.
+
+    python -m benchmarks.saving                   # the pocket model by params.yaml, in turn
+    python -m benchmarks.saving --size-gb 3.3     # copying, writing, hashing random tensors
+
+Random rows, which times do not depend on. Both runs save the same bytes (a test holds that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.memory import ROOT, Readings, make_job
+from dreambooth_core import config, files
+from dreambooth_core.ports import NullSink, never_stop
+from dreambooth_core.training import layout, resume, saver, snapshot, worker
+from dreambooth_core.training.trainee import Trainee
+
+PARTS = {
+    "the loop is held": [(saver.Saver, "save"), (saver.Saver, "check")],
+    "of it: copying": [(snapshot.Snapshots, "take")],
+    "a save as a whole": [(layout.PipelineLayout, "save")],
+    "of it: serialising": [(snapshot.StateFiles, "write"), (Trainee, "write")],
+    "of it: hashing": [(files, "tree_hashes")],
+    "of it: verifying": [(resume, "_verified")],
+    "of it: fsync of folders": [(files, "fsync_tree")],
+    "of it: removing": [(shutil, "rmtree")],
+}
+"""What is timed; parts of a save overlap with nothing but the updates."""
+NUM_TENSORS = 686  # SD 1.4's U-Net has as many
+
+
+class Clock:
+    """Seconds (wall, CPU of the thread) by the name of a part."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.spent[name][0] += time.perf_counter() - began
+            self.spent[name][1] += time.thread_time() - cpu
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def told(self) -> dict[str, str]:
+        return {name: f"{wall:.2f} s (CPU {cpu:.2f})" for name, (wall, cpu) in self.spent.items()}
+
+
+def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
+    """Train by params.yaml; where the time of its saves went."""
+    settings = config.load_settings(ROOT / "params.yaml")
+    train = settings.train.model_copy(update={"max_train_steps": num_steps})
+    base = ROOT / settings.base_model.pretrained_model_name_or_path
+    unet = json.loads((base / "unet" / "config.json").read_bytes())
+    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+    rows = Readings(shape, width=unet["cross_attention_dim"], with_class=True)
+    clock, patches = Clock(), []
+    for name, places in PARTS.items():
+        for owner, attribute in places:
+            timed = clock.around(name, getattr(owner, attribute))
+            patches.append(mock.patch.object(owner, attribute, timed))
+    if not beside:
+        patches.append(mock.patch.object(snapshot, "available_bytes", return_value=0))
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        job = make_job(Path(folder), base, settings, train)
+        job.state_dir.mkdir(parents=True)
+        for patch in patches:
+            patch.start()
+        began, cpu = time.perf_counter(), time.process_time()
+        worker.work(job, open_rows=lambda _: rows.rows_at, open_sink=lambda _: NullSink(),
+                    should_stop=never_stop)  # fmt: skip
+        spent = f"{time.perf_counter() - began:.2f} s (CPU {time.process_time() - cpu:.2f})"
+        for patch in patches:
+            patch.stop()
+    return {"beside": beside, "steps": num_steps, "the run": spent, **clock.told()}
+
+
+def by_size(size_gb: float) -> list[dict[str, str]]:
+    """What a snapshot of so much costs beside a save of it, first and in the same memory again."""
+    numel = int(size_gb * 1e9 / 4 / NUM_TENSORS)
+    live = {str(index): torch.randn(numel) for index in range(NUM_TENSORS)}
+    kept = {name: torch.empty_like(tensor) for name, tensor in live.items()}
+    turns: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory(dir=ROOT) as name:
+        for _ in range(2):
+            clock, folder = Clock(), Path(name)
+            with clock.part("copying"):
+                for key, tensor in live.items():
+                    kept[key].copy_(tensor)
+            with clock.part("serialising"):
+                save_file(kept, folder / "weights.safetensors")
+            with clock.part("hashing"):
+                files.tree_hashes(folder)
+            with clock.part("fsync"):
+                files.fsync_tree(folder)
+            with clock.part("verifying"):
+                files.tree_hashes(folder)
+            with clock.part("removing"):
+                (folder / "weights.safetensors").unlink()
+            turns.append(clock.told())
+    return turns
+
+
+def main() -> None:
+    """Print a JSON object per run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--size-gb", type=float)
+    args = parser.parse_args()
+    if args.size_gb:
+        print(json.dumps(by_size(args.size_gb), indent=2))
+        return
+    for beside in (False, True):
+        print(json.dumps(pocket_run(beside=beside, num_steps=args.steps), indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
