@@ -73,4 +73,5 @@ class Narrator:
 def say(line: str) -> None:
     """Print a line for the parent process; a parent that is gone does not stop the trainer."""
     with contextlib.suppress(OSError):
-        print(line, flush=True)  # noqa: T201 - stdout is the way to the parent process
+        # One write, as a save speaks from a thread of its own.
+        print(f"{line}\n", end="", flush=True)  # noqa: T201 - the way to the parent process
