@@ -86,7 +86,7 @@ def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
             patches.append(mock.patch.object(owner, attribute, timed))
     if not beside:
         patches.append(mock.patch.object(snapshot, "available_bytes", return_value=0))
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), base, settings, train)
         job.state_dir.mkdir(parents=True)
         for patch in patches:
@@ -106,7 +106,7 @@ def by_size(size_gb: float) -> list[dict[str, str]]:
     live = {str(index): torch.randn(numel) for index in range(NUM_TENSORS)}
     kept = {name: torch.empty_like(tensor) for name, tensor in live.items()}
     turns: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory(dir=ROOT) as name:
+    with tempfile.TemporaryDirectory() as name:
         for _ in range(2):
             clock, folder = Clock(), Path(name)
             with clock.part("copying"):
