@@ -10,10 +10,12 @@ from dreambooth_core.config.loading import for_subject, load_settings, load_view
 from dreambooth_core.config.reading import read_yaml
 from dreambooth_core.config.sections import (
     BaseModelSettings,
+    Beta,
     ComputeSettings,
     DataSettings,
     Effect,
     EvaluateSettings,
+    Fraction,
     LoraSettings,
     LrScheduler,
     Optimizer,
@@ -34,10 +36,12 @@ from dreambooth_core.config.sections import (
 __all__ = [
     "STAGE_SETTINGS",
     "BaseModelSettings",
+    "Beta",
     "ComputeSettings",
     "DataSettings",
     "Effect",
     "EvaluateSettings",
+    "Fraction",
     "LaunchConfig",
     "LoraSettings",
     "LrScheduler",

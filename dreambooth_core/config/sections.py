@@ -44,6 +44,7 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 Word = Annotated[str, Field(pattern=r"^\S+( \S+)*$", max_length=60)]
 
@@ -168,8 +169,8 @@ class TrainSettings(Section):
     lr_power: PositiveFloat = setting("Power of polynomial.", default=1.0)
     optimizer: Optimizer = setting("adamw, or adafactor (factored state).", default="adamw")
     use_8bit_adam: bool = setting("Keep AdamW's moments in 8 bits.", default=False)
-    adam_beta1: Fraction = setting("AdamW beta 1.")
-    adam_beta2: Fraction = setting("AdamW beta 2.")
+    adam_beta1: Beta = setting("AdamW beta 1.")
+    adam_beta2: Beta = setting("AdamW beta 2.")
     adam_weight_decay: NonNegativeFloat = setting("AdamW decoupled weight decay.")
     adam_epsilon: PositiveFloat = setting("AdamW epsilon.")
     max_grad_norm: PositiveFloat | None = setting("Clip the global gradient norm; null: never.")

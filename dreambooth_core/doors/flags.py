@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,10 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from dreambooth_core.config import LrScheduler, Section
+from dreambooth_core.config import Beta, Fraction, LrScheduler, Section
 
 Tracker = Literal["tensorboard", "wandb", "comet_ml", "all", "none"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Resolution = Annotated[int, Field(ge=8)]
+"""Pixels: the VAE makes one place of 8 x 8 of them."""
 
 
 def flag(doc: str, **kwargs: Any) -> Any:
@@ -33,6 +35,8 @@ def flag(doc: str, **kwargs: Any) -> Any:
 
 class ScriptFlags(Section):
     """What all scripts have in common."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     pretrained_model_name_or_path: str = flag("Hub id, or folder of a saved pipeline.")
     revision: str | None = flag("Commit or branch of a hub id.", default=None)
@@ -50,7 +54,7 @@ class ScriptFlags(Section):
     sample_batch_size: PositiveInt = flag("Class images made at once.", default=4)
     output_dir: str = flag("Folder of checkpoints and of the result.", default="dreambooth-model")
     seed: NonNegativeInt | None = flag("Seed; default: a random one, which is told.", default=None)
-    resolution: PositiveInt = flag("Side of the training images, in pixels.", default=512)
+    resolution: Resolution = flag("Side of the training images, in pixels.", default=512)
     center_crop: bool = flag("Crop the centre instead of random squares.", default=False)
     train_text_encoder: bool = flag("Train the text encoder as well.", default=False)
     train_batch_size: PositiveInt = flag("Instance images per device and micro-step.", default=4)
@@ -70,8 +74,8 @@ class ScriptFlags(Section):
     lr_num_cycles: PositiveInt = flag("Restarts of cosine_with_restarts.", default=1)
     lr_power: PositiveFloat = flag("Power of polynomial.", default=1.0)
     use_8bit_adam: bool = flag("Keep AdamW's moments in 8 bits (bitsandbytes).", default=False)
-    adam_beta1: Fraction = flag("AdamW beta 1.", default=0.9)
-    adam_beta2: Fraction = flag("AdamW beta 2.", default=0.999)
+    adam_beta1: Beta = flag("AdamW beta 1.", default=0.9)
+    adam_beta2: Beta = flag("AdamW beta 2.", default=0.999)
     adam_weight_decay: NonNegativeFloat = flag("AdamW decoupled weight decay.", default=1e-2)
     adam_epsilon: PositiveFloat = flag("AdamW epsilon.", default=1e-8)
     max_grad_norm: PositiveFloat = flag("Clip the global gradient norm.", default=1.0)
@@ -156,7 +160,7 @@ class DreamBoothLoraSdxlFlags(ScriptFlags, _LoraFlags):
     output_dir: str = flag(
         "Folder of checkpoints and of the result.", default="lora-dreambooth-model"
     )
-    resolution: PositiveInt = flag("Side of the training images, in pixels.", default=1024)
+    resolution: Resolution = flag("Side of the training images, in pixels.", default=1024)
     learning_rate: PositiveFloat = flag("Peak learning rate.", default=1e-4)
     text_encoder_lr: PositiveFloat = flag("Peak rate of the text encoders.", default=5e-6)
     adam_weight_decay: NonNegativeFloat = flag("AdamW decoupled weight decay.", default=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPTokenizer
@@ -11,6 +12,7 @@ from dreambooth_core import files
 from dreambooth_core.data import cache
 from dreambooth_core.doors import class_images, photos
 from dreambooth_core.doors.plan import Plan
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, source
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
@@ -54,6 +56,7 @@ def build_latents(
         ),
         masks_text=masks_text(plan),
     )
+    _require_places(encoders)
     with files.atomic_dir(plan.state_dir / CACHE) as out:
         record = cache.build_cache(
             sets,
@@ -67,6 +70,18 @@ def build_latents(
     del encoders
     load.free_memory(device)
     return record
+
+
+def _require_places(encoders: cache.Encoders) -> None:
+    """Raise SettingsError where a tokenizer gives more tokens than its text encoder can read."""
+    for tokenizer, encoder in zip(encoders.tokenizers, encoders.text_encoders, strict=True):
+        config: Any = encoder.config
+        if tokenizer.model_max_length > config.max_position_embeddings:
+            raise SettingsError(
+                "--tokenizer_max_length: the text encoder cannot read so many tokens",
+                got=str(tokenizer.model_max_length),
+                allowed=f"up to {config.max_position_embeddings}",
+            )
 
 
 def masks_text(plan: Plan) -> bool:

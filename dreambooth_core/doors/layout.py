@@ -4,7 +4,7 @@
 checkpoint-N/unet/                            loads with UNet2DConditionModel.from_pretrained
 checkpoint-N/text_encoder/                    when it is trained
 checkpoint-N/pytorch_lora_weights.safetensors  instead of both for LoRA
-checkpoint-N/training_state/                  what a resume needs besides
+checkpoint-N/training_state/                  what a resume needs besides: no weight twice
 checkpoint-N/record.json                      written last: sha256 of every file
 ```
 """
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dreambooth_core import files
+from dreambooth_core.doors import single_copy
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
 from dreambooth_core.training import resume
@@ -89,6 +90,7 @@ class ScriptLayout:
             self._write(outcome, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:
+                single_copy.leave_out(aside / STATE, checkpoint=aside)
                 files.write_text(aside / STATE / METRICS, metrics)
                 self._record(aside, step=step)
         if processes.is_main_process:
@@ -137,16 +139,21 @@ def read_metrics(folder: Path) -> str:
 def state_to_resume(
     folder: Path, record: ScriptCheckpoint, *, settings: dict[str, Any], scratch: Path
 ) -> Path:
-    """The folder that `Updates` continue from.
+    """The folder that `Updates` continue from: the checkpoint's own, or one made in `scratch`.
 
-    Where another optimizer made the checkpoint, it is a folder in `scratch` with the weights alone:
-    moments of one kind mean nothing to another.
+    There the weights are put together, and the rest is linked. Where another optimizer made the
+    checkpoint it is the weights alone: moments of one kind mean nothing to another.
     """
     state = folder / STATE
-    if all(record.settings.get(name) == settings.get(name) for name in _OPTIMIZER_FLAGS):
+    is_fitting = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
+    if is_fitting and single_copy.is_whole(state):
         return state
-    scratch.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(state / WEIGHTS, scratch / WEIGHTS)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    save_file(single_copy.read_weights(state, checkpoint=folder), scratch / WEIGHTS)
+    for entry in state.iterdir() if is_fitting else ():
+        if entry.name != WEIGHTS:
+            (scratch / entry.name).symlink_to(entry.resolve())
     return scratch
 
 
@@ -208,13 +215,11 @@ def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
 
 def check_fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise SettingsError unless a checkpoint's weights are those that are trained now."""
-    path = folder / STATE / WEIGHTS
-    if not path.is_file():  # a split state: its own loader knows what belongs to it
+    saved = single_copy.read_shapes(folder / STATE, checkpoint=folder)
+    if not saved:  # a split state: its own loader knows what belongs to it
         return
-    with safe_open(path, framework="pt") as opened:
-        saved = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     odd = sorted(saved.keys() ^ shapes.keys())
-    odd += [n for n in sorted(saved.keys() & shapes.keys()) if saved[n] != list(shapes[n])]
+    odd += [n for n in sorted(saved.keys() & shapes.keys()) if list(saved[n]) != list(shapes[n])]
     if odd:
         raise SettingsError(
             "--resume_from_checkpoint: the checkpoint holds other weights than are trained now",

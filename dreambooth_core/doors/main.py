@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dreambooth_core.doors.flags import Door
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
+from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.quiet import quiet
 
@@ -36,7 +37,7 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
         return _run(make_plan(door, parse(door, arguments), os.environ))
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {in_flags(str(error), door.flags.model_fields)}\n")
         return error.exit_code
     finally:
         gc.freeze()  # else the interpreter walks through all of torch once more before it ends

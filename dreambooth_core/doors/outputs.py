@@ -14,6 +14,9 @@ from dreambooth_core.models import lora, source, weights
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
 
+KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
+"""As the documented script calls it."""
+
 _BESIDE = ("safety_checker/*.json", "safety_checker/*.safetensors", "feature_extractor/*.json")
 _OPTIONAL = ("safety_checker", "feature_extractor")
 
@@ -24,7 +27,7 @@ def write_result(plan: Plan, trainee: Trainee) -> None:
         if plan.door.method == "lora":
             trainee.write(aside)
             if getattr(plan.flags, "output_kohya_format", False):
-                lora.write_kohya(aside, out=aside / lora.KOHYA_FILE)
+                lora.write_kohya(aside, out=aside / KOHYA_FILE)
         else:
             _write_pipeline(plan, trainee, aside)
     for entry in sorted((plan.state_dir / "result").iterdir()):

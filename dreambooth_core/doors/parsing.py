@@ -94,7 +94,8 @@ def _describe(error: dict[str, Any]) -> str:
 def help_text(door: Door) -> str:
     """All flags with their defaults, one a line."""
     about = (door.flags.__doc__ or "").strip()
-    lines = [about, "", f"usage: accelerate launch {door.script} --FLAG VALUE ...", ""]
+    launcher = "accelerate launch" if door.engine == "torch" else "python"
+    lines = [about, "", f"usage: {launcher} {door.script} --FLAG VALUE ...", ""]
     for name, field in door.flags.model_fields.items():
         default = "must be given" if field.is_required() else f"default: {field.default}"
         shown = "" if _is_switch(field) else f" {_allowed(field)}"

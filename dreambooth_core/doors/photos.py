@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
 from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DataError
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import GateReport, Manifest
@@ -34,20 +36,19 @@ def accept_photos(plan: Plan, *, should_stop: StopSignal) -> Manifest:
     except DataError as error:
         hint = "put 3 to 6 photos of the subject into --instance_data_dir"
         raise DataError(error.what, got=error.got, hint=hint) from None
-    _tell(inspection.report)
+    for line in _lines(inspection.report):
+        say(in_flags(line, plan.door.flags.model_fields))
     digest = files.digest_of([photo.sha256 for photo in inspection.report.accepted])
     with files.atomic_dir(plan.state_dir / FOLDER) as out:
         return gate.write_accepted(inspection, out=out, fingerprint=digest)
 
 
-def _tell(report: GateReport) -> None:
+def _lines(report: GateReport) -> Iterator[str]:
     for each in report.rejected:
-        say(f"warning: photo {each.name} is left out: {each.reason}")
+        yield f"warning: photo {each.name} is left out: {each.reason}"
     for each in report.skipped:
-        say(f"{each.name} is skipped: {each.reason}")
+        yield f"{each.name} is skipped: {each.reason}"
     for photo in report.accepted:
-        for warning in photo.warnings:
-            say(f"warning: photo {photo.name}: {warning}")
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    say(f"{len(report.accepted)} photos to train on")
+        yield from (f"warning: photo {photo.name}: {warning}" for warning in photo.warnings)
+    yield from (f"warning: {warning}" for warning in report.warnings)
+    yield f"{len(report.accepted)} photos to train on"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Launched:
     mixed_precision: str
     strategy: str | None
     num_threads: int
+    is_lonely: bool
+    """Whether accelerate was asked for several processes and has started this one alone."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Launched:
@@ -60,6 +63,8 @@ class Launched:
             mixed_precision=env.get(_LAUNCHER, "no"),
             strategy=strategy,
             num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+            # For several it sets the address; for one, on a CPU, nothing that says how many.
+            is_lonely=_LAUNCHER in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env,
         )
 
 
@@ -130,7 +135,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     """Check what belongs together. Raises SettingsError that names every mistake."""
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += _text_problems(flags)
+    problems += [*_text_problems(flags), *_launcher_problems(launched)]
     num_replicas = _num_replicas(door, launched)
     plan = Plan(
         door=door,
@@ -235,6 +240,10 @@ def _prior_problems(flags: ScriptFlags) -> list[str]:
 
 
 def _folder_problems(flags: ScriptFlags) -> list[str]:
+    return [*_missing_folders(flags), *_shared_folders(flags)]
+
+
+def _missing_folders(flags: ScriptFlags) -> list[str]:
     folder = Path(flags.instance_data_dir)
     found = [] if folder.is_dir() else [f"--instance_data_dir: no folder {folder}"]
     for name in ("output_dir", "class_data_dir"):
@@ -242,6 +251,17 @@ def _folder_problems(flags: ScriptFlags) -> list[str]:
         if value is not None and Path(value).exists() and not Path(value).is_dir():
             found.append(f"--{name}: {value} is a file, a folder is needed")
     return found
+
+
+def _shared_folders(flags: ScriptFlags) -> list[str]:
+    """Photos, class images and results have a folder each: the first is only read."""
+    names = ("instance_data_dir", "class_data_dir", "output_dir")
+    given = [(name, getattr(flags, name)) for name in names if getattr(flags, name) is not None]
+    return [
+        f"--{name}: the same folder as --{other}; each needs one of its own"
+        for (other, there), (name, here) in itertools.combinations(given, 2)
+        if Path(here).resolve() == Path(there).resolve()
+    ]
 
 
 def _package_problems(flags: ScriptFlags) -> list[str]:
@@ -269,6 +289,17 @@ def _text_problems(flags: ScriptFlags) -> list[str]:
     return []
 
 
+def _launcher_problems(launched: Launched) -> list[str]:
+    """Half a batch and half the steps an epoch would be a result that nobody asked for."""
+    if not launched.is_lonely:
+        return []
+    return [
+        "accelerate launch: several processes were asked for and one was started, as it does with "
+        "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
+        "on a CPU too"
+    ]
+
+
 def _notes(flags: ScriptFlags) -> list[str]:
     """What is worth saying of a command line that is not wrong."""
     notes: list[str] = []
@@ -283,6 +314,8 @@ def _notes(flags: ScriptFlags) -> list[str]:
         notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
     if flags.dataloader_num_workers:
         notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
+    if not flags.instance_prompt.strip():
+        notes.append("--instance_prompt is empty: no word will stand for the subject")
     if flags.report_to == "tensorboard" and not _is_installed("tensorboard"):
         notes.append("TensorBoard is not installed: no curves are written")
     return notes

@@ -21,7 +21,7 @@ from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import Validation
-from dreambooth_core.errors import Stopped
+from dreambooth_core.errors import SettingsError, Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.ports import StopSignal
@@ -37,6 +37,8 @@ from dreambooth_core.training.trainer import StepByStep, Trainer
 
 _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
+_RESUMED = "resumed"
+"""Below the run's own folder: a state put together, for as long as it is read."""
 
 _Found = tuple[Path, layout.ScriptCheckpoint]
 """A checkpoint to go on from, verified."""
@@ -121,7 +123,7 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        plan.output_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(plan.output_dir)
         files.remove_asides(plan.output_dir)
         load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
 
@@ -162,8 +164,11 @@ class _Session:
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
         )
         trainer = self._trainer(job, trainee, data.rows_at, resumed.state)
+        accelerator.wait_for_everyone()
         if self._is_main:
-            say(f"training starts after step {resumed.step} of {job.train.max_train_steps}")
+            shutil.rmtree(self._plan.state_dir / _RESUMED, ignore_errors=True)  # it has been read
+        if self._is_main:
+            say(_first_word(resumed.step, last=job.train.max_train_steps))
         with self._sink(settings) as sink:
             loop = Loop(
                 job,
@@ -185,16 +190,18 @@ class _Session:
     def _trainer(
         self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
-        """Torch's, or JAX's for the door that trains through it."""
+        """Torch's, or JAX's for the door that trains through it; a new run rehearses step 0."""
+        accelerator, train = self._accelerator, job.train
         if self._plan.door.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
 
-            return JaxTrainer(trainee, settings=job.train, rows_at=rows_at, state=state)
-        accelerator = self._accelerator
-        updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
+            trainer = JaxTrainer(trainee, settings=train, rows_at=rows_at, state=state)
+        else:
+            updates = make_updates(trainee, accelerator=accelerator, settings=train, state=state)
+            trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
         if state is None:
-            rehearse(job, updates, _kept(self._plan, job), is_main=self._is_main)
-        return Trainer(updates, accelerator=accelerator, settings=job.train, rows_at=rows_at)
+            rehearse(job, trainer.updates, _kept(self._plan, job), is_main=self._is_main)
+        return trainer
 
     def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
         flags = self._plan.flags
@@ -232,7 +239,6 @@ class _Session:
                 every=every,
                 seed=seed,
                 take=lambda images, step: sink.pictures(images, name="validation", step=step),
-                device=self._accelerator.device,
                 is_main=self._is_main,
             )
         ]
@@ -246,9 +252,20 @@ class _Session:
             for change in layout.changes(record, settings):
                 say(f"note: another setting than the checkpoint's: {change}")
         layout.check_fits(path, {name: p.shape for name, p in trainee.trainable.items()})
-        scratch = self._plan.state_dir / f"resumed-{self._accelerator.process_index}"
-        state = layout.state_to_resume(path, record, settings=settings, scratch=scratch)
+        state = from_main(
+            self._accelerator,
+            lambda: layout.state_to_resume(
+                path, record, settings=settings, scratch=self._plan.state_dir / _RESUMED
+            ),
+        )
         return _Resumed(record.step, layout.read_metrics(path), state)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output_dir: {folder} cannot be made", got=str(error)) from None
 
 
 def _kept(plan: Plan, job: TrainJob) -> Kept:
@@ -258,6 +275,15 @@ def _kept(plan: Plan, job: TrainJob) -> Kept:
     limit = flags.checkpoints_total_limit
     folders = num if limit is None else min(num, limit + 1)
     return Kept(checkpoints=folders + 1, states=folders)  # and the result itself
+
+
+def _first_word(step: int, *, last: int) -> str:
+    if step < last:
+        return f"training starts after step {step} of {last}"
+    return (
+        f"note: nothing is left to train, as --max_train_steps is {last}: the weights of "
+        f"checkpoint-{step} are the result"
+    )
 
 
 def _checkpoint_to_resume(plan: Plan) -> _Found | None:

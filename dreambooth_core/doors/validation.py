@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
+from torch import nn
 
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models import load, sampling
@@ -28,7 +29,7 @@ TakePictures = Callable[[Sequence[Image.Image], int], None]
 
 
 class Validation:
-    """A visitor of the loop that draws with the networks as they are, in the main process."""
+    """A visitor of the loop that draws with the weights of now, in the main process."""
 
     def __init__(
         self,
@@ -38,26 +39,34 @@ class Validation:
         every: int,
         seed: int,
         take: TakePictures,
-        device: torch.device,
         is_main: bool,
     ) -> None:
         self._plan, self._prompt, self._every, self._seed = plan, prompt, every, seed
-        self._take, self._device, self._is_main = take, device, is_main
+        self._take, self._is_main = take, is_main
 
     def is_due(self, step: int) -> bool:
         """At every multiple of validation_steps."""
         return step % self._every == 0
 
     def visit(self, trainer: StepByStep, *, step: int) -> None:
-        """Draw num_validation_images pictures, each of its own seed, the same at every visit."""
-        if not self._is_main:
-            return
-        say(f"validation pictures at step {step}: {self._prompt!r}")
-        pipe = load.load_pipeline(self._plan.base_model, Path.cwd(), device=self._device)
+        """Draw num_validation_images pictures, each of its own seed, the same at every visit.
+
+        All processes come here: some kinds of updates need them to put the weights together.
+        """
+        with trainer.updates.whole():
+            if self._is_main:
+                say(f"validation pictures at step {step}: {self._prompt!r}")
+                self._take(self._draw(trainer.trainee.denoiser.parts), step)
+
+    def _draw(self, parts: Mapping[str, nn.Module]) -> list[Image.Image]:
+        """The pictures, in the type and on the device that the trained networks have."""
+        settings, networks = self._plan.base_model, cast(dict[str, Any], parts)
+        device, dtype = networks["unet"].device, networks["unet"].dtype
+        pipe = load.load_pipeline(settings, Path.cwd(), device=device, dtype=dtype)
         flags = self._plan.flags
         name = getattr(flags, "validation_scheduler", "DPMSolverMultistepScheduler")
         pipe.scheduler = _SCHEDULERS[name].from_config(pipe.scheduler.config)
-        for part, module in trainer.trainee.denoiser.parts.items():
+        for part, module in networks.items():
             setattr(pipe, part, module)
         num = flags.num_validation_images
         images = sampling.sample(
@@ -69,6 +78,6 @@ class Validation:
             resolution=native_side(pipe),
             batch_size=1,
         )
-        self._take(images, step)
         del pipe
-        load.free_memory(self._device)
+        load.free_memory(device)
+        return images

@@ -26,6 +26,7 @@ from dreambooth_core.records import BaseModelIdentity
 Component = Literal["unet", "vae", "scheduler"]
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def configure_torch(compute: ComputeSettings) -> None:
@@ -201,6 +202,10 @@ def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokeni
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer saved in a folder. Raises SettingsError."""
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise SettingsError(
+            f"{folder} holds no tokenizer", allowed=f"a folder with {' or '.join(_VOCABULARIES)}"
+        )
     return _opened(CLIPTokenizer, folder)
 
 

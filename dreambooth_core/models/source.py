@@ -61,7 +61,7 @@ def find_model(
             raise SettingsError(
                 f"{name} is a folder, and only a hub id has a revision",
                 got=f"revision {revision}",
-                hint="set revision to null",
+                hint="leave the revision out (null)",
             )
         return ModelSource(folder=folder, commit=None)
     if not _looks_like_hub_id(name, root):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
     for name in source.matching_files(folder, ("*.safetensors",)):
         weights |= read_tensors(folder / name)
     own = model.state_dict()
-    weights = {_name_in(own, name): tensor for name, tensor in weights.items()}
+    weights = {name_in(own, name): tensor for name, tensor in weights.items()}
     wrong = sorted(set(weights) ^ set(own))
     wrong += sorted(k for k in set(weights) & set(own) if weights[k].shape != own[k].shape)
     if wrong:
@@ -129,7 +129,7 @@ def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _name_in(own: Mapping[str, torch.Tensor], name: str) -> str:
+def name_in(own: Collection[str], name: str) -> str:
     """A saved weight's name in the model: files of text encoders have a prefix that versions of
     the library know or do not know."""
     other = name.removeprefix(_TEXT_STACK) if name.startswith(_TEXT_STACK) else _TEXT_STACK + name

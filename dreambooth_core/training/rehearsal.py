@@ -22,7 +22,7 @@ from dreambooth_core.training import published
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Updates
+from dreambooth_core.training.updates import HeldState
 
 _T = TypeVar("_T")
 
@@ -51,7 +51,7 @@ def kept_in_store(job: TrainJob) -> Kept:
     )
 
 
-def rehearse(job: TrainJob, updates: Updates, kept: Kept, *, is_main: bool) -> None:
+def rehearse(job: TrainJob, updates: HeldState, kept: Kept, *, is_main: bool) -> None:
     """Try step 0 in the main process; called by all, as they put the weights together.
 
     Raises StageError.

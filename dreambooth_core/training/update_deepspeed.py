@@ -65,6 +65,7 @@ class DeepSpeedUpdates:
             # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
             loaded, _ = engine.load_checkpoint(str(state), tag=_TAG, load_module_strict=False)
             assert loaded is not None, f"DeepSpeed found no state in {state}"
+            _multiply_betas_up(optimizer)
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
         """Set the rates of the coming update."""
@@ -227,3 +228,20 @@ def _optimizer(
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     return DeepSpeedCPUAdam(parameter_groups(trainee), adamw_mode=True, **adam_options(settings))
+
+
+def _multiply_betas_up(optimizer: torch.optim.Optimizer) -> None:
+    """Let DeepSpeed's AdamW for the CPU, after loading, divide by what an undisturbed run has.
+
+    It keeps beta^step by multiplying in each update, and takes `pow` when the step has jumped,
+    which has another last bit at every few steps. Updates of one number bring it there.
+    """
+    adam: Any = optimizer
+    if not hasattr(adam, "ds_opt_adam"):
+        return
+    group, last = adam.param_groups[0], max(int(state["step"]) for state in adam.state.values())
+    names = ("lr", "betas", "eps", "weight_decay", "bias_correction")
+    rate, betas, *others = (group[name] for name in names)
+    numbers = [torch.zeros(1) for _ in range(4)]  # weight, gradient and both moments
+    for step in range(1, last + 1):
+        adam.ds_opt_adam.adam_update(adam.opt_id, step, rate, *betas, *others, *numbers)

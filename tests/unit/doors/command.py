@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+
 from dreambooth_core.doors import flags
 from dreambooth_core.doors.flags import Door
 from dreambooth_core.doors.main import main
 
 
-def arguments(base_model: Path, photos: Path, out: Path, **more: object) -> list[str]:
+def arguments(base_model: Path | str, photos: Path, out: Path, **more: object) -> list[str]:
     """The flags that every run needs, and `more`; True stands for a switch, None for no flag."""
     values = {
         "pretrained_model_name_or_path": base_model,
@@ -29,10 +31,18 @@ def arguments(base_model: Path, photos: Path, out: Path, **more: object) -> list
 
 
 def run(
-    base_model: Path, photos: Path, out: Path, *, door: Door = flags.DREAMBOOTH, **more: object
+    base_model: Path | str,
+    photos: Path,
+    out: Path,
+    *,
+    door: Door = flags.DREAMBOOTH,
+    **more: object,
 ) -> int:
-    """Run a script; its exit code."""
-    return main(door, arguments(base_model, photos, out, **more))
+    """Run a script as in a process of its own, after which nothing is left; its exit code."""
+    try:
+        return main(door, arguments(base_model, photos, out, **more))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def prior(folder: Path, num: int, **more: object) -> dict[str, object]:

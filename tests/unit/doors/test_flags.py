@@ -5,9 +5,15 @@ import sys
 
 import pytest
 
-from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from dreambooth_core.doors.flags import (
+    DREAMBOOTH,
+    DREAMBOOTH_FLAX,
+    DREAMBOOTH_LORA,
+    DREAMBOOTH_LORA_SDXL,
+)
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import make_plan
+from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import SettingsError
 from tests.paths import ROOT
 
@@ -95,9 +101,52 @@ def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
     assert "SDPA" in text
 
 
+def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that_starts_them():
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
+    text = problems(DREAMBOOTH, *NEEDED, env=env)
+    assert "several processes were asked for and one was started" in text
+    assert "accelerate launch --multi_gpu --num_processes N" in text
+    assert train_settings(env=env | {"WORLD_SIZE": "2"}).num_processes == 2
+
+
+def test_save_steps_of_the_jax_door_is_another_name_of_checkpointing_steps():
+    assert parse(DREAMBOOTH_FLAX, [*NEEDED, "--save_steps=7"]).checkpointing_steps == 7
+
+
+def test_what_the_core_says_of_settings_is_told_in_flags():
+    text = in_flags(
+        "lower train.learning_rate, set train.use_8bit_adam to false; enlarged (data.resolution); "
+        "looks blurry (data.blur_threshold); train.lora.lora_layers fits no layer",
+        DREAMBOOTH_LORA.flags.model_fields,
+    )
+    assert text == (
+        "lower --learning_rate, leave out --use_8bit_adam; enlarged (--resolution); "
+        "looks blurry; --lora_layers fits no layer"
+    )
+
+
 def test_a_photo_folder_that_does_not_exist_is_told_before_anything_is_loaded():
     text = problems(DREAMBOOTH, NEEDED[0], "--instance_data_dir=nowhere", NEEDED[2])
     assert text == "--instance_data_dir: no folder nowhere"
+
+
+def test_numbers_that_would_fail_later_are_refused_at_once():
+    text = problems(DREAMBOOTH, *NEEDED, "--adam_beta1=1", "--learning_rate=inf", "--resolution=4")
+    assert text.splitlines() == [
+        "--resolution: Input should be greater than or equal to 8, found '4'",
+        "--learning_rate: Input should be a finite number, found 'inf'",
+        "--adam_beta1: Input should be less than 1, found '1'",
+    ]
+
+
+def test_photos_class_images_and_results_cannot_share_a_folder(tmp_path):
+    folders = [f"--instance_data_dir={tmp_path}", f"--class_data_dir={tmp_path}/."]
+    text = problems(DREAMBOOTH, NEEDED[0], NEEDED[2], *folders, f"--output_dir={tmp_path}/x/..")
+    assert text.splitlines() == [
+        "--class_data_dir: the same folder as --instance_data_dir; each needs one of its own",
+        "--output_dir: the same folder as --instance_data_dir; each needs one of its own",
+        "--output_dir: the same folder as --class_data_dir; each needs one of its own",
+    ]
 
 
 def test_flags_of_other_model_families_are_refused_with_the_reason():

@@ -8,11 +8,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
+from dreambooth_core.doors import single_copy
 from dreambooth_core.doors.flags import DREAMBOOTH_LORA
+from dreambooth_core.doors.layout import ScriptCheckpoint
 from tests.unit.doors.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -77,6 +79,67 @@ def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, p
     assert run(tiny_sd, photos, resumed, **flags | {"max_train_steps": 2}) == 0
     assert run(tiny_sd, photos, resumed, **flags, resume_from_checkpoint="checkpoint-2") == 0
     assert files.sha256_file(whole / WEIGHTS) == files.sha256_file(resumed / WEIGHTS)
+
+
+def test_a_checkpoint_has_each_trained_weight_once_and_one_that_has_them_twice_goes_on_alike(
+    tiny_sd, photos, tmp_path
+):
+    flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
+    new, old = tmp_path / "new", tmp_path / "old"
+    assert run(tiny_sd, photos, new, **flags) == 0
+    state = new / "checkpoint-2" / "training_state"
+    assert names(state) == ["beside.json", "metrics.csv", "optimizer.safetensors"]
+    moments = load_file(state / "optimizer.safetensors")
+    assert set(json.loads((state / "beside.json").read_text())) == {
+        name.partition("|")[0] for name in moments
+    }
+    shutil.copytree(new / "checkpoint-2", old / "checkpoint-2")
+    _store_twice(old / "checkpoint-2")
+    undisturbed = _networks(new)
+    for out in (new, old):
+        assert run(tiny_sd, photos, out, **flags, resume_from_checkpoint="checkpoint-2") == 0
+        assert _networks(out) == undisturbed
+        assert not (out / ".dreambooth").exists()
+
+
+def _networks(out):
+    return [files.tree_hashes(out / part) for part in ("unet", "text_encoder")]
+
+
+def _store_twice(checkpoint):
+    """What this project's checkpoints were: the state with all weights in a file of its own."""
+    state = checkpoint / "training_state"
+    weights = single_copy.read_weights(state, checkpoint=checkpoint)
+    save_file(weights, state / "weights.safetensors")
+    (state / "beside.json").unlink()
+    record = ScriptCheckpoint.read(checkpoint)
+    (checkpoint / "record.json").unlink()
+    record.model_copy(update={"files": files.tree_hashes(checkpoint)}).write(checkpoint)
+
+
+def test_a_resume_at_the_last_step_says_that_nothing_is_left_to_train(
+    tiny_sd, photos, tmp_path, capsys
+):
+    assert run(tiny_sd, photos, tmp_path / "out", checkpointing_steps=2) == 0
+    flags = {"resume_from_checkpoint": "latest", "max_train_steps": 1}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
+    said = capsys.readouterr().out
+    assert (
+        "nothing is left to train, as --max_train_steps is 1: the weights of checkpoint-2" in said
+    )
+
+
+def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
+    tiny_sd, photos, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    for out, flags, error in (
+        ("file/out", {}, "--output_dir: "),
+        ("out", {"tokenizer_name": photos}, "holds no tokenizer"),
+        ("out", {"tokenizer_max_length": 500}, "found: 500; allowed: up to 77"),
+    ):
+        assert run(tiny_sd, photos, tmp_path / out, **flags) == 2
+        assert error in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(

@@ -1,46 +1,54 @@
-"""`train_dreambooth_flax.py`: the seed's Flax command, and what is refused at the door."""
+"""`train_dreambooth_flax.py`: its checkpoints, its pictures, and what is refused at the door."""
 
+import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from diffusers import StableDiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dreambooth_core import files
+from dreambooth_core.doors.flags import DREAMBOOTH_FLAX
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models.families import pipeline_family
-from tests.paths import ROOT
-from tests.unit.jax.conftest import FLAGS
+from tests.unit.doors.command import run
+
+PARTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 
 
 @pytest.mark.jax
-def test_the_seeds_flax_command_with_prior_and_text_encoder_leaves_a_pipeline(
-    tmp_path, tiny_sd, photos
+def test_a_resumed_run_is_the_undisturbed_one_to_the_bit_and_torch_goes_on_from_it_to_1e_5(
+    tiny_sd, photos, tmp_path
 ):
-    done = _run(
-        f"--pretrained_model_name_or_path={tiny_sd}", "--train_text_encoder",
-        f"--instance_data_dir={photos}", f"--class_data_dir={tmp_path / 'class'}",
-        f"--output_dir={tmp_path / 'out'}",
-        "--with_prior_preservation", "--prior_loss_weight=1.0",
-        "--instance_prompt=a photo of sks dog", "--class_prompt=a photo of dog",
-        "--resolution=64", "--train_batch_size=1", "--learning_rate=2e-6",
-        "--num_class_images=2", "--max_train_steps=2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
-    base = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
-    for part in ("unet", "text_encoder"):
-        pairs = zip(getattr(pipe, part).parameters(), getattr(base, part).parameters(), strict=True)
-        assert any(not own.equal(other) for own, other in pairs), part
+    flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
+    jax = flags | {"door": DREAMBOOTH_FLAX}
+    whole, resumed, in_torch = (tmp_path / name for name in ("whole", "resumed", "torch"))
+    assert run(tiny_sd, photos, whole, **jax) == 0
+    assert run(tiny_sd, photos, resumed, **jax | {"max_train_steps": 2}) == 0
+    files.copy_tree(resumed, in_torch)
+    assert run(tiny_sd, photos, resumed, **jax, resume_from_checkpoint="latest") == 0
+    for part in PARTS:
+        assert files.sha256_file(resumed / part) == files.sha256_file(whole / part)
+    assert run(tiny_sd, photos, in_torch, **flags, resume_from_checkpoint="checkpoint-2") == 0
+    assert losses(in_torch) == pytest.approx(losses(whole), abs=1e-5)
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "train_dreambooth_flax.py", *arguments],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+def losses(out):
+    with (out / "checkpoint-4" / "training_state" / "metrics.csv").open() as table:
+        return [float(row["loss"]) for row in csv.DictReader(table)]
+
+
+@pytest.mark.jax
+def test_save_steps_makes_checkpoints_and_validation_pictures_show_the_weights_of_now(
+    tiny_sd, photos, tmp_path
+):
+    flags = {"train_text_encoder": True, "max_train_steps": 3, "save_steps": 2}
+    pictures = {"validation_prompt": "a mug", "validation_steps": 1, "num_validation_images": 1}
+    flags |= pictures | {"door": DREAMBOOTH_FLAX, "report_to": "tensorboard"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+    events = EventAccumulator(str(tmp_path / "out/logs/dreambooth"), size_guidance={"images": 0})
+    events.Reload()
+    assert len({picture.encoded_image_string for picture in events.Images("validation")}) == 3
 
 
 def test_flax_weights_are_refused_with_the_way_to_convert_them(tmp_path):

@@ -1,0 +1,83 @@
+"""The trained weights of a checkpoint once on the disk: what its networks hold, its state need not.
+
+After a full fine-tune both have the same fp32 numbers, a third of what the rest of the checkpoint
+takes. An adapter's state is left as it is, and so is one that is split over processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dreambooth_core import files
+from dreambooth_core.models.weights import COMPONENTS, name_in
+from dreambooth_core.training.update_plain import WEIGHTS
+
+_BESIDE = "beside.json"
+"""In a state: the names of the weights that are in the networks' files instead."""
+
+
+def leave_out(state: Path, *, checkpoint: Path) -> None:
+    """Take those weights out of a new state that the checkpoint's networks hold to the bit."""
+    path = state / WEIGHTS
+    if not path.is_file():
+        return
+    own = load_file(path)
+    beside = sorted(n for n, tensor in _in_networks(checkpoint, own) if _is_same(tensor, own[n]))
+    if not beside:
+        return
+    rest = {name: tensor for name, tensor in own.items() if name not in set(beside)}
+    path.unlink()
+    if rest:
+        save_file(rest, path)
+    files.write_json(state / _BESIDE, beside)
+
+
+def is_whole(state: Path) -> bool:
+    """Whether a state has all that it needs in its own folder."""
+    return not (state / _BESIDE).is_file()
+
+
+def read_weights(state: Path, *, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All trained weights of a verified checkpoint; none where its state is split."""
+    own = load_file(state / WEIGHTS) if (state / WEIGHTS).is_file() else {}
+    return own | dict(_in_networks(checkpoint, _names_beside(state)))
+
+
+def read_shapes(state: Path, *, checkpoint: Path) -> dict[str, Sequence[int]]:
+    """The shapes of what `read_weights` gives."""
+    shapes: dict[str, Sequence[int]] = {}
+    if (state / WEIGHTS).is_file():
+        with safe_open(state / WEIGHTS, framework="pt") as opened:
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    beside = _in_networks(checkpoint, _names_beside(state))
+    return shapes | {name: list(tensor.shape) for name, tensor in beside}
+
+
+def _names_beside(state: Path) -> list[str]:
+    return [] if is_whole(state) else json.loads((state / _BESIDE).read_bytes())
+
+
+def _in_networks(checkpoint: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named weights that the checkpoint's network files have, one after the other."""
+    for part in COMPONENTS:
+        prefix = f"{part}."
+        wanted = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
+        for path in sorted((checkpoint / part).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118
+                    if (name := name_in(wanted, key)) in wanted:
+                        yield prefix + name, opened.get_tensor(key)
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    left, right = (tensor.reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(left, right)

@@ -1,0 +1,157 @@
+"""The LoRA doors: what their own flags do to the adapter, for Stable Diffusion and for XL."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dreambooth_core import files
+from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from tests import tiny_models
+from tests.unit.doors.command import run
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory) -> Path:
+    """Four photos that no test changes."""
+    return tiny_models.build_photos(tmp_path_factory.mktemp("subject") / "photos")
+
+
+def train(model: Path, photos: Path, out: Path, *, door=DREAMBOOTH_LORA, **flags) -> dict:
+    """The adapter's tensors after one step, or as many as the flags say."""
+    flags = {"max_train_steps": 1, "learning_rate": 1e-2, **flags}
+    assert run(model, photos, out, door=door, **flags) == 0
+    return load_file(out / ADAPTER)
+
+
+def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, subject, tmp_path):
+    flags = {"rank": 3, "lora_layers": "to_q, to_out.0"}
+    tensors = train(tiny_sd, subject, tmp_path / "a", **flags, lora_alpha=3)
+    assert {t.shape[0] for name, t in tensors.items() if ".lora_A." in name} == {3}
+    assert {name.rpartition(".lora")[0].partition("attn")[2][2:] for name in tensors} == {
+        "to_q", "to_out.0",
+    }  # fmt: skip
+    stronger = train(tiny_sd, subject, tmp_path / "b", **flags, lora_alpha=300, max_train_steps=2)
+    weaker = train(tiny_sd, subject, tmp_path / "c", **flags, lora_alpha=3, max_train_steps=2)
+    assert any(not torch.equal(stronger[name], weaker[name]) for name in weaker)
+
+
+def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
+    tiny_sd, subject, tmp_path
+):
+    base = train(tiny_sd, subject, tmp_path / "a")
+    dropped = train(tiny_sd, subject, tmp_path / "b", lora_dropout=0.5)
+    assert any(not torch.equal(base[name], dropped[name]) for name in base)
+    train(tiny_sd, subject, tmp_path / "c", image_interpolation_mode="bilinear")
+    assert files.tree_hashes(tmp_path / "a") == files.tree_hashes(tmp_path / "c")
+
+
+def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
+    tiny_sdxl, subject, tmp_path
+):
+    flags = {"train_text_encoder": True, "output_kohya_format": True, "use_dora": True}
+    out = tmp_path / "out"
+    tensors = train(
+        tiny_sdxl, subject, out, door=DREAMBOOTH_LORA_SDXL, **flags, checkpointing_steps=1
+    )
+    assert {name.split(".")[0] for name in tensors} == {"unet", "text_encoder", "text_encoder_2"}
+    assert any("lora_magnitude_vector" in name for name in tensors)
+    kohya = load_file(out / "pytorch_lora_weights_kohya.safetensors")
+    assert {name.split("_")[1] for name in kohya} == {"unet", "te1", "te2"}
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipe.load_lora_weights(out / "checkpoint-1")
+
+
+def test_the_text_encoders_of_xl_have_a_rate_of_their_own(tiny_sdxl, subject, tmp_path):
+    """A B-matrix begins at 0, and AdamW's first update is its rate."""
+    flags = {"train_text_encoder": True, "text_encoder_lr": 1e-3}
+    tensors = train(tiny_sdxl, subject, tmp_path / "out", door=DREAMBOOTH_LORA_SDXL, **flags)
+    largest = {
+        part: max(t.abs().max().item() for n, t in tensors.items() if _is_b(n, part))
+        for part in ("unet", "text_encoder", "text_encoder_2")
+    }
+    assert largest == pytest.approx(
+        {"unet": 1e-2, "text_encoder": 1e-3, "text_encoder_2": 1e-3}, rel=1e-2
+    )
+
+
+def _is_b(name: str, part: str) -> bool:
+    return name.startswith(f"{part}.") and "lora_B" in name
+
+
+def test_mirrored_photos_are_trained_on_and_those_of_a_symmetric_subject_are_the_same(
+    tiny_sdxl, tmp_path
+):
+    symmetric, lopsided = tmp_path / "symmetric", tmp_path / "lopsided"
+    tiny_models.build_photos(lopsided, side=64)
+    symmetric.mkdir()
+    for path in lopsided.iterdir():
+        with Image.open(path) as photo:
+            half = photo.crop((0, 0, 32, 64))
+            both = Image.new("RGB", (64, 64))
+            both.paste(half, (0, 0))
+            both.paste(ImageOps.mirror(half), (32, 0))
+            both.save(symmetric / path.name)
+    for photos, is_same in ((symmetric, True), (lopsided, False)):
+        pair = [
+            train(
+                tiny_sdxl, photos, tmp_path / f"{photos.name}-{index}",
+                door=DREAMBOOTH_LORA_SDXL, train_batch_size=4, max_train_steps=2, **flags,
+            )
+            for index, flags in enumerate(({}, {"random_flip": True}))
+        ]  # fmt: skip
+        assert all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0]) is is_same
+
+
+def test_repeats_make_an_epoch_longer(tiny_sdxl, subject, tmp_path):
+    flags = {"door": DREAMBOOTH_LORA_SDXL, "max_train_steps": None, "train_batch_size": 2}
+    assert run(tiny_sdxl, subject, tmp_path, **flags, repeats=3, checkpointing_steps=6) == 0
+    assert (tmp_path / "checkpoint-6").is_dir()  # 4 photos thrice, 2 a step
+    assert not list(tmp_path.glob("checkpoint-7*"))
+
+
+def test_min_snr_and_adamws_name_are_taken_by_the_xl_door_and_prodigy_is_refused(
+    tiny_sdxl, subject, tmp_path, capsys
+):
+    door = DREAMBOOTH_LORA_SDXL
+    flags = {"door": door, "train_batch_size": 2, "max_train_steps": 2}
+    base = train(tiny_sdxl, subject, tmp_path / "a", **flags, optimizer="adamw")
+    weighted = train(tiny_sdxl, subject, tmp_path / "b", **flags, snr_gamma=1.0)
+    assert any(not torch.equal(base[name], weighted[name]) for name in base)
+    assert run(tiny_sdxl, subject, tmp_path / "c", door=door, optimizer="prodigy") == 2
+    assert "--optimizer: Input should be 'AdamW'" in capsys.readouterr().err
+
+
+def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
+    flags = {
+        "door": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
+        "validation_prompt": "a mug", "validation_epochs": 2, "num_validation_images": 1,
+        "train_batch_size": 2, "max_train_steps": 8, "mixed_precision": "bf16",
+    }  # fmt: skip
+    assert run(tiny_sd, subject, tmp_path, **flags, learning_rate=1e-2) == 0
+    events = EventAccumulator(str(tmp_path / "curves" / "dreambooth"), size_guidance={"images": 0})
+    events.Reload()
+    pictures = events.Images("validation")
+    assert [picture.step for picture in pictures] == [4, 8]
+    assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
+
+
+def test_another_sampler_of_validation_pictures_draws_others(tiny_sd, subject, tmp_path):
+    drawn = []
+    for name in ("DPMSolverMultistepScheduler", "DDPMScheduler"):
+        flags = {
+            "door": DREAMBOOTH, "report_to": "all", "validation_prompt": "a mug",
+            "validation_steps": 1, "num_validation_images": 1, "max_train_steps": 1,
+            "validation_scheduler": name,
+        }  # fmt: skip
+        assert run(tiny_sd, subject, tmp_path / name, **flags) == 0
+        events = EventAccumulator(str(tmp_path / name / "logs/dreambooth"))
+        events.Reload()
+        drawn.append(events.Images("validation")[0].encoded_image_string)
+    assert drawn[0] != drawn[1]

@@ -1,0 +1,76 @@
+"""The door with two processes: DDP and DeepSpeed, started by `accelerate launch`."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dreambooth_core import files
+from dreambooth_core.training.processes import free_port
+from tests.paths import ROOT
+from tests.unit.doors.command import arguments, prior, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+DDP = ("--multi_gpu", "--num_processes=2")  # of as many CPUs, where there is no GPU
+DEEPSPEED = (f"--config_file={ROOT / 'infra/accelerate/deepspeed-two-cpus.yaml'}",)
+FLAGS = {"max_train_steps": 4, "checkpointing_steps": 2}
+
+
+def launch(launcher: tuple[str, ...], flags: list[str]) -> subprocess.CompletedProcess:
+    """The script as a user starts it, in the project's folder."""
+    accelerate = Path(sys.executable).with_name("accelerate")
+    command = [str(accelerate), "launch", f"--main_process_port={free_port()}", *launcher]
+    return subprocess.run(
+        [*command, "train_dreambooth.py", *flags],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+
+
+def losses(out: Path) -> list[float]:
+    with (out / "checkpoint-4" / "training_state" / "metrics.csv").open() as table:
+        return [float(row["loss"]) for row in csv.DictReader(table)]
+
+
+@pytest.mark.parametrize("launcher", [DDP, DEEPSPEED], ids=["DDP", "DeepSpeed"])
+def test_two_processes_have_the_losses_of_one_with_twice_the_batch_and_resume_to_the_same_bits(
+    launcher, tiny_sd, photos, tmp_path
+):
+    if launcher is DEEPSPEED:
+        pytest.importorskip("deepspeed")
+    if torch.cuda.is_available():
+        pytest.skip("two processes would need two GPUs")
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    flags = FLAGS | prior(tmp_path / "class", 2)
+    assert run(tiny_sd, photos, one, **flags, train_batch_size=2) == 0
+    done = launch(launcher, arguments(tiny_sd, photos, two, **flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+    shutil.copytree(two / "checkpoint-2", again / "checkpoint-2")
+    flags["resume_from_checkpoint"] = "latest"
+    done = launch(launcher, arguments(tiny_sd, photos, again, **flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("resuming from checkpoint-2") == 1
+    assert files.sha256_file(again / WEIGHTS) == files.sha256_file(two / WEIGHTS)
+    unet = UNet2DConditionModel.from_pretrained(again / "checkpoint-4" / "unet")
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, unet=unet, safety_checker=None)
+    assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_a_launcher_that_starts_one_process_for_two_is_refused_with_one_that_starts_them(
+    tiny_sd, photos, tmp_path
+):
+    launcher = ("--cpu", "--num_processes=2")
+    done = launch(launcher, arguments(tiny_sd, photos, tmp_path / "out"))
+    assert done.returncode != 0
+    assert "several processes were asked for and one was started" in done.stderr
+    assert "accelerate launch --multi_gpu --num_processes N" in done.stderr
+    assert not (tmp_path / "out").exists()
