@@ -136,6 +136,11 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
     problems += [*_text_problems(flags), *_launcher_problems(launched)]
+    if launched.strategy == "fsdp" and flags.validation_prompt is not None:
+        problems.append(
+            "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
+            "from a checkpoint instead"
+        )
     num_replicas = _num_replicas(door, launched)
     plan = Plan(
         door=door,
@@ -312,6 +317,8 @@ def _notes(flags: ScriptFlags) -> list[str]:
         ]
     if flags.lr_scheduler == "constant" and "lr_warmup_steps" in given and flags.lr_warmup_steps:
         notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
+    if flags.validation_prompt is not None and flags.report_to == "none":
+        notes.append("--validation_prompt: its pictures go nowhere with --report_to none")
     if flags.dataloader_num_workers:
         notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
     if not flags.instance_prompt.strip():

@@ -40,7 +40,7 @@ class TrackerSink:
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record numbers at a step; the learning rate is called `lr`, as those scripts do."""
         renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
-        self._jobs.put(lambda tracker: tracker.log(renamed, step=step))
+        self._ask(lambda tracker: tracker.log(renamed, step=step))
 
     def image(self, path: Path, *, name: str, step: int) -> None:
         """Record a picture from a file."""
@@ -50,7 +50,7 @@ class TrackerSink:
     def pictures(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
         """Record pictures of one size under one name."""
         stack_NHWC = np.stack([np.asarray(image) for image in images])
-        self._jobs.put(lambda tracker: _log_images(tracker, {name: stack_NHWC}, step))
+        self._ask(lambda tracker: _log_images(tracker, {name: stack_NHWC}, step))
 
     def close(self, *, status: str) -> None:
         """Write what is left, for a limited time; `status` has no place in these trackers."""
@@ -60,6 +60,11 @@ class TrackerSink:
         self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             _LOG.warning("a tracker is slow: its last numbers may be missing (%s)", status)
+
+    def _ask(self, job: Callable[[Any], None]) -> None:
+        """Leave a job for the thread, if there is one to do it."""
+        if self._names:
+            self._jobs.put(job)
 
     def _work(self) -> None:
         try:

@@ -162,6 +162,12 @@ def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
     assert "8-bit Adam does not work with DeepSpeed" in text
 
 
+def test_validation_pictures_under_fsdp_are_refused_with_the_reason():
+    env = {"ACCELERATE_USE_FSDP": "true"}
+    text = problems(DREAMBOOTH, *NEEDED, "--validation_prompt=a mug", env=env)
+    assert "no process can draw alone while FSDP splits the networks" in text
+
+
 def test_scale_lr_multiplies_by_batch_accumulation_and_processes():
     flags = ["--learning_rate=1e-6", "--train_batch_size=2", "--gradient_accumulation_steps=3"]
     settings = train_settings(*flags, "--scale_lr", env={"WORLD_SIZE": "4", "RANK": "1"})

@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 DDP = ("--multi_gpu", "--num_processes=2")  # of as many CPUs, where there is no GPU
 DEEPSPEED = (f"--config_file={ROOT / 'infra/accelerate/deepspeed-two-cpus.yaml'}",)
-FLAGS = {"max_train_steps": 4, "checkpointing_steps": 2}
+FLAGS = {
+    "max_train_steps": 4, "checkpointing_steps": 2,
+    "validation_prompt": "a mug", "validation_steps": 2, "num_validation_images": 1,
+}  # fmt: skip
 
 
 def launch(launcher: tuple[str, ...], flags: list[str]) -> subprocess.CompletedProcess:
