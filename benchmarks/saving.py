@@ -84,10 +84,9 @@ def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
         for owner, attribute in places:
             timed = clock.around(name, getattr(owner, attribute))
             patches.append(mock.patch.object(owner, attribute, timed))
-    if not beside:
-        patches.append(mock.patch.object(snapshot, "available_bytes", return_value=0))
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), base, settings, train)
+        job = job.model_copy(update={"async_checkpointing": beside})
         job.state_dir.mkdir(parents=True)
         for patch in patches:
             patch.start()

@@ -268,6 +268,11 @@ class RuntimeSettings(Section):
     stop_grace_s: PositiveFloat = setting(
         "Seconds a stopped trainer has to save.", effect=Effect.NONE
     )
+    async_checkpointing: bool = setting(
+        "Write checkpoints while the updates go on; a kill may cost twice checkpointing_steps.",
+        effect=Effect.NONE,
+        default=False,
+    )
     keep_store_days: PositiveInt = setting("Age for `dreambooth clean`.", effect=Effect.NONE)
     keep_store_gib: PositiveFloat = setting("Size for `dreambooth clean`.", effect=Effect.NONE)
 

@@ -322,6 +322,7 @@ def _job(plan: Plan, train: TrainSettings) -> TrainJob:
         train=train,
         prior_loss_weight=plan.flags.prior_loss_weight if plan.class_dir else None,
         log_every_steps=log_every,
+        async_checkpointing=True,
         workspace_root=Path.cwd(),
         cache_dir=state / CACHE,
         state_dir=state,

@@ -96,6 +96,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
         train=view.train,
         prior_loss_weight=view.prior.prior_loss_weight if view.prior else None,
         log_every_steps=view.runtime.log_every_steps,
+        async_checkpointing=view.runtime.async_checkpointing,
         workspace_root=workspace.root,
         cache_dir=cache_dir,
         state_dir=state,

@@ -40,6 +40,7 @@ class TrainJob(Record):
     train: TrainSettings
     prior_loss_weight: float | None
     log_every_steps: int
+    async_checkpointing: bool = False
     workspace_root: Path
     cache_dir: Path
     state_dir: Path

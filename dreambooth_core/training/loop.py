@@ -51,7 +51,7 @@ class Loop:
         self.rows = rows
         self._unread: list[UpdateReport] = []
         self._layout, self._visitors = layout, visitors
-        self._saver = Saver(layout, trainer)
+        self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
         self._motion_is_checked = False
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)

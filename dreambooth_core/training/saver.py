@@ -12,13 +12,14 @@ from dreambooth_core.training.trainer import StepByStep
 
 
 class Saver:
-    """Has a layout save from a snapshot in a thread of its own, one save at a time.
+    """Has a layout save: between two updates, or `beside` them, from a snapshot in a thread.
 
-    A save that fails ends the run: with its own error, before the next update or at the end.
+    One save at a time. A save that fails ends the run: with its own error, before the next update
+    or at the end.
     """
 
-    def __init__(self, layout: CheckpointLayout, trainer: StepByStep) -> None:
-        self._layout, self._trainer = layout, trainer
+    def __init__(self, layout: CheckpointLayout, trainer: StepByStep, *, beside: bool) -> None:
+        self._layout, self._trainer, self._beside = layout, trainer, beside
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
 
@@ -26,7 +27,7 @@ class Saver:
         """Save the outcome of `step`; at once where no update follows or nothing can be copied."""
         self.wait()  # the last snapshot's memory is used again
         updates = self._trainer.updates
-        snapshot = updates.snapshot() if goes_on else None
+        snapshot = updates.snapshot() if self._beside and goes_on else None
         if snapshot is None:
             self._layout.save(updates, step=step, metrics=metrics)
         else:

@@ -161,6 +161,7 @@ def test_only_the_runtime_section_holds_fields_without_effect() -> None:
         ("evaluate__guidance_scale", 5.0, {"evaluate"}),
         ("select__max_pres_gain", 0.5, {"select"}),
         ("runtime__log_every_steps", 3, set()),
+        ("runtime__async_checkpointing", True, set()),
         ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate"}),
         ("versions__cache", 9, {"cache"}),
     ],

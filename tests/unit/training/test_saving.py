@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ VARIANTS = {
 WAITS = "note: the training waits for each save"
 
 
+def _job(tmp_path: Path, base: Path, **changes: Any) -> TrainJob:
+    return tiny.make_job(tmp_path, base, **{"async_checkpointing": True, **changes})
+
+
 def _kept(job: TrainJob) -> list[dict[str, str]]:
     return [files.tree_hashes(folder) for folder in (job.out_dir, job.resume_dir)]
 
@@ -73,14 +78,14 @@ def test_the_bytes_are_those_of_a_run_that_waits_for_each_save(
     variant, tmp_path, tiny_sd, slow_disk, monkeypatch, capsys
 ):
     settings = {"checkpointing_steps": 2, "checkpoints_total_limit": 3, **VARIANTS[variant]}
-    beside = tiny.make_job(tmp_path, tiny_sd, name="beside", **settings)
+    beside = _job(tmp_path, tiny_sd, name="beside", **settings)
     ends = slow_disk(beside, save=2, until=4)
     tiny.train(beside)
     assert WAITS not in capsys.readouterr().out
     assert ends[2] >= 4
     monkeypatch.setattr(worker, "PipelineLayout", PipelineLayout)
     monkeypatch.setattr(snapshot, "available_bytes", lambda: 1000)
-    waiting = tiny.make_job(tmp_path, tiny_sd, name="waiting", **settings)
+    waiting = _job(tmp_path, tiny_sd, name="waiting", **settings)
     tiny.train(waiting)
     assert capsys.readouterr().out.count(WAITS) == 1
     assert _kept(beside) == _kept(waiting)
@@ -88,7 +93,7 @@ def test_the_bytes_are_those_of_a_run_that_waits_for_each_save(
 
 
 def test_updates_go_on_during_a_slow_save_until_the_next_one_is_due(tmp_path, tiny_sd, slow_disk):
-    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=9, checkpointing_steps=3)
+    job = _job(tmp_path, tiny_sd, max_train_steps=9, checkpointing_steps=3)
     ends = slow_disk(job, save=3, until=6)
     tiny.train(job)
     assert ends == {3: 6, 6: ends[6], 9: 9}
@@ -96,14 +101,21 @@ def test_updates_go_on_during_a_slow_save_until_the_next_one_is_due(tmp_path, ti
 
 def test_without_room_for_a_copy_the_updates_wait(tmp_path, tiny_sd, slow_disk, monkeypatch):
     monkeypatch.setattr(snapshot, "available_bytes", lambda: 1000)
-    job = tiny.make_job(tmp_path, tiny_sd)
+    job = _job(tmp_path, tiny_sd)
+    ends = slow_disk(job, save=3, until=3)
+    tiny.train(job)
+    assert ends == {3: 3, 6: 6}
+
+
+def test_unless_asked_for_the_updates_wait(tmp_path, tiny_sd, slow_disk):
+    job = _job(tmp_path, tiny_sd, async_checkpointing=False)
     ends = slow_disk(job, save=3, until=3)
     tiny.train(job)
     assert ends == {3: 3, 6: 6}
 
 
 def test_a_stop_during_a_save_leaves_both_states(tmp_path, tiny_sd, slow_disk):
-    job = tiny.make_job(tmp_path, tiny_sd)
+    job = _job(tmp_path, tiny_sd)
     slow_disk(job, save=3, until=5)
     ended = tiny.train(job, should_stop=tiny.stop_after(5))
     assert (ended.how, ended.step) == ("stopped", 5)
@@ -129,9 +141,9 @@ def test_a_save_that_fails_ends_the_run_with_its_error_and_leaves_the_older_stat
     tmp_path, tiny_sd, monkeypatch
 ):
     settings = {"max_train_steps": 8, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
-    whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **settings)
+    whole = _job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
-    job = tiny.make_job(tmp_path, tiny_sd, **settings)
+    job = _job(tmp_path, tiny_sd, **settings)
     with monkeypatch.context() as patched:
         _spoil(patched, step=4)
         with pytest.raises(StageError, match="state of step 4 was written but cannot be read back"):
@@ -145,7 +157,7 @@ def test_a_save_that_fails_ends_the_run_with_its_error_and_leaves_the_older_stat
 def test_the_systems_error_in_a_save_during_the_last_update_is_told_at_the_end(
     tmp_path, tiny_sd, slow_disk
 ):
-    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=4, checkpointing_steps=3)
+    job = _job(tmp_path, tiny_sd, max_train_steps=4, checkpointing_steps=3)
 
     def rows(positions):
         if positions[0] == 4:  # the third update: no checkpoint can be below a file
@@ -162,7 +174,7 @@ def test_the_systems_error_in_a_save_during_the_last_update_is_told_at_the_end(
 def test_an_update_that_fails_during_a_save_is_the_error_and_the_state_is_saved(
     tmp_path, tiny_sd, slow_disk
 ):
-    job = tiny.make_job(tmp_path, tiny_sd)
+    job = _job(tmp_path, tiny_sd)
     slow_disk(job, save=3, until=5)
     with pytest.raises(StageError, match="step 5 has a non-finite loss"):
         tiny.train(job, rows=_not_a_number_at(5))
@@ -172,7 +184,7 @@ def test_an_update_that_fails_during_a_save_is_the_error_and_the_state_is_saved(
 def test_where_both_fail_the_updates_error_ends_the_run_and_the_saves_is_told(
     tmp_path, tiny_sd, slow_disk, monkeypatch, capsys
 ):
-    job = tiny.make_job(tmp_path, tiny_sd)
+    job = _job(tmp_path, tiny_sd)
     slow_disk(job, save=3, until=5)
     _spoil(monkeypatch, step=3)
     with pytest.raises(StageError, match="step 5 has a non-finite loss"):
@@ -193,22 +205,22 @@ def _not_a_number_at(step: int):
 @pytest.mark.timeout(300)
 def test_a_kill_in_the_middle_of_a_save_is_resumed_to_the_same_bytes(tmp_path, tiny_sd):
     settings = {"max_train_steps": 8, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
-    whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **settings)
+    whole = _job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
-    job = tiny.make_job(tmp_path, tiny_sd, tracking={"die_in_save": "4"}, **settings)
+    job = _job(tmp_path, tiny_sd, tracking={"die_in_save": "4"}, **settings)
     with pytest.raises(StageError, match="was ended by SIGKILL"):
         run_trainer(job, grace_s=5)
     assert len(tiny.executed(job)) in (5, 6)  # it went on during the save
     assert _newest(job) == 2
     assert any(files.is_aside(path.name) for path in job.resume_dir.iterdir())
-    job = tiny.make_job(tmp_path, tiny_sd, **settings)
+    job = _job(tmp_path, tiny_sd, **settings)
     tiny.train(job)
     assert _kept(job) == _kept(whole)
     assert tiny.executed(job)[-6:] == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny_sd):
-    trainee = load_trainee(tiny.make_job(tmp_path, tiny_sd), device=torch.device("cpu"))
+    trainee = load_trainee(_job(tmp_path, tiny_sd), device=torch.device("cpu"))
     live = {name: p.detach() for name, p in trainee.trainable.items()}
     state = StateFiles({"weights": live}, {})
     snapshots = Snapshots(trainee)
@@ -229,7 +241,7 @@ def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny
 
 
 def test_adapters_are_copied_without_the_network_that_they_sit_in(tmp_path, tiny_sd):
-    job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
+    job = _job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
     trainee = load_trainee(job, device=torch.device("cpu"))
     live = {name: p.detach() for name, p in trainee.trainable.items()}
     taken = Snapshots(trainee).take(StateFiles({"weights": live}, {}), published="weights")

@@ -76,6 +76,7 @@ def make_job(
     name: str = "run",
     tracking: dict[str, str] | None = None,
     rehearse: bool = False,
+    async_checkpointing: bool = False,
     **train: Any,
 ) -> TrainJob:
     """A job below `tmp_path/name` with the settings FULL, changed by `train`."""
@@ -91,6 +92,7 @@ def make_job(
         train=settings,
         prior_loss_weight=prior,
         log_every_steps=2,
+        async_checkpointing=async_checkpointing,
         workspace_root=tmp_path,
         cache_dir=folder / "cache",
         state_dir=folder / "state",
