@@ -29,7 +29,7 @@ def expected_moves(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     A change of at least the distance to the next bf16 number moves for certain, a smaller one with
     the probability of its part of that distance.
     """
-    start = before.float()
-    _, exponent = torch.frexp(start)
-    spacing = torch.ldexp(torch.ones_like(start), exponent - 8)
-    return ((after - start).abs() / spacing).clamp(max=1).sum()
+    start = before.to(torch.float32, copy=True)
+    exponent = torch.frexp(start).exponent
+    moves = start.sub_(after).abs_()
+    return torch.ldexp(moves, exponent.neg_().add_(8)).clamp_(max=1).sum()

@@ -263,3 +263,20 @@ def test_the_watched_update_tells_how_many_bf16_numbers_are_expected_to_move():
     total = sum(value.item() for value in expected.values())
     assert 500 < total < 0.9 * sum(bits.numel() for bits in before.values())
     assert abs(moved - total) < 5 * total**0.5
+
+
+def test_a_bit_sum_sees_as_many_bits_go_up_as_go_down():
+    """As at random rounding: the plain sum of the patterns is the same before and after."""
+    bits = torch.arange(1000, 1320, dtype=torch.int16)
+    moved = bits.clone()
+    moved[torch.tensor([3, 200, 100, 31])] += torch.tensor([1, 1, -1, -1], dtype=torch.int16)
+    assert moved.sum() == bits.sum()
+    before, after = bits.view(torch.bfloat16), moved.view(torch.bfloat16)
+    assert checks.bit_sum(before) != checks.bit_sum(after)
+    assert checks.bit_sum(before) == checks.bit_sum(before.clone())
+
+
+def test_a_bit_sum_of_a_large_tensor_weighs_each_pattern_by_the_square_of_its_place():
+    bits = torch.randint(-30_000, 30_000, (300_000,), dtype=torch.int32)
+    places = torch.arange(1, 300_001)
+    assert checks.bit_sum(bits.view(torch.float32)) == (places**2 * bits).sum()
