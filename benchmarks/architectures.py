@@ -1,21 +1,60 @@
-"""The U-Nets of real models by their configs, to be built with random weights."""
+"""The networks of real models by their configs, to be built with random weights."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A U-Net's config, and the number of parameters that the published weights have."""
+    """The configs of a U-Net and of its text encoders.
+
+    `num_parameters` are those of the published U-Net and of all text encoders, where there are any.
+    """
 
     unet: dict[str, Any]
-    num_parameters: int | None
+    text: Sequence[dict[str, Any]]
+    num_parameters: tuple[int, int] | None
+
+    def build_unet(self) -> UNet2DConditionModel:
+        """The U-Net."""
+        unet = UNet2DConditionModel.from_config(self.unet)
+        assert isinstance(unet, UNet2DConditionModel)
+        return unet
+
+    def build_text(self) -> dict[str, nn.Module]:
+        """The text encoders by their names in a pipeline; the second has a projection."""
+        configs = [CLIPTextConfig(**config) for config in self.text]
+        encoders: dict[str, nn.Module] = {"text_encoder": CLIPTextModel(configs[0])}
+        if len(configs) > 1:
+            encoders["text_encoder_2"] = CLIPTextModelWithProjection(configs[1])
+        return encoders
+
+
+_CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+_CLIP_BIG_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
 
 
 SD1 = Architecture(
@@ -28,7 +67,8 @@ SD1 = Architecture(
         "cross_attention_dim": 768,
         "attention_head_dim": 8,
     },
-    859_520_964,
+    [_CLIP_L],
+    (859_520_964, 123_060_480),
 )
 SDXL = Architecture(
     {
@@ -47,10 +87,15 @@ SDXL = Architecture(
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
-    2_567_463_684,
+    [_CLIP_L, _CLIP_BIG_G],
+    (2_567_463_684, 123_060_480 + 694_659_840),
 )
-POCKET = Architecture(
-    json.loads((ROOT / "assets" / "pocket-sd" / "unet" / "config.json").read_text()), None
-)
+
+
+def _pocket(part: str) -> dict[str, Any]:
+    return json.loads((ROOT / "assets" / "pocket-sd" / part / "config.json").read_bytes())
+
+
+POCKET = Architecture(_pocket("unet"), [_pocket("text_encoder")], None)
 
 ARCHITECTURES = {"pocket": POCKET, "sd1": SD1, "sdxl": SDXL}

@@ -1,194 +1,175 @@
-"""Peak memory and steps per second of the recipes, by the trainer that users run.
+"""Peak memory of the recipes, measured beside the prediction of `dreambooth plan`.
 
-    python -m benchmarks.memory                 # a GPU: every preset on its real architecture
-    python -m benchmarks.memory                 # none: the same recipes on the pocket model
+    python -m benchmarks.memory                # a GPU: the presets on SD 1.4's real architecture
+    python -m benchmarks.memory                # none: recipes on the pocket model, on the CPU
+    python -m benchmarks.memory --model sd1 --recipes sd14-6gb       # the real architecture there
 
-Random weights, random rows, no pictures: memory and time do not depend on them. Each recipe runs in
-a process of its own for a few updates; nothing is saved before the last reading. Results go to
-benchmarks/results/memory-<device>.json, each beside the prediction of `dreambooth plan`.
-
-On a CPU, memory is the peak resident set less that before the networks were loaded: it holds what
-the allocator has not given back and what libraries allocate on first use.
+Each recipe runs in a process of its own, by the trainer that users run; nothing is saved before the
+last reading. The peak is that of all updates, from the first on. On a GPU torch's allocator tells
+it, beside what it has reserved, and the clock the steps per second; on a CPU the events of torch's
+allocator there do (allocations.py), beside the peak while the networks were loaded. Results go to
+benchmarks/results/memory-<device>[-<model>].json.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
-import platform
-import resource
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.architectures import ARCHITECTURES
-from dreambooth_core import config
-from dreambooth_core.models.batch import TrainBatch
-from dreambooth_core.planning.memory import predict
+from benchmarks import recipes
+from benchmarks.allocations import counting
+from benchmarks.measured import has_gpu, machine
+from benchmarks.recipes import ROOT, Recipe
+from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.planning.memory import MIB, Footprint, predict
 from dreambooth_core.planning.shapes import shapes_of
-from dreambooth_core.ports import NullSink, never_stop
-from dreambooth_core.records import BaseModelIdentity
-from dreambooth_core.training import worker
-from dreambooth_core.training.job import TrainJob
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PRESETS = ("sd14-24gb", "sd14-16gb", "sd14-12gb", "sd14-6gb", "sd14-lora")
+SIDES_PX = {"pocket": 64, "sd1": 512}
+NUM_UPDATES = 2
+"""On a CPU. In the second there is the optimizer's state beside the gradients."""
+NUM_UPDATES_GPU = 12
+_WARM_UP = 2
+
+PRESETS = [
+    Recipe(name, name) for name in ("sd14-24gb", "sd14-16gb", "sd14-12gb", "sd14-6gb", "sd14-lora")
+]
 """Without sd14-8gb (DeepSpeed is launched, see docs/memory.md) and sdxl-lora (other rows)."""
-NUM_UPDATES = 12
-MIB = 2**20
+_CHECKPOINTING = {"gradient_checkpointing": True}
+_TEXT = {"train_text_encoder": True}
+POCKET = [
+    Recipe("fp32, batch 1", "pocket", {"train_batch_size": 1}),
+    Recipe("fp32, batch 4", "pocket"),
+    Recipe("fp32, batch 8", "pocket", {"train_batch_size": 8}),
+    Recipe("fp32, batch 4, no class images", "pocket", with_class=False),
+    Recipe("fp32, batch 4, checkpointing", "pocket", _CHECKPOINTING),
+    Recipe("fp32, batch 4, text encoder", "pocket", _TEXT),
+    Recipe("fp32, batch 4, average of the weights", "pocket", {"ema_decay": 0.99}),
+    Recipe("bf16, batch 4", "pocket", {"mixed_precision": "bf16"}),
+    Recipe("bf16, batch 4, checkpointing", "pocket", {"mixed_precision": "bf16", **_CHECKPOINTING}),
+    Recipe("fp32, batch 4, 8-bit AdamW", "pocket", {"use_8bit_adam": True}),
+    Recipe("LoRA, fp32, batch 4", "pocket", {"method": "lora"}),
+    Recipe("LoRA, fp32, batch 4, checkpointing", "pocket", {"method": "lora", **_CHECKPOINTING}),
+    Recipe("LoRA, bf16, batch 4", "pocket", {"method": "lora", "mixed_precision": "bf16"}),
+    Recipe("LoRA, fp32, batch 4, text encoder", "pocket", {"method": "lora", **_TEXT}),
+    *PRESETS,
+    Recipe("sd14-6gb, batch 4", "sd14-6gb", {"train_batch_size": 4}),
+    Recipe("sd14-6gb, no checkpointing", "sd14-6gb", {"gradient_checkpointing": False}),
+    Recipe("sd14-6gb, AdamW", "sd14-6gb", {"optimizer": "adamw"}),
+]
+RECIPES = {"pocket": POCKET, "sd1": PRESETS}
 
 
-class Readings:
-    """Rows of one size, and what the process holds each time some are asked for."""
-
-    def __init__(self, shape: tuple[int, ...], *, width: int, with_class: bool) -> None:
-        self.shape, self.width, self.with_class = shape, width, with_class
-        self.moments: list[float] = []
-        self.peaks: list[float] = []
-
-    def rows_at(self, positions: Any) -> TrainBatch:
-        """Made-up rows; the reading is of all updates before."""
-        self.moments.append(time.monotonic())
-        self.peaks.append(resident_mib())
-        size = len(positions) * (2 if self.with_class else 1)
-        return TrainBatch(
-            latents_BCHW=torch.randn(size, *self.shape),
-            text_BLD=torch.randn(size, 77, self.width),
-            is_class_B=tuple(i >= len(positions) for i in range(size)),
-            position_B=tuple(positions) * (2 if self.with_class else 1),
-            image_B=("made up",) * size,
-        )
-
-
-def resident_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def child(preset: str, base: Path, side_px: int) -> dict[str, Any]:
-    """Train the preset's recipe on the model in `base` and read what it held."""
-    settings = config.load_settings(ROOT / "presets" / f"{preset}.yaml")
-    compute = settings.train.mixed_precision
-    if compute == "fp16" and not torch.cuda.is_available():
-        compute = "bf16"
-    changes = {
-        "max_train_steps": NUM_UPDATES,
-        "checkpointing_steps": NUM_UPDATES,
-        "mixed_precision": compute,
-        "train_text_encoder": False,
-    }
-    train = settings.train.model_copy(update=changes)
-    unet = json.loads((base / "unet" / "config.json").read_bytes())
-    shape = (unet["in_channels"], side_px // 8, side_px // 8)
-    readings = Readings(shape, width=unet["cross_attention_dim"], with_class=True)
-    with tempfile.TemporaryDirectory() as name:
-        job = make_job(Path(name), base, settings, train)
-        job.state_dir.mkdir(parents=True)
-        before = resident_mib()
-        worker.work(job, open_rows=lambda _: readings.rows_at, open_sink=lambda _: NullSink(),
-                    should_stop=never_stop)  # fmt: skip
+def prediction(recipe: Recipe, base: Path, side_px: int) -> Footprint:
+    """What `dreambooth plan` says of the recipe on this model."""
     model = shapes_of(str(base), base)
     assert model is not None
+    settings = recipe.settings
     data = settings.data.model_copy(update={"resolution": side_px})
-    predicted = predict(model, train, data, with_prior=True)
-    spent = readings.moments[-1] - readings.moments[2]
-    row: dict[str, Any] = {
-        "preset": preset,
-        "side_px": side_px,
-        "rows": 2 * train.train_batch_size,
-        "steps_per_second": round((len(readings.moments) - 3) / spent, 3),
-        "predicted_mib": round(predicted.peak, 1),
+    kind = "gpu" if has_gpu() else "cpu"
+    return predict(model, settings.train, data, with_prior=recipe.with_class, kind=kind)
+
+
+def on_gpu(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+    """Peaks of torch's allocator on the GPU, and steps per second."""
+    moments: list[float] = []
+
+    def at_update() -> None:
+        if not moments:
+            torch.cuda.reset_peak_memory_stats()
+        moments.append(time.monotonic())
+
+    recipes.run(recipe, base, side_px=side_px, num_updates=NUM_UPDATES_GPU, at_update=at_update)
+    spent = moments[-1] - moments[_WARM_UP]
+    return {
+        "steps_per_second": round((NUM_UPDATES_GPU - _WARM_UP) / spent, 3),
+        "peak_reserved_mib": round(torch.cuda.max_memory_reserved() / MIB, 1),
+        "peak_mib": round(torch.cuda.max_memory_allocated() / MIB, 1),
     }
-    if torch.cuda.is_available():
-        row["peak_mib"] = round(torch.cuda.max_memory_allocated() / MIB, 1)
-        row["peak_reserved_mib"] = round(torch.cuda.max_memory_reserved() / MIB, 1)
-    else:
-        row["peak_mib"] = round(readings.peaks[-1] - before, 1)
-    row["error_of_prediction"] = round(row["predicted_mib"] / row["peak_mib"] - 1, 3)
-    return row
 
 
-def make_job(folder: Path, base: Path, settings: config.Settings, train: Any) -> TrainJob:
-    """A run below `folder` that begins at once."""
-    return TrainJob(
-        subject="benchmark",
-        fingerprint="0" * 64,
-        base_model=config.BaseModelSettings(pretrained_model_name_or_path=str(base)),
-        base_identity=BaseModelIdentity(name="random", revision=None, sha256="0" * 64),
-        compute=settings.compute.model_copy(update={"num_threads": torch.get_num_threads()}),
-        train=train,
-        prior_loss_weight=1.0,
-        log_every_steps=NUM_UPDATES,
-        workspace_root=folder,
-        cache_dir=folder / "cache",
-        state_dir=folder / "state",
-        out_dir=folder / "out",
-        log_file=folder / "log",
-        rehearse=False,
-    )
+def on_cpu(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+    """Peaks of torch's allocator on the CPU while networks are loaded and in the updates."""
+    with counting() as found:
+        recipes.run(recipe, base, side_px=side_px, num_updates=NUM_UPDATES, at_update=found.mark)
+    return {
+        "loading_mib": round(found.peaks[0] / MIB, 1),
+        "between_updates_mib": round(found.at_marks[-1] / MIB, 1),
+        "peak_mib": round(max(found.peaks[1:]) / MIB, 1),
+    }
 
 
-def build_sd1(folder: Path) -> Path:
-    """SD 1.4's U-Net with random weights, in a pipeline whose other parts are small."""
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "pocket-sd" / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=1, intermediate_size=768,
-        num_attention_heads=12, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    blocks = 4
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(32,) * blocks, latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-        ),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel.from_config(ARCHITECTURES["sd1"].unet),
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+def measure(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+    """A row of the table: what was measured, what was predicted, and the error in per cent."""
+    measured = (on_gpu if has_gpu() else on_cpu)(recipe, base, side_px)
+    footprint = prediction(recipe, base, side_px)
+    error = footprint.peak / measured["peak_mib"] - 1
+    return {
+        "recipe": recipe.name,
+        "side_px": side_px,
+        "rows": recipe.num_rows,
+        **measured,
+        "predicted_mib": round(footprint.peak, 1),
+        "error_percent": round(100 * error, 1),
+    }
+
+
+def in_own_process(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+    """Measure apart from the other recipes, whose memory would count."""
+    context = multiprocessing.get_context("spawn" if has_gpu() else "fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, recipe, base, side_px).result()
+        except (DreamBoothError, RuntimeError) as error:
+            return {"recipe": recipe.name, "failed": str(error)}
+
+
+def _write(rows: list[dict[str, Any]], model: str) -> None:
+    about = machine()
+    kind = about["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
+    own = "" if has_gpu() or model == "pocket" else f"-{model}"
+    versions = {"bitsandbytes": importlib.metadata.version("bitsandbytes")}
+    lines = ",\n    ".join(json.dumps(row) for row in rows)
+    head = json.dumps({**about, **versions, "model": model})
+    RESULTS.mkdir(exist_ok=True)
+    text = f'{{\n  "made_with": {head},\n  "rows": [\n    {lines}\n  ]\n}}\n'
+    (RESULTS / f"memory-{kind}{own}.json").write_text(text)
+
+
+def _show(row: dict[str, Any]) -> None:
+    if "failed" in row:
+        print(f"{row['recipe']:<42} failed: {row['failed']}", flush=True)
+        return
+    peak, predicted, error = (row[key] for key in ("peak_mib", "predicted_mib", "error_percent"))
+    told = f"peak {peak:8.1f} MiB, predicted {predicted:8.1f}, error {error:+6.1f} %"
+    print(f"{row['recipe']:<42} {told}", flush=True)
 
 
 def main() -> None:
-    """Run every recipe in turn and write the table."""
+    """Measure the recipes in turn; write and print the table."""
+    model = "sd1" if has_gpu() else "pocket"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--presets", nargs="*", default=list(PRESETS))
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=list(SIDES_PX), default=model)
+    parser.add_argument("--recipes", nargs="*", help="names; all without")
     args = parser.parse_args()
-    if args.child:
-        preset, base, side_px = args.child
-        print("ROW " + json.dumps(child(preset, Path(base), int(side_px))))
-        return
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    chosen = [r for r in RECIPES[args.model] if not args.recipes or r.name in args.recipes]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        base = build_sd1(Path(name) / "sd1") if on_gpu else ROOT / "assets" / "pocket-sd"
-        for preset in args.presets:
-            command = [sys.executable, "-m", "benchmarks.memory", "--child", preset, str(base)]
-            command.append("512" if on_gpu else "64")
-            done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-            found = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
-            rows.append(json.loads(found[0]) if found else
-                        {"preset": preset, "failed": done.stderr.splitlines()[-1:]})  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    kind = device.lower().replace(" ", "-") if on_gpu else "cpu"
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"device": device, "versions": versions, "rows": rows}, indent=2)
-    (RESULTS / f"memory-{kind}.json").write_text(text + "\n")
+        real = args.model == "sd1"
+        base = recipes.build_sd1(Path(name) / "sd1") if real else ROOT / "assets" / "pocket-sd"
+        for recipe in chosen:
+            rows.append(in_own_process(recipe, base, SIDES_PX[args.model]))
+            _show(rows[-1])
+            _write(rows, args.model)
 
 
 if __name__ == "__main__":

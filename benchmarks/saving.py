@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.memory import ROOT, Readings, make_job
+from benchmarks.recipes import ROOT, MadeUpRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.training import layout, resume, saver, snapshot, worker
@@ -76,16 +76,14 @@ def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
     settings = config.load_settings(ROOT / "params.yaml")
     train = settings.train.model_copy(update={"max_train_steps": num_steps})
     base = ROOT / settings.base_model.pretrained_model_name_or_path
-    unet = json.loads((base / "unet" / "config.json").read_bytes())
-    shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
-    rows = Readings(shape, width=unet["cross_attention_dim"], with_class=True)
+    rows = MadeUpRows(base, settings.data.resolution, with_class=True)
     clock, patches = Clock(), []
     for name, places in PARTS.items():
         for owner, attribute in places:
             timed = clock.around(name, getattr(owner, attribute))
             patches.append(mock.patch.object(owner, attribute, timed))
     with tempfile.TemporaryDirectory() as folder:
-        job = make_job(Path(folder), base, settings, train)
+        job = make_job(Path(folder), base, settings, train, with_class=True)
         job = job.model_copy(update={"async_checkpointing": beside})
         job.state_dir.mkdir(parents=True)
         for patch in patches:

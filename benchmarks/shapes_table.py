@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch import nn
 
 from benchmarks.architectures import ARCHITECTURES
 from dreambooth_core.planning.shapes import SIGNATURE
@@ -15,23 +16,29 @@ from dreambooth_core.planning.shapes import SIGNATURE
 TABLE = Path(__file__).parents[1] / "dreambooth_core" / "planning" / "shapes.json"
 
 
+def _kinds(networks: Iterable[nn.Module]) -> tuple[str, int]:
+    """Tensors of one shape and one kind of place as JSON rows, and the number of parameters."""
+    named = [entry for network in networks for entry in network.named_parameters()]
+    kinds = Counter((".".join(n.split(".")[-4:]), tuple(p.shape)) for n, p in named)
+    rows = ",\n".join(json.dumps([n, list(s), c]) for (n, s), c in sorted(kinds.items()))
+    return rows, sum(p.numel() for _, p in named)
+
+
 def main() -> None:
-    """Count tensors of one shape and one kind of place; check against the published numbers."""
+    """Write the table; check against the published numbers."""
     lines = []
     for name, architecture in ARCHITECTURES.items():
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(architecture.unet)
-        assert isinstance(unet, UNet2DConditionModel)
-        total = sum(p.numel() for p in unet.parameters())
-        assert architecture.num_parameters in (None, total), (name, total)
-        kinds = Counter(
-            (".".join(n.split(".")[-4:]), tuple(p.shape)) for n, p in unet.named_parameters()
-        )
+            unet, text = architecture.build_unet(), architecture.build_text()
+        (unet_rows, unet_total), (text_rows, text_total) = _kinds([unet]), _kinds(text.values())
+        assert architecture.num_parameters in (None, (unet_total, text_total)), name
         values = [unet.config[key] for key in SIGNATURE]
         signature = json.dumps([list(v) if isinstance(v, tuple) else v for v in values])
-        rows = ",\n".join(json.dumps([n, list(s), c]) for (n, s), c in sorted(kinds.items()))
-        lines.append(f'"{name}": {{"signature": {signature}, "unet": [\n{rows}\n]}}')
-        print(name, f"{total:,} parameters, {len(kinds)} kinds of tensors")
+        lines.append(
+            f'"{name}": {{"signature": {signature}, "unet": [\n{unet_rows}\n], '
+            f'"text": [\n{text_rows}\n]}}'
+        )
+        print(name, f"U-Net {unet_total:,}, text encoders {text_total:,} parameters")
     TABLE.write_text("{" + ",\n".join(lines) + "}\n")
 
 

@@ -1,176 +1,156 @@
-"""Peak memory of a training step without a GPU: the real architecture on fake tensors.
+"""What forward and backward pass hold, on fake tensors: the table that `dreambooth plan` reads.
 
-    python -m benchmarks.trace_memory activations   # the table that `dreambooth plan` reads
-    python -m benchmarks.trace_memory steps         # whole updates of the presets' recipes
+    python -m benchmarks.trace_memory
 
-Fake tensors have shapes, types and lifetimes and no numbers; torch's MemTracker adds up what is
-alive. What a card adds is not in it: kernels' workspaces, the allocator's gaps, the context.
+Real architectures at their real size, without their weights and without a GPU (see tracing.py). A
+row of the device "gpu" has the norms in fp32, as autocast computes them there; on a CPU it leaves
+them in the type they get. What a card adds (kernels' workspaces, the allocator's gaps, the context)
+is not in it. benchmarks/memory.py holds the outcome against real runs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-import sys
-import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
-from dreambooth_core import config
-from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.optimizers import FusedBackward, build_optimizer
-from dreambooth_core.training.trainee import ParameterGroup
+from benchmarks.tracing import HeldBytes
+from dreambooth_core.config import LoraSettings
+from dreambooth_core.models.denoiser import Denoiser
+from dreambooth_core.models.lora import add_adapter
 
-ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "dreambooth_core" / "planning" / "activations.json"
-STEPS = ROOT / "benchmarks" / "results" / "memory-traced.json"
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
-MIB = 2**20
+TABLE = Path(__file__).parents[1] / "dreambooth_core" / "planning" / "activations.json"
+SIDES_PX = {"pocket": 64, "sd1": 512, "sdxl": 1024}
+_DTYPES = {"fp32": torch.float32, "half": torch.bfloat16}
+_LORA = LoraSettings(
+    rank=4, lora_alpha=4.0, lora_dropout=0.0, lora_layers=("to_k", "to_q", "to_v", "to_out.0")
+)
+_MIB = 2**20
 
 
-def build(architecture: Architecture, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The U-Net on fake tensors."""
+def build(
+    architecture: Architecture, *, method: str, held: str, text: bool, checkpointing: bool
+) -> Denoiser:
+    """The networks of a training, in training mode."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(_DTYPES[held])
     try:
-        unet = UNet2DConditionModel.from_config(architecture.unet)
+        trained_text = architecture.build_text() if text else {}
+        denoiser = Denoiser(architecture.build_unet(), trained_text)
     finally:
         torch.set_default_dtype(before)
-    assert isinstance(unet, UNet2DConditionModel)
-    return unet.train()
-
-
-def backward(unet: UNet2DConditionModel, architecture: Architecture, rows: int, side_px: int,
-             compute: str, begin: Any = None) -> None:  # fmt: skip
-    """One forward and backward pass."""
-    side = side_px // 8
-    channels = architecture.unet.get("in_channels", 4)
-    noisy = torch.randn(rows, channels, side, side)
-    text = torch.randn(rows, 77, architecture.unet["cross_attention_dim"])
-    added = None
-    if architecture.unet.get("addition_embed_type") == "text_time":
-        added = {"text_embeds": torch.randn(rows, 1280), "time_ids": torch.randn(rows, 6)}
-    times = torch.zeros(rows, dtype=torch.long)
-    with torch.autocast("cpu", torch.bfloat16, enabled=compute != "no"):
-        out = unet(noisy, times, text, added_cond_kwargs=added, return_dict=False)[0]
-    loss = (out.float() - torch.randn(rows, channels, side, side)).square().mean()
-    if begin is not None:
-        begin(loss)
-    loss.backward()
-
-
-def peak(tracker: MemTracker) -> dict[str, float]:
-    """MiB at the moment of the peak, in total and by kind."""
-    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
-    return {str(kind).rpartition(".")[2].lower(): v / MIB for kind, v in snapshot.items()}
-
-
-def activations(name: str, *, side_px: int, rows: int, weights: str, compute: str,
-                checkpointing: bool) -> dict[str, Any]:  # fmt: skip
-    """What forward and backward pass need beside weights and gradients."""
-    began = time.time()
-    with FakeTensorMode():
-        unet = build(ARCHITECTURES[name], DTYPES[weights])
+    for part, module in denoiser.parts.items():
+        if method == "lora":
+            with mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+                add_adapter(module, _LORA, part=part, seed=0)  # fake tensors cannot be moved
         if checkpointing:
-            unet.enable_gradient_checkpointing()
-        for parameter in unet.parameters():
-            parameter.register_post_accumulate_grad_hook(_free)
-        tracker = MemTracker()
-        tracker.track_external(unet)
-        with tracker:
-            backward(unet, ARCHITECTURES[name], rows, side_px, compute)
-        found = peak(tracker)
-    own = found["total"] - found["param"] - found["buffer"]
-    row = {"architecture": name, "side_px": side_px, "rows": rows, "weights": weights,
-           "compute": compute, "checkpointing": checkpointing, "mib": round(own, 1)}  # fmt: skip
-    print(json.dumps(row), f"{time.time() - began:.0f} s", flush=True)
-    return row
+            switch: Any = module
+            (switch.enable_gradient_checkpointing if part == "unet"
+             else switch.gradient_checkpointing_enable)()  # fmt: skip
+    return denoiser.train()
 
 
-def _free(parameter: torch.Tensor) -> None:
-    parameter.grad = None
+def passes(denoiser: Denoiser, architecture: Architecture, *, rows: int, side_px: int,
+           compute: str) -> None:  # fmt: skip
+    """One forward and backward pass."""
+    side, unet = side_px // 8, architecture.unet
+    tokens = architecture.text[0].get("max_position_embeddings", 77)
+    noisy, target = torch.randn(2, rows, unet["in_channels"], side, side)
+    condition = {"text_BLD": torch.randn(rows, tokens, unet["cross_attention_dim"])}
+    if denoiser.text_encoder_names:
+        condition["ids_EBL"] = torch.zeros(len(architecture.text), rows, tokens, dtype=torch.long)
+    if unet.get("addition_embed_type") == "text_time":
+        condition |= {"pooled_BP": torch.randn(rows, 1280), "time_ids_B6": torch.randn(rows, 6)}
+    times = torch.zeros(rows, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute == "half"):
+        out = denoiser(noisy, times, **condition)
+    (out.float() - target).square().mean().backward()
 
 
-def step(preset: str, train: TrainSettings, name: str, side_px: int) -> dict[str, Any]:
-    """Two whole updates of a preset's full fine-tune, with its own optimizer."""
-    rows = 2 * train.train_batch_size
-    with FakeTensorMode():
-        unet = build(ARCHITECTURES[name], DTYPES[train.weight_dtype])
-        if train.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        group = ParameterGroup("unet", dict(unet.named_parameters()), train.peak_rate)
-        optimizer: Any = build_optimizer(SimpleNamespace(groups=(group,)), train)  # pyright: ignore[reportArgumentType]
-        fused = FusedBackward(optimizer) if train.fused_backward else None
-        tracker = MemTracker()
-        tracker.track_external(unet)
-        with tracker:
-            for number in (1, 2):
-                tracker.reset_mod_stats()
-                begin = (lambda loss, n=number: fused.begin(n, loss)) if fused else None
-                backward(unet, ARCHITECTURES[name], rows, side_px, train.mixed_precision, begin)
-                if fused is None:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-        found = peak(tracker)
-    row = {
-        "preset": preset,
+@contextlib.contextmanager
+def norms_in_fp32() -> Iterator[None]:
+    """As autocast has it on a GPU: norms read copies in fp32 and give fp32."""
+    with contextlib.ExitStack() as stack:
+        for name in ("group_norm", "layer_norm"):
+            norm = getattr(torch.nn.functional, name)
+            stack.enter_context(mock.patch(f"torch.nn.functional.{name}", _in_fp32(norm)))
+        yield
+
+
+def _in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def cast(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) else value
+
+    def of_copies(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return norm(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+
+    return of_copies
+
+
+def row(name: str, *, device: str, method: str, held: str, compute: str, text: bool,
+        checkpointing: bool, rows: int) -> dict[str, Any]:  # fmt: skip
+    """What is alive at most besides the weights, gradients freed at once and gradients kept."""
+    architecture, side_px = ARCHITECTURES[name], SIDES_PX[name]
+    autocast = compute == "half" and device == "gpu"
+    with FakeTensorMode(), norms_in_fp32() if autocast else contextlib.nullcontext():
+        denoiser = build(architecture, method=method, held=held, text=text,
+                         checkpointing=checkpointing)  # fmt: skip
+        with HeldBytes(denoiser.parameters()) as found:
+            passes(denoiser, architecture, rows=rows, side_px=side_px, compute=compute)
+    return {
         "architecture": name,
+        "device": device,
+        "method": method,
+        "weights": held,
+        "compute": compute,
+        "text": text,
+        "checkpointing": checkpointing,
         "side_px": side_px,
         "rows": rows,
-        "peak_mib": round(found["total"]),
-        "of_it": {kind: round(value) for kind, value in found.items()},
+        "mib": round(found.peak_without_gradients / _MIB, 1),
+        "with_gradients_mib": round(found.peak / _MIB, 1),
     }
-    print(json.dumps(row), flush=True)
-    return row
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    made_with = {"torch": torch.__version__, "what": "fake tensors, torch MemTracker; no device"}
-    lines = ",\n    ".join(json.dumps(row) for row in rows)
-    text = f'{{\n  "made_with": {json.dumps(made_with)},\n  "rows": [\n    {lines}\n  ]\n}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def cases() -> Iterator[dict[str, Any]]:
+    """Every kind of training of the small models; SDXL's in half precision, without its text.
+
+    Only autocast makes a difference between devices.
+    """
+    kinds = [
+        ("full", "fp32", "fp32"), ("full", "fp32", "half"), ("full", "half", "half"),
+        ("lora", "fp32", "fp32"), ("lora", "half", "half"),
+    ]  # fmt: skip
+    for name, (method, held, compute) in itertools.product(ARCHITECTURES, kinds):
+        devices = ("cpu", "gpu") if compute == "half" else ("any",)
+        for text, checkpointing in itertools.product((False, True), (False, True)):
+            if name == "sdxl" and (text or compute == "fp32"):
+                continue
+            for device, rows in itertools.product(devices, (2, 8)):
+                yield {"name": name, "device": device, "method": method, "held": held,
+                       "compute": compute, "text": text, "checkpointing": checkpointing,
+                       "rows": rows}  # fmt: skip
 
 
-def _case(name: str, side_px: int, rows: int, *, ckpt: bool, weights: str, compute: str) -> Any:
-    return {"name": name, "side_px": side_px, "rows": rows, "weights": weights,
-            "compute": compute, "checkpointing": ckpt}  # fmt: skip
-
-
-CASES: list[dict[str, Any]] = [
-    *(_case("pocket", 64, rows, ckpt=ckpt, weights="fp32", compute="no")
-      for ckpt in (False, True) for rows in (8, 16)),
-    *(_case("pocket", 64, rows, ckpt=False, weights="bf16", compute="bf16") for rows in (8, 16)),
-    *(_case("sd1", 512, rows, ckpt=True, weights="bf16", compute="bf16") for rows in (2, 4)),
-    _case("sd1", 512, 2, ckpt=True, weights="fp32", compute="bf16"),
-    _case("sdxl", 1024, 2, ckpt=True, weights="bf16", compute="bf16"),
-    _case("sd1", 512, 2, ckpt=False, weights="bf16", compute="bf16"),
-    _case("sd1", 512, 2, ckpt=False, weights="fp32", compute="bf16"),
-]  # fmt: skip
-
-
-def main(what: str) -> None:
-    """Trace and write after every row: the whole takes minutes."""
+def main() -> None:
+    """Trace all cases and write the table."""
     warnings.filterwarnings("ignore")
-    rows: list[dict[str, Any]] = []
-    if what == "activations":
-        for case in CASES:
-            rows.append(activations(**case))
-            _write(TABLE, rows)
-        return
-    for preset in ("pocket", "sd14-6gb"):
-        settings = config.load_settings(ROOT / "presets" / f"{preset}.yaml")
-        name = "pocket" if preset == "pocket" else "sd1"
-        rows.append(step(preset, settings.train, name, settings.data.resolution))
-        _write(STEPS, rows)
+    rows = [row(**case) for case in cases()]
+    made_with = {"torch": torch.__version__, "what": "fake tensors (benchmarks/tracing.py)"}
+    lines = ",\n    ".join(json.dumps(found) for found in rows)
+    text = f'{{\n  "made_with": {json.dumps(made_with)},\n  "rows": [\n    {lines}\n  ]\n}}\n'
+    TABLE.write_text(text)
+    print(f"{len(rows)} rows in {TABLE}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from flows.session import JsonOption, open_session
 from tasks.planning import stages_ahead
+
+if TYPE_CHECKING:
+    from dreambooth_core.planning.speed import Device
 
 _GIB = 1024.0
 
@@ -25,28 +28,35 @@ def plan(
     subject: Annotated[str | None, typer.Argument(help="A subject; the only one without.")] = None,
     *,
     card_gib: Annotated[
-        float | None, typer.Option(help="Plan for a card of this size instead of this machine's.")
+        float | None,
+        typer.Option(min=1, help="Plan for a card of this size instead of this machine's."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """What a run would do: stages to run or skip, memory and time, and which preset would fit."""
+    from dreambooth_core.evaluation import suites
     from dreambooth_core.planning import plan as planning
+    from dreambooth_core.planning import speed
 
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)
     view = config.load_view(session.workspace, name)
     root = session.workspace.root
     device, have_mib = _device(view, card_gib)
-    seconds = planning.seconds_per_step(view, device=device)
+    suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root)
+    architecture = planning.architecture_of(view, root)
+    times = speed.times_of(view, architecture, device, prompts=len(suite.templates))
+    footprint = planning.memory_of(view, root, kind=device.kind)
     base = view.base_model.pretrained_model_name_or_path
+    stages = stages_ahead(session.workspace, name, env=session.env)
     result = {
         "subject": name,
-        "stages": stages_ahead(session.workspace, name, env=session.env),
-        "device": device,
-        "memory": planning.describe(planning.memory_of(view, root), have_mib=have_mib),
+        "stages": stages,
+        "device": device.name or device.kind,
+        "memory": planning.describe(footprint, have_mib=have_mib),
         "offloads": planning.config_offloads(view),
-        "train_seconds": None if seconds is None else round(seconds * view.train.max_train_steps),
-        "presets": planning.presets_that_fit(root, base, have_mib=have_mib),
+        "time": speed.describe(times, [stage for stage, does in stages.items() if does == "run"]),
+        "presets": planning.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
     }
     session.terminal.finish(result, lambda console: show(console, result))
 
@@ -55,21 +65,27 @@ def _only_subject(workspace: Any) -> str:
     names = sorted(config.load_settings(workspace.params).subjects)
     if len(names) != 1:
         raise SettingsError(
-            "plan needs a subject", got=f"{len(names)} in params.yaml", allowed=", ".join(names)
+            "plan needs a subject",
+            got=f"{len(names)} in params.yaml",
+            allowed=", ".join(names) or None,
+            hint="name one; `dreambooth subject add` makes one",
         )
     return names[0]
 
 
-def _device(view: config.SubjectView, card_gib: float | None) -> tuple[str, float]:
-    """The kind of device that would train, and its memory in MiB."""
+def _device(view: config.SubjectView, card_gib: float | None) -> tuple[Device, float]:
+    """What would train, and its memory in MiB. A card that is asked for has no name."""
+    from dreambooth_core.planning.speed import Device
+
     if card_gib is not None:
-        return "cuda", card_gib * _GIB
+        return Device("gpu", name=None), card_gib * _GIB
     import psutil
     import torch
 
     if view.compute.device != "cpu" and torch.cuda.is_available():
-        return "cuda", torch.cuda.get_device_properties(0).total_memory / 2**20
-    return "cpu", psutil.virtual_memory().available / 2**20
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return Device("gpu", name=torch.cuda.get_device_name()), memory / 2**20
+    return Device("cpu", name=None), psutil.virtual_memory().available / 2**20
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -81,17 +97,41 @@ def show(console: Console, result: dict[str, Any]) -> None:
         stages.add_row(stage, does)
     console.print(stages)
     console.print(_memory_line(result), markup=False)
-    seconds = result["train_seconds"]
-    console.print(
-        "training time: not measured for this model on such a device"
-        if seconds is None
-        else f"training time: about {seconds // 60} min {seconds % 60} s"
-    )
+    for line in _time_lines(result["time"], result["device"]):
+        console.print(line, markup=False)
     for preset in result["presets"]:
         peak = preset["peak_mib"]
-        size = "offloads: not predicted" if peak is None else f"{peak / _GIB:.1f} GiB"
+        size = "offloads: not predicted" if peak is None else f"{peak / _GIB:.2f} GiB"
         fits = {True: "fits", False: "does not fit", None: "unknown"}[preset["fits"]]
         console.print(f"preset {preset['name']:<12} {size:>24}  {fits}", markup=False)
+    if result["memory"]["fits"] is False:
+        console.print(_advice(result["presets"]), markup=False)
+
+
+def _advice(presets: list[dict[str, Any]]) -> str:
+    fitting = [preset["name"] for preset in presets if preset["fits"]]
+    if not fitting:
+        return "no preset for this base model is known to fit"
+    return f"would fit: `dreambooth preset use {fitting[0]}`"
+
+
+def _time_lines(time: dict[str, Any], device: str) -> list[str]:
+    """Seconds a step, and of each stage, as far as they were measured on such a device."""
+    if time["measured_on"] is None:
+        return [f"time: not measured on this device ({device})"]
+    step = time["seconds_per_step"]
+    training = "training not measured with these settings" if step is None else f"{step} s a step"
+    lines = [f"time: {training}, as measured on {time['measured_on']}"]
+    for stage, seconds in time["stage_seconds"].items():
+        lines.append(f"  {stage:<14}{'not measured' if seconds is None else _clock(seconds)}")
+    if time["total_seconds"] is not None:
+        lines.append(f"  ahead together: {_clock(time['total_seconds'])}, loading not counted")
+    return lines
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
 
 
 def _memory_line(result: dict[str, Any]) -> str:

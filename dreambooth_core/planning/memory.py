@@ -1,92 +1,111 @@
 """Peak memory of a training step, part by part. Torch-free.
 
 Weights, gradients and the optimizer's state follow from shapes and settings, to the byte. What the
-forward and backward pass need besides comes from a table of traced steps (activations.json): it
-grows with rows and pixels on a straight line. Steps of whole networks were traced: for adapters,
-which keep less, they are an upper bound.
+forward and backward pass hold comes from a table of traced passes (activations.json). It grows
+with rows and pixels on a line that does not begin at zero: autocast keeps copies of fp32 weights.
+benchmarks/memory.py holds the sum against measured runs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dreambooth_core.config import DataSettings, TrainSettings
 from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.models.footprint import optimizer_bytes, weight_bytes
-from dreambooth_core.planning.shapes import ModelShapes, read_table
+from dreambooth_core.planning.shapes import ModelShapes
+from dreambooth_core.planning.tables import line_through, read_table
 
+Kind = Literal["cpu", "gpu"]
+"""Kinds of devices: autocast computes norms in fp32 on a GPU only."""
 MIB = 2**20
 CONTEXT_MIB = 700
 """What a card needs besides: driver context, kernels' workspaces. Allowed for, not measured."""
 _UPDATE_BYTES = 16
 """Four fp32 copies of the largest tensor, while it is updated on its own."""
+_KEPT = "with_gradients_mib"
 _COMPUTE_BYTES = {"no": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """MiB of a training step, by part; `activations` is None for an architecture not traced."""
+    """MiB of a training step, by part.
+
+    `passes` is what forward and backward pass hold at most, with the gradients where these are
+    kept; None for a kind of training that was not traced. `update` is what an update of one weight
+    after the other needs besides.
+    """
 
     weights: float
     frozen: float
     gradients: float
     optimizer: float
+    average: float
     update: float
-    activations: float | None
+    passes: float | None
 
     @property
     def peak(self) -> float:
-        """MiB at the peak; a lower bound without activations.
-
-        Gradients come as activations go, so it is the larger of the two that counts.
-        """
-        passing = max(self.activations or 0.0, self.gradients)
-        return self.weights + self.frozen + self.optimizer + passing + self.update
+        """MiB at the peak, in the backward pass or in the update; a lower bound without passes."""
+        held = self.weights + self.frozen + self.optimizer + self.average
+        updates_in_backward = self.gradients == 0
+        passing = (self.passes or 0.0) + (self.update if updates_in_backward else 0.0)
+        return held + max(passing, self.gradients + self.update)
 
 
 def predict(
-    model: ModelShapes, train: TrainSettings, data: DataSettings, *, with_prior: bool
+    model: ModelShapes, train: TrainSettings, data: DataSettings, *, with_prior: bool, kind: Kind
 ) -> Footprint:
     """What a step of these settings needs on each device."""
-    lora = train.lora if train.method == "lora" else None
-    shapes = [s for _, s in model.unet] if lora is None else model.adapters(lora)
-    text = model.text_parameters if train.train_text_encoder else 0
-    if lora is None and text:
-        shapes = [*shapes, (text,)]
-    weights = weight_bytes(shapes, train)
-    largest = max(math.prod(shape) for _, shape in model.unet) if lora is None else 0
-    frozen = 0 if lora is None else model.num_parameters * _COMPUTE_BYTES[train.mixed_precision]
+    trained = model.trained(train)
+    numbers = sum(map(math.prod, trained))
+    weights = weight_bytes(trained, train)
+    frozen = sum(map(math.prod, model.frozen(train))) * _COMPUTE_BYTES[train.mixed_precision]
+    update = 0 if updates_in_one_kernel(train) else _UPDATE_BYTES * max(map(math.prod, trained))
     rows = train.train_batch_size * (2 if with_prior else 1)
     return Footprint(
         weights=weights / MIB,
         frozen=frozen / MIB,
         gradients=0.0 if train.fused_backward else weights / MIB,
-        optimizer=optimizer_bytes(shapes, train) / MIB,
-        update=0.0 if updates_in_one_kernel(train) else _UPDATE_BYTES * largest / MIB,
-        activations=_activations(model.architecture, train, rows=rows, side_px=data.resolution),
+        optimizer=optimizer_bytes(trained, train) / MIB,
+        average=4 * numbers / MIB if train.ema_decay else 0.0,
+        update=update / MIB,
+        passes=_passes(model.architecture, train, rows=rows, side_px=data.resolution, kind=kind),
     )
 
 
-def _activations(
-    architecture: str | None, train: TrainSettings, *, rows: int, side_px: int
+def _passes(
+    architecture: str | None, train: TrainSettings, *, rows: int, side_px: int, kind: Kind
 ) -> float | None:
-    """MiB of forward and backward pass, from the traced step that is nearest in its settings."""
-    table = [r for r in read_table("activations.json")["rows"] if r["architecture"] == architecture]
-    table = [r for r in table if r["checkpointing"] == train.gradient_checkpointing] or table
-    if not table:
+    """MiB of forward and backward pass, on the lines through the traced ones of its kind."""
+    traced = [
+        row
+        for row in read_table("activations.json")["rows"]
+        if row["architecture"] == architecture and _is_alike(row, train, kind)
+    ]
+    if not traced:
         return None
-    best = max(_likeness(row, train) for row in table)
-    alike = sorted((r["rows"], r["mib"]) for r in table if _likeness(r, train) == best)
-    (first, low), (last, high) = alike[0], alike[-1]
-    slope = (high - low) / (last - first) if last > first else low / first
-    pixels = (side_px / table[0]["side_px"]) ** 2
-    return low - slope * first + slope * rows * pixels
+    size = rows * (side_px / traced[0]["side_px"]) ** 2
+    freed = _on_line(traced, "mib", size)
+    # Gradients count where much of the rest is gone, so the sum bends: no less than without them.
+    return freed if train.fused_backward else max(freed, _on_line(traced, _KEPT, size))
 
 
-def _likeness(row: dict[str, Any], train: TrainSettings) -> tuple[bool, bool]:
-    """How well a traced step fits. Adapters are like weights that are held in the computed type."""
-    compute = "no" if train.mixed_precision == "no" else "bf16"
-    held = "bf16" if train.method == "lora" and compute == "bf16" else train.weight_dtype
-    return row["compute"] == compute, row["weights"] == held
+def _is_alike(row: dict[str, Any], train: TrainSettings, kind: Kind) -> bool:
+    compute = "fp32" if train.mixed_precision == "no" else "half"
+    trained = "fp32" if train.weight_dtype == "fp32" else "half"
+    return (
+        row["device"] in (kind, "any")
+        and row["method"] == train.method
+        and row["compute"] == compute
+        and row["weights"] == (compute if train.method == "lora" else trained)
+        and row["text"] == train.train_text_encoder
+        and row["checkpointing"] == train.gradient_checkpointing
+    )
+
+
+def _on_line(traced: list[dict[str, Any]], key: str, size: float) -> float:
+    """The value at `size` rows, on the line through the traced ones."""
+    return line_through([(row["rows"], row[key]) for row in traced], size)

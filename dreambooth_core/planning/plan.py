@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,38 @@ from dreambooth_core import config
 from dreambooth_core.config import Settings
 from dreambooth_core.config.sections import SubjectView
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.planning.memory import CONTEXT_MIB, Footprint, predict
-from dreambooth_core.planning.shapes import read_table, shapes_of
+from dreambooth_core.planning.memory import CONTEXT_MIB, Footprint, Kind, predict
+from dreambooth_core.planning.shapes import ModelShapes, shapes_of
 
 
-def memory_of(view: SubjectView | Settings, root: Path) -> Footprint | None:
+def memory_of(view: SubjectView | Settings, root: Path, *, kind: Kind) -> Footprint | None:
     """The predicted footprint of the settings' training; None for a model of unknown shapes."""
-    name = view.base_model.pretrained_model_name_or_path
-    folder = root / name
-    model = shapes_of(name, folder if folder.is_dir() else None)
+    model = _shapes(view, root)
     if model is None:
         return None
-    return predict(model, view.train, view.data, with_prior=view.prior is not None)
+    with_prior = view.prior is not None
+    return predict(model, view.train, view.data, with_prior=with_prior, kind=kind)
+
+
+def architecture_of(view: SubjectView | Settings, root: Path) -> str | None:
+    """The name under which the base model's architecture is measured; None for another."""
+    model = _shapes(view, root)
+    return None if model is None else model.architecture
+
+
+def _shapes(view: SubjectView | Settings, root: Path) -> ModelShapes | None:
+    name = view.base_model.pretrained_model_name_or_path
+    folder = root / name
+    return shapes_of(name, folder if folder.is_dir() else None)
 
 
 def describe(footprint: Footprint | None, *, have_mib: float | None) -> dict[str, Any]:
     """The memory part of a plan: parts, peak, and whether it fits (None: not known)."""
     if footprint is None:
         return {"peak_mib": None, "parts_mib": {}, "have_mib": have_mib, "fits": None}
-    parts = ("weights", "frozen", "gradients", "optimizer", "update", "activations")
-    known = {part: getattr(footprint, part) for part in parts}
+    known = dataclasses.asdict(footprint)
     needed = footprint.peak + CONTEXT_MIB
-    traced = footprint.activations is not None
+    traced = footprint.passes is not None
     too_much = have_mib is not None and needed > have_mib
     fits = False if too_much else (True if have_mib is not None and traced else None)
     return {
@@ -42,7 +53,7 @@ def describe(footprint: Footprint | None, *, have_mib: float | None) -> dict[str
 
 
 def presets_that_fit(
-    root: Path, base_model: str, *, have_mib: float | None
+    root: Path, base_model: str, *, have_mib: float | None, kind: Kind
 ) -> list[dict[str, Any]]:
     """The presets for the same base model with their peaks, the largest that fits first."""
     found: list[dict[str, Any]] = []
@@ -53,7 +64,7 @@ def presets_that_fit(
             continue  # a file of the user's own that does not load; `preset use` says why
         if settings.base_model.pretrained_model_name_or_path != base_model:
             continue
-        told = describe(memory_of(settings, root), have_mib=have_mib)
+        told = describe(memory_of(settings, root, kind=kind), have_mib=have_mib)
         offloads = config_offloads(settings)
         found.append(
             {
@@ -68,14 +79,3 @@ def presets_that_fit(
 def config_offloads(settings: Settings | SubjectView) -> bool:
     """Whether the optimizer's state is moved off the card, whose share is then not predicted."""
     return "offload" in (settings.train.accelerate_config or "")
-
-
-def seconds_per_step(view: SubjectView, *, device: str) -> float | None:
-    """Seconds of an update, measured on such a device with this model and scaled by rows."""
-    name = view.base_model.pretrained_model_name_or_path
-    rows = view.train.train_batch_size * (2 if view.prior else 1)
-    rows *= view.train.gradient_accumulation_steps
-    for row in read_table("speeds.json")["rows"]:
-        if (row["base_model"], row["device"], row["method"]) == (name, device, view.train.method):
-            return row["seconds_per_step"] * rows / row["rows"]
-    return None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.config import LoraSettings
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.planning.tables import read_table
 
 Shape = tuple[int, ...]
 SIGNATURE = ("block_out_channels", "layers_per_block", "cross_attention_dim")
@@ -22,36 +21,46 @@ _KNOWN = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
 """Hub ids whose shapes are known before they are downloaded."""
-_TEXT_PARAMETERS = {"sd1": 123_060_480, "sdxl": 123_060_480 + 694_659_840}
+
+
+Named = tuple[tuple[str, Shape], ...]
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """A model's U-Net tensor by tensor, and the size of its text encoders.
+    """A model's U-Net and text encoders, tensor by tensor.
 
-    `architecture` is the name under which activations were traced; None: another model's.
+    `architecture` is the name under which passes were traced; None: another model's.
     """
 
     architecture: str | None
-    unet: tuple[tuple[str, Shape], ...]
-    text_parameters: int
+    unet: Named
+    text: Named
 
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the U-Net."""
-        return sum(math.prod(shape) for _, shape in self.unet)
+    def trained(self, train: TrainSettings) -> list[Shape]:
+        """What a training updates: whole networks, or the adapters of their layers."""
+        lora = train.lora if train.method == "lora" else None
+        text = self.text if train.train_text_encoder else ()
+        if lora is None:
+            return [shape for _, shape in (*self.unet, *text)]
+        of_text = _adapters(text, lora.text_encoder_layers, rank=lora.rank)
+        return [*_adapters(self.unet, lora.lora_layers, rank=lora.rank), *of_text]
 
-    def adapters(self, lora: LoraSettings) -> list[Shape]:
-        """The shapes of the adapters' factors: [r, in] and [out, r] for every fitting layer."""
-        layers = [
-            shape
-            for name, shape in self.unet
-            if name.endswith(".weight") and _fits(name.removesuffix(".weight"), lora.lora_layers)
-        ]
-        factors: list[Shape] = []
-        for shape in layers:
-            factors += [(lora.rank, *shape[1:]), (shape[0], lora.rank)]
-        return factors
+    def frozen(self, train: TrainSettings) -> list[Shape]:
+        """What is held beside adapters and only read."""
+        if train.method != "lora":
+            return []
+        text = self.text if train.train_text_encoder else ()
+        return [shape for _, shape in (*self.unet, *text)]
+
+
+def _adapters(tensors: Named, layers: Sequence[str], *, rank: int) -> list[Shape]:
+    """The shapes of the adapters' factors: [r, in] and [out, r] for every fitting layer."""
+    factors: list[Shape] = []
+    for name, shape in tensors:
+        if name.endswith(".weight") and _fits(name.removesuffix(".weight"), layers):
+            factors += [(rank, *shape[1:]), (shape[0], rank)]
+    return factors
 
 
 def _fits(module: str, layers: Sequence[str]) -> bool:
@@ -68,11 +77,10 @@ def shapes_of(name: str, folder: Path | None) -> ModelShapes | None:
 def _from_files(folder: Path) -> ModelShapes:
     config = json.loads((folder / "unet" / "config.json").read_bytes())
     parts = ("text_encoder", "text_encoder_2")
-    text = [shape for part in parts for _, shape in _headers(folder / part)]
     return ModelShapes(
         architecture=_architecture_of(config),
         unet=tuple(_headers(folder / "unet")),
-        text_parameters=sum(math.prod(shape) for shape in text),
+        text=tuple(tensor for part in parts for tensor in _headers(folder / part)),
     )
 
 
@@ -85,7 +93,11 @@ def _headers(folder: Path) -> list[tuple[str, Shape]]:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(size))
-        found += [(n, tuple(t["shape"])) for n, t in header.items() if n != "__metadata__"]
+        found += [
+            (name, tuple(tensor["shape"]))
+            for name, tensor in header.items()
+            if name != "__metadata__" and not name.endswith("position_ids")
+        ]
     return found
 
 
@@ -98,11 +110,9 @@ def _architecture_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _from_table(architecture: str) -> ModelShapes:
-    rows = read_table("shapes.json")[architecture]["unet"]
-    unet = [(name, tuple(shape)) for name, shape, count in rows for _ in range(count)]
-    return ModelShapes(architecture, tuple(unet), _TEXT_PARAMETERS[architecture])
-
-
-def read_table(name: str) -> dict[str, Any]:
-    """A table that lies beside this module."""
-    return json.loads(resources.files("dreambooth_core.planning").joinpath(name).read_bytes())
+    table = read_table("shapes.json")[architecture]
+    unet, text = (
+        tuple((name, tuple(shape)) for name, shape, count in table[part] for _ in range(count))
+        for part in ("unet", "text")
+    )
+    return ModelShapes(architecture, unet, text)

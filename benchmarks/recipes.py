@@ -1,0 +1,170 @@
+"""Training recipes to be measured, run by the trainer that users run, on rows that are made up.
+
+Neither memory nor time depends on what the pictures show, nor on what the weights are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from benchmarks.architectures import ARCHITECTURES
+from dreambooth_core import config
+from dreambooth_core.config import TrainSettings
+from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.ports import NullSink, never_stop
+from dreambooth_core.records import BaseModelIdentity
+from dreambooth_core.training import worker
+from dreambooth_core.training.job import TrainJob
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A preset, and what is changed in its section `train` for the measurement."""
+
+    name: str
+    preset: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    with_class: bool = True
+
+    @property
+    def settings(self) -> config.Settings:
+        """The preset with the changes; fp16 is bf16 where there is no GPU."""
+        preset = config.load_settings(ROOT / "presets" / f"{self.preset}.yaml")
+        told = {**preset.train.model_dump(), **self.changes}
+        if told["mixed_precision"] == "fp16" and not torch.cuda.is_available():
+            told["mixed_precision"] = "bf16"
+        return preset.model_copy(update={"train": TrainSettings.model_validate(told)})
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a micro-step."""
+        return self.settings.train.train_batch_size * (2 if self.with_class else 1)
+
+
+class _Enough(Exception):
+    """Ends a run when all has been read, before anything is saved."""
+
+
+def run(
+    recipe: Recipe, base: Path, *, side_px: int, num_updates: int, at_update: Callable[[], None]
+) -> None:
+    """Make `num_updates` updates on the model in `base`.
+
+    `at_update` is called before each of them and after the last.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
+    rows = MadeUpRows(base, side_px, with_class=recipe.with_class)
+    begun = 0
+
+    def rows_at(positions: Sequence[int]) -> TrainBatch:
+        nonlocal begun
+        at_update()
+        begun += 1
+        if begun > num_updates:
+            raise _Enough
+        return rows.rows_at(positions)
+
+    train = recipe.settings.train
+    assert train.gradient_accumulation_steps == 1, "an update is one call for rows"
+    limits = {"max_train_steps": num_updates + 1, "checkpointing_steps": num_updates + 1}
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(_Enough):
+        job = make_job(Path(name), base, recipe.settings, train.model_copy(update=limits),
+                       with_class=recipe.with_class)  # fmt: skip
+        job.state_dir.mkdir(parents=True)
+        worker.work(job, open_rows=lambda _: rows_at, open_sink=lambda _: NullSink(),
+                    should_stop=never_stop)  # fmt: skip
+
+
+class MadeUpRows:
+    """Rows that fit the networks of a pipeline."""
+
+    def __init__(self, base: Path, side_px: int, *, with_class: bool) -> None:
+        unet, text = (_config(base / part) for part in ("unet", "text_encoder"))
+        self._shape = (unet["in_channels"], side_px // 8, side_px // 8)
+        self._width, self._vocabulary = unet["cross_attention_dim"], text["vocab_size"]
+        self._tokens = text["max_position_embeddings"]
+        self._with_class = with_class
+
+    def rows_at(self, positions: Sequence[int]) -> TrainBatch:
+        """Other numbers at each call."""
+        turns = 2 if self._with_class else 1
+        size = len(positions) * turns
+        return TrainBatch(
+            latents_BCHW=torch.randn(size, *self._shape),
+            text_BLD=torch.randn(size, self._tokens, self._width),
+            is_class_B=tuple(i >= len(positions) for i in range(size)),
+            position_B=tuple(positions) * turns,
+            image_B=("made up",) * size,
+            ids_EBL=torch.randint(self._vocabulary, (1, size, self._tokens)),
+        )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_bytes())
+
+
+def make_job(
+    folder: Path, base: Path, settings: config.Settings, train: TrainSettings, *, with_class: bool
+) -> TrainJob:
+    """A run below `folder` that begins at once."""
+    threads = {"num_threads": torch.get_num_threads()}
+    return TrainJob(
+        subject="benchmark",
+        fingerprint="0" * 64,
+        base_model=config.BaseModelSettings(pretrained_model_name_or_path=str(base)),
+        base_identity=BaseModelIdentity(name="random", revision=None, sha256="0" * 64),
+        compute=settings.compute.model_copy(update=threads),
+        train=train,
+        prior_loss_weight=1.0 if with_class else None,
+        log_every_steps=train.max_train_steps,
+        workspace_root=folder,
+        cache_dir=folder / "cache",
+        state_dir=folder / "state",
+        out_dir=folder / "out",
+        log_file=folder / "log",
+        rehearse=False,
+    )
+
+
+def build_sd1(folder: Path) -> Path:
+    """SD 1.4's U-Net and text encoder with random weights, in bf16, in a pipeline with a small VAE.
+
+    Networks are loaded in the type that the recipe asks for, whatever the files hold.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "pocket-sd" / "tokenizer")
+    blocks = 4
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                block_out_channels=(32,) * blocks, latent_channels=4,
+                down_block_types=("DownEncoderBlock2D",) * blocks,
+                up_block_types=("UpDecoderBlock2D",) * blocks,
+            ),
+            text_encoder=ARCHITECTURES["sd1"].build_text()["text_encoder"],
+            tokenizer=tokenizer,
+            unet=ARCHITECTURES["sd1"].build_unet(),
+            scheduler=DDPMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)  # fmt: skip
+    finally:
+        torch.set_default_dtype(before)
+    return folder

@@ -1,0 +1,62 @@
+"""Bytes held by tensors that have no numbers: a forward and backward pass without its computing.
+
+Fake tensors have shapes, types and lifetimes. Every operation's results are added up until they are
+let go. What a kernel asks for inside itself is not seen, nor an allocator's rounding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class HeldBytes(TorchDispatchMode):
+    """Adds up what operations make, from when the mode is entered. Inputs are to be made inside.
+
+    `peak` is the most that was alive at once; `peak_without_gradients` the same if every gradient
+    had been given back as soon as it was whole.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.peak = self.peak_without_gradients = 0
+        self._held = self._gradients = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        for parameter in parameters:
+            self._see(parameter)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._count_gradient)
+        self._held = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do the operation and count what is new in its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._see(leaf)
+        self.peak = max(self.peak, self._held)
+        without = self._held - self._gradients
+        self.peak_without_gradients = max(self.peak_without_gradients, without)
+        return result
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+
+        def let_go(_: Any) -> None:
+            del self._seen[key]
+            self._held -= size
+
+        self._seen[key] = weakref.ref(storage, let_go)
+        self._held += size
+
+    def _count_gradient(self, parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        self._gradients += parameter.grad.nbytes

@@ -1,0 +1,59 @@
+"""What the benchmarks read memory with, against cases that are worked out by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.tracing import HeldBytes
+
+ROOT = Path(__file__).parents[3]
+
+COUNTED = """
+import torch
+from benchmarks.allocations import counting
+
+before = torch.ones(500)
+with counting() as found:
+    x = torch.ones(1000, 1000)        # 4 MB
+    y = x @ x                         # 8
+    z = torch.relu(y)                 # 12: the peak of the first stretch
+    del y, before                     # 8: what was there before does not count
+    found.mark()
+    w = torch.zeros(250_000)          # 9
+    found.mark()
+    del x, z                          # 1
+    found.mark()
+    after = torch.zeros(10_000_000)   # after the last mark
+assert found.peaks == [12_000_000, 9_000_000, 9_000_000], found
+assert found.at_marks == [8_000_000, 9_000_000, 1_000_000], found
+"""
+
+
+def test_the_allocators_events_give_the_bytes_of_a_case_worked_out_by_hand():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_fake_tensors_give_the_bytes_of_a_pass_worked_out_by_hand():
+    """W is [1000, 1000], x [1000, 250]: x and y take 1 MB each, W's gradient 4, what follows 5.
+
+    x, the gradient and what follows make 10 MB. Were the gradient given back before, it would be
+    6 MB: x and what follows, and as much in the backward pass with x, y and the gradient.
+    """
+    with FakeTensorMode():
+        weight, gradient = nn.Parameter(torch.ones(1000, 1000)), torch.ones(1000, 250)
+        with HeldBytes([weight]) as found:
+            x = torch.ones(1000, 250)
+            (weight @ x).backward(gradient)
+            following = torch.empty(1_250_000)
+    assert following.nbytes == 5_000_000
+    assert found.peak == 10_000_000
+    assert found.peak_without_gradients == 6_000_000
