@@ -54,16 +54,14 @@ PEER = {
     "train_batch_size": 1,
 }
 OURS = {
-    "num_class_images": 48,
+    "num_class_images": 64,
     "sample_batch_size": 16,
-    "max_train_steps": 390,
-    "checkpointing_steps": 39,
-    "train_batch_size": 2,
-    "learning_rate": 5e-4,
-    "lr_scheduler": "cosine",
-    "lr_warmup_steps": 20,
+    "max_train_steps": 260,
+    "checkpointing_steps": 20,
+    "train_batch_size": 4,
+    "learning_rate": 4e-4,
 }
-"""Found on the same subject as the peer's rate, and on robot-sunny (docs/lab-book.md)."""
+"""Found on the same subject as the peer's rate; docs/lab-book.md has what else was tried."""
 
 
 @dataclass(frozen=True)
