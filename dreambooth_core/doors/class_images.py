@@ -15,6 +15,7 @@ from dreambooth_core.config import PriorSettings
 from dreambooth_core.data.class_images import class_image_key, class_seed, png_bytes
 from dreambooth_core.doors import class_folder
 from dreambooth_core.doors.agreement import from_main
+from dreambooth_core.doors.folders import make_folder
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, solvers
@@ -76,7 +77,7 @@ def _dtype(plan: Plan, device: torch.device) -> torch.dtype:
 def _look(
     plan: Plan, folder: Path, prior: PriorSettings, dtype: torch.dtype, device: torch.device
 ) -> _Found:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, flag="class_data_dir")
     files.remove_asides(folder)
     usable = class_folder.list_usable(folder, plan.data)
     for line in usable.unusable:

@@ -40,6 +40,8 @@ _WITHOUT_EFFECT = frozenset(
         *("checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers"),
         *("validation_prompt", "num_validation_images", "validation_steps", "validation_epochs"),
         *("validation_scheduler", "push_to_hub", "hub_model_id", "set_grads_to_none"),
+        *("pre_compute_text_embeddings", "image_interpolation_mode", "save_steps"),
+        *("skip_save_text_encoder", "output_kohya_format"),
     )
 )
 """Flags that change no weight."""

@@ -17,11 +17,12 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.doors import class_images, hub, layout, outputs, photos
 from dreambooth_core.doors.agreement import from_main
+from dreambooth_core.doors.folders import make_folder
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import Validation
-from dreambooth_core.errors import SettingsError, Stopped
+from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.ports import StopSignal
@@ -123,7 +124,7 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        _make_folder(plan.output_dir)
+        make_folder(plan.output_dir, flag="output_dir")
         files.remove_asides(plan.output_dir)
         load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
 
@@ -259,13 +260,6 @@ class _Session:
             ),
         )
         return _Resumed(record.step, layout.read_metrics(path), state)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--output_dir: {folder} cannot be made", got=str(error)) from None
 
 
 def _kept(plan: Plan, job: TrainJob) -> Kept:

@@ -135,6 +135,7 @@ def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
     (tmp_path / "file").write_text("")
     for out, flags, error in (
         ("file/out", {}, "--output_dir: "),
+        ("out", prior(tmp_path / "file" / "class", 2), "--class_data_dir: "),
         ("out", {"tokenizer_name": photos}, "holds no tokenizer"),
         ("out", {"tokenizer_max_length": 500}, "found: 500; allowed: up to 77"),
     ):
