@@ -53,7 +53,7 @@ def launch(text: str, tmp_path: Path, model: Path, photos: Path) -> subprocess.C
     env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PATH": commands}
     return subprocess.run(
         ["bash", "-ec", for_this_machine(text)],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=200,
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,8 +24,8 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit_and_torch_goes_on_from_
     jax = flags | {"door": DREAMBOOTH_FLAX}
     whole, resumed, in_torch = (tmp_path / name for name in ("whole", "resumed", "torch"))
     assert run(tiny_sd, photos, whole, **jax) == 0
-    assert run(tiny_sd, photos, resumed, **jax | {"max_train_steps": 2}) == 0
-    files.copy_tree(resumed, in_torch)
+    for out in (resumed, in_torch):
+        shutil.copytree(whole / "checkpoint-2", out / "checkpoint-2")
     assert run(tiny_sd, photos, resumed, **jax, resume_from_checkpoint="latest") == 0
     for part in PARTS:
         assert files.sha256_file(resumed / part) == files.sha256_file(whole / part)
