@@ -126,7 +126,8 @@ def write(path: Path, made_with: dict[str, Any], **tables: list[dict[str, Any]])
     parts = [f'"made_with": [\n    {_lines(about)}\n  ]']
     for name, rows in tables.items():
         kept = [row for row in old[name] if row["device"] != device]
-        own = [{"device": device, "architecture": _ARCHITECTURE, **row} for row in rows]
+        about_rows = {"device": device, "architecture": _ARCHITECTURE, "side_px": _SIDE_PX}
+        own = [{**about_rows, **row} for row in rows]
         parts.append(f'"{name}": [\n    {_lines([*kept, *own])}\n  ]')
     path.write_text("{\n  " + ",\n  ".join(parts) + "\n}\n")
 

@@ -79,13 +79,14 @@ def _device(view: config.SubjectView, card_gib: float | None) -> tuple[Device, f
 
     if card_gib is not None:
         return Device("gpu", name=None), card_gib * _GIB
-    import psutil
     import torch
+
+    from dreambooth_core.training.host_memory import available_bytes
 
     if view.compute.device != "cpu" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         return Device("gpu", name=torch.cuda.get_device_name()), memory / 2**20
-    return Device("cpu", name=None), psutil.virtual_memory().available / 2**20
+    return Device("cpu", name=None), available_bytes() / 2**20
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -266,7 +266,7 @@ class RuntimeSettings(Section):
 
     log_every_steps: PositiveInt = setting("Metrics every so many updates.", effect=Effect.NONE)
     stop_grace_s: PositiveFloat = setting(
-        "Seconds a stopped trainer has to save.", effect=Effect.NONE
+        "Seconds a stopped trainer has to save (async_checkpointing: twice).", effect=Effect.NONE
     )
     async_checkpointing: bool = setting(
         "Write checkpoints while the updates go on; a kill may cost twice checkpointing_steps.",

@@ -144,15 +144,22 @@ def state_to_resume(
     """The folder that `Updates` continue from: the checkpoint's own, or one made in `scratch`.
 
     There the weights are put together, and the rest is linked. Where another optimizer made the
-    checkpoint it is the weights alone: moments of one kind mean nothing to another.
+    checkpoint it is the weights alone: moments of one kind mean nothing to another. Raises
+    SettingsError where they cannot be told apart.
     """
     state = folder / STATE
     is_fitting = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
     if is_fitting and single_copy.is_whole(state):
         return state
+    weights = single_copy.read_weights(state, checkpoint=folder)
+    if not weights:
+        raise SettingsError(
+            f"--resume_from_checkpoint: {folder.name} is split over processes, weights and moments",
+            hint="resume with the optimizer that made it",
+        )
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    save_file(single_copy.read_weights(state, checkpoint=folder), scratch / WEIGHTS)
+    save_file(weights, scratch / WEIGHTS)
     for entry in state.iterdir() if is_fitting else ():
         if entry.name != WEIGHTS:
             (scratch / entry.name).symlink_to(entry.resolve())

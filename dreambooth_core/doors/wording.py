@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 _SETTING = r"(?:train|data|prior|base_model)\.(?:lora\.)?([a-z0-9_]+)"
 _ASIDE = re.compile(rf" \({_SETTING}\)")
-_NAMED = re.compile(rf"\b{_SETTING}")
+_NAMED = re.compile(rf"(?<![\w./-]){_SETTING}\b(?!\.\w)")
 _SWITCHED_OFF = re.compile(r"\bset (--\w+) to (?:false|null)")
 
 

@@ -49,7 +49,8 @@ def times_of(view: SubjectView, architecture: str | None, device: Device, *, pro
     if not known:
         return Times(measured_on=None)
     name: str = known[0]["device"]
-    training, pictures = (_rows(table, name, architecture) for table in ("training", "pictures"))
+    measured = {"device": name, "architecture": architecture, "side_px": view.data.resolution}
+    training, pictures = (_rows(table, measured) for table in ("training", "pictures"))
     prior, evaluate = view.prior, view.evaluate
     step = _seconds_per_step(view, training)
     made = _seconds_to_draw(pictures, steps=prior.num_inference_steps if prior else 1)
@@ -65,22 +66,22 @@ def times_of(view: SubjectView, architecture: str | None, device: Device, *, pro
 
 
 def describe(times: Times, ahead: Collection[str]) -> dict[str, Any]:
-    """The time part of a plan: seconds a step, of each stage, and of those `ahead` together.
+    """The time part of a plan: seconds a step, of each stage `ahead`, and of these together.
 
-    `total_seconds` is None where one of them was not measured.
+    `total_seconds` is None where one of them was not measured, or where none is ahead.
     """
     stages = {
         "class-images": times.class_images,
         "train": times.train,
         "evaluate": times.evaluate,
     }
-    due = [seconds for stage, seconds in stages.items() if stage in ahead]
-    known = [seconds for seconds in due if seconds is not None]
+    due = {stage: seconds for stage, seconds in stages.items() if stage in ahead}
+    known = [seconds for seconds in due.values() if seconds is not None]
     return {
         "measured_on": times.measured_on,
         "seconds_per_step": None if times.step is None else round(times.step, 4),
-        "stage_seconds": {s: None if t is None else round(t, 1) for s, t in stages.items()},
-        "total_seconds": round(sum(known), 1) if len(known) == len(due) else None,
+        "stage_seconds": {s: None if t is None else round(t, 1) for s, t in due.items()},
+        "total_seconds": round(sum(known), 1) if known and len(known) == len(due) else None,
     }
 
 
@@ -97,9 +98,9 @@ def _num_checkpoints(view: SubjectView) -> int:
     return math.ceil(view.train.max_train_steps / view.train.checkpointing_steps)
 
 
-def _rows(table: str, device: str, architecture: str | None) -> list[dict[str, Any]]:
+def _rows(table: str, measured: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = read_table(TABLE_NAME)[table]
-    return [r for r in found if (r["device"], r["architecture"]) == (device, architecture)]
+    return [row for row in found if measured.items() <= row.items()]
 
 
 def _seconds_per_step(view: SubjectView, measured: list[dict[str, Any]]) -> float | None:

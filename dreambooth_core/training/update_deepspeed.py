@@ -239,7 +239,10 @@ def _multiply_betas_up(optimizer: torch.optim.Optimizer) -> None:
     adam: Any = optimizer
     if not hasattr(adam, "ds_opt_adam"):
         return
-    group, last = adam.param_groups[0], max(int(state["step"]) for state in adam.state.values())
+    group, last = (
+        adam.param_groups[0],
+        max((int(state["step"]) for state in adam.state.values()), default=0),
+    )
     names = ("lr", "betas", "eps", "weight_decay", "bias_correction")
     rate, betas, *others = (group[name] for name in names)
     numbers = [torch.zeros(1) for _ in range(4)]  # weight, gradient and both moments

@@ -116,12 +116,13 @@ def test_save_steps_of_the_jax_door_is_another_name_of_checkpointing_steps():
 def test_what_the_core_says_of_settings_is_told_in_flags():
     text = in_flags(
         "lower train.learning_rate, set train.use_8bit_adam to false; enlarged (data.resolution); "
-        "looks blurry (data.blur_threshold); train.lora.lora_layers fits no layer",
+        "looks blurry (data.blur_threshold); train.lora.lora_layers fits no layer; "
+        "photos/train.seed.png, train.seed.png",
         DREAMBOOTH_LORA.flags.model_fields,
     )
     assert text == (
         "lower --learning_rate, leave out --use_8bit_adam; enlarged (--resolution); "
-        "looks blurry; --lora_layers fits no layer"
+        "looks blurry; --lora_layers fits no layer; photos/train.seed.png, train.seed.png"
     )
 
 

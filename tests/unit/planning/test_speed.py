@@ -34,7 +34,7 @@ def view_of(tmp_path: Path, preset: str) -> config.SubjectView:
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Round numbers: 10 ms and 20 ms a row; 50 ms and 10 ms a sampling step; 5 ms a score."""
     kind = {"method": "full", "mixed_precision": "no", "gradient_checkpointing": False}
-    own = {"device": "a CPU", "architecture": "pocket"}
+    own = {"device": "a CPU", "architecture": "pocket", "side_px": 64}
     made_up = {
         "made_with": [{"device": "a CPU", "kind": "cpu"}],
         "training": [{**own, **kind, "rows": n, "seconds": 0.01 + 0.02 * n} for n in (2, 16)],
@@ -61,15 +61,21 @@ def test_stages_that_are_skipped_are_not_in_the_total(tmp_path):
     times = speed.times_of(view_of(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     told = speed.describe(times, ["train", "evaluate"])
     assert told["total_seconds"] == round(600 * 0.17 + 11 * 112 * 0.175, 1)
+    assert told["stage_seconds"].keys() == {"train", "evaluate"}
+    assert speed.describe(times, [])["total_seconds"] is None
 
 
 @pytest.mark.usefixtures("table")
 def test_what_was_not_measured_has_no_time_and_no_total(tmp_path):
-    """Adafactor is not in the table, nor is any GPU, nor another architecture."""
+    """Adafactor is not in the table, nor is any GPU, another architecture, another side."""
     view = view_of(tmp_path, "sd14-6gb")
     told = speed.describe(speed.times_of(view, "sd1", CPU, prompts=25), ["train"])
     assert told["seconds_per_step"] is None
     assert told["total_seconds"] is None
+    pocket = view_of(tmp_path, "pocket")
+    data = pocket.data.model_copy(update={"resolution": 128})
+    larger = pocket.model_copy(update={"data": data})
+    assert speed.times_of(larger, "pocket", CPU, prompts=20).train is None
     gpu = speed.times_of(view, "sd1", Device("gpu", "a card"), prompts=25)
     assert gpu.measured_on is None
 
