@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from benchmarks.architectures import ARCHITECTURES
+from benchmarks.measured import has_gpu
 from dreambooth_core import config
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.batch import TrainBatch
@@ -44,7 +45,7 @@ class Recipe:
         """The preset with the changes; fp16 is bf16 where there is no GPU."""
         preset = config.load_settings(ROOT / "presets" / f"{self.preset}.yaml")
         told = {**preset.train.model_dump(), **self.changes}
-        if told["mixed_precision"] == "fp16" and not torch.cuda.is_available():
+        if told["mixed_precision"] == "fp16" and not has_gpu():
             told["mixed_precision"] = "bf16"
         return preset.model_copy(update={"train": TrainSettings.model_validate(told)})
 

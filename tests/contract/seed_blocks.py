@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.paths import ROOT
@@ -82,3 +83,26 @@ def assert_the_snippet_loads(checkpoint: Path, model: Path, folder: Path) -> Non
     name = "text_encoder/model.safetensors"
     saved, base = load_file(folder / "dreambooth-pipeline" / name), load_file(model / name)
     assert any(not torch.equal(saved[n].float(), base[n].bfloat16().float()) for n in base)
+
+
+def assert_the_result_draws(text: str, tmp_path: Path, model: Path, photos: Path) -> None:
+    """The block trains, and the last snippet draws a picture by what it leaves."""
+    done = launch(text, tmp_path, model, photos)
+    assert_trained(done, tmp_path / "out", model)
+    with contextlib.chdir(tmp_path):
+        run_snippet(block("Inference from the result").replace("path_to_saved_model", "out"))
+        assert Image.open("dog-bucket.png").size == (64, 64)
+
+
+def assert_class_images_are_made(text: str, tmp_path: Path, model: Path, photos: Path) -> None:
+    """The block makes its class images and trains."""
+    done = launch(text, tmp_path, model, photos)
+    assert_trained(done, tmp_path / "out", model)
+    assert len(list((tmp_path / "class").iterdir())) == 2
+
+
+def assert_a_checkpoint_loads(text: str, tmp_path: Path, model: Path, photos: Path) -> None:
+    """The block with the one for checkpoints trains, and the snippet loads a checkpoint."""
+    text = text.rstrip() + " \\\n" + block("Saving checkpoints")
+    assert_trained(launch(text, tmp_path, model, photos), tmp_path / "out", model)
+    assert_the_snippet_loads(tmp_path / "out" / "checkpoint-1", model, tmp_path)

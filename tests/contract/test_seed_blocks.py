@@ -4,36 +4,28 @@ What is changed in them stands in `seed_blocks.py`; the JAX blocks are in `tests
 """
 
 import pytest
-from PIL import Image
 
 from tests.contract.seed_blocks import (
-    assert_the_snippet_loads,
+    assert_a_checkpoint_loads,
+    assert_class_images_are_made,
+    assert_the_result_draws,
     assert_trained,
     block,
     launch,
-    run_snippet,
 )
 from tests.paths import ROOT
 
 XFORMERS = "  --enable_xformers_memory_efficient_attention \\\n"
 
 
-def test_the_first_block_trains_and_the_last_snippet_draws_a_picture(
-    tmp_path, tiny_sd, photos, monkeypatch
-):
-    done = launch(block("Fine-tuning"), tmp_path, tiny_sd, photos)
-    assert_trained(done, tmp_path / "out", tiny_sd)
-    monkeypatch.chdir(tmp_path)
-    run_snippet(block("Inference from the result").replace("path_to_saved_model", "out"))
-    assert Image.open("dog-bucket.png").size == (64, 64)
+def test_the_first_block_trains_and_the_last_snippet_draws_a_picture(tmp_path, tiny_sd, photos):
+    assert_the_result_draws(block("Fine-tuning"), tmp_path, tiny_sd, photos)
 
 
 def test_the_block_with_prior_preservation_makes_the_class_images_and_trains(
     tmp_path, tiny_sd, photos
 ):
-    done = launch(block("Prior-preserving loss"), tmp_path, tiny_sd, photos)
-    assert_trained(done, tmp_path / "out", tiny_sd)
-    assert len(list((tmp_path / "class").iterdir())) == 2
+    assert_class_images_are_made(block("Prior-preserving loss"), tmp_path, tiny_sd, photos)
 
 
 def test_the_block_of_the_text_encoder_leaves_a_checkpoint_that_its_snippet_loads(
@@ -42,9 +34,7 @@ def test_the_block_of_the_text_encoder_leaves_a_checkpoint_that_its_snippet_load
     printed = block("Text encoder and U-Net")
     assert "  --use_8bit_adam\n" in printed  # the shell would end the command here
     text = printed.replace("  --use_8bit_adam\n", "  --use_8bit_adam \\\n")
-    text = text.rstrip() + " \\\n" + block("Saving checkpoints")
-    assert_trained(launch(text, tmp_path, tiny_sd, photos), tmp_path / "out", tiny_sd)
-    assert_the_snippet_loads(tmp_path / "out" / "checkpoint-1", tiny_sd, tmp_path)
+    assert_a_checkpoint_loads(text, tmp_path, tiny_sd, photos)
 
 
 @pytest.mark.slow

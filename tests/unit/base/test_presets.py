@@ -8,23 +8,10 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import config
+from tests.presets import view_of
 
 ROOT = Path(__file__).parents[3]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-SUBJECT = """subjects:
-  dog:
-    instance_dir: data/instance/dog
-    identifier: sks
-    class_noun: dog
-    prompts: null
-    overrides: {}
-"""
-
-
-def view_of(tmp_path: Path, text: str) -> config.SubjectView:
-    path = tmp_path / "params.yaml"
-    path.write_text(text.replace("subjects: {}\n", SUBJECT))
-    return config.for_subject(config.load_settings(path), "dog")
 
 
 def test_there_is_a_preset_for_every_card_and_method_that_the_documents_name():

@@ -10,24 +10,14 @@ import pytest
 from dreambooth_core import config
 from dreambooth_core.planning import speed
 from dreambooth_core.planning.speed import Device
+from tests.presets import view_of
 
 ROOT = Path(__file__).parents[3]
 CPU = Device("cpu", name=None)
-SUBJECT = """subjects:
-  mug:
-    instance_dir: data/instance/mug
-    identifier: sks
-    class_noun: mug
-    prompts: null
-    overrides: {}
-"""
 
 
-def view_of(tmp_path: Path, preset: str) -> config.SubjectView:
-    path = tmp_path / "params.yaml"
-    text = (ROOT / "presets" / f"{preset}.yaml").read_text()
-    path.write_text(text.replace("subjects: {}\n", SUBJECT))
-    return config.for_subject(config.load_settings(path), "mug")
+def view_of_preset(tmp_path: Path, name: str) -> config.SubjectView:
+    return view_of(tmp_path, (ROOT / "presets" / f"{name}.yaml").read_text())
 
 
 @pytest.fixture
@@ -49,7 +39,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("table")
 def test_the_pocket_recipe_takes_what_the_table_says_by_hand(tmp_path):
     """600 steps of 8 rows; 128 class images of 10 steps; 11 models of 20 x 4 + 32 pictures."""
-    times = speed.times_of(view_of(tmp_path, "pocket"), "pocket", CPU, prompts=20)
+    times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     assert times.step == pytest.approx(0.17)
     assert times.train == pytest.approx(600 * 0.17)
     assert times.class_images == pytest.approx(128 * 0.15)
@@ -58,7 +48,7 @@ def test_the_pocket_recipe_takes_what_the_table_says_by_hand(tmp_path):
 
 @pytest.mark.usefixtures("table")
 def test_stages_that_are_skipped_are_not_in_the_total(tmp_path):
-    times = speed.times_of(view_of(tmp_path, "pocket"), "pocket", CPU, prompts=20)
+    times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     told = speed.describe(times, ["train", "evaluate"])
     assert told["total_seconds"] == round(600 * 0.17 + 11 * 112 * 0.175, 1)
     assert told["stage_seconds"].keys() == {"train", "evaluate"}
@@ -68,11 +58,11 @@ def test_stages_that_are_skipped_are_not_in_the_total(tmp_path):
 @pytest.mark.usefixtures("table")
 def test_what_was_not_measured_has_no_time_and_no_total(tmp_path):
     """Adafactor is not in the table, nor is any GPU, another architecture, another side."""
-    view = view_of(tmp_path, "sd14-6gb")
+    view = view_of_preset(tmp_path, "sd14-6gb")
     told = speed.describe(speed.times_of(view, "sd1", CPU, prompts=25), ["train"])
     assert told["seconds_per_step"] is None
     assert told["total_seconds"] is None
-    pocket = view_of(tmp_path, "pocket")
+    pocket = view_of_preset(tmp_path, "pocket")
     data = pocket.data.model_copy(update={"resolution": 128})
     larger = pocket.model_copy(update={"data": data})
     assert speed.times_of(larger, "pocket", CPU, prompts=20).train is None

@@ -1,5 +1,6 @@
 """Checkpoints are written while the updates go on, and nothing else is different."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,19 @@ def _newest(job: TrainJob) -> int | None:
 
 @pytest.fixture
 def slow_disk(monkeypatch) -> Callable[..., dict[int, int]]:
-    """Makes the save of a step last until an update is done; tells how many were in its end."""
+    """Makes the save of a step last until an update is done; tells how many were in its end.
 
-    def of(job: TrainJob, *, save: int, until: int) -> dict[int, int]:
+    And `at_least_s` seconds longer, in which many updates would be made.
+    """
+
+    def of(job: TrainJob, *, save: int, until: int, at_least_s: float = 0) -> dict[int, int]:
         updates_at_end: dict[int, int] = {}
 
         class Slow(PipelineLayout):
             def save(self, outcome, *, step, metrics):
                 if step == save:
                     tiny.wait_for(lambda: len(tiny.executed(job)) >= until)
+                    time.sleep(at_least_s)
                 super().save(outcome, step=step, metrics=metrics)
                 updates_at_end[step] = len(tiny.executed(job))
 
@@ -102,14 +107,14 @@ def test_updates_go_on_during_a_slow_save_until_the_next_one_is_due(tmp_path, ti
 def test_without_room_for_a_copy_the_updates_wait(tmp_path, tiny_sd, slow_disk, monkeypatch):
     monkeypatch.setattr(snapshot, "available_bytes", lambda: 1000)
     job = _job(tmp_path, tiny_sd)
-    ends = slow_disk(job, save=3, until=3)
+    ends = slow_disk(job, save=3, until=3, at_least_s=1)
     tiny.train(job)
     assert ends == {3: 3, 6: 6}
 
 
 def test_unless_asked_for_the_updates_wait(tmp_path, tiny_sd, slow_disk):
     job = _job(tmp_path, tiny_sd, async_checkpointing=False)
-    ends = slow_disk(job, save=3, until=3)
+    ends = slow_disk(job, save=3, until=3, at_least_s=1)
     tiny.train(job)
     assert ends == {3: 3, 6: 6}
 
