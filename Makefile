@@ -7,7 +7,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Two OpenMP threads of two processes on two cores slow one another tenfold.
 export OMP_NUM_THREADS ?= 1
-export OMP_WAIT_POLICY ?= PASSIVE
 SUBJECT ?= mug
 # Test processes: files of tests are shared out, so that each builds its models once.
 JOBS ?= 2

@@ -50,6 +50,7 @@ class Bench:
     peer: Path
     workspace: Path
     model: Path
+    threads: int = 1
 
     def command(self, side: str, flags: dict[str, Any]) -> list[str]:
         """The command line of one side: `accelerate launch` and the same flags."""
@@ -64,7 +65,8 @@ class Bench:
 
     def run(self, side: str, flags: dict[str, Any]) -> Run:
         """Run one side to its end."""
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        env = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
         return watch(self.command(side, flags), cwd=self.workspace, env=env)
 
     def flags(self, side: str, **changes: Any) -> dict[str, Any]:
@@ -225,12 +227,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "bench-train")
+    parser.add_argument("--threads", type=int, default=1, help="of each side on a CPU")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     workspace = arguments.workspace.resolve()
     workspace.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.baseline.resolve(), workspace, measured.base_model(workspace))
-    results: dict[str, Any] = {"machine": measured.machine()}
+    model = measured.base_model(workspace)
+    bench = Bench(arguments.baseline.resolve(), workspace, model, threads=arguments.threads)
+    results: dict[str, Any] = {"machine": measured.machine(), "threads": arguments.threads}
     for part in arguments.parts.split(","):
         print(f"--- {part}", file=sys.stderr, flush=True)
         results[part] = PARTS[part](bench, arguments.repeats)

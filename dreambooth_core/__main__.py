@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dreambooth_core import locks
 from dreambooth_core.errors import DreamBoothError, Stopped
+from dreambooth_core.imports import without_collecting
 from dreambooth_core.quiet import quiet
 from dreambooth_core.stages import STAGES, StageContext, run_stage
 from dreambooth_core.workspace import Workspace
@@ -82,13 +83,15 @@ def _run_stage(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    from dreambooth_core.stages.train_worker import run_worker
+    with without_collecting():
+        from dreambooth_core.stages.train_worker import run_worker
 
     return run_worker(arguments.job)
 
 
 def _run_node(arguments: argparse.Namespace) -> int:
-    from dreambooth_core.stages.train_node import take_part
+    with without_collecting():
+        from dreambooth_core.stages.train_node import take_part
 
     context = StageContext(
         Workspace(Path.cwd()), should_stop=stop_on_signals().is_set, env=dict(os.environ)
@@ -98,7 +101,8 @@ def _run_node(arguments: argparse.Namespace) -> int:
 
 
 def _run_parity(arguments: argparse.Namespace) -> int:
-    from dreambooth_core.registry import parity
+    with without_collecting():
+        from dreambooth_core.registry import parity
 
     return parity.main(arguments.request)
 

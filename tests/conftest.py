@@ -7,7 +7,6 @@ from pathlib import Path
 
 QUIET_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # two spinning threads on a busy machine cost ten times the time
-    "OMP_WAIT_POLICY": "PASSIVE",
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

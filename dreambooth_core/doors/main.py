@@ -16,6 +16,7 @@ from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
 from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.imports import without_collecting
 from dreambooth_core.quiet import quiet
 
 _HELP = ("--help", "-h")
@@ -47,7 +48,8 @@ def _run(plan: Plan) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from dreambooth_core.doors import session  # torch takes seconds: mistakes are told before
+    with without_collecting():  # torch takes seconds: mistakes are told before
+        from dreambooth_core.doors import session
 
     return session.run(plan, should_stop=stop.is_set)
 

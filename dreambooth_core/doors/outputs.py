@@ -61,8 +61,7 @@ def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise source.unusable(found.folder, error) from error
-    pipe.save_pretrained(out, safe_serialization=True)
-    weights.drop_local_paths(out)
+    weights.write_pipeline(pipe, out)
 
 
 def _move_over(entry: Path, target: Path) -> None:

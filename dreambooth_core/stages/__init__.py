@@ -7,7 +7,9 @@ task. The stages are imported when they run: the data gate needs no torch, a sel
 from __future__ import annotations
 
 import importlib
+import sys
 
+from dreambooth_core.imports import without_collecting
 from dreambooth_core.records import Record
 from dreambooth_core.stages.common import StageContext
 from dreambooth_core.workspace import STAGES
@@ -21,5 +23,8 @@ def run_stage(context: StageContext, subject: str, stage: str) -> Record:
     Raises SettingsError and DataError for what the user must mend, StageError for work that
     failed, and Stopped when the context asked to stop (run it again to continue).
     """
-    module = importlib.import_module(f"dreambooth_core.stages.{stage.replace('-', '_')}")
-    return module.run(context, subject)
+    name = f"{__name__}.{stage.replace('-', '_')}"
+    if name not in sys.modules:
+        with without_collecting():
+            importlib.import_module(name)
+    return sys.modules[name].run(context, subject)

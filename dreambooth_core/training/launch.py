@@ -15,6 +15,7 @@ from typing import Literal
 
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.quiet import SPINNING
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.training import job as job_files
 from dreambooth_core.training import processes
@@ -109,7 +110,7 @@ def _environment(job: TrainJob) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost ten times the time on a busy machine
+        **SPINNING,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,28 @@ def test_adapter_refuses_a_base_that_is_not_its_own(
     scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
     with pytest.raises(CorruptRecordError, match="models/own is not the one that the adapter"):
         weights.load_exported(tmp_path / "export", tmp_path, device=CPU, hash_cache=cache)
+
+
+def test_a_written_pipeline_is_what_its_own_library_writes_to_the_byte(
+    base: BaseModelSettings, tmp_path: Path
+) -> None:
+    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    weights.write_pipeline(pipe, tmp_path / "ours")
+    pipe.save_pretrained(tmp_path / "theirs")
+    weights.drop_local_paths(tmp_path / "theirs")
+    assert files.tree_hashes(tmp_path / "ours") == files.tree_hashes(tmp_path / "theirs")
+    assert (tmp_path / "ours" / "text_encoder" / "model.safetensors").is_file()
+
+
+def test_writing_a_pipeline_imports_neither_deepspeed_nor_mlflow(
+    tiny_sd: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; import torch\n"
+        "from dreambooth_core.models import load, weights\n"
+        f"pipe = load.load_pipeline_folder(Path({str(tiny_sd)!r}), device=torch.device('cpu'))\n"
+        f"weights.write_pipeline(pipe, Path({str(tmp_path / 'out')!r}))\n"
+        "print(sorted({'deepspeed', 'mlflow', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['transformers']"
