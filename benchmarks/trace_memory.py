@@ -27,6 +27,7 @@ from benchmarks.tracing import HeldBytes
 from dreambooth_core.config import LoraSettings
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.lora import add_adapter
+from dreambooth_core.planning.memory import UPDATE_BYTES
 
 TABLE = Path(__file__).parents[1] / "dreambooth_core" / "planning" / "activations.json"
 SIDES_PX = {"pocket": 64, "sd1": 512, "sdxl": 1024}
@@ -98,13 +99,14 @@ def _in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 def row(name: str, *, device: str, method: str, held: str, compute: str, text: bool,
         checkpointing: bool, rows: int) -> dict[str, Any]:  # fmt: skip
-    """What is alive at most besides the weights, gradients freed at once and gradients kept."""
+    """What is alive at most besides the weights: gradients freed at once, kept, and freed after an
+    update of their weight alone."""
     architecture, side_px = ARCHITECTURES[name], SIDES_PX[name]
     autocast = compute == "half" and device == "gpu"
     with FakeTensorMode(), norms_in_fp32() if autocast else contextlib.nullcontext():
         denoiser = build(architecture, method=method, held=held, text=text,
                          checkpointing=checkpointing)  # fmt: skip
-        with HeldBytes(denoiser.parameters()) as found:
+        with HeldBytes(denoiser.parameters(), update_bytes=UPDATE_BYTES) as found:
             passes(denoiser, architecture, rows=rows, side_px=side_px, compute=compute)
     return {
         "architecture": name,
@@ -118,6 +120,7 @@ def row(name: str, *, device: str, method: str, held: str, compute: str, text: b
         "rows": rows,
         "mib": round(found.peak_without_gradients / _MIB, 1),
         "with_gradients_mib": round(found.peak / _MIB, 1),
+        "with_updates_mib": round(found.peak_with_updates / _MIB, 1),
     }
 
 

@@ -19,12 +19,14 @@ class HeldBytes(TorchDispatchMode):
     """Adds up what operations make, from when the mode is entered. Inputs are to be made inside.
 
     `peak` is the most that was alive at once; `peak_without_gradients` the same if every gradient
-    had been given back as soon as it was whole.
+    had been given back as soon as it was whole; `peak_with_updates` the same if each had been given
+    back after an update of its parameter that holds `update_bytes` a number.
     """
 
-    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor], *, update_bytes: int) -> None:
         super().__init__()
-        self.peak = self.peak_without_gradients = 0
+        self.peak = self.peak_without_gradients = self.peak_with_updates = 0
+        self._update_bytes = update_bytes
         self._held = self._gradients = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
         for parameter in parameters:
@@ -42,6 +44,7 @@ class HeldBytes(TorchDispatchMode):
         self.peak = max(self.peak, self._held)
         without = self._held - self._gradients
         self.peak_without_gradients = max(self.peak_without_gradients, without)
+        self.peak_with_updates = max(self.peak_with_updates, without)
         return result
 
     def _see(self, tensor: torch.Tensor) -> None:
@@ -59,4 +62,6 @@ class HeldBytes(TorchDispatchMode):
 
     def _count_gradient(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
+        updating = self._held - self._gradients + self._update_bytes * parameter.numel()
+        self.peak_with_updates = max(self.peak_with_updates, updating)
         self._gradients += parameter.grad.nbytes

@@ -124,6 +124,11 @@ def _launch(train: TrainSettings) -> list[_Rule]:
             f"ema_decay averages whole weights, which {train.accelerate_config} splits: set null",
         ),
         (
+            (deepspeed or fsdp) and train.compile_blocks,
+            f"compile_blocks was not proved under {train.accelerate_config}, which wraps the "
+            "network: set it to false",
+        ),
+        (
             deepspeed and train.text_encoder_stop_step is not None,
             "DeepSpeed updates all parameters or none: set text_encoder_stop_step to null",
         ),

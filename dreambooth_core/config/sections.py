@@ -187,6 +187,11 @@ class TrainSettings(Section):
     enable_xformers_memory_efficient_attention: bool = setting(
         "Attention by xFormers instead of torch's own SDPA.", default=False
     )
+    compile_blocks: bool = setting(
+        "Compile the U-Net's repeated blocks; pays after as many steps as benchmarks/compiling.py "
+        "measures.",
+        default=False,
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = setting(
         "Publish an exponential moving average of the weights; null: off.", default=None
     )

@@ -47,6 +47,7 @@ def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
             train.fused_backward,
             "fused_backward: XLA orders backward pass and update by itself",
         ),
+        (train.compile_blocks, "compile_blocks: XLA compiles the whole update itself"),
         (train.ema_decay is not None, "ema_decay: the average of the weights is not built here"),
         (
             train.num_processes > 1 or train.accelerate_config is not None,

@@ -23,9 +23,8 @@ Kind = Literal["cpu", "gpu"]
 MIB = 2**20
 CONTEXT_MIB = 700
 """What a card needs besides: driver context, kernels' workspaces. Allowed for, not measured."""
-_UPDATE_BYTES = 16
-"""Four fp32 copies of the largest tensor, while it is updated on its own."""
-_KEPT = "with_gradients_mib"
+UPDATE_BYTES = 16
+"""Four fp32 copies of a tensor, while it is updated on its own."""
 _COMPUTE_BYTES = {"no": 4, "bf16": 2, "fp16": 2}
 
 
@@ -34,8 +33,8 @@ class Footprint:
     """MiB of a training step, by part.
 
     `passes` is what forward and backward pass hold at most, with the gradients where these are
-    kept; None for a kind of training that was not traced. `update` is what an update of one weight
-    after the other needs besides.
+    kept and with the updates where these are part of them; None for a kind of training that was
+    not traced. `update` is what an update of one weight after the other needs.
     """
 
     weights: float
@@ -50,9 +49,7 @@ class Footprint:
     def peak(self) -> float:
         """MiB at the peak, in the backward pass or in the update; a lower bound without passes."""
         held = self.weights + self.frozen + self.optimizer + self.average
-        updates_in_backward = self.gradients == 0
-        passing = (self.passes or 0.0) + (self.update if updates_in_backward else 0.0)
-        return held + max(passing, self.gradients + self.update)
+        return held + max(self.passes or 0.0, self.gradients + self.update)
 
 
 def predict(
@@ -63,7 +60,7 @@ def predict(
     numbers = sum(map(math.prod, trained))
     weights = weight_bytes(trained, train)
     frozen = sum(map(math.prod, model.frozen(train))) * _COMPUTE_BYTES[train.mixed_precision]
-    update = 0 if updates_in_one_kernel(train) else _UPDATE_BYTES * max(map(math.prod, trained))
+    update = 0 if updates_in_one_kernel(train) else UPDATE_BYTES * max(map(math.prod, trained))
     rows = train.train_batch_size * (2 if with_prior else 1)
     return Footprint(
         weights=weights / MIB,
@@ -88,9 +85,14 @@ def _passes(
     if not traced:
         return None
     size = rows * (side_px / traced[0]["side_px"]) ** 2
-    freed = _on_line(traced, "mib", size)
-    # Gradients count where much of the rest is gone, so the sum bends: no less than without them.
-    return freed if train.fused_backward else max(freed, _on_line(traced, _KEPT, size))
+    # Gradients and updates count where much of the rest is gone, so the sum bends: no less than
+    # without them.
+    return max(_on_line(traced, key, size) for key in ("mib", _besides(train)))
+
+
+def _besides(train: TrainSettings) -> str:
+    """What is traced together with the passes: gradients that are kept, or updates."""
+    return "with_updates_mib" if train.fused_backward else "with_gradients_mib"
 
 
 def _is_alike(row: dict[str, Any], train: TrainSettings, kind: Kind) -> bool:

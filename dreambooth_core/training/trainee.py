@@ -12,6 +12,7 @@ from torch import nn
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models import text
 from dreambooth_core.models.attention import use_xformers
+from dreambooth_core.models.compiled import compile_blocks
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.load import load_component, load_text_encoders
 from dreambooth_core.models.lora import add_adapter, write_adapter
@@ -81,6 +82,8 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
             _checkpoint_gradients(module)
     for parameter in text.unread_parameters(denoiser.text_encoders):
         parameter.requires_grad_(False)
+    if job.train.compile_blocks:
+        compile_blocks(denoiser.unet, device=device)
     denoiser.train()
     trainee = Trainee(
         denoiser=denoiser,

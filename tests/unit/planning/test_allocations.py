@@ -46,14 +46,16 @@ def test_fake_tensors_give_the_bytes_of_a_pass_worked_out_by_hand():
     """W is [1000, 1000], x [1000, 250]: x and y take 1 MB each, W's gradient 4, what follows 5.
 
     x, the gradient and what follows make 10 MB. Were the gradient given back before, it would be
-    6 MB: x and what follows, and as much in the backward pass with x, y and the gradient.
+    6 MB: x and what follows, and as much in the backward pass with x, y and the gradient. An update
+    of W that holds 4 bytes a number would come on top of that: 10 MB.
     """
     with FakeTensorMode():
         weight, gradient = nn.Parameter(torch.ones(1000, 1000)), torch.ones(1000, 250)
-        with HeldBytes([weight]) as found:
+        with HeldBytes([weight], update_bytes=4) as found:
             x = torch.ones(1000, 250)
             (weight @ x).backward(gradient)
             following = torch.empty(1_250_000)
     assert following.nbytes == 5_000_000
     assert found.peak == 10_000_000
     assert found.peak_without_gradients == 6_000_000
+    assert found.peak_with_updates == 10_000_000

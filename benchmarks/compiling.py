@@ -1,0 +1,97 @@
+"""After how many updates `train.compile_blocks` pays on this machine.
+
+    python -m benchmarks.compiling     # a GPU: SD 1.4's real U-Net, random weights, 512 px
+    python -m benchmarks.compiling     # none: the pocket model
+
+Both ways are the trainer itself, in processes of their own, with nothing compiled before. What
+compiling costs is the first update's longer time; what it gains is the difference of later ones
+(the least of several). Their quotient is the break-even: a shorter run loses by it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import recipes
+from benchmarks.measured import has_gpu, machine
+from benchmarks.recipes import ROOT, Recipe
+from benchmarks.trace_memory import SIDES_PX
+
+RESULTS = ROOT / "benchmarks" / "results"
+_NUM_UPDATES = 14
+_WARM_UP = 3  # the first compiles, the second checks what has moved
+_KINDS = {
+    "pocket": [
+        Recipe("full, fp32, batch 4", "pocket"),
+        Recipe("LoRA, fp32, batch 4", "pocket", {"method": "lora"}),
+    ],
+    "sd1": [Recipe(name, name) for name in ("sd14-16gb", "sd14-6gb", "sd14-lora")],
+}
+
+
+def _now() -> float:
+    if has_gpu():
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def timed(recipe: Recipe, base: Path, side_px: int, *, compiled: bool) -> dict[str, float]:
+    """Seconds of the first update and of a later one."""
+    own = {**recipe.changes, "compile_blocks": compiled}
+    moments: list[float] = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # this process ends with it
+        torch.set_num_threads(1)
+        recipes.run(Recipe(recipe.name, recipe.preset, own), base, side_px=side_px,
+                    num_updates=_NUM_UPDATES, at_update=lambda: moments.append(_now()))  # fmt: skip
+    spans = np.diff(moments)
+    return {"first_s": float(spans[0]), "step_s": float(spans[_WARM_UP:].min())}
+
+
+def measure(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+    """A row: both ways, and the number of updates after which compiling has paid."""
+    context = multiprocessing.get_context("spawn")
+    sides: list[dict[str, float]] = []
+    for compiled in (False, True):
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            sides.append(pool.submit(timed, recipe, base, side_px, compiled=compiled).result())
+    plain, compiled_side = sides
+    cost = compiled_side["first_s"] - plain["first_s"]
+    gain = plain["step_s"] - compiled_side["step_s"]
+    return {
+        "recipe": recipe.name,
+        "rows": recipe.num_rows,
+        "step_s": round(plain["step_s"], 4),
+        "compiled_step_s": round(compiled_side["step_s"], 4),
+        "compiling_s": round(cost, 1),
+        "pays_after_updates": round(cost / gain) if gain > 0 else None,
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    model = "sd1" if has_gpu() else "pocket"
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        real = model == "sd1"
+        base = recipes.build_sd1(Path(name) / "sd1") if real else ROOT / "assets" / "pocket-sd"
+        for recipe in _KINDS[model]:
+            rows.append(measure(recipe, base, SIDES_PX[model]))
+            print(json.dumps(rows[-1]), flush=True)
+    kind = machine()["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
+    result = {"made_with": {**machine(), "model": model}, "rows": rows}
+    (RESULTS / f"compiling-{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
