@@ -34,6 +34,7 @@ import measured  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from diffusers import UNet2DConditionModel  # noqa: E402
+from transformers import CLIPTextModel  # noqa: E402
 from watching import middle  # noqa: E402
 
 from dreambooth_core import config, files  # noqa: E402
@@ -46,6 +47,7 @@ from dreambooth_core.stages.evaluate import draw, make_evaluator  # noqa: E402
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
 SUBJECTS, SEEDS = ("backpack-red", "car-racer", "cat-patches"), (0, 1)
+TRAINED = ("unet", "text_encoder")
 RATE_FILE = ROOT / "benchmarks" / "results" / "peer-learning-rate.json"
 PEER = {
     "num_class_images": 200,
@@ -205,22 +207,26 @@ def real(bench: Any, name: str) -> float:
 def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
     """A row of scores with the pipeline's own scorers and the shipped suite."""
     evaluator, pipe = _evaluator(bench.workspace, name), measured.pipeline(bench.model)
-    own = {key: tensor.clone() for key, tensor in pipe.unet.state_dict().items()}
+    own = pipe.unet, pipe.text_encoder
+    pipe.unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+    if (folder / "text_encoder").is_dir():
+        pipe.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
     try:
-        pipe.unet.load_state_dict(
-            UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
-        )
         return scores.score_checkpoint(
             evaluator,
             model=ScoredModel(
                 name=f"checkpoint-{step}" if step else scores.STEP_0,
                 step=step,
-                sha256=files.digest_of(files.tree_hashes(folder / "unet")),
+                sha256=files.digest_of([_hashes(folder, part) for part in TRAINED]),
             ),
             sampler=lambda prompts, seeds: draw(pipe, evaluator.plan, prompts=prompts, seeds=seeds),
         )
     finally:
-        pipe.unet.load_state_dict(own)
+        pipe.unet, pipe.text_encoder = own
+
+
+def _hashes(folder: Path, part: str) -> dict[str, str]:
+    return files.tree_hashes(folder / part) if (folder / part).is_dir() else {}
 
 
 @functools.cache

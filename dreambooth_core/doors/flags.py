@@ -112,6 +112,9 @@ class _SdFlags(ScriptFlags):
     text_encoder_use_attention_mask: bool = flag(
         "Give the text encoder the attention mask.", default=False
     )
+    text_encoder_lr: PositiveFloat | None = flag(
+        "Peak rate of the text encoder; default: learning_rate.", default=None
+    )
 
 
 class DreamBoothFlags(_SdFlags):

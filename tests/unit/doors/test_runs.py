@@ -296,6 +296,21 @@ def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained
     assert "does not fit the text encoder; found: 7 tokens; allowed: 3" in capsys.readouterr().err
 
 
+def test_the_text_encoder_has_a_learning_rate_of_its_own(tiny_sd, photos, tmp_path):
+    """AdamW's first update is as large as the rate, whatever the gradient is."""
+    out = tmp_path / "out"
+    flags = {"train_text_encoder": True, "max_train_steps": 1, "adam_weight_decay": 0.0}
+    assert run(tiny_sd, photos, out, learning_rate=1e-4, text_encoder_lr=3e-4, **flags) == 0
+    for part, name, rate in (
+        ("unet", WEIGHTS, 1e-4),
+        ("text_encoder", "text_encoder/model.safetensors", 3e-4),
+    ):
+        (base,) = (tiny_sd / part).glob("*.safetensors")
+        before, after = load_file(base), load_file(out / name)
+        moved = max((after[key] - before[key]).abs().max().item() for key in before)
+        assert moved == pytest.approx(rate, rel=1e-3), part
+
+
 def test_an_adapter_of_the_text_encoder_stands_beside_the_unets(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     flags = {"train_text_encoder": True, "max_train_steps": 2, "learning_rate": 1e-2}
