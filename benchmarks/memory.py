@@ -8,7 +8,8 @@ Each recipe runs in a process of its own, by the trainer that users run; nothing
 last reading. The peak is that of all updates, from the first on. On a GPU torch's allocator tells
 it, beside what it has reserved, and the clock the steps per second; on a CPU the events of torch's
 allocator there do (allocations.py), beside the peak while the networks were loaded. Results go to
-benchmarks/results/memory-<device>[-<model>].json.
+benchmarks/results/memory-<device>[-<model>].json; recipes that are not measured keep their peaks
+there and are predicted anew, all of them with `--recipes none`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ from dreambooth_core.planning.shapes import shapes_of
 
 RESULTS = ROOT / "benchmarks" / "results"
 SIDES_PX = {"pocket": 64, "sd1": 512}
+POCKET_BASE = ROOT / "assets" / "pocket-sd"
+SHAPES = {
+    "pocket": shapes_of("assets/pocket-sd", POCKET_BASE),
+    "sd1": shapes_of("CompVis/stable-diffusion-v1-4", None),
+}
 NUM_UPDATES = 2
 """On a CPU. In the second there is the optimizer's state beside the gradients."""
 NUM_UPDATES_GPU = 12
@@ -69,14 +75,13 @@ POCKET = [
 RECIPES = {"pocket": POCKET, "sd1": PRESETS}
 
 
-def prediction(recipe: Recipe, base: Path, side_px: int) -> Footprint:
+def prediction(recipe: Recipe, model: str) -> Footprint:
     """What `dreambooth plan` says of the recipe on this model."""
-    model = shapes_of(str(base), base)
-    assert model is not None
-    settings = recipe.settings
-    data = settings.data.model_copy(update={"resolution": side_px})
+    shapes, settings = SHAPES[model], recipe.settings
+    assert shapes is not None
+    data = settings.data.model_copy(update={"resolution": SIDES_PX[model]})
     kind = "gpu" if has_gpu() else "cpu"
-    return predict(model, settings.train, data, with_prior=recipe.with_class, kind=kind)
+    return predict(shapes, settings.train, data, with_prior=recipe.with_class, kind=kind)
 
 
 def on_gpu(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
@@ -108,41 +113,53 @@ def on_cpu(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
     }
 
 
-def measure(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+def measure(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
     """A row of the table: what was measured, what was predicted, and the error in per cent."""
+    side_px = SIDES_PX[model]
     measured = (on_gpu if has_gpu() else on_cpu)(recipe, base, side_px)
-    footprint = prediction(recipe, base, side_px)
-    error = footprint.peak / measured["peak_mib"] - 1
-    return {
-        "recipe": recipe.name,
-        "side_px": side_px,
-        "rows": recipe.num_rows,
-        **measured,
-        "predicted_mib": round(footprint.peak, 1),
-        "error_percent": round(100 * error, 1),
-    }
+    about = {"recipe": recipe.name, "side_px": side_px, "rows": recipe.num_rows}
+    return with_prediction({**about, **measured}, recipe, model)
 
 
-def in_own_process(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
+def with_prediction(row: dict[str, Any], recipe: Recipe, model: str) -> dict[str, Any]:
+    """The row with what this code predicts, and its error."""
+    if "failed" in row:
+        return row
+    peak = prediction(recipe, model).peak
+    error = round(100 * (peak / row["peak_mib"] - 1), 1)
+    return {**row, "predicted_mib": round(peak, 1), "error_percent": error}
+
+
+def in_own_process(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
     """Measure apart from the other recipes, whose memory would count."""
     context = multiprocessing.get_context("spawn" if has_gpu() else "fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(measure, recipe, base, side_px).result()
+            return pool.submit(measure, recipe, base, model).result()
         except (DreamBoothError, RuntimeError) as error:
             return {"recipe": recipe.name, "failed": str(error)}
 
 
-def _write(rows: list[dict[str, Any]], model: str) -> None:
-    about = machine()
-    kind = about["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
+def _file(model: str) -> Path:
+    kind = machine()["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
     own = "" if has_gpu() or model == "pocket" else f"-{model}"
+    return RESULTS / f"memory-{kind}{own}.json"
+
+
+def _measured_before(model: str) -> dict[str, dict[str, Any]]:
+    path = _file(model)
+    rows = json.loads(path.read_bytes())["rows"] if path.is_file() else []
+    return {row["recipe"]: row for row in rows}
+
+
+def _write(rows: dict[str, dict[str, Any]], model: str) -> None:
     versions = {"bitsandbytes": importlib.metadata.version("bitsandbytes")}
-    lines = ",\n    ".join(json.dumps(row) for row in rows)
-    head = json.dumps({**about, **versions, "model": model})
+    ordered = [rows[r.name] for r in RECIPES[model] if r.name in rows]
+    lines = ",\n    ".join(json.dumps(row) for row in ordered)
+    head = json.dumps({**machine(), **versions, "model": model})
     RESULTS.mkdir(exist_ok=True)
     text = f'{{\n  "made_with": {head},\n  "rows": [\n    {lines}\n  ]\n}}\n'
-    (RESULTS / f"memory-{kind}{own}.json").write_text(text)
+    _file(model).write_text(text)
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -161,15 +178,21 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SIDES_PX), default=model)
     parser.add_argument("--recipes", nargs="*", help="names; all without")
     args = parser.parse_args()
-    chosen = [r for r in RECIPES[args.model] if not args.recipes or r.name in args.recipes]
-    rows: list[dict[str, Any]] = []
+    before = _measured_before(args.model)
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
-        real = args.model == "sd1"
-        base = recipes.build_sd1(Path(name) / "sd1") if real else ROOT / "assets" / "pocket-sd"
-        for recipe in chosen:
-            rows.append(in_own_process(recipe, base, SIDES_PX[args.model]))
-            _show(rows[-1])
-            _write(rows, args.model)
+        base = POCKET_BASE
+        if args.model == "sd1" and args.recipes != ["none"]:
+            base = recipes.build_sd1(Path(name) / "sd1")
+        for recipe in RECIPES[args.model]:
+            if not args.recipes or recipe.name in args.recipes:
+                rows[recipe.name] = in_own_process(recipe, base, args.model)
+            elif recipe.name in before:
+                rows[recipe.name] = with_prediction(before[recipe.name], recipe, args.model)
+            else:
+                continue
+            _show(rows[recipe.name])
+            _write(before | rows, args.model)
 
 
 if __name__ == "__main__":

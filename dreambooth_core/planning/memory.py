@@ -25,6 +25,8 @@ CONTEXT_MIB = 700
 """What a card needs besides: driver context, kernels' workspaces. Allowed for, not measured."""
 UPDATE_BYTES = 16
 """Four fp32 copies of a tensor, while it is updated on its own."""
+_UPDATE_BYTES_8BIT_CPU = 28
+"""Without a GPU's kernel bitsandbytes widens both moments to fp32 to update them."""
 _COMPUTE_BYTES = {"no": 4, "bf16": 2, "fp16": 2}
 
 
@@ -60,7 +62,7 @@ def predict(
     numbers = sum(map(math.prod, trained))
     weights = weight_bytes(trained, train)
     frozen = sum(map(math.prod, model.frozen(train))) * _COMPUTE_BYTES[train.mixed_precision]
-    update = 0 if updates_in_one_kernel(train) else UPDATE_BYTES * max(map(math.prod, trained))
+    update = _update_bytes(train, kind) * max(map(math.prod, trained))
     rows = train.train_batch_size * (2 if with_prior else 1)
     return Footprint(
         weights=weights / MIB,
@@ -71,6 +73,13 @@ def predict(
         update=update / MIB,
         passes=_passes(model.architecture, train, rows=rows, side_px=data.resolution, kind=kind),
     )
+
+
+def _update_bytes(train: TrainSettings, kind: Kind) -> int:
+    """Bytes a number of what an update of one weight after the other holds besides."""
+    if updates_in_one_kernel(train):
+        return 0
+    return _UPDATE_BYTES_8BIT_CPU if train.use_8bit_adam and kind == "cpu" else UPDATE_BYTES
 
 
 def _passes(

@@ -22,9 +22,6 @@ MEASURED = [
     for path in sorted(RESULTS.glob("memory-*.json"))
     for row in json.loads(path.read_bytes())["rows"]
 ]
-BOUND = "sd14-6gb, batch 4"
-"""Where updates are part of the backward pass, the largest one is added to the largest activations,
-which are there at other times."""
 
 
 def count(tensors: Named) -> int:
@@ -78,10 +75,9 @@ def test_weights_gradients_and_moments_of_sd_1_4_are_16_bytes_a_parameter_in_fp3
 @pytest.mark.parametrize(
     ("file", "row"), MEASURED, ids=lambda v: v if isinstance(v, str) else v["recipe"]
 )
-def test_the_prediction_is_within_10_percent_of_real_runs(file, row):
+def test_the_prediction_is_within_8_percent_of_real_runs(file, row):
     """The peaks of whole updates by the trainer itself; benchmarks/memory.py writes them."""
-    within = 0.2 if row["recipe"] == BOUND else 0.1
-    assert row["predicted_mib"] == pytest.approx(row["peak_mib"], rel=within)
+    assert row["predicted_mib"] == pytest.approx(row["peak_mib"], rel=0.08)
 
 
 def test_the_table_of_predictions_is_that_of_this_code():
@@ -95,7 +91,8 @@ def test_the_table_of_predictions_is_that_of_this_code():
 def test_the_lines_through_the_traced_passes_bend_where_gradients_are_kept():
     """SD 1.4 in bf16 with checkpointing, 2 rows: 537 MiB, with 1,639 of gradients 1,910, not 2,177.
 
-    By the time that most gradients are there, only the first blocks' activations are held.
+    By the time that most gradients are there, only the first blocks' activations are held. With the
+    updates (450 for the largest weight) it is 707, not 987.
     """
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     settings = preset("sd14-6gb")
@@ -105,7 +102,7 @@ def test_the_lines_through_the_traced_passes_bend_where_gradients_are_kept():
     found = [
         predict(model, train, settings.data, with_prior=True, kind="gpu") for train in (freed, kept)
     ]
-    assert [f.passes for f in found] == pytest.approx([537.2, 1910.3], abs=0.1)
+    assert [f.passes for f in found] == pytest.approx([707.2, 1910.3], abs=0.1)
 
 
 def test_autocast_needs_more_on_a_gpu_where_it_computes_norms_in_fp32():
