@@ -18,6 +18,7 @@ import argparse
 import importlib.metadata
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -37,9 +38,9 @@ from dreambooth_core.planning.shapes import shapes_of
 RESULTS = ROOT / "benchmarks" / "results"
 SIDES_PX = {"pocket": 64, "sd1": 512}
 POCKET_BASE = ROOT / "assets" / "pocket-sd"
-SHAPES = {
-    "pocket": shapes_of("assets/pocket-sd", POCKET_BASE),
-    "sd1": shapes_of("CompVis/stable-diffusion-v1-4", None),
+SHAPES: dict[str, tuple[str, Path | None]] = {
+    "pocket": ("assets/pocket-sd", POCKET_BASE),
+    "sd1": ("CompVis/stable-diffusion-v1-4", None),
 }
 NUM_UPDATES = 2
 """On a CPU. In the second there is the optimizer's state beside the gradients."""
@@ -77,7 +78,7 @@ RECIPES = {"pocket": POCKET, "sd1": PRESETS}
 
 def prediction(recipe: Recipe, model: str) -> Footprint:
     """What `dreambooth plan` says of the recipe on this model."""
-    shapes, settings = SHAPES[model], recipe.settings
+    shapes, settings = shapes_of(*SHAPES[model]), recipe.settings
     assert shapes is not None
     data = settings.data.model_copy(update={"resolution": SIDES_PX[model]})
     kind = "gpu" if has_gpu() else "cpu"
@@ -146,17 +147,23 @@ def _file(model: str) -> Path:
     return RESULTS / f"memory-{kind}{own}.json"
 
 
-def _measured_before(model: str) -> dict[str, dict[str, Any]]:
-    path = _file(model)
-    rows = json.loads(path.read_bytes())["rows"] if path.is_file() else []
-    return {row["recipe"]: row for row in rows}
+def _measured_before(model: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The rows that are there, and what they were made with."""
+    if not (path := _file(model)).is_file():
+        return {}, _about(model)
+    before = json.loads(path.read_bytes())
+    return {row["recipe"]: row for row in before["rows"]}, before["made_with"]
 
 
-def _write(rows: dict[str, dict[str, Any]], model: str) -> None:
+def _about(model: str) -> dict[str, str]:
     versions = {"bitsandbytes": importlib.metadata.version("bitsandbytes")}
+    return {**machine(), **versions, "model": model}
+
+
+def _write(rows: dict[str, dict[str, Any]], model: str, made_with: dict[str, str]) -> None:
     ordered = [rows[r.name] for r in RECIPES[model] if r.name in rows]
     lines = ",\n    ".join(json.dumps(row) for row in ordered)
-    head = json.dumps({**machine(), **versions, "model": model})
+    head = json.dumps(made_with)
     RESULTS.mkdir(exist_ok=True)
     text = f'{{\n  "made_with": {head},\n  "rows": [\n    {lines}\n  ]\n}}\n'
     _file(model).write_text(text)
@@ -178,7 +185,11 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SIDES_PX), default=model)
     parser.add_argument("--recipes", nargs="*", help="names; all without")
     args = parser.parse_args()
-    before = _measured_before(args.model)
+    before, made_with = _measured_before(args.model)
+    if not args.recipes:
+        before, made_with = {}, _about(args.model)
+    elif args.recipes != ["none"] and made_with != _about(args.model):
+        sys.exit(f"{_file(args.model)} was made with {made_with}: measure all recipes anew")
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         base = POCKET_BASE
@@ -186,13 +197,15 @@ def main() -> None:
             base = recipes.build_sd1(Path(name) / "sd1")
         for recipe in RECIPES[args.model]:
             if not args.recipes or recipe.name in args.recipes:
-                rows[recipe.name] = in_own_process(recipe, base, args.model)
+                row = in_own_process(recipe, base, args.model)
             elif recipe.name in before:
-                rows[recipe.name] = with_prediction(before[recipe.name], recipe, args.model)
+                row = with_prediction(before[recipe.name], recipe, args.model)
             else:
                 continue
-            _show(rows[recipe.name])
-            _write(before | rows, args.model)
+            _show(row)
+            if "failed" not in row or recipe.name not in before:
+                rows[recipe.name] = row
+            _write(before | rows, args.model, made_with)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,15 @@ PEER = {
 OURS = {
     "num_class_images": 64,
     "sample_batch_size": 16,
-    "max_train_steps": 260,
-    "checkpointing_steps": 20,
-    "train_batch_size": 4,
-    "learning_rate": 4e-4,
+    "max_train_steps": 400,
+    "checkpointing_steps": 25,
+    "train_batch_size": 2,
+    "learning_rate": 5e-4,
+    "lr_scheduler": "cosine",
+    "train_text_encoder": True,
+    "text_encoder_lr": 1e-4,
 }
-"""Found on the same subject as the peer's rate; docs/lab-book.md has what else was tried."""
+"""Found on subjects that are not measured; docs/lab-book.md has what else was tried."""
 
 
 @dataclass(frozen=True)

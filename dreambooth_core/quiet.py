@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SPINNING: Mapping[str, str] = {
-    # How often an OpenMP thread that waits looks again before it sleeps. Measured with two threads
-    # on two cores: without any (OMP_WAIT_POLICY=PASSIVE) an update takes twice as long; with the
-    # library's 300,000, two processes at once slow one another fivefold, with 1,000 threefold.
+    # How often a waiting thread of GNU's OpenMP looks again before it sleeps. Two threads on two
+    # cores: never (OMP_WAIT_POLICY=PASSIVE), an update takes 72 ms, and 55 when two processes
+    # share the cores; 1,000 times, 37 and 96; the library's 300,000 times, 35 and 158.
     "GOMP_SPINCOUNT": "1000",
+    # The OpenMP of LLVM and Intel (macOS, conda): milliseconds before it sleeps. Not measured.
+    "KMP_BLOCKTIME": "0",
 }
 
 QUIET: Mapping[str, str] = {

@@ -319,6 +319,8 @@ def _notes(flags: ScriptFlags) -> list[str]:
         notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
     if flags.validation_prompt is not None and flags.report_to == "none":
         notes.append("--validation_prompt: its pictures go nowhere with --report_to none")
+    if "text_encoder_lr" in given and not flags.train_text_encoder:
+        notes.append("--text_encoder_lr has no effect without --train_text_encoder")
     if flags.dataloader_num_workers:
         notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
     if not flags.instance_prompt.strip():

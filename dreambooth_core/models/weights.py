@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from accelerate.utils import other as accelerate_unwrapping
 from torch import nn
-from transformers import PreTrainedModel
 
 from dreambooth_core import files
 from dreambooth_core.config import BaseModelSettings
@@ -26,6 +25,7 @@ COMPONENTS = ("unet", *TEXT_ENCODERS)
 BASE_REFERENCE = "base_model.json"
 """In an exported adapter: which base model it belongs to."""
 
+_IS_DEEPSPEED_AVAILABLE = accelerate_unwrapping.is_deepspeed_available
 _ADAPTER = "checkpoint"
 _LOCAL_KEYS = ("_name_or_path",)
 _TEXT_STACK = "text_model."
@@ -36,33 +36,32 @@ _TEXT_STACK = "text_model."
 
 def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
     """Write each network to the folder of its name, as its `from_pretrained` reads it (C3)."""
-    for name, model in parts.items():
-        _write_component(model, folder / name)
-        drop_local_paths(folder / name)
+    with _without_deepspeed():
+        for name, model in parts.items():
+            saved: Any = model
+            saved.save_pretrained(folder / name, safe_serialization=True)
+            drop_local_paths(folder / name)
 
 
 def write_pipeline(pipe: Any, folder: Path) -> None:
-    """Write a pipeline as its own `save_pretrained` does, without what that imports."""
-    for name, component in pipe.components.items():
-        if component is not None:
-            _write_component(component, folder / name)
-    pipe.save_config(folder)
+    """Write a whole pipeline, as its `from_pretrained` reads it."""
+    with _without_deepspeed():
+        pipe.save_pretrained(folder, safe_serialization=True)
     drop_local_paths(folder)
 
 
-def _write_component(component: Any, folder: Path) -> None:
-    """As its own `save_pretrained` does, to the byte.
+@contextlib.contextmanager
+def _without_deepspeed() -> Iterator[None]:
+    """Keep accelerate from importing DeepSpeed, and MLflow with it: 1.8 s.
 
-    That of transformers asks accelerate for the network inside a wrapper, which imports DeepSpeed
-    and with it MLflow: 1.8 s for a network that nothing wraps.
+    transformers asks accelerate for the network inside a wrapper, and accelerate imports DeepSpeed
+    to know its wrapper. Networks that are written here are in none.
     """
-    if not isinstance(component, PreTrainedModel):
-        component.save_pretrained(folder)
-        return
-    component.config.dtype = str(component.dtype).removeprefix("torch.")
-    component.config.architectures = [type(component).__name__]
-    component.config.save_pretrained(folder)
-    save_file(component.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    accelerate_unwrapping.is_deepspeed_available = lambda: False
+    try:
+        yield
+    finally:
+        accelerate_unwrapping.is_deepspeed_available = _IS_DEEPSPEED_AVAILABLE
 
 
 def drop_local_paths(folder: Path) -> None:

@@ -62,16 +62,19 @@ def predict(
     numbers = sum(map(math.prod, trained))
     weights = weight_bytes(trained, train)
     frozen = sum(map(math.prod, model.frozen(train))) * _COMPUTE_BYTES[train.mixed_precision]
-    update = _update_bytes(train, kind) * max(map(math.prod, trained))
+    largest, update_bytes = max(map(math.prod, trained)), _update_bytes(train, kind)
     rows = train.train_batch_size * (2 if with_prior else 1)
+    passes = _passes(model.architecture, train, rows=rows, side_px=data.resolution, kind=kind)
+    if passes is not None and train.fused_backward:
+        passes += (update_bytes - UPDATE_BYTES) * largest / MIB  # more than the trace's updates
     return Footprint(
         weights=weights / MIB,
         frozen=frozen / MIB,
         gradients=0.0 if train.fused_backward else weights / MIB,
         optimizer=optimizer_bytes(trained, train) / MIB,
         average=4 * numbers / MIB if train.ema_decay else 0.0,
-        update=update / MIB,
-        passes=_passes(model.architecture, train, rows=rows, side_px=data.resolution, kind=kind),
+        update=update_bytes * largest / MIB,
+        passes=passes,
     )
 
 
@@ -91,8 +94,8 @@ def _passes(
         for row in read_table("activations.json")["rows"]
         if row["architecture"] == architecture and _is_alike(row, train, kind)
     ]
-    if not traced:
-        return None
+    if not traced or train.compile_blocks:
+        return None  # compiled blocks keep other tensors, and give back all gradients at once
     size = rows * (side_px / traced[0]["side_px"]) ** 2
     # Gradients and updates count where much of the rest is gone, so the sum bends: no less than
     # without them.

@@ -104,9 +104,9 @@ def _rows(table: str, measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _seconds_per_step(view: SubjectView, measured: list[dict[str, Any]]) -> float | None:
-    """Of plain AdamW on the U-Net, the only kind that is measured."""
+    """Of plain AdamW on the U-Net as it is, the only kind that is measured."""
     train = view.train
-    if not updates_in_one_kernel(train) or train.train_text_encoder:
+    if not updates_in_one_kernel(train) or train.train_text_encoder or train.compile_blocks:
         return None
     points = [
         (row["rows"], row["seconds"])

@@ -6,6 +6,7 @@ task. The stages are imported when they run: the data gate needs no torch, a sel
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 
@@ -24,7 +25,6 @@ def run_stage(context: StageContext, subject: str, stage: str) -> Record:
     failed, and Stopped when the context asked to stop (run it again to continue).
     """
     name = f"{__name__}.{stage.replace('-', '_')}"
-    if name not in sys.modules:
-        with without_collecting():
-            importlib.import_module(name)
-    return sys.modules[name].run(context, subject)
+    with without_collecting() if name not in sys.modules else contextlib.nullcontext():
+        module = importlib.import_module(name)
+    return module.run(context, subject)

@@ -37,12 +37,31 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_garbage_of_before_is_freed_and_what_was_imported_is_passed_over() -> None:
-    ring = Ring()
-    seen = weakref.ref(ring)
-    del ring
-    with without_collecting():
-        assert seen() is None
-        kept = Ring()
-    assert not any(one is kept for one in gc.get_objects())
+def test_a_process_passes_over_its_first_imports_and_over_nothing_later() -> None:
     gc.unfreeze()
+    try:
+        with without_collecting():
+            first = Ring()
+        with without_collecting():
+            later = Ring()
+        watched = {id(one) for one in gc.get_objects()}
+        assert id(first) not in watched
+        assert id(later) in watched
+    finally:
+        gc.unfreeze()
+
+
+def test_what_ends_after_later_imports_is_freed() -> None:
+    gc.unfreeze()
+    try:
+        with without_collecting():
+            pass
+        ring = Ring()
+        seen = weakref.ref(ring)
+        with without_collecting():
+            pass
+        del ring
+        gc.collect()
+        assert seen() is None
+    finally:
+        gc.unfreeze()

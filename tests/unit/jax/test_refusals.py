@@ -17,6 +17,7 @@ from tests.unit.training import tiny
         ({"method": "lora", "lora": tiny.LORA}, r"train_dreambooth_lora\.py trains them"),
         ({"optimizer": "adafactor"}, "optimizer adafactor: only adamw"),
         ({"ema_decay": 0.99}, "ema_decay"),
+        ({"compile_blocks": True}, "compile_blocks: XLA compiles the whole update itself"),
         ({"num_processes": 2}, "JAX uses all devices of its host in one process"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from dreambooth_core import files
 from dreambooth_core.config import BaseModelSettings, LoraSettings
@@ -193,15 +194,22 @@ def test_adapter_refuses_a_base_that_is_not_its_own(
         weights.load_exported(tmp_path / "export", tmp_path, device=CPU, hash_cache=cache)
 
 
-def test_a_written_pipeline_is_what_its_own_library_writes_to_the_byte(
-    base: BaseModelSettings, tmp_path: Path
+def test_an_exported_text_encoder_keeps_the_names_of_the_base_models_file(
+    tiny_sd: Path, tmp_path: Path
 ) -> None:
-    pipe = load.load_pipeline(base, tmp_path, device=CPU)
+    """Published models have the prefix `text_model.`, and older libraries look for it."""
+    base = tmp_path / "published"
+    shutil.copytree(tiny_sd, base)
+    file = base / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(named, file, metadata={"format": "pt"})
+    pipe = load.load_pipeline_folder(base, device=CPU)
     weights.write_pipeline(pipe, tmp_path / "ours")
+    written = load_file(tmp_path / "ours" / "text_encoder" / "model.safetensors")
+    assert set(written) == set(named)
     pipe.save_pretrained(tmp_path / "theirs")
     weights.drop_local_paths(tmp_path / "theirs")
     assert files.tree_hashes(tmp_path / "ours") == files.tree_hashes(tmp_path / "theirs")
-    assert (tmp_path / "ours" / "text_encoder" / "model.safetensors").is_file()
 
 
 def test_writing_a_pipeline_imports_neither_deepspeed_nor_mlflow(

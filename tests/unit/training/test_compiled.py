@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+import torch._dynamo.utils
+import torch._inductor.config
 from pydantic import ValidationError
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from tests.unit.training import tiny
 
+KINDS = {
+    "full": {},
+    "adapters, checkpointing": {
+        "method": "lora",
+        "lora": tiny.LORA,
+        "gradient_checkpointing": True,
+    },
+    "bf16, updates in the backward pass, checkpointing": {
+        "optimizer": "adafactor",
+        "mixed_precision": "bf16",
+        "weight_dtype": "bf16",
+        "fused_backward": True,
+        "max_grad_norm": None,
+        "gradient_checkpointing": True,
+    },
+    "average of the weights": {"ema_decay": 0.9},
+}
+
 
 @pytest.mark.slow
 # torch.compile looks at attributes that warn, and hides it from everyone but a strict filter
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "change", [{}, {"method": "lora", "lora": tiny.LORA}], ids=["full", "lora"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_blocks_have_the_losses_of_plain_ones_and_resume_to_the_byte(
-    change, tmp_path, tiny_sd
+    kind, tmp_path, tiny_sd
 ):
-    losses = {}
+    losses, change = {}, KINDS[kind]
     for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
         sink = tiny.ListSink()
         job = tiny.make_job(
             tmp_path, tiny_sd, name=f"whole-{compiled}", compile_blocks=compiled, **change
         )
         assert tiny.train(job, sink=sink).how == "done"
         losses[compiled] = [values["loss"] for _, values in sink.kept]
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+        frames = torch._dynamo.utils.counters["frames"]
+        assert (frames["ok"] > 0) is compiled
+        assert frames["ok"] == frames["total"]
+    within = 1e-2 if change.get("weight_dtype") == "bf16" else 1e-5
+    assert losses[True] == pytest.approx(losses[False], rel=within)
 
     stopped = tiny.make_job(tmp_path, tiny_sd, name="stopped", compile_blocks=True, **change)
     assert tiny.train(stopped, should_stop=tiny.stop_after(3)).how == "stopped"
@@ -41,7 +63,7 @@ def test_compiled_blocks_have_the_losses_of_plain_ones_and_resume_to_the_byte(
 def test_without_a_compiler_the_run_is_refused_before_anything_is_trained(
     tmp_path, tiny_sd, monkeypatch
 ):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     job = tiny.make_job(tmp_path, tiny_sd, compile_blocks=True)
     with pytest.raises(SettingsError, match=r"compile_blocks is on.*C\+\+ compiler.*to false"):
         tiny.train(job)
