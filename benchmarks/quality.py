@@ -85,7 +85,8 @@ class Scored:
 
 
 def measure(bench: Any) -> dict[str, Any]:
-    """The ratio of every subject and seed, and their median."""
+    """The ratio of every subject and seed, and their median; a run that does not come to the peer's
+    DINO counts as infinitely slow."""
     rate = json.loads(RATE_FILE.read_text())["learning_rate"]
     runs = []
     for seed in SEEDS:
@@ -100,12 +101,9 @@ def measure(bench: Any) -> dict[str, Any]:
                 }
             )
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    whole = all(run["ours"] for run in runs)
-    medians = {
-        name: middle([run[name] for run in runs]) if whole else None
-        for name in ("ratio", "ratio_cpu")
-    }
-    return {"runs": runs, **medians, "peer_learning_rate": rate}
+    medians = {name: middle([run[name] or 0.0 for run in runs]) for name in ("ratio", "ratio_cpu")}
+    reached = sum(run["ours"] is not None for run in runs)
+    return {"runs": runs, "reached": reached, **medians, "peer_learning_rate": rate}
 
 
 def compare(
