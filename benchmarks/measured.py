@@ -33,21 +33,22 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def machine() -> dict[str, str]:
+def machine(threads: int = 1) -> dict[str, str]:
     """What the figures were measured on."""
     import accelerate
     import diffusers
 
-    device = torch.cuda.get_device_name() if has_gpu() else _cpu_name()
+    device = torch.cuda.get_device_name() if has_gpu() else _cpu_name(threads)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     python = platform.python_version()
     return {"device": device, "python": python, "accelerate": accelerate.__version__, **versions}
 
 
-def _cpu_name() -> str:
+def _cpu_name(threads: int) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, one thread" if names else platform.processor()
+    told = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{names[0] if names else platform.processor()}, {told}"
 
 
 def base_model(workspace: Path) -> Path:

@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     workspace.mkdir(parents=True, exist_ok=True)
     model = measured.base_model(workspace)
     bench = Bench(arguments.baseline.resolve(), workspace, model, threads=arguments.threads)
-    results: dict[str, Any] = {"machine": measured.machine(), "threads": arguments.threads}
+    results: dict[str, Any] = {"machine": measured.machine(arguments.threads)}
     for part in arguments.parts.split(","):
         print(f"--- {part}", file=sys.stderr, flush=True)
         results[part] = PARTS[part](bench, arguments.repeats)
