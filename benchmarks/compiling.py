@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks import recipes
-from benchmarks.measured import has_gpu, machine
-from benchmarks.recipes import ROOT, Recipe
+from benchmarks.measured import has_gpu, machine, results_file, wall_clock
+from benchmarks.recipes import Recipe
 from benchmarks.trace_memory import SIDES_PX
 
-RESULTS = ROOT / "benchmarks" / "results"
 _NUM_UPDATES = 14
 _WARM_UP = 3
 """Updates in which something may still be compiled, or checked for the first time."""
@@ -40,12 +38,6 @@ _KINDS = {
 }
 
 
-def _now() -> float:
-    if has_gpu():
-        torch.cuda.synchronize()
-    return time.monotonic()
-
-
 def timed(recipe: Recipe, base: Path, side_px: int, *, compiled: bool) -> dict[str, float]:
     """Seconds of a later update, and what the first ones took beyond that."""
     own = {**recipe.changes, "compile_blocks": compiled}
@@ -53,8 +45,13 @@ def timed(recipe: Recipe, base: Path, side_px: int, *, compiled: bool) -> dict[s
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # this process ends with it
         torch.set_num_threads(1)
-        recipes.run(Recipe(recipe.name, recipe.preset, own), base, side_px=side_px,
-                    num_updates=_NUM_UPDATES, at_update=lambda: moments.append(_now()))  # fmt: skip
+        recipes.run(
+            Recipe(recipe.name, recipe.preset, own),
+            base,
+            side_px=side_px,
+            num_updates=_NUM_UPDATES,
+            at_update=lambda: moments.append(wall_clock()),
+        )
     spans = np.diff(moments)
     step = float(spans[_WARM_UP:].min())
     return {"starting_s": float(spans[:_WARM_UP].sum()) - _WARM_UP * step, "step_s": step}
@@ -84,15 +81,12 @@ def main() -> None:
     """Measure, print and write."""
     model = "sd1" if has_gpu() else "pocket"
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        real = model == "sd1"
-        base = recipes.build_sd1(Path(name) / "sd1") if real else ROOT / "assets" / "pocket-sd"
+    with recipes.base_of(model) as base:
         for recipe in _KINDS[model]:
             rows.append(measure(recipe, base, SIDES_PX[model]))
             print(json.dumps(rows[-1]), flush=True)
-    kind = machine()["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
     result = {"made_with": {**machine(), "model": model}, "rows": rows}
-    (RESULTS / f"compiling-{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
+    results_file("compiling").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

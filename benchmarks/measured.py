@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,19 @@ def _cpu_name(threads: int) -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     told = "one thread" if threads == 1 else f"{threads} threads"
     return f"{names[0] if names else platform.processor()}, {told}"
+
+
+def results_file(what: str, suffix: str = "") -> Path:
+    """Where figures of this kind of device are kept: the GPU's name, or "cpu"."""
+    kind = torch.cuda.get_device_name().lower().replace(" ", "-") if has_gpu() else "cpu"
+    return ROOT / "benchmarks" / "results" / f"{what}-{kind}{suffix}.json"
+
+
+def wall_clock() -> float:
+    """Seconds, when all that a GPU was given is done."""
+    if has_gpu():
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def base_model(workspace: Path) -> Path:

@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,17 +28,15 @@ import torch
 
 from benchmarks import recipes
 from benchmarks.allocations import counting
-from benchmarks.measured import has_gpu, machine
+from benchmarks.measured import has_gpu, machine, results_file
 from benchmarks.recipes import ROOT, Recipe
+from benchmarks.trace_memory import SIDES_PX
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.planning.memory import MIB, Footprint, predict
 from dreambooth_core.planning.shapes import shapes_of
 
-RESULTS = ROOT / "benchmarks" / "results"
-SIDES_PX = {"pocket": 64, "sd1": 512}
-POCKET_BASE = ROOT / "assets" / "pocket-sd"
 SHAPES: dict[str, tuple[str, Path | None]] = {
-    "pocket": ("assets/pocket-sd", POCKET_BASE),
+    "pocket": ("assets/pocket-sd", ROOT / "assets" / "pocket-sd"),
     "sd1": ("CompVis/stable-diffusion-v1-4", None),
 }
 NUM_UPDATES = 2
@@ -142,14 +139,13 @@ def in_own_process(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
 
 
 def _file(model: str) -> Path:
-    kind = machine()["device"].lower().replace(" ", "-") if has_gpu() else "cpu"
-    own = "" if has_gpu() or model == "pocket" else f"-{model}"
-    return RESULTS / f"memory-{kind}{own}.json"
+    return results_file("memory", "" if has_gpu() or model == "pocket" else f"-{model}")
 
 
 def _measured_before(model: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The rows that are there, and what they were made with."""
-    if not (path := _file(model)).is_file():
+    """The rows that are there, by recipe, and what they were made with."""
+    path = _file(model)
+    if not path.is_file():
         return {}, _about(model)
     before = json.loads(path.read_bytes())
     return {row["recipe"]: row for row in before["rows"]}, before["made_with"]
@@ -164,7 +160,6 @@ def _write(rows: dict[str, dict[str, Any]], model: str, made_with: dict[str, str
     ordered = [rows[r.name] for r in RECIPES[model] if r.name in rows]
     lines = ",\n    ".join(json.dumps(row) for row in ordered)
     head = json.dumps(made_with)
-    RESULTS.mkdir(exist_ok=True)
     text = f'{{\n  "made_with": {head},\n  "rows": [\n    {lines}\n  ]\n}}\n'
     _file(model).write_text(text)
 
@@ -182,30 +177,29 @@ def main() -> None:
     """Measure the recipes in turn; write and print the table."""
     model = "sd1" if has_gpu() else "pocket"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=list(SIDES_PX), default=model)
-    parser.add_argument("--recipes", nargs="*", help="names; all without")
+    parser.add_argument("--model", choices=list(RECIPES), default=model)
+    parser.add_argument("--recipes", nargs="*", help="names, or `none`; all without")
     args = parser.parse_args()
-    before, made_with = _measured_before(args.model)
-    if not args.recipes:
-        before, made_with = {}, _about(args.model)
-    elif args.recipes != ["none"] and made_with != _about(args.model):
-        sys.exit(f"{_file(args.model)} was made with {made_with}: measure all recipes anew")
-    rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        base = POCKET_BASE
-        if args.model == "sd1" and args.recipes != ["none"]:
-            base = recipes.build_sd1(Path(name) / "sd1")
-        for recipe in RECIPES[args.model]:
-            if not args.recipes or recipe.name in args.recipes:
-                row = in_own_process(recipe, base, args.model)
-            elif recipe.name in before:
-                row = with_prediction(before[recipe.name], recipe, args.model)
+    model, all_recipes = args.model, RECIPES[args.model]
+    chosen = [r for r in all_recipes if not args.recipes or r.name in args.recipes]
+    rows, made_with = _measured_before(model)
+    if chosen == all_recipes:
+        rows, made_with = {}, _about(model)
+    elif chosen and made_with != _about(model):
+        sys.exit(f"{_file(model)} was made with {made_with}: measure all recipes anew")
+    with recipes.base_of(model if chosen else "pocket") as base:  # sd1 takes a minute to build
+        for recipe in all_recipes:
+            before = rows.get(recipe.name)
+            if recipe in chosen:
+                row = in_own_process(recipe, base, model)
+            elif before is not None:
+                row = with_prediction(before, recipe, model)
             else:
                 continue
             _show(row)
-            if "failed" not in row or recipe.name not in before:
+            if before is None or "failed" not in row:  # a failure takes no measured peak away
                 rows[recipe.name] = row
-            _write(before | rows, args.model, made_with)
+            _write(rows, model, made_with)
 
 
 if __name__ == "__main__":

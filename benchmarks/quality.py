@@ -40,6 +40,7 @@ from watching import middle  # noqa: E402
 from dreambooth_core import config, files  # noqa: E402
 from dreambooth_core.evaluation import scores  # noqa: E402
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
+from dreambooth_core.models.weights import COMPONENTS  # noqa: E402
 from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
 from dreambooth_core.records import CheckpointScore  # noqa: E402
 from dreambooth_core.stages.evaluate import draw, make_evaluator  # noqa: E402
@@ -47,7 +48,6 @@ from dreambooth_core.stages.evaluate import draw, make_evaluator  # noqa: E402
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
 SUBJECTS, SEEDS = ("backpack-red", "car-racer", "cat-patches"), (0, 1)
-TRAINED = ("unet", "text_encoder")
 RATE_FILE = ROOT / "benchmarks" / "results" / "peer-learning-rate.json"
 PEER = {
     "num_class_images": 200,
@@ -66,7 +66,7 @@ OURS = {
     "train_text_encoder": True,
     "text_encoder_lr": 1e-4,
 }
-"""Found on subjects that are not measured; docs/lab-book.md has what else was tried."""
+"""Found on subjects that are not measured, but for the text encoder's rate: docs/lab-book.md."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ class Scored:
 
 
 def measure(bench: Any) -> dict[str, Any]:
-    """The ratio of every subject and seed, and their median; a run that does not come to the peer's
-    DINO counts as infinitely slow."""
+    """The ratio of every subject and seed, and their median.
+
+    A run that does not come to the peer's DINO counts as infinitely slow.
+    """
     rate = json.loads(RATE_FILE.read_text())["learning_rate"]
     runs = []
     for seed in SEEDS:
@@ -218,16 +220,12 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
             model=ScoredModel(
                 name=f"checkpoint-{step}" if step else scores.STEP_0,
                 step=step,
-                sha256=files.digest_of([_hashes(folder, part) for part in TRAINED]),
+                sha256=files.digest_of([files.tree_hashes(folder / part) for part in COMPONENTS]),
             ),
             sampler=lambda prompts, seeds: draw(pipe, evaluator.plan, prompts=prompts, seeds=seeds),
         )
     finally:
         pipe.unet, pipe.text_encoder = own
-
-
-def _hashes(folder: Path, part: str) -> dict[str, str]:
-    return files.tree_hashes(folder / part) if (folder / part).is_dir() else {}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,16 @@ def make_job(
         log_file=folder / "log",
         rehearse=False,
     )
+
+
+@contextlib.contextmanager
+def base_of(model: str) -> Iterator[Path]:
+    """The folder of the pocket model, or of SD 1.4's architecture for as long as it is needed."""
+    if model == "pocket":
+        yield ROOT / "assets" / "pocket-sd"
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield build_sd1(Path(name) / "sd1")
 
 
 def build_sd1(folder: Path) -> Path:

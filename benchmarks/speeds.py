@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import recipes
-from benchmarks.measured import has_gpu, machine
+from benchmarks.measured import has_gpu, machine, wall_clock
 from benchmarks.recipes import ROOT, Recipe
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
 from dreambooth_core.models import load, sampling, solvers
@@ -41,10 +41,7 @@ _REPEATS = 3
 
 
 def _now() -> float:
-    if has_gpu():
-        torch.cuda.synchronize()
-        return time.monotonic()
-    return time.process_time()
+    return wall_clock() if has_gpu() else time.process_time()
 
 
 def _least(moments: list[float]) -> float:

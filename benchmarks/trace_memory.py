@@ -99,8 +99,10 @@ def _in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 def row(name: str, *, device: str, method: str, held: str, compute: str, text: bool,
         checkpointing: bool, rows: int) -> dict[str, Any]:  # fmt: skip
-    """What is alive at most besides the weights: gradients freed at once, kept, and freed after an
-    update of their weight alone."""
+    """What is alive at most besides the weights.
+
+    With gradients that are freed at once, kept, and freed after an update of their weight alone.
+    """
     architecture, side_px = ARCHITECTURES[name], SIDES_PX[name]
     autocast = compute == "half" and device == "gpu"
     with FakeTensorMode(), norms_in_fp32() if autocast else contextlib.nullcontext():

@@ -38,10 +38,16 @@ def _processes_of(folder: Path) -> list[str]:
     return [line for line in lines if not line.startswith("Z")]
 
 
-def _wait_for_steps(job, count: int, *, within_s: float = 300) -> None:
+def _wait_for_steps(
+    job, count: int, *, worker: subprocess.Popen | None = None, within_s: float = 300
+) -> None:
+    """Until so many steps are executed, or the worker that is given has ended."""
     deadline = time.monotonic() + within_s
     while not job.executed_log.exists() or len(tiny.executed(job)) < count:
-        assert time.monotonic() < deadline, job.log_file.read_text()
+        if worker is not None and worker.poll() is not None:
+            return
+        log = job.log_file.read_text() if job.log_file.exists() else "no log"
+        assert time.monotonic() < deadline, log
         time.sleep(0.02)
 
 
@@ -173,11 +179,7 @@ def test_kills_at_random_moments_cost_at_most_one_interval_each_and_change_no_by
             stdout=subprocess.DEVNULL,
         )
         already = len(tiny.executed(job)) if job.executed_log.exists() else 0
-        wanted = already + draw.randrange(1, 6)
-        while worker.poll() is None and (
-            not job.executed_log.exists() or len(tiny.executed(job)) < wanted
-        ):
-            time.sleep(0.02)
+        _wait_for_steps(job, already + draw.randrange(1, 6), worker=worker)
         time.sleep(draw.random() * 0.2)
         worker.kill()
         if worker.wait() != -signal.SIGKILL:
