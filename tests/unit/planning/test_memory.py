@@ -113,6 +113,34 @@ def test_autocast_needs_more_on_a_gpu_where_it_computes_norms_in_fp32():
     assert gpu.peak - cpu.peak == pytest.approx(522.6 - 462.1, abs=0.1)
 
 
+def test_compiled_blocks_are_predicted_to_take_what_is_sure_and_no_more():
+    """Their passes were not traced, so the peak is a lower bound: weights, moments, gradients."""
+    settings = preset("pocket")
+    train = settings.train.model_copy(update={"compile_blocks": True})
+    model = shapes_of("assets/pocket-sd", ROOT / "assets" / "pocket-sd")
+    assert model is not None
+    found = predict(model, train, settings.data, with_prior=True, kind="cpu")
+    assert found.passes is None
+    assert found.peak == pytest.approx(16 * 5_708_424 / MIB)
+
+
+def test_a_cpus_8_bit_updates_in_the_backward_pass_take_12_bytes_more_of_the_largest_weight():
+    """Both moments are widened to fp32 there: 28 bytes a number instead of 16."""
+    model = shapes_of("CompVis/stable-diffusion-v1-4", None)
+    settings = preset("sd14-6gb")
+    own = {"optimizer": "adamw", "use_8bit_adam": True}
+    train = settings.train.model_copy(update=own)
+    assert model is not None
+    plain, widened = (
+        predict(model, t, settings.data, with_prior=True, kind="cpu").passes
+        for t in (settings.train, train)
+    )
+    assert plain is not None
+    assert widened is not None
+    largest = 1280 * 2560 * 3 * 3
+    assert widened - plain == pytest.approx(12 * largest / MIB)
+
+
 def test_each_smaller_card_has_a_recipe_that_needs_less():
     peaks = [
         footprint.peak

@@ -57,15 +57,17 @@ def test_stages_that_are_skipped_are_not_in_the_total(tmp_path):
 
 @pytest.mark.usefixtures("table")
 def test_what_was_not_measured_has_no_time_and_no_total(tmp_path):
-    """Adafactor is not in the table, nor is any GPU, another architecture, another side."""
+    """Neither is Adafactor, nor compiled blocks, nor any GPU, other architecture, other side."""
     view = view_of_preset(tmp_path, "sd14-6gb")
     told = speed.describe(speed.times_of(view, "sd1", CPU, prompts=25), ["train"])
     assert told["seconds_per_step"] is None
     assert told["total_seconds"] is None
     pocket = view_of_preset(tmp_path, "pocket")
     data = pocket.data.model_copy(update={"resolution": 128})
-    larger = pocket.model_copy(update={"data": data})
-    assert speed.times_of(larger, "pocket", CPU, prompts=20).train is None
+    compiled = pocket.train.model_copy(update={"compile_blocks": True})
+    for change in ({"data": data}, {"train": compiled}):
+        other = pocket.model_copy(update=change)
+        assert speed.times_of(other, "pocket", CPU, prompts=20).train is None
     gpu = speed.times_of(view, "sd1", Device("gpu", "a card"), prompts=25)
     assert gpu.measured_on is None
 
