@@ -3,6 +3,7 @@
     python -m benchmarks.memory                # a GPU: the presets on SD 1.4's real architecture
     python -m benchmarks.memory                # none: recipes on the pocket model, on the CPU
     python -m benchmarks.memory --model sd1 --recipes sd14-6gb       # the real architecture there
+    python -m benchmarks.memory --model sdxl                         # SDXL's, anywhere
 
 Each recipe runs in a process of its own, by the trainer that users run; nothing is saved before the
 last reading. The peak is that of all updates, from the first on. On a GPU torch's allocator tells
@@ -38,6 +39,7 @@ from dreambooth_core.planning.shapes import shapes_of
 SHAPES: dict[str, tuple[str, Path | None]] = {
     "pocket": ("assets/pocket-sd", ROOT / "assets" / "pocket-sd"),
     "sd1": ("CompVis/stable-diffusion-v1-4", None),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", None),
 }
 NUM_UPDATES = 2
 """On a CPU. In the second there is the optimizer's state beside the gradients."""
@@ -47,7 +49,7 @@ _WARM_UP = 2
 PRESETS = [
     Recipe(name, name) for name in ("sd14-24gb", "sd14-16gb", "sd14-12gb", "sd14-6gb", "sd14-lora")
 ]
-"""Without sd14-8gb (DeepSpeed is launched, see docs/memory.md) and sdxl-lora (other rows)."""
+"""Without sd14-8gb: DeepSpeed is launched, see docs/memory.md."""
 _CHECKPOINTING = {"gradient_checkpointing": True}
 _TEXT = {"train_text_encoder": True}
 POCKET = [
@@ -70,7 +72,8 @@ POCKET = [
     Recipe("sd14-6gb, no checkpointing", "sd14-6gb", {"gradient_checkpointing": False}),
     Recipe("sd14-6gb, AdamW", "sd14-6gb", {"optimizer": "adamw"}),
 ]
-RECIPES = {"pocket": POCKET, "sd1": PRESETS}
+SDXL = [Recipe("sdxl-lora", "sdxl-lora"), Recipe("all of the U-Net by sd14-6gb", "sd14-6gb")]
+RECIPES = {"pocket": POCKET, "sd1": PRESETS, "sdxl": SDXL}
 
 
 def prediction(recipe: Recipe, model: str) -> Footprint:
@@ -139,7 +142,8 @@ def in_own_process(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
 
 
 def _file(model: str) -> Path:
-    return results_file("memory", "" if has_gpu() or model == "pocket" else f"-{model}")
+    usual = "sd1" if has_gpu() else "pocket"
+    return results_file("memory", "" if model == usual else f"-{model}")
 
 
 def _measured_before(model: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -187,7 +191,7 @@ def main() -> None:
         rows, made_with = {}, _about(model)
     elif chosen and made_with != _about(model):
         sys.exit(f"{_file(model)} was made with {made_with}: measure all recipes anew")
-    with recipes.base_of(model if chosen else "pocket") as base:  # sd1 takes a minute to build
+    with recipes.base_of(model if chosen else "pocket") as base:  # others take a minute to build
         for recipe in all_recipes:
             before = rows.get(recipe.name)
             if recipe in chosen:

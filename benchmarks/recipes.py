@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from transformers import CLIPTokenizer
 
 from benchmarks.architectures import ARCHITECTURES
@@ -23,6 +28,7 @@ from benchmarks.measured import has_gpu
 from dreambooth_core import config
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.models.families import Pipeline
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.training import worker
@@ -97,7 +103,8 @@ class MadeUpRows:
         self._shape = (unet["in_channels"], side_px // 8, side_px // 8)
         self._width, self._vocabulary = unet["cross_attention_dim"], text["vocab_size"]
         self._tokens = text["max_position_embeddings"]
-        self._with_class = with_class
+        self._encoders = sorted(base.glob("text_encoder*"))
+        self._side_px, self._with_class = side_px, with_class
 
     def rows_at(self, positions: Sequence[int]) -> TrainBatch:
         """Other numbers at each call."""
@@ -109,8 +116,20 @@ class MadeUpRows:
             is_class_B=tuple(i >= len(positions) for i in range(size)),
             position_B=tuple(positions) * turns,
             image_B=("made up",) * size,
-            ids_EBL=torch.randint(self._vocabulary, (1, size, self._tokens)),
+            ids_EBL=torch.randint(self._vocabulary, (len(self._encoders), size, self._tokens)),
+            **self._of_sdxl(size),
         )
+
+    def _of_sdxl(self, size: int) -> dict[str, torch.Tensor]:
+        """The second encoder's pooled text and the views' sizes, where the model has them."""
+        if len(self._encoders) == 1:
+            return {}
+        pooled = _config(self._encoders[1])["projection_dim"]
+        sides = [self._side_px, self._side_px, 0, 0, self._side_px, self._side_px]
+        return {
+            "pooled_BP": torch.randn(size, pooled),
+            "time_ids_B6": torch.tensor([sides] * size, dtype=torch.float32),
+        }
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -142,40 +161,46 @@ def make_job(
 
 @contextlib.contextmanager
 def base_of(model: str) -> Iterator[Path]:
-    """The folder of the pocket model, or of SD 1.4's architecture for as long as it is needed."""
+    """The folder of the pocket model, or of a real architecture for as long as it is needed."""
     if model == "pocket":
         yield ROOT / "assets" / "pocket-sd"
         return
     with tempfile.TemporaryDirectory() as name:
-        yield build_sd1(Path(name) / "sd1")
+        yield build(model, Path(name) / model)
 
 
-def build_sd1(folder: Path) -> Path:
-    """SD 1.4's U-Net and text encoder with random weights, in bf16, in a pipeline with a small VAE.
+def build(model: str, folder: Path) -> Path:
+    """SD 1.4's or SDXL's U-Net and text encoders with random weights, with a small VAE.
 
-    Networks are loaded in the type that the recipe asks for, whatever the files hold.
+    In bf16: networks are loaded in the type that the recipe asks for, whatever the files hold.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "pocket-sd" / "tokenizer")
-    blocks = 4
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        StableDiffusionPipeline(
-            vae=AutoencoderKL(
-                block_out_channels=(32,) * blocks, latent_channels=4,
-                down_block_types=("DownEncoderBlock2D",) * blocks,
-                up_block_types=("UpDecoderBlock2D",) * blocks,
-            ),
-            text_encoder=ARCHITECTURES["sd1"].build_text()["text_encoder"],
-            tokenizer=tokenizer,
-            unet=ARCHITECTURES["sd1"].build_unet(),
-            scheduler=DDPMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)  # fmt: skip
+        _pipeline(model).save_pretrained(folder)
     finally:
         torch.set_default_dtype(before)
     return folder
+
+
+def _pipeline(model: str) -> Pipeline:
+    architecture, blocks = ARCHITECTURES[model], 4
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "pocket-sd" / "tokenizer")
+    networks: dict[str, Any] = {
+        "vae": AutoencoderKL(
+            block_out_channels=(32,) * blocks,
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+        ),
+        "tokenizer": tokenizer,
+        "unet": architecture.build_unet(),
+        "scheduler": DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
+        **architecture.build_text(),
+    }
+    if model == "sdxl":
+        return StableDiffusionXLPipeline(**networks, tokenizer_2=tokenizer)
+    networks |= {"safety_checker": None, "feature_extractor": None}
+    return StableDiffusionPipeline(**networks, requires_safety_checker=False)

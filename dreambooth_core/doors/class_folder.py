@@ -7,10 +7,12 @@ with the smaller: image i depends on the key and on i alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
@@ -88,20 +90,50 @@ def manifest_path(folder: Path) -> Path:
 def write_manifest(
     folder: Path, *, key: str, prompt: str, base_model: str, prior: PriorSettings
 ) -> None:
-    """Say how the images of the set `key` in the folder were made: enough to make them again."""
+    """Say how the images of the set `key` in the folder were made: enough to make them again.
+
+    What is known of other sets stays, as long as there are images of theirs.
+    """
+    there = [path.name for path in _candidates(folder)]
     images = [
         {
-            "file": path.name,
+            "file": name,
             "index": index,
             "seed": class_seed(prior.seed, index),
-            "sha256": files.sha256_file(path),
+            "sha256": files.sha256_file(folder / name),
         }
-        for path in _candidates(folder)
-        if (index := _index_of(path.name, key)) is not None
+        for name in there
+        if (index := _index_of(name, key)) is not None
     ]
     settings = prior.model_dump(mode="json", exclude={"num_class_images", "prior_loss_weight"})
     made = {"key": key, "base_model": base_model, "class_prompt": prompt, **settings}
-    files.write_json(manifest_path(folder), {**made, "images": images})
+    others = [one for one in read_sets(folder) if one["key"] != key and _num_of(one, there)]
+    files.write_json(manifest_path(folder), {"sets": [*others, {**made, "images": images}]})
+
+
+def read_sets(folder: Path) -> list[dict[str, Any]]:
+    """What is known of how the folder's images were made: the sets of the manifest, if any."""
+    try:
+        sets = json.loads(manifest_path(folder).read_bytes())["sets"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none yet, or another program's
+    return list(sets)
+
+
+def of_other_prompts(folder: Path, prompt: str) -> dict[str, int]:
+    """How many images of the folder are known to be made for other prompts, by prompt."""
+    names = [path.name for path in _candidates(folder)]
+    found: dict[str, int] = {}
+    for one in read_sets(folder):
+        num = _num_of(one, names)
+        if num and one["class_prompt"] != prompt:
+            found[one["class_prompt"]] = found.get(one["class_prompt"], 0) + num
+    return found
+
+
+def _num_of(one: dict[str, Any], names: Sequence[str]) -> int:
+    """How many of the files are of that set."""
+    return sum(_index_of(name, one["key"]) is not None for name in names)
 
 
 def gather(paths: Sequence[Path], *, data: DataSettings, out: Path) -> Manifest:

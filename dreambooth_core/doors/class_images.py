@@ -55,6 +55,8 @@ def complete(
     prior, dtype = plan.prior(seed=seed), _dtype(plan, accelerator.device)
     found = from_main(accelerator, lambda: _look(plan, folder, prior, dtype, accelerator.device))
     if found.missing:
+        if accelerator.is_main_process:
+            _write_manifest(plan, folder, found.key, prior)  # for a set that is never finished
         _draw(plan, folder, found, prior=prior, accelerator=accelerator, should_stop=should_stop)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -79,6 +81,7 @@ def _look(
 ) -> _Found:
     make_folder(folder, flag="class_data_dir")
     files.remove_asides(folder)
+    _refuse_other_prompts(plan, folder)
     usable = class_folder.list_usable(folder, plan.data)
     for line in usable.unusable:
         say(f"warning: class image {line}; it does not count")
@@ -100,6 +103,18 @@ def _look(
     names = [path.name for path in usable.paths]
     missing = class_folder.missing_indices(names, key=key, num_missing=num_missing)
     return _Found(usable.paths, key, missing)
+
+
+def _refuse_other_prompts(plan: Plan, folder: Path) -> None:
+    """They would be trained on under a prompt that does not describe them."""
+    others = class_folder.of_other_prompts(folder, plan.class_prompt)
+    if others:
+        raise SettingsError(
+            f"--class_data_dir: {folder} holds class images of another prompt",
+            got=", ".join(f"{num} of {prompt!r}" for prompt, num in sorted(others.items())),
+            allowed=f"images of {plan.class_prompt!r}, and your own",
+            hint="give each class prompt a folder of its own",
+        )
 
 
 def _draw(

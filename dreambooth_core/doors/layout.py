@@ -30,8 +30,6 @@ from dreambooth_core.training.published import METRICS, checkpoint_name
 from dreambooth_core.training.update_plain import WEIGHTS
 from dreambooth_core.training.updates import Outcome
 
-LATEST = "latest"
-
 STATE = "training_state"
 
 _WITHOUT_EFFECT = frozenset(
@@ -56,6 +54,8 @@ class ScriptCheckpoint(Record):
     method: Method
     settings: dict[str, Any]
     files: dict[str, str]
+    run: str = ""
+    """The run that it is of (lineage.py); empty in those of before runs had names."""
 
 
 class ScriptLayout:
@@ -69,11 +69,12 @@ class ScriptLayout:
         every: int,
         limit: int | None,
         settings: dict[str, Any],
+        run: str,
     ) -> None:
         self._folder = folder
         self._method: Method = method
         self._every, self._limit = every, limit
-        self._settings = settings
+        self._settings, self._run = settings, run
 
     def begin(self, outcome: Outcome, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
@@ -113,7 +114,7 @@ class ScriptLayout:
     def _record(self, folder: Path, *, step: int) -> None:
         hashes = files.tree_hashes(folder)
         ScriptCheckpoint(
-            step=step, method=self._method, settings=self._settings, files=hashes
+            step=step, method=self._method, settings=self._settings, files=hashes, run=self._run
         ).write(folder)
 
     def _verify(self, path: Path) -> None:
@@ -125,12 +126,17 @@ class ScriptLayout:
             )
 
     def _prune(self, *, keep: int) -> None:
-        """Remove the lowest steps beyond the limit, but never the step just written."""
+        """Remove the run's lowest steps beyond the limit, but never the step just written."""
         if self._limit is None:
             return
-        others = [step for step in _steps(self._folder) if step != keep]
-        for step in others[: max(0, len(others) + 1 - self._limit)]:
-            shutil.rmtree(self._folder / checkpoint_name(step), ignore_errors=True)
+        others = [path for path in folders(self._folder) if self._is_older(path, keep=keep)]
+        for path in others[: max(0, len(others) + 1 - self._limit)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _is_older(self, path: Path, *, keep: int) -> bool:
+        """Of this run, and not the step just written."""
+        record = ScriptCheckpoint.read_if_there(path)
+        return path.name != checkpoint_name(keep) and record is not None and record.run == self._run
 
 
 def read_metrics(folder: Path) -> str:
@@ -166,34 +172,6 @@ def state_to_resume(
     return scratch
 
 
-def find_checkpoint(folder: Path, name: str) -> tuple[Path, ScriptCheckpoint] | None:
-    """The checkpoint called `name`, or the newest whole one for "latest"; None if there is none.
-
-    Raises SettingsError for a name that is not there or not whole.
-    """
-    if name == LATEST:
-        return _newest_whole(folder)
-    path = folder / Path(name).name
-    record = read_whole(path)
-    if record is None:
-        what = "is not whole" if path.is_dir() else "does not exist"
-        whole = [p.name for p in _folders(folder) if read_whole(p) is not None]
-        raise SettingsError(
-            f"--resume_from_checkpoint: {path.name} {what}",
-            got=str(path),
-            allowed=", ".join([*whole, LATEST]) if whole else "no checkpoint of this project's yet",
-        )
-    return path, record
-
-
-def _newest_whole(folder: Path) -> tuple[Path, ScriptCheckpoint] | None:
-    for path in reversed(_folders(folder)):
-        if record := read_whole(path):
-            return path, record
-        say(f"warning: {path.name} is not whole: passed by")
-    return None
-
-
 def read_whole(path: Path) -> ScriptCheckpoint | None:
     """The record of a checkpoint whose every file is what it says; else None."""
     record = ScriptCheckpoint.read_if_there(path)
@@ -202,23 +180,24 @@ def read_whole(path: Path) -> ScriptCheckpoint | None:
     return None if files.mismatches(path, record.files) else record
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [folder / checkpoint_name(step) for step in _steps(folder)]
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps of all folders with a checkpoint's name, lowest first."""
+def folders(folder: Path) -> list[Path]:
+    """All folders with a checkpoint's name, lowest step first."""
     found = (_NAME.fullmatch(p.name) for p in folder.glob("checkpoint-*") if p.is_dir())
-    return sorted(int(match[1]) for match in found if match)
+    return [folder / checkpoint_name(step) for step in sorted(int(m[1]) for m in found if m)]
+
+
+def effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that change no weight."""
+    return {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
 
 
 def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
     """Which settings are not those of the checkpoint, each as `name: old -> new`."""
-    names = sorted((record.settings.keys() | settings.keys()) - _WITHOUT_EFFECT)
+    old, new = effective(record.settings), effective(settings)
     return [
-        f"{name}: {record.settings.get(name)} -> {settings.get(name)}"
-        for name in names
-        if record.settings.get(name) != settings.get(name)
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
     ]
 
 

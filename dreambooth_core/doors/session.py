@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.doors import class_images, hub, layout, outputs, photos
+from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos
 from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.folders import make_folder
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
@@ -40,9 +40,6 @@ _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
 _RESUMED = "resumed"
 """Below the run's own folder: a state put together, for as long as it is read."""
-
-_Found = tuple[Path, layout.ScriptCheckpoint]
-"""A checkpoint to go on from, verified."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class _Session:
     def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
         self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
         self._is_main = accelerator.is_main_process
-        self._found: _Found | None = None
+        self._found: lineage.Found | None = None
 
     def run(self) -> int:
         plan = self._plan
@@ -175,7 +172,7 @@ class _Session:
                 job,
                 trainer,
                 accelerator=accelerator,
-                layout=self._layout(settings),
+                layout=self._layout(settings, sets),
                 sink=sink,
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
                 visitors=self._visitors(sink, sets, seed=job.train.seed),
@@ -204,15 +201,30 @@ class _Session:
             rehearse(job, trainer.updates, _kept(self._plan, job), is_main=self._is_main)
         return trainer
 
-    def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
+    def _layout(self, settings: dict[str, Any], sets: _Sets) -> layout.ScriptLayout:
         flags = self._plan.flags
+        run = from_main(self._accelerator, lambda: self._run_name(settings, sets))
         return layout.ScriptLayout(
             self._plan.output_dir,
             method=self._plan.door.method,
             every=flags.checkpointing_steps,
             limit=flags.checkpoints_total_limit,
             settings=settings,
+            run=run,
         )
+
+    def _run_name(self, settings: dict[str, Any], sets: _Sets) -> str:
+        """Which run the checkpoints will belong to; what is there of others is told."""
+        images = [each.fingerprint for each in (sets.instance, sets.class_) if each]
+        folder = self._plan.output_dir
+        run = lineage.name_run(folder, self._found, settings=settings, images=images)
+        if others := lineage.strangers(folder, run):
+            say(
+                f"note: {', '.join(others)} in {folder} are of another run: they stay, until a "
+                "checkpoint of the same step takes their place; `latest` is of this run as soon as "
+                "it has saved one"
+            )
+        return run
 
     @contextlib.contextmanager
     def _sink(self, settings: dict[str, Any]) -> Iterator[TrackerSink]:
@@ -280,11 +292,11 @@ def _first_word(step: int, *, last: int) -> str:
     )
 
 
-def _checkpoint_to_resume(plan: Plan) -> _Found | None:
+def _checkpoint_to_resume(plan: Plan) -> lineage.Found | None:
     name = plan.flags.resume_from_checkpoint
     if name is None:
         return None
-    found = layout.find_checkpoint(plan.output_dir, name)
+    found = lineage.find_checkpoint(plan.output_dir, name)
     if found is None:
         say(f"no whole checkpoint in {plan.output_dir}: a new run begins")
     else:
@@ -292,7 +304,7 @@ def _checkpoint_to_resume(plan: Plan) -> _Found | None:
     return found
 
 
-def _seed_of(plan: Plan, found: _Found | None) -> int:
+def _seed_of(plan: Plan, found: lineage.Found | None) -> int:
     """The seed that was given, else that of the checkpoint, else a random one, which is told."""
     if plan.flags.seed is not None:
         return plan.flags.seed

@@ -190,7 +190,7 @@ def test_missing_class_images_are_made_beside_those_that_lie_there_and_broken_on
     assert {name: after[name] for name in before} == before
     assert [name[:5] for name in made] == ["00000", "00001", "00002"]
     assert "class image broken.jpg: " in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "class.manifest.json").read_text())
+    (manifest,) = json.loads((tmp_path / "class.manifest.json").read_text())["sets"]
     assert [(each["file"], each["sha256"]) for each in manifest["images"]] == [
         (name, after[name]) for name in made
     ]
@@ -209,6 +209,22 @@ def test_a_set_of_class_images_that_grows_begins_with_the_smaller_and_is_not_mad
     assert files.tree_hashes(grown) == files.tree_hashes(once)
     assert len(names(once)) == 3
     assert all((grown / name).stat().st_mtime_ns == time for name, time in times.items())
+
+
+def test_class_images_that_were_made_for_another_prompt_are_refused_and_both_sets_stay_known(
+    tiny_sd, photos, tmp_path, capsys
+):
+    folder = tmp_path / "class"
+    assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 2)) == 0
+    zebra = {**prior(folder, 3), "class_prompt": "a photo of a zebra"}
+    assert run(tiny_sd, photos, tmp_path / "out", **zebra) == 2
+    error = capsys.readouterr().err
+    assert "class images of another prompt" in error
+    assert "2 of 'a photo of a mug'" in error
+    assert len(names(folder)) == 2  # nothing was added
+    assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 3, seed=2)) == 0
+    sets = json.loads((tmp_path / "class.manifest.json").read_text())["sets"]
+    assert [len(one["images"]) for one in sets] == [2, 1]  # another seed, another set
 
 
 def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_code_2(

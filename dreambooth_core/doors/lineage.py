@@ -1,0 +1,107 @@
+"""Which checkpoints of a folder belong together: those of a run and of all that resumed it.
+
+A folder can hold checkpoints of several runs, as scripts may be started in it again and again. Each
+names its run in its record; `latest` and the limit of checkpoints look at one run only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import files
+from dreambooth_core.doors import layout
+from dreambooth_core.doors.layout import ScriptCheckpoint
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.records import RECORD_NAME
+from dreambooth_core.training.narrator import say
+
+LATEST = "latest"
+
+Found = tuple[Path, ScriptCheckpoint]
+"""A checkpoint to go on from, verified."""
+
+
+def name_run(
+    folder: Path, found: Found | None, *, settings: dict[str, Any], images: Sequence[str]
+) -> str:
+    """The name of the run that begins, or of the one that goes on from `found`.
+
+    Equal settings and images (their fingerprints) give equal names, as they give equal bytes. A run
+    that goes back to an earlier step with other settings is a new one beside the later steps.
+    """
+    if found is None:
+        return files.digest_of([layout.effective(settings), list(images)])
+    record = found[1]
+    is_last = record.step == max(other.step for _, other in _records(folder, run=record.run))
+    if is_last or not layout.changes(record, settings):
+        return record.run
+    return files.digest_of([record.run, record.step, layout.effective(settings)])
+
+
+def strangers(folder: Path, run: str) -> list[str]:
+    """Names of the folder's checkpoints that are of other runs, or of other scripts."""
+    own = {path for path, _ in _records(folder, run=run)}
+    return [path.name for path in layout.folders(folder) if path not in own]
+
+
+def find_checkpoint(folder: Path, name: str) -> Found | None:
+    """The checkpoint called `name`, or for "latest" the newest whole one; None if there is none.
+
+    Raises SettingsError for a name that is not there, not whole, or not of this project.
+    """
+    if name == LATEST:
+        return _latest(folder)
+    path = folder / Path(name).name
+    record = layout.read_whole(path)
+    if record is None:
+        whole = [p.name for p in layout.folders(folder) if layout.read_whole(p) is not None]
+        raise SettingsError(
+            f"--resume_from_checkpoint: {path.name} {_why_not(path)}",
+            got=str(path),
+            allowed=", ".join([*whole, LATEST]) if whole else "no checkpoint of this project's yet",
+        )
+    return path, record
+
+
+def _why_not(path: Path) -> str:
+    if not path.is_dir():
+        return "does not exist"
+    if _is_foreign(path):
+        return "was not made by this project's scripts, and its state cannot be read"
+    return "is not whole"
+
+
+def _is_foreign(path: Path) -> bool:
+    """A checkpoint is renamed into its place with its record, so one without is another's."""
+    return not (path / RECORD_NAME).exists()
+
+
+def _latest(folder: Path) -> Found | None:
+    """The highest whole step of the run that wrote last. Raises SettingsError."""
+    there = layout.folders(folder)
+    if there and all(map(_is_foreign, there)):
+        raise SettingsError(
+            "--resume_from_checkpoint: latest finds only checkpoints of other scripts",
+            got=", ".join(path.name for path in there),
+            hint="their state cannot be read; leave the flag out to begin a new run",
+        )
+    for path in there:
+        if layout.ScriptCheckpoint.read_if_there(path) is None:
+            say(f"warning: {path.name} {_why_not(path)}: passed by")
+    records = _records(folder)
+    if not records:
+        return None
+    last = max(records, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns)[1].run
+    for path, record in reversed(_records(folder, run=last)):
+        if layout.read_whole(path):
+            return path, record
+        say(f"warning: {path.name} is not whole: passed by")
+    return None
+
+
+def _records(folder: Path, *, run: str | None = None) -> list[Found]:
+    """The checkpoints with a record, lowest step first; files are not looked at."""
+    found = ((path, ScriptCheckpoint.read_if_there(path)) for path in layout.folders(folder))
+    return [(p, record) for p, record in found if record and run in (None, record.run)]
