@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from dreambooth_core import files
 from dreambooth_core.doors.plan import Plan
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora, source, weights
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
@@ -19,6 +20,8 @@ KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
 
 _BESIDE = ("safety_checker/*.json", "safety_checker/*.safetensors", "feature_extractor/*.json")
 _OPTIONAL = ("safety_checker", "feature_extractor")
+_OF_MODELS = ("*.json", "*.safetensors", "*.bin", "*.msgpack", "*.model", "merges.txt", "vocab.txt")
+"""Files of saved networks, tokenizers and schedulers: an older result's are not left over."""
 
 
 def write_result(plan: Plan, trainee: Trainee) -> None:
@@ -64,8 +67,42 @@ def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
     weights.write_pipeline(pipe, out)
 
 
+def check_places(plan: Plan, base: Path) -> None:
+    """Raise SettingsError where what output_dir holds is in the way of the result.
+
+    A file stands where a folder will be, or a folder where a file will be.
+    """
+    index = source.read_json_file(base / "model_index.json", what="a saved pipeline")
+    folders = [] if plan.door.method == "lora" else [n for n in index if not n.startswith("_")]
+    names = (lora.LORA_FILE, KOHYA_FILE) if plan.door.method == "lora" else ("model_index.json",)
+    odd = [n for n in folders if _exists(plan.output_dir / n, is_dir=False)]
+    odd += [n for n in names if _exists(plan.output_dir / n, is_dir=True)]
+    if odd:
+        raise SettingsError(
+            f"--output_dir: {plan.output_dir} holds what is in the way of the result",
+            got=", ".join(odd),
+            hint="move it away, or give another folder",
+        )
+
+
+def _exists(path: Path, *, is_dir: bool) -> bool:
+    return path.exists() and path.is_dir() == is_dir
+
+
 def _move_over(entry: Path, target: Path) -> None:
-    """Put a file or folder in the place of an older one of its name."""
+    """Put a file or folder in the place of an older one of its name.
+
+    Of an older folder only a model's files go: what else a user keeps in there is carried over.
+    """
     if target.is_dir() and not target.is_symlink():
+        _carry_over(target, entry)
         shutil.rmtree(target)
     entry.replace(target)
+
+
+def _carry_over(older: Path, newer: Path) -> None:
+    for path in sorted(older.rglob("*")):
+        own = newer / path.relative_to(older)
+        if path.is_file() and not own.exists() and not any(map(path.match, _OF_MODELS)):
+            own.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(own)

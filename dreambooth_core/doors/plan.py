@@ -259,8 +259,8 @@ def _missing_folders(flags: ScriptFlags) -> list[str]:
 
 
 def _shared_folders(flags: ScriptFlags) -> list[str]:
-    """Photos, class images and results have a folder each: the first is only read."""
-    names = ("instance_data_dir", "class_data_dir", "output_dir")
+    """Photos, class images, models and results have a folder each: most are only read."""
+    names = ("instance_data_dir", "class_data_dir", "pretrained_model_name_or_path", "output_dir")
     given = [(name, getattr(flags, name)) for name in names if getattr(flags, name) is not None]
     return [
         f"--{name}: the same folder as --{other}; each needs one of its own"

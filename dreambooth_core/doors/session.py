@@ -123,7 +123,9 @@ class _Session:
             say(f"note: {note}")
         make_folder(plan.output_dir, flag="output_dir")
         files.remove_asides(plan.output_dir)
-        load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
+        base = load.find_base_model(plan.base_model, Path.cwd()).folder
+        load.pipeline_family(base)
+        outputs.check_places(plan, base)
 
     def _images(self, seed: int) -> _Sets:
         plan = self._plan

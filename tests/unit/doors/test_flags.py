@@ -140,7 +140,13 @@ def test_numbers_that_would_fail_later_are_refused_at_once():
     ]
 
 
-def test_photos_class_images_and_results_cannot_share_a_folder(tmp_path):
+def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
+    model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",
+                     f"--output_dir={tmp_path}")  # fmt: skip
+    assert model == (
+        "--output_dir: the same folder as --pretrained_model_name_or_path; "
+        "each needs one of its own"
+    )
     folders = [f"--instance_data_dir={tmp_path}", f"--class_data_dir={tmp_path}/."]
     text = problems(DREAMBOOTH, NEEDED[0], NEEDED[2], *folders, f"--output_dir={tmp_path}/x/..")
     assert text.splitlines() == [
