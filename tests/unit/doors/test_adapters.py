@@ -44,6 +44,20 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
     assert any(not torch.equal(stronger[name], weaker[name]) for name in weaker)
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("to_k,to_xx", "--lora_layers: no layer of the U-Net has the name: to_xx; "),
+        ("to_q,to_out", "--lora_layers: cannot take an adapter: to_out; "),
+    ],
+)
+def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
+    tiny_sd, subject, tmp_path, capsys, layers, said
+):
+    assert run(tiny_sd, subject, tmp_path, door=DREAMBOOTH_LORA, lora_layers=layers) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
     tiny_sd, subject, tmp_path
 ):
