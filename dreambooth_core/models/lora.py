@@ -18,6 +18,7 @@ from torch import nn
 
 from dreambooth_core.config import LoraSettings
 from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.models.lora_layers import FITTING
 from dreambooth_core.models.tensors import read_tensors, write_tensors
 from dreambooth_core.numerics.seeding import generator_for
 
@@ -44,7 +45,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
 
     `part` is its name in a pipeline and says which layers are meant. A is drawn with standard
     deviation 1/r, by generators of (seed, part, layer). Raises SettingsError when the settings'
-    layers are none of the network's.
+    layers are none of the network's; `require_layers` looks at every name of them.
     """
     model.requires_grad_(False)
     option, layers = _layers_for(part, settings)
@@ -64,8 +65,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
         raise SettingsError(
             f"train.lora.{option} fits no layer of the {part}",
             got=", ".join(layers),
-            allowed="ends of module names, such as to_q, to_k, to_v, to_out.0 in a U-Net and "
-            "q_proj, k_proj, v_proj, out_proj in a text encoder",
+            allowed=FITTING,
         ) from error
     for weight in adapter_parameters(model):
         weight.data = weight.data.float()

@@ -1,5 +1,7 @@
 """The LoRA doors: what their own flags do to the adapter, for Stable Diffusion and for XL."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,20 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
     stronger = train(tiny_sd, subject, tmp_path / "b", **flags, lora_alpha=300, max_train_steps=2)
     weaker = train(tiny_sd, subject, tmp_path / "c", **flags, lora_alpha=3, max_train_steps=2)
     assert any(not torch.equal(stronger[name], weaker[name]) for name in weaker)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("to_k,to_xx", "--lora_layers: no layer of the U-Net has the name: to_xx; "),
+        ("to_q,to_out", "--lora_layers: cannot take an adapter: to_out; "),
+    ],
+)
+def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
+    tiny_sd, subject, tmp_path, capsys, layers, said
+):
+    assert run(tiny_sd, subject, tmp_path, door=DREAMBOOTH_LORA, lora_layers=layers) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
@@ -126,6 +142,21 @@ def test_min_snr_and_adamws_name_are_taken_by_the_xl_door_and_prodigy_is_refused
     assert any(not torch.equal(base[name], weighted[name]) for name in base)
     assert run(tiny_sdxl, subject, tmp_path / "c", door=door, optimizer="prodigy") == 2
     assert "--optimizer: Input should be 'AdamW'" in capsys.readouterr().err
+
+
+def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
+    tiny_sdxl, subject, tmp_path, capsys
+):
+    model = tmp_path / "edm"
+    shutil.copytree(tiny_sdxl, model)
+    edm = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(edm))
+    assert run(model, subject, tmp_path / "out", door=DREAMBOOTH_LORA_SDXL) == 2
+    said = capsys.readouterr()
+    assert "edm was trained for another objective than the one here: EDM" in said.err
+    assert "EDMDPMSolverMultistepScheduler" in said.err
+    assert "training starts" not in said.out
+    assert not (tmp_path / "out" / ".dreambooth").exists()
 
 
 def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
