@@ -30,10 +30,12 @@ _METADATA_KEY = "lora_adapter_metadata"
 _TEXT_STACK = "text_model."
 _ADAPTER = "default"
 _KEPT = ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")
+_LENGTHS = "lora_magnitude_vector"
 _KOHYA_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
+    _LENGTHS: "dora_scale",
+    f"{_LENGTHS}.weight": "dora_scale",
 }
 
 
@@ -55,8 +57,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
         lora_dropout=settings.lora_dropout,
         target_modules=list(layers),
         init_lora_weights="gaussian",
-        # transformers 5 loads a text encoder's adapters without DoRA's lengths, and says nothing.
-        use_dora=settings.use_dora and part == "unet",
+        use_dora=settings.use_dora,
     )
     attach: Any = model
     try:
@@ -98,16 +99,22 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on.
-
-    Layers of text encoders are named as in the files of all hubs, whatever the library calls them.
-    """
+    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on."""
     state: dict[str, torch.Tensor] = {}
     for part, model in parts.items():
         for name, tensor in sorted(get_peft_model_state_dict(model).items()):
-            plain = name.removeprefix(_TEXT_STACK)
-            state[f"{part}.{plain if part == 'unet' else _TEXT_STACK + plain}"] = tensor
+            state[f"{part}.{name if part == 'unet' else _text_name(name)}"] = tensor
     return state
+
+
+def _text_name(name: str) -> str:
+    """Layers of text encoders are named as in the files of all hubs, whatever the library says.
+
+    DoRA's lengths end as transformers reads them: under peft's own name it would draw them anew,
+    with a warning in its log only.
+    """
+    plain = _TEXT_STACK + name.removeprefix(_TEXT_STACK)
+    return f"{plain}.weight" if plain.endswith(_LENGTHS) else plain
 
 
 def write_adapter(parts: Mapping[str, nn.Module], folder: Path) -> None:
@@ -163,7 +170,7 @@ def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict
         ending = next(ending for ending in _KOHYA_NAMES if path.endswith(ending))
         layer = path.removesuffix(f".{ending}")
         module = f"{prefixes[part]}_{layer.replace('.', '_')}"
-        value = tensor[:, None] if ending == "lora_magnitude_vector" else tensor
+        value = tensor[:, None] if ending.startswith(_LENGTHS) else tensor
         kohya[f"{module}.{_KOHYA_NAMES[ending]}"] = value
         kohya[f"{module}.alpha"] = torch.tensor(alpha)
     return kohya
