@@ -58,6 +58,11 @@ class _Sets:
     instance: Manifest
     class_: Manifest | None
 
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What stands for their pixels."""
+        return tuple(each.fingerprint for each in (self.instance, self.class_) if each)
+
 
 def run(plan: Plan, *, should_stop: StopSignal) -> int:
     """Do what the command line asks for; the exit code (1 when it was stopped).
@@ -213,12 +218,14 @@ class _Session:
             limit=flags.checkpoints_total_limit,
             settings=settings,
             run=run,
+            images=sets.fingerprints,
         )
 
     def _run_name(self, settings: dict[str, Any], sets: _Sets) -> str:
         """Which run the checkpoints will belong to; what is there of others is told."""
-        images = [each.fingerprint for each in (sets.instance, sets.class_) if each]
-        folder = self._plan.output_dir
+        folder, images = self._plan.output_dir, sets.fingerprints
+        if self._found and self._found[1].images not in ((), images):
+            say("note: other photos or class images than the checkpoint's")
         run = lineage.name_run(folder, self._found, settings=settings, images=images)
         if others := lineage.strangers(folder, run):
             say(
