@@ -141,7 +141,9 @@ class _LoraFlags(Section):
         default="to_k,to_q,to_v,to_out.0",
     )
     validation_epochs: PositiveInt = flag(
-        "Draw validation pictures every so many epochs.", default=50
+        "Draw validation pictures after the first epoch, every so many from there on, and at the "
+        "end.",
+        default=50,
     )
     image_interpolation_mode: Literal["lanczos", "bilinear"] = flag(
         "Accepted: pictures are scaled bilinearly over the whole source area.", default="lanczos"

@@ -319,6 +319,8 @@ def _notes(flags: ScriptFlags) -> list[str]:
         notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
     if flags.validation_prompt is not None and flags.report_to == "none":
         notes.append("--validation_prompt: its pictures go nowhere with --report_to none")
+    if flags.max_train_steps is not None:
+        notes += notes_on_pictures(flags, num_steps=flags.max_train_steps)
     if "text_encoder_lr" in given and not flags.train_text_encoder:
         notes.append("--text_encoder_lr has no effect without --train_text_encoder")
     if flags.dataloader_num_workers:
@@ -328,6 +330,17 @@ def _notes(flags: ScriptFlags) -> list[str]:
     if flags.report_to == "tensorboard" and not _is_installed("tensorboard"):
         notes.append("TensorBoard is not installed: no curves are written")
     return notes
+
+
+def notes_on_pictures(flags: ScriptFlags, *, num_steps: int) -> list[str]:
+    """Worth saying when a run of so many steps ends before its first validation picture."""
+    every = getattr(flags, "validation_steps", None)
+    if flags.validation_prompt is None or every is None or every <= num_steps:
+        return []
+    return [
+        f"--validation_prompt: no picture is drawn: --validation_steps is {every}, and the run "
+        f"ends at step {num_steps}"
+    ]
 
 
 def _is_installed(package: str) -> bool:

@@ -19,9 +19,9 @@ from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, p
 from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.folders import make_folder
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
-from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.plan import Plan, notes_on_pictures
 from dreambooth_core.doors.trackers import TrackerSink
-from dreambooth_core.doors.validation import Validation
+from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
@@ -100,6 +100,9 @@ class _Session:
         )
         sets = self._images(seed)
         train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
+        if self._is_main and not plan.flags.max_train_steps:  # else it was told at the beginning
+            for note in notes_on_pictures(plan.flags, num_steps=train.max_train_steps):
+                say(f"note: {note}")
         from_main(
             self._accelerator,
             lambda: build_latents(
@@ -182,7 +185,7 @@ class _Session:
                 layout=self._layout(settings, sets),
                 sink=sink,
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
-                visitors=self._visitors(sink, sets, seed=job.train.seed),
+                visitors=self._visitors(sink, sets, train=job.train),
             )
             ended = loop.run(resumed.step, should_stop=self._should_stop)
         if ended.how == "stopped":
@@ -248,22 +251,29 @@ class _Session:
         finally:
             sink.close(status="FINISHED")
 
-    def _visitors(self, sink: TrackerSink, sets: _Sets, *, seed: int) -> list[Visitor]:
+    def _visitors(self, sink: TrackerSink, sets: _Sets, *, train: TrainSettings) -> list[Visitor]:
         flags = self._plan.flags
         if flags.validation_prompt is None:
             return []
-        every = getattr(flags, "validation_steps", None)
-        every = every or flags.validation_epochs * self._steps_per_epoch(sets)  # pyright: ignore[reportAttributeAccessIssue]
         return [
             Validation(
                 self._plan,
                 prompt=flags.validation_prompt,
-                every=every,
-                seed=seed,
+                is_due=self._when_to_draw(sets, last=train.max_train_steps),
+                seed=train.seed,
                 take=lambda images, step: sink.pictures(images, name="validation", step=step),
                 is_main=self._is_main,
             )
         ]
+
+    def _when_to_draw(self, sets: _Sets, *, last: int) -> IsDue:
+        """By steps or by epochs: each script has one of the two flags."""
+        flags = self._plan.flags
+        steps = getattr(flags, "validation_steps", None)
+        if steps is not None:
+            return after_steps(steps)
+        epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
+        return after_epochs(epochs, steps_per_epoch=self._steps_per_epoch(sets), last=last)
 
     def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> _Resumed:
         """Where to go on from. Raises SettingsError when other weights are trained now."""

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dreambooth_core import files
 from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from dreambooth_core.doors.validation import after_epochs
 from tests import tiny_models
 from tests.unit.doors.command import run
 
@@ -159,6 +160,37 @@ def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
     assert not (tmp_path / "out" / ".dreambooth").exists()
 
 
+@pytest.mark.parametrize(
+    ("every", "per_epoch", "last", "due"),
+    [
+        (50, 3, 2, [2]),  # the first epoch is cut short: at the end, once
+        (50, 1, 120, [1, 51, 101, 120]),
+        (2, 2, 8, [2, 6, 8]),
+        (1, 2, 6, [2, 4, 6]),
+        (1, 1, 3, [1, 2, 3]),
+    ],
+)
+def test_pictures_are_due_after_the_first_epoch_every_so_many_and_at_the_end(
+    every, per_epoch, last, due
+):
+    is_due = after_epochs(every, steps_per_epoch=per_epoch, last=last)
+    assert [step for step in range(1, last + 1) if is_due(step)] == due
+
+
+def test_a_short_run_draws_at_its_end_and_learns_the_same_as_without_pictures(
+    tiny_sd, subject, tmp_path
+):
+    """Dropout draws from the generator that pictures could have moved."""
+    flags = {"max_train_steps": 5, "lora_dropout": 0.5}
+    base = train(tiny_sd, subject, tmp_path / "a", **flags)
+    pictures = {"report_to": "tensorboard", "validation_prompt": "a mug"}
+    drawn = train(tiny_sd, subject, tmp_path / "b", **flags, **pictures, num_validation_images=1)
+    events = EventAccumulator(str(tmp_path / "b/logs/dreambooth"), size_guidance={"images": 0})
+    events.Reload()
+    assert [picture.step for picture in events.Images("validation")] == [4, 5]
+    assert all(torch.equal(base[name], drawn[name]) for name in base)
+
+
 def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
     flags = {
         "door": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
@@ -169,7 +201,7 @@ def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, s
     events = EventAccumulator(str(tmp_path / "curves" / "dreambooth"), size_guidance={"images": 0})
     events.Reload()
     pictures = events.Images("validation")
-    assert [picture.step for picture in pictures] == [4, 8]
+    assert [picture.step for picture in pictures] == [2, 6, 8]
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
 
 

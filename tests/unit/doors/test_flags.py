@@ -168,6 +168,20 @@ def test_flags_that_do_nothing_here_are_named_before_the_run():
     assert "text_encoder_lr" not in notes_on(rate, "--train_text_encoder")
 
 
+def test_pictures_that_a_run_ends_before_are_told_before_it():
+    def note_on(*arguments: str, door=DREAMBOOTH) -> str:
+        flags = parse(door, [*NEEDED, "--validation_prompt=a mug", *arguments])
+        return "; ".join(make_plan(door, flags, {}).notes)
+
+    assert note_on("--max_train_steps=99") == (
+        "--validation_prompt: no picture is drawn: --validation_steps is 100, and the run ends at "
+        "step 99"
+    )
+    assert note_on("--max_train_steps=100") == ""
+    assert "--validation_steps is 9," in note_on("--max_train_steps=8", "--validation_steps=9")
+    assert note_on("--max_train_steps=2", door=DREAMBOOTH_LORA) == ""  # which draws at its end
+
+
 def test_flags_of_other_model_families_are_refused_with_the_reason():
     text = problems(DREAMBOOTH, *NEEDED, "--class_labels_conditioning", "timesteps")
     assert "DeepFloyd IF" in text

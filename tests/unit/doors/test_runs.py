@@ -249,6 +249,15 @@ def test_epochs_decide_the_steps_when_max_train_steps_is_not_given(tiny_sd, phot
     assert "checkpoint-4" in names(tmp_path / "out")  # 4 photos, 2 a step, twice
 
 
+def test_an_epoch_too_short_for_a_validation_picture_is_told(tiny_sd, photos, tmp_path, capsys):
+    flags = {"max_train_steps": None, "train_batch_size": 4, "validation_prompt": "a mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
+    said = capsys.readouterr().out
+    told = "no picture is drawn: --validation_steps is 100, and the run ends at step 1"
+    assert said.count(told) == 1
+    assert said.index(told) < said.index("training starts")
+
+
 def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photos, tmp_path):
     flags = {"report_to": "tensorboard", "validation_prompt": "a mug", "validation_steps": 2}
     out = tmp_path / "out"
