@@ -15,6 +15,7 @@ from dreambooth_core import files
 from dreambooth_core.doors import single_copy
 from dreambooth_core.doors.flags import DREAMBOOTH_LORA
 from dreambooth_core.doors.layout import ScriptCheckpoint
+from dreambooth_core.training.processes import free_port
 from tests.unit.doors.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -281,6 +282,19 @@ def test_an_upload_that_cannot_be_is_refused_before_any_training(
     assert "--push_to_hub: the repository me/mug cannot be made" in said.err
     assert "hf_secret" not in said.err + said.out
     assert "training starts" not in said.out
+
+
+def test_an_upload_without_a_network_is_refused_before_any_training(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nobody)
+    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    said = capsys.readouterr()
+    assert "--push_to_hub: the repository me/mug cannot be made; found: ConnectError: " in said.err
+    assert "hf_secret" not in said.err + said.out
 
 
 def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
