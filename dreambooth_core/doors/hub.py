@@ -52,9 +52,21 @@ def upload(plan: Plan, repository: str) -> None:
         raise StageError(
             f"the upload to {repository} failed; the result is whole in {plan.output_dir}",
             got=f"{type(error).__name__}: {error}",
-            hint=f"hf upload {repository} {plan.output_dir}",
+            hint=_by_hand(plan, repository),
         ) from error
     say(f"uploaded to {repository}")
+
+
+def not_uploaded(plan: Plan, repository: str) -> str:
+    """What to say when the upload is stopped."""
+    return (
+        f"stopped before the upload to {repository} was done; the result is whole in "
+        f"{plan.output_dir}; what to do: {_by_hand(plan, repository)}"
+    )
+
+
+def _by_hand(plan: Plan, repository: str) -> str:
+    return f"hf upload {repository} {plan.output_dir}"
 
 
 def _card(plan: Plan) -> str:

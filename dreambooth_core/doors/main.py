@@ -5,15 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Mapping, Sequence
 
 from dreambooth_core.doors.flags import Door
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.imports import without_collecting
@@ -45,13 +44,12 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(plan: Plan) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = Stop(plan.launched)
+    stop.install()
     with without_collecting():  # torch takes seconds: mistakes are told before
         from dreambooth_core.doors import session
 
-    return session.run(plan, should_stop=stop.is_set)
+    return session.run(plan, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

@@ -20,12 +20,12 @@ from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.folders import make_folder
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import Validation
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
-from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, Manifest
 from dreambooth_core.training import metrics, processes
 from dreambooth_core.training.distributed import make_updates, start_accelerator
@@ -62,7 +62,7 @@ class _Sets:
     class_: Manifest | None
 
 
-def run(plan: Plan, *, should_stop: StopSignal) -> int:
+def run(plan: Plan, *, stop: Stop) -> int:
     """Do what the command line asks for; the exit code (1 when it was stopped).
 
     Raises DataError and SettingsError for what the user must mend, StageError for failed work.
@@ -71,7 +71,7 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
         processes.die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
     try:
-        return _Session(plan, accelerator, should_stop).run()
+        return _Session(plan, accelerator, stop).run()
     except Stopped as stopped:
         if accelerator.is_main_process:
             say(f"{stopped}")
@@ -83,8 +83,8 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
 class _Session:
     """One run on one of its processes."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
-        self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
+    def __init__(self, plan: Plan, accelerator: Accelerator, stop: Stop) -> None:
+        self._plan, self._accelerator, self._stop = plan, accelerator, stop
         self._is_main = accelerator.is_main_process
         self._found: _Found | None = None
 
@@ -96,7 +96,8 @@ class _Session:
         repository = from_main(
             self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
         )
-        sets = self._images(seed)
+        with self._stop.watched():
+            sets = self._images(seed)
         train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
         from_main(
             self._accelerator,
@@ -105,7 +106,7 @@ class _Session:
                 instance=sets.instance,
                 class_=sets.class_,
                 device=self._accelerator.device,
-                should_stop=self._should_stop,
+                stop=self._stop,
             ),
         )
         trainer = self._train(_job(plan, train), sets)
@@ -115,6 +116,7 @@ class _Session:
         if self._is_main:
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
+                self._stop.part_with(hub.not_uploaded(plan, repository))
                 hub.upload(plan, repository)
         self._accelerator.wait_for_everyone()
         return 0
@@ -131,7 +133,7 @@ class _Session:
     def _images(self, seed: int) -> _Sets:
         plan = self._plan
         instance = from_main(
-            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._should_stop)
+            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._stop)
         )
         folder = plan.class_dir
         if folder is None:
@@ -141,7 +143,7 @@ class _Session:
             folder,
             seed=seed,
             accelerator=self._accelerator,
-            should_stop=self._should_stop,
+            should_stop=self._stop,
         )
         return _Sets(instance, class_)
 
@@ -180,7 +182,8 @@ class _Session:
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
                 visitors=self._visitors(sink, sets, seed=job.train.seed),
             )
-            ended = loop.run(resumed.step, should_stop=self._should_stop)
+            self._stop.watch()  # until the result is written
+            ended = loop.run(resumed.step, should_stop=self._stop)
         if ended.how == "stopped":
             raise Stopped(
                 f"stopped and saved at step {ended.step}",
