@@ -6,9 +6,11 @@ import gc
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 
+from dreambooth_core.doors import failures
 from dreambooth_core.doors.flags import Door
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
@@ -19,6 +21,8 @@ from dreambooth_core.imports import without_collecting
 from dreambooth_core.quiet import quiet
 
 _HELP = ("--help", "-h")
+_TRACEBACK = "DREAMBOOTH_TRACEBACK"
+"""Set to anything, it shows where in the program an error came from."""
 
 
 def main(door: Door, arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,8 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
             sys.stderr.write(f"error: {in_flags(str(error), door.flags.model_fields)}\n")
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         return error.exit_code
     finally:
         gc.freeze()  # else the interpreter walks through all of torch once more before it ends
@@ -49,7 +55,8 @@ def _run(plan: Plan) -> int:
     with without_collecting():  # torch takes seconds: mistakes are told before
         from dreambooth_core.doors import session
 
-    return session.run(plan, stop=stop)
+    with failures.told(plan.output_dir):
+        return session.run(plan, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

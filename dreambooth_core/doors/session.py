@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.doors import class_images, hub, layout, outputs, photos
+from dreambooth_core.doors import class_images, hub, layout, outputs, photos, room
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder
+from dreambooth_core.doors.folders import make_folder, require_writable
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.doors.stopping import Stop
@@ -32,7 +32,7 @@ from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.rehearsal import Kept, rehearse
+from dreambooth_core.training.rehearsal import rehearse
 from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
 
@@ -126,7 +126,9 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        make_folder(plan.output_dir, flag="output_dir")
+        for folder in (plan.output_dir, plan.state_dir):
+            make_folder(folder, flag="output_dir")
+            require_writable(folder, flag="output_dir")
         files.remove_asides(plan.output_dir)
         load.pipeline_family(load.find_base_model(plan.base_model, Path.cwd()).folder)
 
@@ -194,7 +196,7 @@ class _Session:
     def _trainer(
         self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
-        """Torch's, or JAX's for the door that trains through it; a new run rehearses step 0."""
+        """Torch's, or JAX's for the door that trains through it."""
         accelerator, train = self._accelerator, job.train
         if self._plan.door.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
@@ -203,9 +205,21 @@ class _Session:
         else:
             updates = make_updates(trainee, accelerator=accelerator, settings=train, state=state)
             trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
-        if state is None:
-            rehearse(job, trainer.updates, _kept(self._plan, job), is_main=self._is_main)
+        self._require_room(job, trainer)
         return trainer
+
+    def _require_room(self, job: TrainJob, trainer: StepByStep) -> None:
+        """Raise StageError unless the disk has room; a new run rehearses step 0 for that."""
+        plan = self._plan
+        if self._found is None:
+            kept = room.kept(plan, last=job.train.max_train_steps)
+            rehearse(job, trainer.updates, kept, is_main=self._is_main)
+        else:
+            path, record = self._found
+            from_main(
+                self._accelerator,
+                lambda: room.check_resume(plan, job, trainer.trainee, path=path, step=record.step),
+            )
 
     def _layout(self, settings: dict[str, Any]) -> layout.ScriptLayout:
         flags = self._plan.flags
@@ -263,15 +277,6 @@ class _Session:
             ),
         )
         return _Resumed(record.step, layout.read_metrics(path), state)
-
-
-def _kept(plan: Plan, job: TrainJob) -> Kept:
-    """What a script keeps: whole folders, one more than the limit while a new one is written."""
-    flags = plan.flags
-    num = job.train.max_train_steps // flags.checkpointing_steps
-    limit = flags.checkpoints_total_limit
-    folders = num if limit is None else min(num, limit + 1)
-    return Kept(checkpoints=folders + 1, states=folders)  # and the result itself
 
 
 def _first_word(step: int, *, last: int) -> str:
