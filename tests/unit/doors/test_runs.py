@@ -52,6 +52,15 @@ def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_
     assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
 
 
+def test_the_result_of_a_model_stored_in_half_draws_as_it_is_loaded(tiny_sd, photos, tmp_path):
+    model, out = tmp_path / "half", tmp_path / "out"
+    StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float16).save_pretrained(model)
+    assert run(model, photos, out, max_train_steps=1) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(out)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
+
+
 def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_whole_one(
     tiny_sd, photos, tmp_path, capsys
 ):
