@@ -34,6 +34,7 @@ CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Launched:
             mixed_precision=env.get(_LAUNCHER, "no"),
             strategy=strategy,
             num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            # For several it sets the address; for one, on a CPU, nothing that says how many.
-            is_lonely=_LAUNCHER in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env,
+            # For several it sets address and port; for one, on a CPU, nothing that says how many.
+            # Clusters export an address for all that runs there: by itself it says nothing.
+            is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
+            and "WORLD_SIZE" not in env,
         )
 
 
@@ -301,7 +304,8 @@ def _launcher_problems(launched: Launched) -> list[str]:
     return [
         "accelerate launch: several processes were asked for and one was started, as it does with "
         "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
-        "on a CPU too"
+        f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
+        f"then; `unset {' '.join(_ADDRESS)}`"
     ]
 
 

@@ -15,24 +15,24 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos
+from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos, room
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder
+from dreambooth_core.doors.folders import make_folder, require_writable
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan, notes_on_pictures
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
-from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, Manifest
 from dreambooth_core.training import metrics, processes
 from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.rehearsal import Kept, rehearse
+from dreambooth_core.training.rehearsal import rehearse
 from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
 
@@ -64,7 +64,7 @@ class _Sets:
         return tuple(each.fingerprint for each in (self.instance, self.class_) if each)
 
 
-def run(plan: Plan, *, should_stop: StopSignal) -> int:
+def run(plan: Plan, *, stop: Stop) -> int:
     """Do what the command line asks for; the exit code (1 when it was stopped).
 
     Raises DataError and SettingsError for what the user must mend, StageError for failed work.
@@ -73,7 +73,7 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
         processes.die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
     try:
-        return _Session(plan, accelerator, should_stop).run()
+        return _Session(plan, accelerator, stop).run()
     except Stopped as stopped:
         if accelerator.is_main_process:
             say(f"{stopped}")
@@ -85,8 +85,8 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
 class _Session:
     """One run on one of its processes."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
-        self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
+    def __init__(self, plan: Plan, accelerator: Accelerator, stop: Stop) -> None:
+        self._plan, self._accelerator, self._stop = plan, accelerator, stop
         self._is_main = accelerator.is_main_process
         self._found: lineage.Found | None = None
 
@@ -98,7 +98,8 @@ class _Session:
         repository = from_main(
             self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
         )
-        sets = self._images(seed)
+        with self._stop.watched():
+            sets = self._images(seed)
         train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
         if self._is_main and not plan.flags.max_train_steps:  # else it was told at the beginning
             for note in notes_on_pictures(plan.flags, num_steps=train.max_train_steps):
@@ -110,7 +111,7 @@ class _Session:
                 instance=sets.instance,
                 class_=sets.class_,
                 device=self._accelerator.device,
-                should_stop=self._should_stop,
+                stop=self._stop,
             ),
         )
         trainer = self._train(_job(plan, train), sets)
@@ -120,6 +121,7 @@ class _Session:
         if self._is_main:
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
+                self._stop.part_with(hub.not_uploaded(plan, repository))
                 hub.upload(plan, repository)
         self._accelerator.wait_for_everyone()
         return 0
@@ -129,7 +131,9 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        make_folder(plan.output_dir, flag="output_dir")
+        for folder in (plan.output_dir, plan.state_dir):
+            make_folder(folder, flag="output_dir")
+            require_writable(folder, flag="output_dir")
         files.remove_asides(plan.output_dir)
         base = load.find_base_model(plan.base_model, Path.cwd()).folder
         load.pipeline_family(base)
@@ -138,7 +142,7 @@ class _Session:
     def _images(self, seed: int) -> _Sets:
         plan = self._plan
         instance = from_main(
-            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._should_stop)
+            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._stop)
         )
         folder = plan.class_dir
         if folder is None:
@@ -148,7 +152,7 @@ class _Session:
             folder,
             seed=seed,
             accelerator=self._accelerator,
-            should_stop=self._should_stop,
+            should_stop=self._stop,
         )
         return _Sets(instance, class_)
 
@@ -187,7 +191,8 @@ class _Session:
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
                 visitors=self._visitors(sink, sets, train=job.train),
             )
-            ended = loop.run(resumed.step, should_stop=self._should_stop)
+            self._stop.watch()  # until the result is written
+            ended = loop.run(resumed.step, should_stop=self._stop)
         if ended.how == "stopped":
             raise Stopped(
                 f"stopped and saved at step {ended.step}",
@@ -198,7 +203,7 @@ class _Session:
     def _trainer(
         self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
-        """Torch's, or JAX's for the door that trains through it; a new run rehearses step 0."""
+        """Torch's, or JAX's for the door that trains through it."""
         accelerator, train = self._accelerator, job.train
         if self._plan.door.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
@@ -207,9 +212,21 @@ class _Session:
         else:
             updates = make_updates(trainee, accelerator=accelerator, settings=train, state=state)
             trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
-        if state is None:
-            rehearse(job, trainer.updates, _kept(self._plan, job), is_main=self._is_main)
+        self._require_room(job, trainer)
         return trainer
+
+    def _require_room(self, job: TrainJob, trainer: StepByStep) -> None:
+        """Raise StageError unless the disk has room; a new run rehearses step 0 for that."""
+        plan = self._plan
+        if self._found is None:
+            kept = room.kept(plan, last=job.train.max_train_steps)
+            rehearse(job, trainer.updates, kept, is_main=self._is_main)
+        else:
+            path, record = self._found
+            from_main(
+                self._accelerator,
+                lambda: room.check_resume(plan, job, trainer.trainee, path=path, step=record.step),
+            )
 
     def _layout(self, settings: dict[str, Any], sets: _Sets) -> layout.ScriptLayout:
         flags = self._plan.flags
@@ -291,15 +308,6 @@ class _Session:
             ),
         )
         return _Resumed(record.step, layout.read_metrics(path), state)
-
-
-def _kept(plan: Plan, job: TrainJob) -> Kept:
-    """What a script keeps: whole folders, one more than the limit while a new one is written."""
-    flags = plan.flags
-    num = job.train.max_train_steps // flags.checkpointing_steps
-    limit = flags.checkpoints_total_limit
-    folders = num if limit is None else min(num, limit + 1)
-    return Kept(checkpoints=folders + 1, states=folders)  # and the result itself
 
 
 def _first_word(step: int, *, last: int) -> str:

@@ -85,13 +85,12 @@ def _from_hub(
     name: str, *, revision: str | None, patterns: Sequence[str], skipped: Sequence[str]
 ) -> ModelSource:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(skipped)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except hub_errors() as error:
         what = name if revision is None else f"{name} at revision {revision}"
         raise SettingsError(
             f"the model {what} is neither a folder of this workspace nor to be had from the hub",
@@ -100,6 +99,18 @@ def _from_hub(
             "`hf auth login`, or give the folder of a saved model",
         ) from None
     return ModelSource(folder=Path(folder), commit=Path(folder).name)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a call to the hub may raise: the hub's refusals, and the transport's failures.
+
+    These come from the HTTP library beneath it, httpx or another by its version: the bases of the
+    hub's own error say which.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    return (*bases, HFValidationError, OSError)
 
 
 def matching_files(folder: Path, patterns: Iterable[str]) -> list[str]:

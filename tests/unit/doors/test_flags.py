@@ -102,11 +102,17 @@ def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
 
 
 def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that_starts_them():
-    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     text = problems(DREAMBOOTH, *NEEDED, env=env)
     assert "several processes were asked for and one was started" in text
     assert "accelerate launch --multi_gpu --num_processes N" in text
+    assert "`unset MASTER_ADDR MASTER_PORT`" in text
     assert train_settings(env=env | {"WORLD_SIZE": "2"}).num_processes == 2
+
+
+def test_an_address_that_a_cluster_exports_is_no_sign_of_several_processes():
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}
+    assert train_settings(env=env).num_processes == 1
 
 
 def test_save_steps_of_the_jax_door_is_another_name_of_checkpointing_steps():

@@ -15,6 +15,7 @@ from dreambooth_core import files
 from dreambooth_core.doors import single_copy
 from dreambooth_core.doors.flags import DREAMBOOTH_LORA
 from dreambooth_core.doors.layout import ScriptCheckpoint
+from dreambooth_core.training.processes import free_port
 from tests.unit.doors.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -49,6 +50,15 @@ def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_
     )
     text = "".join(path.read_text() for path in out.rglob("*.json"))
     assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
+
+
+def test_the_result_of_a_model_stored_in_half_draws_as_it_is_loaded(tiny_sd, photos, tmp_path):
+    model, out = tmp_path / "half", tmp_path / "out"
+    StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float16).save_pretrained(model)
+    assert run(model, photos, out, max_train_steps=1) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(out)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
 
 
 def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_whole_one(
@@ -306,6 +316,19 @@ def test_an_upload_that_cannot_be_is_refused_before_any_training(
     assert "--push_to_hub: the repository me/mug cannot be made" in said.err
     assert "hf_secret" not in said.err + said.out
     assert "training starts" not in said.out
+
+
+def test_an_upload_without_a_network_is_refused_before_any_training(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nobody)
+    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    said = capsys.readouterr()
+    assert "--push_to_hub: the repository me/mug cannot be made; found: ConnectError: " in said.err
+    assert "hf_secret" not in said.err + said.out
 
 
 def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
