@@ -12,7 +12,7 @@ from pathlib import Path
 from dreambooth_core.errors import StageError
 from dreambooth_core.records import RECORD_NAME
 
-_NAME = re.compile(r"checkpoint-(\d+)")
+_NAME = re.compile(r"checkpoint-\d+")
 _OF_SAFETENSORS = re.compile(r"\(os error (\d+)\)")
 _FULL = "make room, or keep less: --checkpoints_total_limit, --checkpointing_steps"
 _CLOSED = "see to its permissions, or give another folder"
@@ -60,7 +60,8 @@ def _way_back(folder: Path) -> str:
 
 
 def _newest_checkpoint(folder: Path) -> str | None:
-    """The name of the newest one with a record, which is written last."""
-    recorded = (path.parent.name for path in folder.glob(f"checkpoint-*/{RECORD_NAME}"))
-    found = [match for name in recorded if (match := _NAME.fullmatch(name))]
-    return max(found, key=lambda match: int(match[1]))[0] if found else None
+    """The name of the one that was finished last: a record is what a checkpoint ends with."""
+    recorded = folder.glob(f"checkpoint-*/{RECORD_NAME}")
+    found = [path for path in recorded if _NAME.fullmatch(path.parent.name)]
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return newest and newest.parent.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreambooth_core.doors import lineage
 from dreambooth_core.doors.layout import STATE
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models.footprint import state_bytes
@@ -23,15 +24,16 @@ def kept(plan: Plan, *, last: int, first: int = 0, there: int = 0) -> Kept:
     return Kept(checkpoints=new + 1, states=new)
 
 
-def check_resume(plan: Plan, job: TrainJob, trainee: Trainee, *, path: Path, step: int) -> None:
-    """Raise StageError unless there is room for the rest of a run that goes on from `path`.
+def check_resume(plan: Plan, job: TrainJob, trainee: Trainee, found: lineage.Found) -> None:
+    """Raise StageError unless there is room for the rest of a run that goes on from `found`.
 
     A new run learns the sizes from its rehearsal, a resumed one from its checkpoint.
     """
-    there = sum(folder.is_dir() for folder in plan.output_dir.glob("checkpoint-*"))
+    path, record = found
+    there = len(lineage.records(plan.output_dir, run=record.run))
     check_disk(
         plan.output_dir,
-        kept(plan, last=job.train.max_train_steps, first=step, there=there),
+        kept(plan, last=job.train.max_train_steps, first=record.step, there=there),
         checkpoint_bytes=_published_bytes(path),
         state_bytes=state_bytes([tuple(p.shape) for p in trainee.trainable.values()], job.train),
     )

@@ -131,13 +131,12 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        for folder in (plan.output_dir, plan.state_dir):
-            make_folder(folder, flag="output_dir")
-            require_writable(folder, flag="output_dir")
+        _require_folder(plan.output_dir)
         files.remove_asides(plan.output_dir)
         base = load.find_base_model(plan.base_model, Path.cwd()).folder
         load.pipeline_family(base)
         outputs.check_places(plan, base)
+        _require_folder(plan.state_dir)
 
     def _images(self, seed: int) -> _Sets:
         plan = self._plan
@@ -222,10 +221,9 @@ class _Session:
             kept = room.kept(plan, last=job.train.max_train_steps)
             rehearse(job, trainer.updates, kept, is_main=self._is_main)
         else:
-            path, record = self._found
+            found = self._found
             from_main(
-                self._accelerator,
-                lambda: room.check_resume(plan, job, trainer.trainee, path=path, step=record.step),
+                self._accelerator, lambda: room.check_resume(plan, job, trainer.trainee, found)
             )
 
     def _layout(self, settings: dict[str, Any], sets: _Sets) -> layout.ScriptLayout:
@@ -308,6 +306,11 @@ class _Session:
             ),
         )
         return _Resumed(record.step, layout.read_metrics(path), state)
+
+
+def _require_folder(folder: Path) -> None:
+    make_folder(folder, flag="output_dir")
+    require_writable(folder, flag="output_dir")
 
 
 def _first_word(step: int, *, last: int) -> str:
