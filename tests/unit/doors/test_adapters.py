@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -67,6 +67,21 @@ def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
     assert any(not torch.equal(base[name], dropped[name]) for name in base)
     train(tiny_sd, subject, tmp_path / "c", image_interpolation_mode="bilinear")
     assert files.tree_hashes(tmp_path / "a") == files.tree_hashes(tmp_path / "c")
+
+
+def test_photos_are_encoded_in_fp32_whatever_the_training_computes_in(
+    tiny_sdxl, subject, tmp_path, monkeypatch
+):
+    seen = []
+
+    def watch(vae, *args, **kwargs):
+        seen.append((vae.dtype, args[0].dtype, torch.is_autocast_enabled("cpu")))
+        return encode(vae, *args, **kwargs)
+
+    encode = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", watch)
+    train(tiny_sdxl, subject, tmp_path, door=DREAMBOOTH_LORA_SDXL, mixed_precision="bf16")
+    assert set(seen) == {(torch.float32, torch.float32, False)}
 
 
 def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(

@@ -195,6 +195,35 @@ def test_flags_of_other_model_families_are_refused_with_the_reason():
     assert "--instance_data_dir" in text
 
 
+@pytest.mark.parametrize(
+    "door",
+    [DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX],
+    ids=lambda door: door.script,
+)
+def test_every_refused_flag_is_told_with_its_reason(door):
+    assert door.refused
+    text = problems(door, *NEEDED, *(f"--{name}=x" for name in door.refused))
+    assert text.splitlines() == [f"--{n}: not taken: {why}" for n, why in door.refused.items()]
+
+
+def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
+    for door, name in (
+        (DREAMBOOTH_LORA_SDXL, "pretrained_vae_model_name_or_path"),
+        (DREAMBOOTH_FLAX, "pretrained_vae_name_or_path"),
+    ):
+        text = problems(door, *NEEDED, f"--{name}=owner/vae-fp16-fix")
+        assert f"--{name}: not taken: leave it out: photos are encoded by the model's own" in text
+        assert "in fp32" in text
+
+
+def test_the_text_encoders_weight_decay_is_refused_with_the_difference():
+    text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--adam_weight_decay_text_encoder=1e-3")
+    assert "--adam_weight_decay (1e-4 unless given) holds for the adapters of all" in text
+    assert "the text encoders' 1e-3" in text
+    both = train_settings("--train_text_encoder", door=DREAMBOOTH_LORA_SDXL)
+    assert both.adam_weight_decay == 1e-4
+
+
 def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
     env = {"ACCELERATE_USE_DEEPSPEED": "true"}
     text = problems(DREAMBOOTH, *NEEDED, "--use_8bit_adam", env=env)
