@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from dreambooth_core.doors import failures
 from dreambooth_core.doors.flags import Door
@@ -38,7 +39,9 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        return _run(make_plan(door, parse(door, arguments), os.environ))
+        flags = parse(door, arguments)
+        with failures.told(Path(flags.output_dir)):
+            return _run(make_plan(door, flags, os.environ))
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
             sys.stderr.write(f"error: {in_flags(str(error), door.flags.model_fields)}\n")
@@ -55,8 +58,7 @@ def _run(plan: Plan) -> int:
     with without_collecting():  # torch takes seconds: mistakes are told before
         from dreambooth_core.doors import session
 
-    with failures.told(plan.output_dir):
-        return session.run(plan, stop=stop)
+    return session.run(plan, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

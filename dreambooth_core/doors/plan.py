@@ -21,6 +21,7 @@ from dreambooth_core.config import (
     TrainSettings,
 )
 from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
+from dreambooth_core.doors.inputs import input_problems
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 
@@ -138,7 +139,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     """Check what belongs together. Raises SettingsError that names every mistake."""
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += [*_text_problems(flags), *_launcher_problems(launched)]
+    problems += [*input_problems(flags), *_text_problems(flags), *_launcher_problems(launched)]
     if launched.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
             "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "

@@ -17,7 +17,7 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos, room
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder, require_writable
+from dreambooth_core.doors.folders import make_folder, require_writable, unmade_on_wrong_input
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.plan import Plan, notes_on_pictures
 from dreambooth_core.doors.stopping import Stop
@@ -72,8 +72,10 @@ def run(plan: Plan, *, stop: Stop) -> int:
     if plan.launched.by_accelerate:
         processes.die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
+    made = unmade_on_wrong_input(plan.output_dir, scratch=plan.state_dir)
     try:
-        return _Session(plan, accelerator, stop).run()
+        with made if accelerator.is_main_process else contextlib.nullcontext():
+            return _Session(plan, accelerator, stop).run()
     except Stopped as stopped:
         if accelerator.is_main_process:
             say(f"{stopped}")
@@ -94,7 +96,7 @@ class _Session:
         plan = self._plan
         from_main(self._accelerator, self._begin)
         self._found = from_main(self._accelerator, lambda: _checkpoint_to_resume(plan))
-        seed = from_main(self._accelerator, lambda: _seed_of(plan, self._found))
+        seed = from_main(self._accelerator, lambda: seed_of(plan, self._found))
         repository = from_main(
             self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
         )
@@ -334,12 +336,16 @@ def _checkpoint_to_resume(plan: Plan) -> lineage.Found | None:
     return found
 
 
-def _seed_of(plan: Plan, found: lineage.Found | None) -> int:
-    """The seed that was given, else that of the checkpoint, else a random one, which is told."""
-    if plan.flags.seed is not None:
-        return plan.flags.seed
-    if found is not None:
+def seed_of(plan: Plan, found: lineage.Found | None) -> int:
+    """The seed that was given, else that of the checkpoint, else the script's own or a random one.
+
+    A random one is told.
+    """
+    given, seed = "seed" in plan.flags.model_fields_set, plan.flags.seed
+    if found is not None and not given:
         return int(found[1].settings["seed"])
+    if seed is not None:
+        return seed
     seed = secrets.randbelow(2**31)
     say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
     return seed

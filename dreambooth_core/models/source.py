@@ -55,6 +55,15 @@ def find_model(
     variants (fp16, non_ema) stay where they are. Raises SettingsError with what was
     looked for.
     """
+    folder = local_folder(name, root, revision=revision)
+    if folder is not None:
+        return ModelSource(folder=folder, commit=None)
+    skipped = () if variant else (_ANY_VARIANT,)
+    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
+
+
+def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path | None:
+    """The folder of a model given by path; None for a hub id. Raises SettingsError."""
     folder = root / name
     if folder.is_dir():
         if revision is not None:
@@ -63,15 +72,14 @@ def find_model(
                 got=f"revision {revision}",
                 hint="leave the revision out (null)",
             )
-        return ModelSource(folder=folder, commit=None)
+        return folder
     if not _looks_like_hub_id(name, root):
         raise SettingsError(
             f"the model {name} does not exist",
             got=f"no folder {folder}",
             allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
         )
-    skipped = () if variant else (_ANY_VARIANT,)
-    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
+    return None
 
 
 def _looks_like_hub_id(name: str, root: Path) -> bool:

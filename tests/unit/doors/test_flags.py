@@ -1,23 +1,30 @@
 """What a command line may say, and what is said of its mistakes."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from dreambooth_core.doors import session
 from dreambooth_core.doors.flags import (
     DREAMBOOTH,
     DREAMBOOTH_FLAX,
     DREAMBOOTH_LORA,
     DREAMBOOTH_LORA_SDXL,
 )
+from dreambooth_core.doors.layout import ScriptCheckpoint
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import make_plan
 from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import SettingsError
 from tests.paths import ROOT
 
-NEEDED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=.", "--instance_prompt=p"]
+SUBJECT = ROOT / "examples" / "mug-stripes"
+NEEDED = [
+    "--pretrained_model_name_or_path=m", f"--instance_data_dir={SUBJECT}", "--instance_prompt=p",
+]  # fmt: skip
 PRIOR = ["--with_prior_preservation", "--class_data_dir=c", "--class_prompt=a dog"]
 SEED_FLAGS = """
 pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir
@@ -137,6 +144,27 @@ def test_a_photo_folder_that_does_not_exist_is_told_before_anything_is_loaded():
     assert text == "--instance_data_dir: no folder nowhere"
 
 
+def test_models_photos_and_folders_that_cannot_be_used_are_told_at_once_and_before_torch(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    (tmp_path / "out").mkdir(mode=0o500)
+    flags = ("--pretrained_model_name_or_path=./nowhere/at/all", "--tokenizer_name=no/such/folder")
+    folders = (f"--instance_data_dir={tmp_path}/photos", f"--output_dir={tmp_path}/out/new")
+    lines = problems(DREAMBOOTH, *flags, *folders, "--instance_prompt=p").splitlines()
+    told = [line.partition(";")[0] for line in lines]
+    expected = [
+        "--pretrained_model_name_or_path: the model ./nowhere/at/all does not exist",
+        "--tokenizer_name: the model no/such/folder does not exist",
+        f"--instance_data_dir: no photo in {tmp_path}/photos",
+        f"--output_dir: nothing can be written into {tmp_path}/out",
+    ]
+    is_root = os.access(tmp_path / "out", os.W_OK)  # whom no permissions bind
+    assert told == expected[: 3 if is_root else 4]
+    assert "notes.txt: " in lines[2]
+    flags = (f"--pretrained_model_name_or_path={tmp_path}", *NEEDED[1:])
+    assert "has no model_index.json" in problems(DREAMBOOTH, *flags)
+
+
 def test_numbers_that_would_fail_later_are_refused_at_once():
     text = problems(DREAMBOOTH, *NEEDED, "--adam_beta1=1", "--learning_rate=inf", "--resolution=4")
     assert text.splitlines() == [
@@ -147,12 +175,13 @@ def test_numbers_that_would_fail_later_are_refused_at_once():
 
 
 def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
+    (tmp_path / "photo.png").touch()
     model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",
                      f"--output_dir={tmp_path}")  # fmt: skip
-    assert model == (
+    assert (
         "--output_dir: the same folder as --pretrained_model_name_or_path; "
         "each needs one of its own"
-    )
+    ) in model
     folders = [f"--instance_data_dir={tmp_path}", f"--class_data_dir={tmp_path}/."]
     text = problems(DREAMBOOTH, NEEDED[0], NEEDED[2], *folders, f"--output_dir={tmp_path}/x/..")
     assert text.splitlines() == [
@@ -270,6 +299,22 @@ def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
     assert (given.lora_alpha, given.lora_layers) == (2.0, ("to_q", "to_v"))
 
 
+@pytest.mark.parametrize(
+    ("door", "given", "found", "expected"),
+    [
+        (DREAMBOOTH, [], 7, 7), (DREAMBOOTH_FLAX, [], 7, 7), (DREAMBOOTH_FLAX, [], None, 0),
+        (DREAMBOOTH, ["--seed=3"], 7, 3), (DREAMBOOTH_FLAX, ["--seed=0"], 7, 0),
+    ],
+)  # fmt: skip
+def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
+    door, given, found, expected, monkeypatch
+):
+    monkeypatch.setattr("dreambooth_core.doors.plan._num_replicas", lambda *_: 1)  # without JAX
+    plan = make_plan(door, parse(door, [*NEEDED, *given]), {})
+    record = ScriptCheckpoint(step=2, method="full", settings={"seed": found}, files={})
+    assert session.seed_of(plan, None if found is None else (Path(), record)) == expected
+
+
 def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
     flags = [*NEEDED, *PRIOR, "--train_batch_size=2", "--gradient_accumulation_steps=2"]
     plan = make_plan(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
@@ -283,9 +328,18 @@ def test_the_hub_token_stands_in_no_error():
     assert "--seed: Input should be greater than or equal to 0, found '-1'" in text
 
 
-def test_a_mistake_costs_no_import_of_torch():
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--nonsense", "1"], "error: --nonsense: unknown flag"),
+        ([*NEEDED[1:], "--pretrained_model_name_or_path=no/such/model"], "error: --pretrained"),
+        ([NEEDED[0], NEEDED[2], "--instance_data_dir=tests"], "error: --instance_data_dir: no"),
+    ],
+    ids=["flag", "model", "photos"],
+)
+def test_a_mistake_costs_no_import_of_torch(arguments, error):
     code = (
-        "import sys, runpy; sys.argv = ['x', '--nonsense', '1']\n"
+        f"import sys, runpy; sys.argv = ['x', *{arguments!r}]\n"
         "try: runpy.run_path('train_dreambooth.py', run_name='__main__')\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )
@@ -293,4 +347,4 @@ def test_a_mistake_costs_no_import_of_torch():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["2", "False"]
-    assert "error: --nonsense: unknown flag" in done.stderr
+    assert error in done.stderr

@@ -153,6 +153,34 @@ def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
         assert error in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"pretrained_model_name_or_path": "no/such/model"}, "does not exist"),
+        ({"instance_data_dir": "tests"}, "no photo in"),
+        ({"instance_prompt": "a photo " * 60}, "does not fit the text encoder"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        ({"prior": "fp16"}, "fp16 needs a GPU"),
+        ({"tokenizer_name": "examples/mug-stripes"}, "holds no tokenizer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_input_leaves_output_dir_unmade_or_as_it_was(
+    flags, error, tiny_sd, photos, tmp_path, capsys
+):
+    if "fp16" in error and torch.cuda.is_available():
+        pytest.skip("a GPU can do it")
+    if "prior" in flags:
+        flags = prior(tmp_path / "class", 2, prior_generation_precision="fp16")
+    assert run(tiny_sd, photos, tmp_path / "new" / "out", **flags) == 2
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    assert run(tiny_sd, photos, tmp_path / "old", **flags) == 2
+    assert names(tmp_path / "old") == ["notes.txt"]
+
+
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
     tiny_sd, photos, tmp_path, capsys
 ):
