@@ -55,13 +55,9 @@ def use(workspace: Workspace, name: str) -> list[str]:
     changed = _differences(before, after)
     with files.atomic_file(workspace.params) as aside:
         aside.write_text(text.getvalue(), encoding="utf-8")
-        _check(aside)
+        # Settings that cannot be used do not take the place of those that can.
+        config.check_launches(workspace, config.load_settings(aside))
     return changed
-
-
-def _check(path: Any) -> None:
-    """Refuse settings that do not load, before they take the place of those that do."""
-    config.load_settings(path)
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> list[str]:
