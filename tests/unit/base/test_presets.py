@@ -126,6 +126,23 @@ def test_the_doctor_calls_settings_wrong_that_could_not_be_launched(workspace, o
     assert message in found["found"]
 
 
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_versions_of_the_shipped_settings(path):
+    """Versions are those of the code, whatever is trained."""
+    shipped = config.load_settings(ROOT / "params.yaml").versions
+    assert config.load_settings(path).versions == shipped
+
+
+def test_an_older_preset_takes_no_version_back_and_a_newer_one_brings_its_own(workspace):
+    """Else what an older code has made would be up to date again."""
+    older = spoil(workspace, "sd14-6gb", "cache: 2\n  train: 2", "cache: 1\n  train: 5")
+    changed = presets.use(workspace, older.stem)
+    versions = config.load_settings(workspace.params).versions
+    assert (versions.cache, versions.train) == (2, 5)
+    assert "versions.train" in changed
+    assert "versions.cache" not in changed
+
+
 def test_launch_files_of_all_subjects_are_told_at_once(workspace):
     presets.use(workspace, "sd14-8gb")
     text = workspace.params.read_text()
