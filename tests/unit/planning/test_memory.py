@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory import RECIPES
 from dreambooth_core import config
 from dreambooth_core.planning import plan
 from dreambooth_core.planning.memory import MIB, predict
@@ -139,6 +140,13 @@ def test_a_cpus_8_bit_updates_in_the_backward_pass_take_12_bytes_more_of_the_lar
     assert widened is not None
     largest = 1280 * 2560 * 3 * 3
     assert widened - plain == pytest.approx(12 * largest / MIB)
+
+
+def test_every_recipe_that_is_measured_updates_after_one_call_for_rows():
+    """By these calls a run tells that an update begins; sd14-16gb itself accumulates two."""
+    assert preset("sd14-16gb").train.gradient_accumulation_steps == 2
+    measured = [recipe for recipes in RECIPES.values() for recipe in recipes]
+    assert {r.settings.train.gradient_accumulation_steps for r in measured} == {1}
 
 
 def test_each_smaller_card_has_a_recipe_that_needs_less():
