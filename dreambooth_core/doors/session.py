@@ -26,6 +26,7 @@ from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, af
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.records import BaseModelIdentity, Manifest
 from dreambooth_core.training import metrics, processes
 from dreambooth_core.training.distributed import make_updates, start_accelerator
@@ -137,6 +138,9 @@ class _Session:
         files.remove_asides(plan.output_dir)
         base = load.find_base_model(plan.base_model, Path.cwd()).folder
         load.pipeline_family(base)
+        if lora := plan.train(seed=0, max_train_steps=1).lora:
+            with_text = plan.flags.train_text_encoder
+            require_layers(load.empty_networks(base, with_text=with_text), lora)
         outputs.check_places(plan, base)
         _require_folder(plan.state_dir)
 

@@ -15,7 +15,7 @@ from dreambooth_core import files
 from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
 from dreambooth_core.doors.validation import after_epochs
 from tests import tiny_models
-from tests.unit.doors.command import run
+from tests.unit.doors.command import prior, run
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
@@ -55,8 +55,10 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
 def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
     tiny_sd, subject, tmp_path, capsys, layers, said
 ):
-    assert run(tiny_sd, subject, tmp_path, door=DREAMBOOTH_LORA, lora_layers=layers) == 2
+    flags = {"door": DREAMBOOTH_LORA, "lora_layers": layers, **prior(tmp_path / "class", 2)}
+    assert run(tiny_sd, subject, tmp_path / "out", **flags) == 2
     assert said in capsys.readouterr().err
+    assert not (tmp_path / "class").exists()  # class images would have been made for nothing
 
 
 def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(

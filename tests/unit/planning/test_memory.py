@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.memory import RECIPES
 from dreambooth_core import config
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.planning import plan
 from dreambooth_core.planning.memory import MIB, predict
 from dreambooth_core.planning.shapes import Named, shapes_of
@@ -61,6 +62,16 @@ def test_adapters_of_rank_4_on_sd_1_4s_attention_have_797184_parameters():
     assert model is not None
     trained = model.trained(preset("sd14-lora").train)
     assert sum(map(math.prod, trained)) == 797_184
+
+
+def test_a_layers_name_that_the_model_does_not_have_is_refused_before_anything_is_predicted():
+    model = shapes_of("CompVis/stable-diffusion-v1-4", None)
+    settings = preset("sd14-lora")
+    assert settings.train.lora is not None
+    lora = settings.train.lora.model_copy(update={"lora_layers": ("to_q", "to_kk", "nothing")})
+    assert model is not None
+    with pytest.raises(SettingsError, match=r"lora_layers: no layer.*found: to_kk, nothing"):
+        model.trained(settings.train.model_copy(update={"lora": lora}))
 
 
 def test_weights_gradients_and_moments_of_sd_1_4_are_16_bytes_a_parameter_in_fp32():
