@@ -199,8 +199,9 @@ def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Modul
     They tell the names and kinds of their layers, in no time and no memory.
     """
     names = pipeline_family(folder).text_encoders if with_text else ()
+    config = source.read_json_file(folder / "unet" / "config.json", what="a saved U-Net")
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        unet = UNet2DConditionModel.from_config(config)
         text = {n: _MODEL_CLASSES[n](CLIPTextConfig.from_pretrained(folder / n)) for n in names}
     assert isinstance(unet, torch.nn.Module)
     return {"unet": unet, **text}
