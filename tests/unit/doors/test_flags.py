@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -61,17 +62,44 @@ def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
         assert {"rank", "lora_alpha", "lora_dropout", "lora_layers"} <= set(door.flags.model_fields)
 
 
-def test_defaults_are_those_of_the_documented_scripts():
-    defaults = {n: f.default for n, f in DREAMBOOTH.flags.model_fields.items()}
-    assert (defaults["resolution"], defaults["train_batch_size"]) == (512, 4)
-    assert (defaults["num_class_images"], defaults["sample_batch_size"]) == (100, 4)
-    assert (defaults["learning_rate"], defaults["checkpointing_steps"]) == (5e-6, 500)
-    assert (defaults["adam_weight_decay"], defaults["max_grad_norm"]) == (1e-2, 1.0)
-    assert DREAMBOOTH_LORA.flags.model_fields["learning_rate"].default == 5e-4
-    sdxl = {n: f.default for n, f in DREAMBOOTH_LORA_SDXL.flags.model_fields.items()}
-    assert (sdxl["resolution"], sdxl["learning_rate"], sdxl["text_encoder_lr"]) == (
-        1024, 1e-4, 5e-6,
-    )  # fmt: skip
+def kind(annotation: object) -> str:
+    """The word for a flag's type in the table of the documented scripts."""
+    if annotation is bool:
+        return "switch"
+    if annotation in (int, float, str):
+        return annotation.__name__
+    options = [each for each in get_args(annotation) if each is not type(None)]
+    return "str" if get_origin(annotation) is Literal else kind(options[0])
+
+
+def documented_flags(column: int) -> dict[str, tuple[str, str]]:
+    """Type and default of each flag of one documented script."""
+    lines = (Path(__file__).parent / "peer_flags.txt").read_text().splitlines()
+    cells = [line.split() for line in lines if not line.startswith("#")]
+    return {name: (kind, own[column]) for name, kind, *own in cells if own[column] != "-"}
+
+
+@pytest.mark.parametrize(
+    ("column", "door", "other"),
+    [
+        (0, DREAMBOOTH, {}),
+        (1, DREAMBOOTH_LORA, {}),
+        (2, DREAMBOOTH_LORA_SDXL, {"instance_data_dir": "must"}),  # no data set of the hub instead
+        (3, DREAMBOOTH_FLAX, {"instance_prompt": "must", "mixed_precision": "None"}),
+    ],
+    ids=["dreambooth", "lora", "sdxl", "flax"],
+)
+def test_defaults_are_those_of_the_documented_scripts(column, door, other):
+    """All of them, with their types; a flag that is not taken is refused with its reason."""
+    documented, fields = documented_flags(column), door.flags.model_fields
+    assert documented.keys() - fields.keys() <= door.refused.keys()
+    expected = {n: (t, other.get(n, d)) for n, (t, d) in documented.items() if n in fields}
+    assert len(expected) > 30
+    assert expected == {
+        name: (kind(field.annotation), "must" if field.is_required() else repr(field.default))
+        for name, field in fields.items()
+        if name in documented
+    }
 
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_known_flag():

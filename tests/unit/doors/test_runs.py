@@ -1,6 +1,7 @@
 """What a script's run leaves behind, on a tiny model."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
-from dreambooth_core.doors import single_copy
+from dreambooth_core.doors import layout, single_copy
 from dreambooth_core.doors.flags import DREAMBOOTH_LORA
 from dreambooth_core.doors.layout import ScriptCheckpoint
 from dreambooth_core.training.processes import free_port
@@ -80,6 +81,19 @@ def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_wh
     table = (out / "checkpoint-4" / "training_state" / "metrics.csv").open()
     rates = [float(row["learning_rate"]) for row in csv.DictReader(table)]
     assert rates == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4])
+
+
+def test_older_checkpoints_go_only_when_the_new_one_was_read_back_whole(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    read_whole = layout.read_whole
+    monkeypatch.setattr(
+        layout, "read_whole", lambda path: None if path.name == "checkpoint-2" else read_whole(path)
+    )
+    out, flags = tmp_path / "out", {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    assert run(tiny_sd, photos, out, **flags, max_train_steps=3) == 1
+    assert "checkpoint-2 was written but cannot be read back" in capsys.readouterr().err
+    assert read_whole(out / "checkpoint-1") is not None
 
 
 def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, photos, tmp_path):
@@ -265,6 +279,23 @@ def test_class_images_that_were_made_for_another_prompt_are_refused_and_both_set
     assert [len(one["images"]) for one in sets] == [2, 1]  # another seed, another set
 
 
+def test_of_a_folder_with_more_class_images_exactly_the_first_so_many_are_used(
+    tiny_sd, photos, tmp_path
+):
+    some = tmp_path / "some"
+    some.mkdir()
+    for path in sorted(photos.iterdir())[:2]:
+        shutil.copy(path, some)
+    hashes = []
+    for folder, num in ((some, 2), (photos, 2), (photos, 4)):
+        class_dir, out = tmp_path / f"class-{len(hashes)}", tmp_path / f"out-{len(hashes)}"
+        shutil.copytree(folder, class_dir)
+        assert run(tiny_sd, photos, out, **prior(class_dir, num), max_train_steps=4) == 0
+        hashes.append(files.sha256_file(out / WEIGHTS))
+        assert files.tree_hashes(class_dir) == files.tree_hashes(folder)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_code_2(
     tiny_sd, photos, tmp_path, capsys
 ):
@@ -306,6 +337,9 @@ def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photo
     assert {each.step for each in events.Scalars("loss")} == {1, 2}
     (picture,) = events.Images("validation")  # two squares side by side
     assert (picture.step, picture.width, picture.height) == (2, 128, 64)
+    grid = Image.open(io.BytesIO(picture.encoded_image_string))
+    left, right = (grid.crop((x, 0, x + 64, 64)).tobytes() for x in (0, 64))
+    assert left != right  # each of its own seed
 
 
 def test_a_seed_that_is_not_given_is_random_and_told(tiny_sd, photos, tmp_path, capsys):
@@ -362,12 +396,14 @@ def test_an_upload_without_a_network_is_refused_before_any_training(
 def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
     tiny_sd, photos, tmp_path, capsys
 ):
-    results = []
-    for index, flags in enumerate(({}, {"text_encoder_use_attention_mask": True})):
-        out = tmp_path / str(index)
-        assert run(tiny_sd, photos, out, max_train_steps=1, **flags) == 0
-        results.append(load_file(out / WEIGHTS)["conv_out.weight"])
-    assert not torch.equal(*results)
+    for is_trained in (None, True):  # embedded once, and at every step
+        results = []
+        for masks in (None, True):
+            out = tmp_path / f"{is_trained}-{masks}"
+            flags = {"train_text_encoder": is_trained, "text_encoder_use_attention_mask": masks}
+            assert run(tiny_sd, photos, out, max_train_steps=1, **flags) == 0
+            results.append(load_file(out / WEIGHTS)["conv_out.weight"])
+        assert not torch.equal(*results)
     assert run(tiny_sd, photos, tmp_path / "short", tokenizer_max_length=3) == 2
     assert "does not fit the text encoder; found: 7 tokens; allowed: 3" in capsys.readouterr().err
 
