@@ -29,10 +29,11 @@ _METADATA_KEY = "lora_adapter_metadata"
 _TEXT_STACK = "text_model."
 _ADAPTER = "default"
 _KEPT = ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")
+_MAGNITUDE = "lora_magnitude_vector"
 _KOHYA_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
+    _MAGNITUDE: "dora_scale",
 }
 
 
@@ -110,6 +111,14 @@ def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor
     return state
 
 
+def name_in_file(parameter: str) -> str:
+    """The name in an adapter's file of the parameter `<part>.<name in the network>`."""
+    part, name = parameter.split(".", 1)
+    name = name.replace(f"{_MAGNITUDE}.{_ADAPTER}.weight", _MAGNITUDE)
+    plain = name.replace(f".{_ADAPTER}.", ".").removeprefix(_TEXT_STACK)
+    return f"{part}.{plain if part == 'unet' else _TEXT_STACK + plain}"
+
+
 def write_adapter(parts: Mapping[str, nn.Module], folder: Path) -> None:
     """Write the adapters as `folder/pytorch_lora_weights.safetensors`, with their alpha.
 
@@ -163,7 +172,7 @@ def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict
         ending = next(ending for ending in _KOHYA_NAMES if path.endswith(ending))
         layer = path.removesuffix(f".{ending}")
         module = f"{prefixes[part]}_{layer.replace('.', '_')}"
-        value = tensor[:, None] if ending == "lora_magnitude_vector" else tensor
+        value = tensor[:, None] if ending == _MAGNITUDE else tensor
         kohya[f"{module}.{_KOHYA_NAMES[ending]}"] = value
         kohya[f"{module}.alpha"] = torch.tensor(alpha)
     return kohya
