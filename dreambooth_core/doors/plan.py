@@ -20,6 +20,8 @@ from dreambooth_core.config import (
     PriorSettings,
     TrainSettings,
 )
+from dreambooth_core.config.launching import read_deepspeed
+from dreambooth_core.config.reading import mapping
 from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
@@ -34,6 +36,7 @@ CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+_DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Launched:
     num_threads: int
     is_lonely: bool
     """Whether accelerate was asked for several processes and has started this one alone."""
+    deepspeed_halves: Mapping[str, bool]
+    """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Launched:
@@ -65,7 +70,22 @@ class Launched:
             num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
             # For several it sets the address; for one, on a CPU, nothing that says how many.
             is_lonely=_LAUNCHER in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env,
+            deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
         )
+
+    @property
+    def precision(self) -> str:
+        """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
+        halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
+        return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
+
+
+def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
+    """What the file says that the launcher was given. Raises SettingsError if it is no JSON."""
+    path = Path(env.get(_DEEPSPEED_FILE, ""))
+    told = read_deepspeed(path) if path.is_file() else {}
+    enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}
+    return {half: value for half, value in enabled.items() if isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
     problems += [*_text_problems(flags), *_launcher_problems(launched)]
+    problems += _precision_problems(flags.mixed_precision or launched.precision, launched)
     if launched.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
             "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
@@ -185,7 +206,7 @@ def _train_values(
     values["lora"] = _lora_settings(given) if door.method == "lora" else None
     values["num_processes"] = launched.num_processes
     values["accelerate_config"] = launched.strategy
-    values["mixed_precision"] = flags.mixed_precision or launched.mixed_precision
+    values["mixed_precision"] = flags.mixed_precision or launched.precision
     values["offset_noise"] = OFFSET_NOISE if given.get("offset_noise") else 0.0
     if not flags.train_text_encoder:
         values["text_encoder_lr"] = None
@@ -302,6 +323,17 @@ def _launcher_problems(launched: Launched) -> list[str]:
         "accelerate launch: several processes were asked for and one was started, as it does with "
         "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
         "on a CPU too"
+    ]
+
+
+def _precision_problems(asked: str, launched: Launched) -> list[str]:
+    """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
+    return [
+        f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
+        f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
+        f'"enabled": "auto" there to follow the flag'
+        for half, is_on in launched.deepspeed_halves.items()
+        if is_on is not (half == asked)
     ]
 
 
