@@ -51,7 +51,7 @@ def read_launch_config(workspace: Workspace, train: TrainSettings) -> LaunchConf
     named = mapping(config.accelerate.get("deepspeed_config")).get("deepspeed_config_file")
     if named is not None:
         config = LaunchConfig(
-            accelerate=config.accelerate, deepspeed=_read_json(workspace.root / named)
+            accelerate=config.accelerate, deepspeed=read_deepspeed(workspace.root / named)
         )
     if problems := list(_disagreements(config, train)):
         raise SettingsError("\n".join(f"{path.name}: {problem}" for problem in problems))
@@ -104,7 +104,8 @@ def deepspeed_config(config: dict[str, Any], train: TrainSettings) -> dict[str, 
     return {**config, **_deepspeed_values(train)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_deepspeed(path: Path) -> dict[str, Any]:
+    """A file of DeepSpeed's own. Raises SettingsError where there is none, or no JSON in it."""
     try:
         return mapping(json.loads(path.read_bytes()))
     except FileNotFoundError:

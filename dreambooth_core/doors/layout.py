@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from dreambooth_core import files
 from dreambooth_core.doors import single_copy
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
-from dreambooth_core.training import resume
+from dreambooth_core.training import resume, state_kind
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
+from dreambooth_core.training.state_kind import StateKind
 from dreambooth_core.training.update_plain import WEIGHTS
 from dreambooth_core.training.updates import Outcome
 
@@ -152,25 +154,37 @@ def read_metrics(folder: Path) -> str:
     return (folder / STATE / METRICS).read_text()
 
 
+@dataclass(frozen=True)
+class ResumingRun:
+    """The run that goes on from a checkpoint: what it trains, by which flags and processes."""
+
+    settings: dict[str, Any]
+    kind: StateKind
+    trained: Mapping[str, Sequence[int]]
+    """The shapes of its weights."""
+
+
 def state_to_resume(
-    folder: Path, record: ScriptCheckpoint, *, settings: dict[str, Any], scratch: Path
+    folder: Path, record: ScriptCheckpoint, run: ResumingRun, *, scratch: Path
 ) -> Path:
     """The folder that `Updates` continue from: the checkpoint's own, or one made in `scratch`.
 
     There the weights are put together, and the rest is linked. Where another optimizer made the
-    checkpoint it is the weights alone: moments of one kind mean nothing to another. Raises
-    SettingsError where they cannot be told apart.
+    checkpoint, or other processes split its state, it is the weights alone: moments of one kind
+    mean nothing to another.
     """
-    state = folder / STATE
-    is_fitting = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
+    state, settings = folder / STATE, run.settings
+    is_alike = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
+    made_by = state_kind.of_state(state)
+    is_fitting = is_alike and made_by == run.kind
     if is_fitting and single_copy.is_whole(state):
         return state
-    weights = single_copy.read_weights(state, checkpoint=folder)
-    if not weights:
-        raise SettingsError(
-            f"--resume_from_checkpoint: {folder.name} is split over processes, weights and moments",
-            hint="resume with the optimizer that made it",
+    if made_by != run.kind:
+        say(
+            f"note: the state of {folder.name} is {made_by}, that of this run {run.kind}: the "
+            "weights go on, the optimizer's moments begin anew"
         )
+    weights = single_copy.read_weights(state, checkpoint=folder, trained=run.trained)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     save_file(weights, scratch / WEIGHTS)
@@ -211,9 +225,7 @@ def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
 
 def check_fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise SettingsError unless a checkpoint's weights are those that are trained now."""
-    saved = single_copy.read_shapes(folder / STATE, checkpoint=folder)
-    if not saved:  # a split state: its own loader knows what belongs to it
-        return
+    saved = single_copy.read_shapes(folder / STATE, checkpoint=folder, trained=shapes)
     odd = sorted(saved.keys() ^ shapes.keys())
     odd += [n for n in sorted(saved.keys() & shapes.keys()) if list(saved[n]) != list(shapes[n])]
     if odd:

@@ -20,6 +20,8 @@ from dreambooth_core.config import (
     PriorSettings,
     TrainSettings,
 )
+from dreambooth_core.config.launching import read_deepspeed
+from dreambooth_core.config.reading import mapping
 from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
 from dreambooth_core.doors.inputs import input_problems
 from dreambooth_core.errors import SettingsError
@@ -36,6 +38,7 @@ CLASS_IMAGE_STEPS = 15
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+_DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Launched:
     num_threads: int
     is_lonely: bool
     """Whether accelerate was asked for several processes and has started this one alone."""
+    deepspeed_halves: Mapping[str, bool]
+    """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Launched:
@@ -69,7 +74,22 @@ class Launched:
             # Clusters export an address for all that runs there: by itself it says nothing.
             is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
             and "WORLD_SIZE" not in env,
+            deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
         )
+
+    @property
+    def precision(self) -> str:
+        """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
+        halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
+        return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
+
+
+def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
+    """What the file says that the launcher was given. Raises SettingsError if it is no JSON."""
+    path = Path(env.get(_DEEPSPEED_FILE, ""))
+    told = read_deepspeed(path) if path.is_file() else {}
+    enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}
+    return {half: value for half, value in enabled.items() if isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
     problems += [*input_problems(flags), *_text_problems(flags), *_launcher_problems(launched)]
+    problems += _precision_problems(flags.mixed_precision or launched.precision, launched)
     if launched.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
             "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
@@ -189,7 +210,7 @@ def _train_values(
     values["lora"] = _lora_settings(given) if door.method == "lora" else None
     values["num_processes"] = launched.num_processes
     values["accelerate_config"] = launched.strategy
-    values["mixed_precision"] = flags.mixed_precision or launched.mixed_precision
+    values["mixed_precision"] = flags.mixed_precision or launched.precision
     values["offset_noise"] = OFFSET_NOISE if given.get("offset_noise") else 0.0
     if not flags.train_text_encoder:
         values["text_encoder_lr"] = None
@@ -307,6 +328,17 @@ def _launcher_problems(launched: Launched) -> list[str]:
         "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
         f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
         f"then; `unset {' '.join(_ADDRESS)}`"
+    ]
+
+
+def _precision_problems(asked: str, launched: Launched) -> list[str]:
+    """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
+    return [
+        f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
+        f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
+        f'"enabled": "auto" there to follow the flag'
+        for half, is_on in launched.deepspeed_halves.items()
+        if is_on is not (half == asked)
     ]
 
 

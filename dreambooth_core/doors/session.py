@@ -19,6 +19,7 @@ from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, p
 from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.folders import make_folder, require_writable, unmade_on_wrong_input
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
+from dreambooth_core.doors.layout import ResumingRun
 from dreambooth_core.doors.plan import Plan, notes_on_pictures
 from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.trackers import TrackerSink
@@ -28,7 +29,7 @@ from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.records import BaseModelIdentity, Manifest
-from dreambooth_core.training import metrics, processes
+from dreambooth_core.training import metrics, processes, state_kind
 from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
@@ -304,12 +305,13 @@ class _Session:
         if self._is_main:
             for change in layout.changes(record, settings):
                 say(f"note: another setting than the checkpoint's: {change}")
-        layout.check_fits(path, {name: p.shape for name, p in trainee.trainable.items()})
+        launched, shapes = self._plan.launched, {n: p.shape for n, p in trainee.trainable.items()}
+        kind = state_kind.of_launch(launched.strategy, num_processes=launched.num_processes)
+        run, scratch = ResumingRun(settings, kind, shapes), self._plan.state_dir / _RESUMED
+        layout.check_fits(path, shapes)
         state = from_main(
             self._accelerator,
-            lambda: layout.state_to_resume(
-                path, record, settings=settings, scratch=self._plan.state_dir / _RESUMED
-            ),
+            lambda: layout.state_to_resume(path, record, run, scratch=scratch),
         )
         return _Resumed(record.step, layout.read_metrics(path), state)
 

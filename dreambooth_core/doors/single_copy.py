@@ -1,7 +1,8 @@
 """The trained weights of a checkpoint once on the disk: what its networks hold, its state need not.
 
 After a full fine-tune both have the same fp32 numbers, a third of what the rest of the checkpoint
-takes. An adapter's state is left as it is, and so is one that is split over processes.
+takes. An adapter's state is left as it is, and so is one that is split over processes. The
+weights of such a one are read from the networks or from the adapters' file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dreambooth_core import files
+from dreambooth_core.models.lora import LORA_FILE, name_in_file
 from dreambooth_core.models.weights import COMPONENTS, name_in
+from dreambooth_core.training import state_kind
 from dreambooth_core.training.update_plain import WEIGHTS
 
 _BESIDE = "beside.json"
@@ -43,14 +46,22 @@ def is_whole(state: Path) -> bool:
     return not (state / _BESIDE).is_file()
 
 
-def read_weights(state: Path, *, checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All trained weights of a verified checkpoint; none where its state is split."""
+def read_weights(
+    state: Path, *, checkpoint: Path, trained: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """All weights of a verified checkpoint's state; where it is split, those of `trained`."""
+    if state_kind.of_state(state).is_split:
+        return dict(_published(checkpoint, trained))
     own = load_file(state / WEIGHTS) if (state / WEIGHTS).is_file() else {}
     return own | dict(_in_networks(checkpoint, _names_beside(state)))
 
 
-def read_shapes(state: Path, *, checkpoint: Path) -> dict[str, Sequence[int]]:
+def read_shapes(
+    state: Path, *, checkpoint: Path, trained: Collection[str]
+) -> dict[str, Sequence[int]]:
     """The shapes of what `read_weights` gives."""
+    if state_kind.of_state(state).is_split:
+        return {name: list(tensor.shape) for name, tensor in _published(checkpoint, trained)}
     shapes: dict[str, Sequence[int]] = {}
     if (state / WEIGHTS).is_file():
         with safe_open(state / WEIGHTS, framework="pt") as opened:
@@ -63,16 +74,37 @@ def _names_beside(state: Path) -> list[str]:
     return [] if is_whole(state) else json.loads((state / _BESIDE).read_bytes())
 
 
+def _published(checkpoint: Path, trained: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that a tool for inference reads, by the names that they are trained under.
+
+    The whole of an adapter; of a network those that are trained (some numbers never are), and all
+    where none of it is trained now.
+    """
+    adapter = checkpoint / LORA_FILE
+    if adapter.is_file():
+        name_of = {name_in_file(name): name for name in trained}
+        yield from ((name_of.get(key, key), tensor) for key, tensor in load_file(adapter).items())
+        return
+    yield from _in_networks(checkpoint, trained)
+    parts = {name.split(".", 1)[0] for name in trained}
+    for path in _network_files(checkpoint, *(part for part in COMPONENTS if part not in parts)):
+        yield from ((f"{path.parent.name}.{key}", t) for key, t in load_file(path).items())
+
+
 def _in_networks(checkpoint: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """The named weights that the checkpoint's network files have, one after the other."""
     for part in COMPONENTS:
         prefix = f"{part}."
         wanted = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
-        for path in sorted((checkpoint / part).glob("*.safetensors")):
+        for path in _network_files(checkpoint, part):
             with safe_open(path, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118
                     if (name := name_in(wanted, key)) in wanted:
                         yield prefix + name, opened.get_tensor(key)
+
+
+def _network_files(checkpoint: Path, *parts: str) -> list[Path]:
+    return [p for part in parts for p in sorted((checkpoint / part).glob("*.safetensors"))]
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

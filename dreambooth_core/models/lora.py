@@ -107,6 +107,13 @@ def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor
     return state
 
 
+def name_in_file(parameter: str) -> str:
+    """The name in an adapter's file of the parameter `<part>.<name in the network>`."""
+    part, name = parameter.split(".", 1)
+    name = name.replace(f"{_LENGTHS}.{_ADAPTER}.weight", _LENGTHS).replace(f".{_ADAPTER}.", ".")
+    return f"{part}.{name if part == 'unet' else _text_name(name)}"
+
+
 def _text_name(name: str) -> str:
     """Layers of text encoders are named as in the files of all hubs, whatever the library says.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ class Trainee:
         """The parameters that the update after `step` completed ones moves: no group that rests."""
         active = [group.parameters for group in self.groups if group.is_trained_at(step)]
         return {name: p for parameters in active for name, p in parameters.items()}
+
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give all trainable parameters the saved numbers; without any they stay as they are."""
+        trainable = self.trainable if weights else {}
+        assert weights.keys() == trainable.keys(), "the weights are of another model"
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(weights[name])
 
     def write(self, folder: Path) -> None:
         """Write what is trained as an inference tool loads it: networks, or one adapter file."""

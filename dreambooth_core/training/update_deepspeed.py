@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 from dreambooth_core.config import TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
+from dreambooth_core.training.state_kind import DEEPSPEED_TAG
 from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.update_plain import read_bare_weights
 from dreambooth_core.training.updates import Applied, Outcome
-
-_TAG = "deepspeed"
 
 
 class DeepSpeedUpdates:
@@ -40,9 +40,12 @@ class DeepSpeedUpdates:
     ) -> None:
         """Continue from the verified state in the folder `state`, or begin (None).
 
-        Raises SettingsError where DeepSpeed or the compiler that it needs is missing.
+        A state of weights alone was made without DeepSpeed: the moments begin. Raises SettingsError
+        where DeepSpeed or the compiler that it needs is missing.
         """
         deepspeed = _import_deepspeed()
+        weights = read_bare_weights(state)
+        trainee.put(weights)
         self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
         plugin = accelerator.state.deepspeed_plugin
         assert plugin is not None, "accelerate was not launched for DeepSpeed"
@@ -61,9 +64,12 @@ class DeepSpeedUpdates:
         self._engine: Any = engine
         self._check(optimizer)
         self.model: nn.Module = _InEngineType(engine)
-        if state is not None:
+        self._put_fp32(weights)
+        if state is not None and not weights:
             # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
-            loaded, _ = engine.load_checkpoint(str(state), tag=_TAG, load_module_strict=False)
+            loaded, _ = engine.load_checkpoint(
+                str(state), tag=DEEPSPEED_TAG, load_module_strict=False
+            )
             assert loaded is not None, f"DeepSpeed found no state in {state}"
             _multiply_betas_up(optimizer)
 
@@ -125,7 +131,7 @@ class DeepSpeedUpdates:
     def save(self, folder: Path) -> None:
         """Each process writes its part of the state; all must come here, or all would wait."""
         self._engine.save_checkpoint(
-            str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+            str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=True
         )
 
     def snapshot(self) -> Outcome | None:
@@ -147,6 +153,13 @@ class DeepSpeedUpdates:
         finally:
             for parameter, data in own.items():
                 parameter.data = data
+
+    def _put_fp32(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the fp32 copies the numbers that the engine has rounded to half precision."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in self.trainee.trainable.items() if weights else ():
+            safe_set_full_fp32_param(parameter, weights[name])
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise StageError unless the engine runs what was asked for."""

@@ -32,6 +32,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optimizers import fused_adamw
 from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.update_plain import read_bare_weights
 from dreambooth_core.training.updates import Applied, Outcome
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
@@ -50,13 +51,18 @@ class FsdpUpdates:
         settings: TrainSettings,
         state: Path | None,
     ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None)."""
+        """Continue from the verified state in the folder `state`, or begin (None).
+
+        A state of weights alone was made without FSDP: the moments begin.
+        """
+        weights = read_bare_weights(state)
+        trainee.put(weights)
         self._accelerator, self._settings = accelerator, settings
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         self.model: nn.Module = _split(trainee.denoiser, self._mesh, settings)
         self.trainee = _with_split_parameters(trainee)
         self._optimizer = fused_adamw(self.trainee, settings)
-        if state is not None:
+        if state is not None and not weights:
             self._restore(state)
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:

@@ -159,14 +159,17 @@ class PlainUpdates:
 
     def _restore(self, folder: Path) -> None:
         """Put a verified state's weights and moments in place."""
-        trainable, weights = self.trainee.trainable, load_file(folder / WEIGHTS)
-        assert weights.keys() == trainable.keys(), "the state is of another model"
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(weights[name])
+        self.trainee.put(load_file(folder / WEIGHTS))
         if (folder / OPTIMIZER).is_file():
-            tensors = load_file(folder / OPTIMIZER)
-            load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))
+            tensors, names = load_file(folder / OPTIMIZER), list(self.trainee.trainable)
+            load_optimizer_tensors(self._raw_optimizer, tensors, names=names)
+
+
+def read_bare_weights(state: Path | None) -> dict[str, torch.Tensor]:
+    """The weights of a state that has them whole; none of one that is split, or where none is."""
+    if state is None or not (state / WEIGHTS).is_file():
+        return {}
+    return load_file(state / WEIGHTS)
 
 
 def _average_of(

@@ -1,5 +1,6 @@
 """What a command line may say, and what is said of its mistakes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -148,6 +149,56 @@ def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that
 def test_an_address_that_a_cluster_exports_is_no_sign_of_several_processes():
     env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}
     assert train_settings(env=env).num_processes == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "launcher", "flag", "precision"),
+    [
+        ({"fp16": {"enabled": True}}, "no", None, "fp16"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, "no", None, "bf16"),
+        ({"bf16": {"enabled": True}}, "bf16", "bf16", "bf16"),
+        ({"bf16": {"enabled": "auto"}}, "no", "bf16", "bf16"),
+        ({}, "bf16", None, "bf16"),
+        ({}, "no", None, "no"),
+    ],
+)
+def test_the_precision_is_that_of_deepspeeds_own_file_where_it_says_one(
+    file, launcher, flag, precision, tmp_path
+):
+    more = [] if flag is None else [f"--mixed_precision={flag}"]
+    env = deepspeed_launch(tmp_path, file, launcher)
+    assert train_settings(*more, env=env).mixed_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("file", "launcher", "flag", "words"),
+    [
+        ({"fp16": {"enabled": True}}, "no", "no", "no, but DeepSpeed's configuration has fp16 on"),
+        ({"fp16": {"enabled": True}}, "bf16", None, "bf16, but DeepSpeed's configuration has fp16"),
+        (
+            {"bf16": {"enabled": False}},
+            "no",
+            "bf16",
+            "bf16, but DeepSpeed's configuration has bf16",
+        ),
+    ],
+)
+def test_a_precision_that_is_not_deepspeeds_is_refused(file, launcher, flag, words, tmp_path):
+    more = [] if flag is None else [f"--mixed_precision={flag}"]
+    text = problems(DREAMBOOTH, *NEEDED, *more, env=deepspeed_launch(tmp_path, file, launcher))
+    assert f"--mixed_precision: {words}" in text
+    assert "leave the flag out to follow the file" in text
+
+
+def deepspeed_launch(folder: Path, file: dict[str, object], precision: str) -> dict[str, str]:
+    """The environment that `accelerate launch` makes for a configuration that names `file`."""
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps(file))
+    return {
+        "ACCELERATE_MIXED_PRECISION": precision,
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path),
+    }
 
 
 def test_save_steps_of_the_jax_door_is_another_name_of_checkpointing_steps():

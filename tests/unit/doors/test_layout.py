@@ -1,25 +1,104 @@
 """What a script's checkpoint gives to a resume."""
 
+import itertools
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
+from dreambooth_core.config import LoraSettings
 from dreambooth_core.doors import layout, single_copy
 from dreambooth_core.doors.layout import STATE, ScriptCheckpoint
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import lora
+from dreambooth_core.training import state_kind
+from dreambooth_core.training.state_kind import DEEPSPEED_TAG, FSDP_METADATA
 from dreambooth_core.training.update_plain import WEIGHTS
 
+KINDS = {
+    "whole": state_kind.of_launch(None, num_processes=2),
+    "FSDP2": state_kind.of_launch("fsdp", num_processes=2),
+    "DeepSpeed of 2": state_kind.of_launch("deepspeed", num_processes=2),
+    "DeepSpeed of 1": state_kind.of_launch("deepspeed", num_processes=1),
+}
+RECORD = ScriptCheckpoint(step=3, method="full", settings={}, files={})
 
-def test_a_state_that_is_split_over_processes_is_not_taken_apart_for_another_optimizer(tmp_path):
-    checkpoint = tmp_path / "checkpoint-3"
-    (checkpoint / STATE / "deepspeed").mkdir(parents=True)
-    record = ScriptCheckpoint(step=3, method="full", settings={"use_8bit_adam": False}, files={})
-    own, other, scratch = {"use_8bit_adam": False}, {"use_8bit_adam": True}, tmp_path / "scratch"
-    same = layout.state_to_resume(checkpoint, record, settings=own, scratch=scratch)
-    assert same == checkpoint / STATE
-    with pytest.raises(SettingsError, match="checkpoint-3 is split over processes"):
-        layout.state_to_resume(checkpoint, record, settings=other, scratch=scratch)
-    assert not scratch.exists()
+
+def made_by(kind: str, checkpoint: Path, trained: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint as the launch leaves it, with the weights of a U-Net."""
+    state, unet = checkpoint / STATE, checkpoint / "unet"
+    for folder in (state, unet):
+        folder.mkdir(parents=True)
+    own = {name.removeprefix("unet."): tensor for name, tensor in trained.items()}
+    save_file(own, unet / "diffusion_pytorch_model.safetensors")
+    match kind.split():
+        case ["whole"]:
+            save_file(trained, state / WEIGHTS)
+        case ["FSDP2"]:
+            (state / FSDP_METADATA).touch()
+        case [*_, number]:
+            (state / DEEPSPEED_TAG).mkdir()
+            for rank in range(int(number)):
+                (state / DEEPSPEED_TAG / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    return checkpoint
+
+
+@pytest.mark.parametrize(("old", "new"), itertools.product(KINDS, KINDS))
+def test_a_state_goes_on_as_it_is_where_the_launch_can_read_it_and_else_by_its_weights(
+    old, new, tmp_path, capsys
+):
+    trained = {"unet.weight": torch.rand(3)}
+    checkpoint = made_by(old, tmp_path / "checkpoint-3", trained)
+    run = layout.ResumingRun({}, KINDS[new], {name: [3] for name in trained})
+    layout.check_fits(checkpoint, run.trained)
+    state = layout.state_to_resume(checkpoint, RECORD, run, scratch=tmp_path / "scratch")
+    assert (state == checkpoint / STATE) is (old == new)
+    if old == new:
+        assert "note" not in capsys.readouterr().out
+        return
+    assert torch.equal(load_file(state / WEIGHTS)["unet.weight"], trained["unet.weight"])
+    assert [path.name for path in state.iterdir()] == [WEIGHTS]
+    assert "the weights go on, the optimizer's moments begin anew" in capsys.readouterr().out
+
+
+def test_a_split_state_of_other_networks_is_refused_by_the_first_name(tmp_path):
+    checkpoint = made_by("FSDP2", tmp_path / "checkpoint-3", {"unet.weight": torch.rand(3)})
+    text = checkpoint / "text_encoder" / "model.safetensors"
+    text.parent.mkdir()
+    save_file({"bias": torch.rand(2)}, text)
+    with pytest.raises(SettingsError, match=r"1 tensors, first text_encoder\.bias"):
+        layout.check_fits(checkpoint, {"unet.weight": [3]})
+    with pytest.raises(SettingsError, match=r"1 tensors, first unet\.new"):
+        layout.check_fits(
+            checkpoint, {"unet.weight": [3], "unet.new": [1], "text_encoder.bias": [2]}
+        )
+
+
+def test_the_weights_of_a_split_adapter_are_those_of_its_file(tmp_path, tiny_sd):
+    """Of the U-Net with DoRA and of the text encoder: their names there are others."""
+    parts = {"unet": UNet2DConditionModel.from_pretrained(tiny_sd / "unet"),
+             "text_encoder": CLIPTextModel.from_pretrained(tiny_sd / "text_encoder")}  # fmt: skip
+    settings = LoraSettings(rank=2, lora_alpha=2, lora_dropout=0, lora_layers=("to_q",),
+                            use_dora=True)  # fmt: skip
+    for part, network in parts.items():
+        lora.add_adapter(network, settings, part=part, seed=1)
+    trained = {
+        f"{part}.{name}": parameter
+        for part, network in parts.items()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    checkpoint = made_by("DeepSpeed of 2", tmp_path / "checkpoint-3", {})
+    lora.write_adapter(parts, checkpoint)
+    layout.check_fits(checkpoint, {name: tensor.shape for name, tensor in trained.items()})
+    found = single_copy.read_weights(checkpoint / STATE, checkpoint=checkpoint, trained=trained)
+    assert any("magnitude" in name for name in found)
+    assert any(name.startswith("text_encoder.") for name in found)
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], trained[name]) for name in trained)
 
 
 def test_a_state_leaves_out_only_the_weights_that_the_networks_hold_to_the_bit(tmp_path):
@@ -36,6 +115,6 @@ def test_a_state_leaves_out_only_the_weights_that_the_networks_hold_to_the_bit(t
     save_file(published, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     single_copy.leave_out(state, checkpoint=tmp_path)
     assert load_file(state / WEIGHTS).keys() == {"unet.rounded", "unet.half"}
-    together = single_copy.read_weights(state, checkpoint=tmp_path)
+    together = single_copy.read_weights(state, checkpoint=tmp_path, trained=())
     assert together.keys() == trained.keys()
     assert all(torch.equal(together[name], trained[name]) for name in trained)

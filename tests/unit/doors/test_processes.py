@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from dreambooth_core import files
 from dreambooth_core.training.processes import free_port
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 DDP = ("--multi_gpu", "--num_processes=2")  # of as many CPUs, where there is no GPU
+FSDP2 = (f"--config_file={ROOT / 'infra/accelerate/fsdp2-two-cpus.yaml'}",)
 DEEPSPEED = (f"--config_file={ROOT / 'infra/accelerate/deepspeed-two-cpus.yaml'}",)
 FLAGS = {
     "max_train_steps": 4, "checkpointing_steps": 2,
@@ -66,6 +68,35 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch_and_resume_to
     unet = UNet2DConditionModel.from_pretrained(again / "checkpoint-4" / "unet")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, unet=unet, safety_checker=None)
     assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
+
+
+@pytest.mark.parametrize("launcher", [FSDP2, DEEPSPEED], ids=["FSDP2", "DeepSpeed"])
+def test_a_checkpoint_goes_on_with_its_weights_where_it_was_launched_otherwise(
+    launcher, tiny_sd, photos, tmp_path
+):
+    """Six updates move a weight by six rates at most; two more by two, and not by eight."""
+    if launcher is DEEPSPEED:
+        pytest.importorskip("deepspeed")
+    if torch.cuda.is_available():
+        pytest.skip("two processes would need two GPUs")
+    rate, out = 1e-4, tmp_path / "out"
+    flags = {"checkpointing_steps": 1, "learning_rate": rate, "adam_weight_decay": 0}
+
+    def by_launcher(num_steps: int, **more: object) -> str:
+        flags_of = arguments(tiny_sd, photos, out, **flags, max_train_steps=num_steps, **more)
+        done = launch(launcher, flags_of)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    resumed = {"resume_from_checkpoint": "latest"}
+    by_launcher(6)
+    assert run(tiny_sd, photos, out, **flags, max_train_steps=7, **resumed) == 0
+    told = by_launcher(8, **resumed)
+    assert told.count("the weights go on, the optimizer's moments begin anew") == 1
+    assert "training starts after step 7 of 8" in told
+    first, last = (load_file(out / f"checkpoint-{step}" / WEIGHTS) for step in (6, 8))
+    moved = max((last[name] - first[name]).abs().max().item() for name in first)
+    assert 0.5 * rate < moved < 2.5 * rate
 
 
 def test_a_launcher_that_starts_one_process_for_two_is_refused_with_one_that_starts_them(
