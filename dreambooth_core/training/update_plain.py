@@ -148,7 +148,7 @@ class PlainUpdates:
     def _grad_norm(self) -> torch.Tensor:
         """Global norm of the gradients before clipping, in units of the loss."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
-        return get_total_norm(grads).to(torch.float32)
+        return global_norm(grads)
 
     def _restore(self, folder: Path) -> None:
         """Put a verified state's weights and moments in place."""
@@ -160,6 +160,15 @@ class PlainUpdates:
         if (folder / OPTIMIZER).is_file():
             tensors = load_file(folder / OPTIMIZER)
             load_optimizer_tensors(self._raw_optimizer, tensors, names=list(trainable))
+
+
+def global_norm(grads: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, in fp32: summed up in bf16 it would have two digits."""
+    if all(grad.dtype == torch.float32 for grad in grads):
+        return get_total_norm(grads)  # the same, in fewer launches
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads])
+    )
 
 
 def _average_of(
