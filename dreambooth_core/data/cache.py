@@ -1,7 +1,7 @@
 """The latent cache: VAE moments of every view and text embeddings, addressed by content.
 
-What an image becomes depends on its pixels, the VAE's weights and the transform; the sha256 over
-those is the name of its file in the content store. So nothing stale can be found, and what two
+What an image becomes depends on its pixels, the VAE (weights and config), the transform and the
+arithmetic; the sha256 over those is the name of its file in the content store. So nothing stale can be found, and what two
 subjects or two settings share is made once.
 """
 
@@ -31,7 +31,7 @@ from dreambooth_core.records import BaseModelIdentity, CachedImage, LatentCache,
 TEXT_FILE = "text.safetensors"
 MOMENTS = "moments"
 
-_KEY_VERSION = 2
+_KEY_VERSION = 3
 _TRANSFORM = ("resolution", "center_crop", "crops_per_image", "random_flip")
 
 
@@ -124,7 +124,7 @@ class _Encoder:
 
     def __init__(self, vae: AutoencoderKL, *, settings: DataSettings, store: MomentStore) -> None:
         self._vae, self._settings, self._store = vae, settings, store
-        self._vae_sha256 = weights_sha256(vae)
+        self._vae_sha256 = model_sha256(vae)
 
     def __call__(self, path: Path, *, sha256: str) -> tuple[str, bytes]:
         key = moments_key(sha256, vae_sha256=self._vae_sha256, settings=self._settings)
@@ -139,20 +139,29 @@ class _Encoder:
 
 
 def moments_key(image_sha256: str, *, vae_sha256: str, settings: DataSettings) -> str:
-    """The address of an image's moments: sha256 over pixels, weights, transform and arithmetic."""
+    """The address of an image's moments: sha256 over pixels, VAE, transform and arithmetic."""
     transform = {name: getattr(settings, name) for name in _TRANSFORM}
     return files.digest_of([_KEY_VERSION, image_sha256, vae_sha256, transform])
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """sha256 over a model's weights and what else decides its bits: type, device, threads."""
-    first = next(model.parameters())
-    arithmetic = [str(first.dtype), first.device.type, torch.get_num_threads()]
+def model_sha256(model: AutoencoderKL) -> str:
+    """sha256 over a model's weights, its config and its arithmetic.
+
+    Entries of the config like `_name_or_path` say where it came from and do not count.
+    """
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     tensors = {
         name: files.sha256_bytes(tensor.detach().cpu().contiguous().numpy().tobytes())
         for name, tensor in model.state_dict().items()
     }
-    return files.digest_of([arithmetic, tensors])
+    return files.digest_of([arithmetic_of(model), config, tensors])
+
+
+def arithmetic_of(model: nn.Module) -> list[str | int]:
+    """What decides the bits of a sum: type, device, threads, deterministic kernels."""
+    first = next(model.parameters())
+    kernels = torch.are_deterministic_algorithms_enabled()
+    return [str(first.dtype), first.device.type, torch.get_num_threads(), kernels]
 
 
 def encode_image(

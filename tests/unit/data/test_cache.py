@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from dreambooth_core import files
@@ -175,14 +176,59 @@ def test_the_address_holds_pixels_weights_and_transform(encoders: Encoders) -> N
     assert key(blur_threshold=1.0) == key(min_photos=1) == key()
 
 
+def _vae(folder: Path) -> AutoencoderKL:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(folder))
+    return load.load_component("vae", base, folder, device=CPU)
+
+
 def test_other_vae_weights_have_another_address(tiny_sd: Path) -> None:
-    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
-    vae = load.load_component("vae", base, tiny_sd, device=CPU)
-    before = cache.weights_sha256(vae)
-    assert cache.weights_sha256(load.load_component("vae", base, tiny_sd, device=CPU)) == before
+    vae = _vae(tiny_sd)
+    before = cache.model_sha256(vae)
+    assert cache.model_sha256(_vae(tiny_sd)) == before
     with torch.no_grad():
         next(vae.parameters()).view(-1)[0] += 1e-3
-    assert cache.weights_sha256(vae) != before
+    assert cache.model_sha256(vae) != before
+
+
+def test_the_same_weights_under_another_config_have_another_address(tiny_sd: Path) -> None:
+    """They make other moments: `norm_num_groups` changes no shape of a weight."""
+    vae = _vae(tiny_sd)
+    other = AutoencoderKL.from_config({**vae.config, "norm_num_groups": 2}).eval()
+    other.load_state_dict(vae.state_dict())
+    view = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        means = [one.encode(view).latent_dist.mean for one in (vae, other)]
+    assert (means[0] - means[1]).abs().max() > 0.01
+    assert cache.model_sha256(vae) != cache.model_sha256(other)
+
+
+def test_a_copy_of_the_vae_in_another_folder_has_the_same_address(
+    tiny_sd: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_sd, tmp_path / "copy")
+    assert cache.model_sha256(_vae(tmp_path / "copy")) == cache.model_sha256(_vae(tiny_sd))
+
+
+def test_the_address_holds_type_device_threads_and_kernels(tiny_sd: Path) -> None:
+    vae, threads = _vae(tiny_sd), torch.get_num_threads()
+    addresses = [cache.model_sha256(vae)]
+    try:
+        torch.set_num_threads(threads + 1)
+        addresses.append(cache.model_sha256(vae))
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(mode=True)
+        addresses.append(cache.model_sha256(vae))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(mode=False)
+    assert len(set(addresses)) == 3
+    kinds = [
+        {"dtype": dtype, "device": device}
+        for dtype in (torch.float32, torch.float16)
+        for device in ("cpu", "meta")
+    ]
+    told = [cache.arithmetic_of(torch.nn.Linear(1, 1, **kind)) for kind in kinds]
+    assert len({tuple(one) for one in told}) == 4
 
 
 def test_an_image_that_is_not_its_manifests_is_refused(
@@ -206,8 +252,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_length(
 def test_numbers_that_are_not_finite_stop_with_the_images_name(
     tmp_path: Path, sets: list[ImageSet], tiny_sd: Path, encoders: Encoders
 ) -> None:
-    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
-    vae = load.load_component("vae", base, tiny_sd, device=CPU)
+    vae = _vae(tiny_sd)
     with torch.no_grad():
         next(vae.parameters()).fill_(float("inf"))
     with pytest.raises(StageError, match=r"not finite for photo-0\.png"):

@@ -11,16 +11,18 @@ from dreambooth_core.training.update_plain import WEIGHTS
 from tests.unit.training import tiny
 
 
-def test_the_average_is_that_of_diffusers(tmp_path):
+def test_the_average_is_that_of_diffusers_but_for_the_decay_of_the_first_update():
+    """Theirs is 0 there and ours 0.1, so ours is begun at what theirs is after it."""
     weight = torch.nn.Parameter(torch.zeros(3))
     theirs, ours = EMAModel([weight], decay=0.8), MovingAverage({"w": weight}, decay=0.8)
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     for step, value in enumerate(values, start=1):
         weight.data.copy_(value)
-        # their first update has the decay 0: the average begins at the weights after it
         theirs.step([weight])
         ours.update(step)
         if step == 1:
+            assert torch.equal(theirs.shadow_params[0], value)
+            torch.testing.assert_close(ours.tensors["w"], 0.9 * value)
             ours.restore({"w": value})
     assert decay_at(5, decay=0.8) == pytest.approx(5 / 14)
     torch.testing.assert_close(ours.tensors["w"], theirs.shadow_params[0])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
-from dreambooth_core.training import resume
+from dreambooth_core.training import resume, update_plain
 from tests.unit.training import tiny
 
 BF16 = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
@@ -96,6 +96,24 @@ def test_a_bf16_weight_that_no_update_reaches_stops_the_run(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-30, adam_weight_decay=0.0, **BF16)
     with pytest.raises(StageError, match=r"not moved by the first update"):
         tiny.train(job)
+
+
+def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd, monkeypatch):
+    """A sum in bf16 has two digits: the table showed 3.84375."""
+    gradients: dict[str, torch.Tensor] = {}
+    real = update_plain.PlainUpdates.apply
+
+    def apply(self, loss):
+        gradients.update({n: p.grad.double() for n, p in self.trainee.trainable.items()})
+        return real(self, loss)
+
+    monkeypatch.setattr(update_plain.PlainUpdates, "apply", apply)
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **BF16)
+    tiny.train(job)
+    expected = sum(grad.square().sum().item() for grad in gradients.values()) ** 0.5
+    (row,) = csv.DictReader((job.out_dir / "metrics.csv").open())
+    assert float(row["grad_norm"]) == pytest.approx(expected, rel=1e-6)
+    assert expected != torch.tensor(expected).bfloat16().item()
 
 
 def spoil_gradient(monkeypatch: pytest.MonkeyPatch, name: str, *, from_update: int) -> None:
