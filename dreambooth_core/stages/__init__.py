@@ -22,15 +22,19 @@ __all__ = ["STAGES", "StageContext", "run_stage"]
 def run_stage(context: StageContext, subject: str, stage: str) -> Record:
     """Run one stage of a subject; its output stands in `work/<subject>/<stage>` afterwards.
 
-    Raises SettingsError and DataError for what the user must mend (what this machine cannot train
-    before the first stage of it), StageError for work that failed, and Stopped when the context
-    asked to stop (run it again to continue).
+    Raises SettingsError and DataError for what the user must mend, StageError for work that
+    failed, and Stopped when the context asked to stop (run it again to continue). Settings that
+    this machine cannot train are refused by every stage that only a training is for.
     """
-    if stage in preflight.STAGES and (
-        problem := preflight.problem(context.workspace, context.view(subject), context.env)
-    ):
-        raise problem
     name = f"{__name__}.{stage.replace('-', '_')}"
     with without_collecting() if name not in sys.modules else contextlib.nullcontext():
+        if stage in preflight.STAGES:
+            _refuse_the_impossible(context, subject)
         module = importlib.import_module(name)
     return module.run(context, subject)
+
+
+def _refuse_the_impossible(context: StageContext, subject: str) -> None:
+    problem = preflight.problem(context.workspace, context.view(subject), context.env)
+    if problem is not None:
+        raise problem
