@@ -10,8 +10,8 @@ from rich.table import Table
 
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
-from flows.session import JsonOption, open_session
-from tasks.planning import stages_ahead
+from flows.session import JsonOption, Session, open_session
+from tasks.planning import refuse_the_impossible, stages_ahead
 
 if TYPE_CHECKING:
     from dreambooth_core.planning.speed import Device
@@ -41,6 +41,8 @@ def plan(
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)
     view = config.load_view(session.workspace, name)
+    if card_gib is None:
+        _refuse_the_impossible(session, view)
     root = session.workspace.root
     device, have_mib = _device(view, card_gib)
     suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root)
@@ -59,6 +61,14 @@ def plan(
         "presets": planning.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
     }
     session.terminal.finish(result, lambda console: show(console, result))
+
+
+def _refuse_the_impossible(session: Session, view: config.SubjectView) -> None:
+    """A run that this machine cannot do is not told to fit. Another card's can be planned."""
+    try:
+        refuse_the_impossible(session.workspace, view, env=session.env)
+    except SettingsError as error:
+        raise SettingsError(f"{error}\nfor a card of another machine: --card-gib 12") from None
 
 
 def _only_subject(workspace: Any) -> str:

@@ -14,6 +14,7 @@ from flows import screens, services
 from flows.server import prefect_api
 from flows.session import JsonOption, Session, open_session
 from flows.watcher import TerminalWatcher
+from tasks.planning import refuse_the_impossible
 from tasks.watching import watcher
 
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
@@ -31,7 +32,8 @@ def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
     # A failure is told once, by the command itself, and not by Prefect's log in front of it.
     session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
     # A wrong name or setting is told at once, before anything is started.
-    config.load_view(session.workspace, subject)
+    view = config.load_view(session.workspace, subject)
+    refuse_the_impossible(session.workspace, view, env=session.env)
     running = services.running_api(session.workspace)
     with prefect_api(session.workspace, session.env, running=running) as api_url:
         summary = _run_flow(session, subject, api_url)

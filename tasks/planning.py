@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dreambooth_core.config import SubjectView
+from dreambooth_core.stages import preflight
 from dreambooth_core.workspace import Workspace
+from tasks.dvc import Busy
 from tasks.guard import ALL_STAGES, Guard
 
 
@@ -20,3 +23,23 @@ def stages_ahead(workspace: Workspace, subject: str, *, env: Mapping[str, str]) 
         runs = stage in stale or "run" in ahead.values()
         ahead[stage] = "run" if runs else "skip"
     return ahead
+
+
+def refuse_the_impossible(
+    workspace: Workspace, view: SubjectView, *, env: Mapping[str, str]
+) -> None:
+    """Raise SettingsError with all that this machine cannot train of the settings.
+
+    What is up to date needs no GPU: where there is something to tell, DVC is asked whether
+    anything up to the training would run. While another DVC process is at work that is not known,
+    and the first stage that runs tells it.
+    """
+    problem = preflight.problem(workspace, view, env)
+    if problem is None:
+        return
+    try:
+        ahead = stages_ahead(workspace, view.name, env=env)
+    except Busy:
+        return
+    if any(ahead[stage] == "run" for stage in preflight.STAGES):
+        raise problem

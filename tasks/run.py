@@ -14,6 +14,7 @@ from dreambooth_core.stages import StageContext
 from dreambooth_core.workspace import Workspace
 from tasks import photos
 from tasks.guard import Guard
+from tasks.planning import refuse_the_impossible
 from tasks.stopping import stop_flag
 from tasks.watching import StageTime, current
 
@@ -61,7 +62,8 @@ class SubjectRun:
 def subject_run(subject: str, root: Path, env: Mapping[str, str]) -> Iterator[SubjectRun]:
     """Open a run: check the settings, take the subject's lock, put its photos in place."""
     workspace = Workspace(root)
-    config.load_view(workspace, subject)  # wrong settings are told before anything is started
+    # Wrong settings, and what this machine cannot do, are told before anything is started.
+    refuse_the_impossible(workspace, config.load_view(workspace, subject), env=env)
     with stop_flag() as stop, Guard(workspace, subject, env=env) as guard:
         photos.restore(workspace, subject, guard.dvc)
         yield SubjectRun(workspace, guard, stop=stop, env=env)

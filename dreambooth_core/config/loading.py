@@ -88,9 +88,9 @@ def _override_problems(raw: Mapping[str, Any]) -> list[str]:
             else:
                 base = mapping(raw.get(section))
                 model = _section_model(section)
-                already = _problems(model, base)
-                found = _problems(model, {**base, **mapping(fields)})
-                problems += [f"{at}.{line}" for line in found if line not in already]
+                already = _problems(model, base, at)
+                found = _problems(model, {**base, **mapping(fields)}, at)
+                problems += [line for line in found if line not in already]
     return problems
 
 

@@ -8,12 +8,13 @@ how it is made; NONE fields change neither and may stand only in the section `ru
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from dreambooth_core.config import pairs
+from dreambooth_core.config.rules import Rule, checked
 
 
 class Effect(StrEnum):
@@ -65,6 +67,11 @@ class ComputeSettings(Section):
     deterministic: bool = setting("Use deterministic kernels only.")
 
 
+_PHOTO_RULES: tuple[Rule, ...] = (
+    (lambda data: data.min_photos > data.max_photos, "min_photos is greater than max_photos"),
+)
+
+
 class DataSettings(Section):
     """The data gate and the transform of photos to training images."""
 
@@ -94,11 +101,12 @@ class DataSettings(Section):
     min_photos: PositiveInt = setting("Warn with fewer accepted photos.")
     max_photos: PositiveInt = setting("Warn with more accepted photos.")
 
-    @model_validator(mode="after")
-    def _photo_counts_are_ordered(self) -> DataSettings:
-        if self.min_photos > self.max_photos:
-            raise ValueError("min_photos is greater than max_photos")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _photo_counts_are_ordered(
+        cls, values: Any, handler: ModelWrapValidatorHandler[Self]
+    ) -> Self:
+        return checked(cls, values, handler, _PHOTO_RULES)
 
 
 Solver = Literal["dpm++"]
@@ -212,26 +220,10 @@ class TrainSettings(Section):
         own = self.lora.learning_rate if self.method == "lora" and self.lora else None
         return own or self.learning_rate
 
-    @model_validator(mode="after")
-    def _warm_up_is_heeded(self) -> TrainSettings:
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps:
-            raise ValueError(
-                "lr_scheduler constant has no warm-up: use constant_with_warmup, "
-                "or set lr_warmup_steps to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _lora_has_its_section(self) -> TrainSettings:
-        if self.method == "lora" and self.lora is None:
-            raise ValueError("method is lora, but the section train.lora is missing or null")
-        return self
-
-    @model_validator(mode="after")
-    def _options_go_together(self) -> TrainSettings:
-        if impossible := pairs.impossible(self):
-            raise ValueError("; ".join(impossible))
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _options_go_together(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return checked(cls, values, handler, pairs.RULES)
 
 
 class EvaluateSettings(Section):

@@ -13,17 +13,24 @@ _SETTING = "train.enable_xformers_memory_efficient_attention"
 _DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is the default"
 
 
-def use_xformers(unet: UNet2DConditionModel, *, device: torch.device) -> None:
-    """Attention by xFormers. Raises SettingsError where it is missing or cannot run."""
-    if importlib.util.find_spec("xformers") is None:
+def check_xformers(device: torch.device) -> None:
+    """Raise SettingsError where xFormers is not installed, or there is no GPU; imports nothing."""
+    is_here = importlib.util.find_spec("xformers") is not None
+    if device.type != "cuda":
+        besides = "" if is_here else ", and xFormers is not installed"
+        raise SettingsError(
+            f"{_SETTING} needs a GPU", got=f"computing on {device.type}{besides}", hint=_DEFAULT
+        )
+    if not is_here:
         raise SettingsError(
             f"{_SETTING} is on, and xFormers is not installed",
             hint=f"{_DEFAULT}; or `pip install xformers` in the version made for your torch",
         )
-    if device.type != "cuda":
-        raise SettingsError(
-            f"{_SETTING} needs a GPU", got=f"computing on {device.type}", hint=_DEFAULT
-        )
+
+
+def use_xformers(unet: UNet2DConditionModel, *, device: torch.device) -> None:
+    """Attention by xFormers. Raises SettingsError where it is missing or cannot run."""
+    check_xformers(device)
     try:
         unet.enable_xformers_memory_efficient_attention()
     except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:

@@ -19,6 +19,12 @@ def compile_blocks(unet: UNet2DConditionModel, *, device: torch.device) -> None:
     alike share their code, so it takes a fraction of the time (diffusers' regional compilation).
     Raises SettingsError where what torch.compile needs is missing.
     """
+    check_compiler(device)
+    unet.compile_repeated_blocks(dynamic=False)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise SettingsError where what torch.compile needs for the device is missing."""
     missing = _missing(device)
     if missing:
         raise SettingsError(
@@ -26,7 +32,6 @@ def compile_blocks(unet: UNet2DConditionModel, *, device: torch.device) -> None:
             got="not found on this machine",
             hint=f"install it, or set {_SETTING} to false: losses are the same to 1e-5",
         )
-    unet.compile_repeated_blocks(dynamic=False)
 
 
 def _missing(device: torch.device) -> str | None:

@@ -12,6 +12,7 @@ import sys
 
 from dreambooth_core.imports import without_collecting
 from dreambooth_core.records import Record
+from dreambooth_core.stages import preflight
 from dreambooth_core.stages.common import StageContext
 from dreambooth_core.workspace import STAGES
 
@@ -22,9 +23,18 @@ def run_stage(context: StageContext, subject: str, stage: str) -> Record:
     """Run one stage of a subject; its output stands in `work/<subject>/<stage>` afterwards.
 
     Raises SettingsError and DataError for what the user must mend, StageError for work that
-    failed, and Stopped when the context asked to stop (run it again to continue).
+    failed, and Stopped when the context asked to stop (run it again to continue). Settings that
+    this machine cannot train are refused by every stage that only a training is for.
     """
     name = f"{__name__}.{stage.replace('-', '_')}"
     with without_collecting() if name not in sys.modules else contextlib.nullcontext():
+        if stage in preflight.STAGES:
+            _refuse_the_impossible(context, subject)
         module = importlib.import_module(name)
     return module.run(context, subject)
+
+
+def _refuse_the_impossible(context: StageContext, subject: str) -> None:
+    problem = preflight.problem(context.workspace, context.view(subject), context.env)
+    if problem is not None:
+        raise problem

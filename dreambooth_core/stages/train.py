@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView, read_launch_config
-from dreambooth_core.errors import SettingsError, Stopped
+from dreambooth_core.errors import Stopped
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.stages.common import (
@@ -20,16 +17,10 @@ from dreambooth_core.stages.common import (
 )
 from dreambooth_core.training import launch
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch_options import Node
+from dreambooth_core.training.launch_options import node_of
 
 _COPIES_OF_CHECKPOINTS = 3
 """In the store, in the stage's output and in DVC's cache: one on a disk that can share blocks."""
-
-
-RANK = "DREAMBOOTH_MACHINE_RANK"
-"""Variable that numbers the machines of a training; the one of rank 0 leads."""
-RENDEZVOUS = "DREAMBOOTH_RENDEZVOUS"
-"""Variable with `host:port` of the machine of rank 0, the same on all."""
 
 
 def run(context: StageContext, subject: str) -> TrainingRun:
@@ -50,23 +41,6 @@ def run(context: StageContext, subject: str) -> TrainingRun:
     with publishing(context, subject, "train") as out:
         files.copy_tree(job.out_dir, out)
     return outcome.run
-
-
-def node_of(env: Mapping[str, str]) -> Node | None:
-    """Which of several machines this is, by its environment; None where it says nothing.
-
-    Raises SettingsError when it says half of it, or something else.
-    """
-    rank, rendezvous = env.get(RANK), env.get(RENDEZVOUS)
-    if rank is None and rendezvous is None:
-        return None
-    if not (rank or "").isdecimal() or not re.fullmatch(r"[^:]+:\d+", rendezvous or ""):
-        raise SettingsError(
-            "the environment does not say which of several machines this is",
-            got=f"{RANK}={rank}, {RENDEZVOUS}={rendezvous}",
-            allowed=f"{RANK}=0, 1, ... and {RENDEZVOUS}=host:port of machine 0, or neither",
-        )
-    return Node(rank=int(rank or 0), rendezvous=rendezvous or "")
 
 
 def make_job(context: StageContext, view: SubjectView) -> TrainJob:

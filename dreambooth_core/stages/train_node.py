@@ -9,6 +9,7 @@ from dreambooth_core.stages import train
 from dreambooth_core.stages.common import StageContext, logger
 from dreambooth_core.training import launch
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch_options import RANK, RENDEZVOUS, node_of
 from dreambooth_core.training.published import finished_run
 
 _POLL_S = 2.0
@@ -20,12 +21,12 @@ def take_part(context: StageContext, subject: str) -> None:
     The machine of rank 0 runs the flow (or the train stage); this one waits until it has come to
     the training, whose folder both see. Raises Stopped, StageError and SettingsError.
     """
-    node = train.node_of(context.env)
+    node = node_of(context.env)
     if node is None or node.rank == 0:
         raise SettingsError(
             "train-node is for the machines that do not lead",
             got="rank 0" if node else "neither rank nor rendezvous",
-            allowed=f"{train.RANK}=1 or higher, and {train.RENDEZVOUS}=host:port of machine 0",
+            allowed=f"{RANK}=1 or higher, and {RENDEZVOUS}=host:port of machine 0",
         )
     job = _wait_for_job(context, subject)
     if finished_run(job) is not None:

@@ -13,6 +13,7 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.precision import check_compute_type
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.update_fused import FusedUpdates
 from dreambooth_core.training.update_plain import PlainUpdates
@@ -27,14 +28,9 @@ def start_accelerator(job: TrainJob) -> Accelerator:
     """
     configure_torch(job.compute)
     allow_tf32(allowed=job.train.allow_tf32)
-    on_cpu = pick_device(job.compute).type == "cpu"
-    if job.train.mixed_precision == "fp16" and on_cpu:
-        raise SettingsError(
-            "train.mixed_precision fp16 needs a GPU",
-            got=f"compute.device {job.compute.device}, computing on the CPU",
-            allowed="'no' and bf16 on a CPU",
-            hint="set train.mixed_precision to bf16 or 'no'",
-        )
+    device = pick_device(job.compute)
+    check_compute_type(job.train, job.compute, device=device)
+    on_cpu = device.type == "cpu"
     # With `cpu` accelerate passes over DeepSpeed; without, it names its processes no backend, and
     # each believes to be alone.
     deepspeed = uses_deepspeed(job.train)

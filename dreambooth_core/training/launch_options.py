@@ -6,14 +6,25 @@ how they are spread over machines and what splits the optimizer's state.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dreambooth_core import files
-from dreambooth_core.config import deepspeed_config
+from dreambooth_core.config import LaunchConfig, TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.training import processes
 from dreambooth_core.training.job import TrainJob
+
+RANK = "DREAMBOOTH_MACHINE_RANK"
+"""Variable that numbers the machines of a training; the one of rank 0 leads."""
+RENDEZVOUS = "DREAMBOOTH_RENDEZVOUS"
+"""Variable with `host:port` of the machine of rank 0, the same on all."""
+_HOW_TO = (
+    f"start it on every machine with {RANK}=0, 1, ... and {RENDEZVOUS}=host:port of machine 0 "
+    "(docs/how-to-several-machines.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,35 @@ class Node:
 
     rank: int
     rendezvous: str
+
+
+def node_of(env: Mapping[str, str]) -> Node | None:
+    """Which of several machines this is, by its environment; None where it says nothing.
+
+    Raises SettingsError when it says half of it, or something else.
+    """
+    rank, rendezvous = env.get(RANK), env.get(RENDEZVOUS)
+    if rank is None and rendezvous is None:
+        return None
+    if not (rank or "").isdecimal() or not re.fullmatch(r"[^:]+:\d+", rendezvous or ""):
+        raise SettingsError(
+            "the environment does not say which of several machines this is",
+            got=f"{RANK}={rank}, {RENDEZVOUS}={rendezvous}",
+            allowed=f"{RANK}=0, 1, ... and {RENDEZVOUS}=host:port of machine 0, or neither",
+            hint=_HOW_TO,
+        )
+    return Node(rank=int(rank or 0), rendezvous=rendezvous or "")
+
+
+def check_node(train: TrainSettings, launch: LaunchConfig | None, node: Node | None) -> None:
+    """Raise SettingsError when several machines take part and `node` does not say which this is."""
+    if launch is not None and launch.num_machines > 1 and node is None:
+        raise SettingsError(
+            f"train.accelerate_config {train.accelerate_config} is for {launch.num_machines} "
+            "machines, and this one was not told which it is",
+            got=f"neither {RANK} nor {RENDEZVOUS}",
+            hint=_HOW_TO,
+        )
 
 
 def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
@@ -76,13 +116,7 @@ def _deepspeed_section(job: TrainJob) -> dict[str, Any]:
 
 
 def _meeting(job: TrainJob, node: Node | None) -> dict[str, Any]:
-    assert job.launch is not None
-    if node is None:
-        raise SettingsError(
-            f"{job.train.accelerate_config} is for {job.launch.num_machines} machines, and this "
-            "one was not told which it is",
-            hint="start it on every machine with its rank and the place where they meet "
-            "(docs/how-to-several-machines.md)",
-        )
+    check_node(job.train, job.launch, node)
+    assert node is not None
     host, _, port = node.rendezvous.rpartition(":")
     return {"machine_rank": node.rank, "main_process_ip": host, "main_process_port": int(port)}

@@ -8,6 +8,7 @@ device and rounding with keyed random numbers, is then written once and holds fo
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,15 +101,25 @@ def _adafactor(settings: TrainSettings) -> Single:
     )
 
 
+def check_adam_8bit() -> None:
+    """Raise SettingsError where bitsandbytes is not installed; it is not imported."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise _no_bitsandbytes("it is not installed")
+
+
+def _no_bitsandbytes(why: str) -> SettingsError:
+    return SettingsError(
+        "train.use_8bit_adam needs bitsandbytes, which cannot be imported",
+        got=why,
+        hint=f'pip install "{BITSANDBYTES}", or set train.use_8bit_adam to false',
+    )
+
+
 def _adam_8bit(settings: TrainSettings) -> Single:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise SettingsError(
-            "train.use_8bit_adam needs bitsandbytes, which cannot be imported",
-            got=str(error),
-            hint=f'pip install "{BITSANDBYTES}", or set train.use_8bit_adam to false',
-        ) from None
+        raise _no_bitsandbytes(str(error)) from None
     return lambda params: AdamW8bit(params, **adam_options(settings))
 
 

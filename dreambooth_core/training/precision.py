@@ -7,11 +7,31 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from dreambooth_core.config import TrainSettings
+from dreambooth_core.config import ComputeSettings, TrainSettings
+from dreambooth_core.errors import SettingsError
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _COMPUTE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_WHY_A_CPU = {
+    "auto": "compute.device auto found a CPU",
+    "cpu": "compute.device is cpu",
+    "cuda": "compute.device cuda found no GPU",
+}
+
+
+def check_compute_type(
+    train: TrainSettings, compute: ComputeSettings, *, device: torch.device
+) -> None:
+    """Raise SettingsError where the device cannot train in the compute type of the settings."""
+    if train.mixed_precision == "fp16" and device.type == "cpu":
+        raise SettingsError(
+            "train.mixed_precision fp16 needs a GPU",
+            got=f"train.mixed_precision fp16, and {_WHY_A_CPU[compute.device]}",
+            allowed="'no' and bf16 on a CPU",
+            hint="set train.mixed_precision to bf16 or 'no'",
+        )
 
 
 def loaded_type(settings: TrainSettings) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -194,16 +195,13 @@ class _InEngineType(nn.Module):
         return self.engine(noisy_BCHW.to(self._dtype), timestep_B, **cast).float()
 
 
-def _import_deepspeed() -> Any:
-    """DeepSpeed, if it and what it compiles its parts with are there. Raises SettingsError."""
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise SettingsError(
-            "train.accelerate_config asks for DeepSpeed, which cannot be imported",
-            got=str(error),
-            hint='pip install "dreambooth-pipeline[deepspeed]", or set accelerate_config to null',
-        ) from None
+def check_deepspeed() -> None:
+    """Raise SettingsError where DeepSpeed, or what it compiles its parts with, is missing.
+
+    DeepSpeed itself is not imported.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise _no_deepspeed("it is not installed")
     missing = [] if shutil.which(get_cxx_compiler()) else [f"a C++ compiler ({get_cxx_compiler()})"]
     missing += [] if is_ninja_available() else ["ninja"]
     if missing:
@@ -212,6 +210,23 @@ def _import_deepspeed() -> Any:
             hint="install g++ and ninja (apt-get install g++ ninja-build), or set "
             "train.accelerate_config to null",
         )
+
+
+def _no_deepspeed(why: str) -> SettingsError:
+    return SettingsError(
+        "train.accelerate_config asks for DeepSpeed, which cannot be imported",
+        got=why,
+        hint='pip install "dreambooth-pipeline[deepspeed]", or set accelerate_config to null',
+    )
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, if it and what it compiles its parts with are there. Raises SettingsError."""
+    check_deepspeed()
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise _no_deepspeed(str(error)) from None
     return deepspeed
 
 

@@ -120,6 +120,72 @@ def test_options_that_cannot_work_together_are_refused_with_the_reason(
         config.load_settings(path)
 
 
+def test_all_rules_that_are_broken_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+    own = {"use_8bit_adam": True, "accelerate_config": "deepspeed-two-cpus", "ema_decay": 0.9}
+    path = changed(
+        tmp_path,
+        train__lr_warmup_steps=10,
+        train__method="lora",
+        train__lora=None,
+        **{f"train__{key}": value for key, value in own.items()},
+    )
+    with pytest.raises(SettingsError) as caught:
+        config.load_settings(path)
+    begins = [
+        "params.yaml: train: lr_scheduler constant has no warm-up",
+        "params.yaml: train: method is lora, but the section train.lora is missing",
+        "params.yaml: train: 8-bit Adam does not work with DeepSpeed",
+        "params.yaml: train: ema_decay averages whole weights, which deepspeed-two-cpus splits",
+    ]
+    lines = str(caught.value).splitlines()
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+
+
+def test_a_wrong_field_hides_no_rule_but_those_that_look_at_it(tmp_path: Path) -> None:
+    """max_grad_norm itself is wrong, so nothing is said of clipping under fused_backward."""
+    path = changed(
+        tmp_path,
+        train__train_batch_size=0,
+        train__lr_warmup_steps=10,
+        train__fused_backward="yes",  # pydantic's true
+        train__max_grad_norm=-1.0,
+        train__gradient_accumulation_steps=2,
+        train__lora={"rank": 0},
+        data__min_side=0,
+        data__min_photos=20,
+    )
+    with pytest.raises(SettingsError) as caught:
+        config.load_settings(path)
+    text = str(caught.value)
+    assert "train.train_batch_size: Input should be greater than 0, found 0" in text
+    assert "train.max_grad_norm: Input should be greater than 0, found -1.0" in text
+    assert "train.lora.rank: Input should be greater than 0, found 0" in text
+    assert "train.lora.lora_alpha: missing" in text
+    assert "train: lr_scheduler constant has no warm-up" in text
+    assert "train: fused_backward updates in every backward pass" in text
+    assert "clip by the global norm" not in text
+    assert "data.min_side: Input should be greater than 0, found 0" in text
+    assert "data: min_photos is greater than max_photos" in text
+
+
+def test_an_unknown_key_hides_no_rule(tmp_path: Path) -> None:
+    path = changed(tmp_path, train__lerning_rate=1e-5, train__lr_warmup_steps=10)
+    with pytest.raises(SettingsError, match=r"(?s)did you mean learning_rate\?.*has no warm-up"):
+        config.load_settings(path)
+
+
+def test_a_subjects_override_that_breaks_a_rule_is_told_with_its_own_wrong_field(
+    tmp_path: Path,
+) -> None:
+    name = subject_of_shipped()
+    own = {"train": {"train_batch_size": 0, "lr_warmup_steps": 10}}
+    with pytest.raises(SettingsError) as caught:
+        config.load_settings(changed(tmp_path, **{f"subjects__{name}__overrides": own}))
+    at = f"subjects.{name}.overrides.train"
+    assert f"{at}.train_batch_size: Input should be greater than 0" in str(caught.value)
+    assert f"{at}: lr_scheduler constant has no warm-up" in str(caught.value)
+
+
 def test_an_unknown_subject_names_those_that_are_there() -> None:
     with pytest.raises(SettingsError, match=subject_of_shipped()):
         config.for_subject(config.load_settings(ROOT / "params.yaml"), "nobody")

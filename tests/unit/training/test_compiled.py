@@ -60,12 +60,13 @@ def test_compiled_blocks_have_the_losses_of_plain_ones_and_resume_to_the_byte(
     assert files.tree_hashes(stopped.out_dir) == whole
 
 
-def test_without_a_compiler_the_run_is_refused_before_anything_is_trained(
-    tmp_path, tiny_sd, monkeypatch
-):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+def test_without_a_compiler_the_run_is_refused_before_anything_is_trained(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, compile_blocks=True)
-    with pytest.raises(SettingsError, match=r"compile_blocks is on.*C\+\+ compiler.*to false"):
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with (
+        without,
+        pytest.raises(SettingsError, match=r"compile_blocks is on.*C\+\+ compiler.*to false"),
+    ):
         tiny.train(job)
     assert not job.executed_log.exists()
 

@@ -3,8 +3,13 @@
 import pytest
 
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.stages.train import RANK, RENDEZVOUS, node_of
-from dreambooth_core.training.launch_options import Node, accelerate_options
+from dreambooth_core.training.launch_options import (
+    RANK,
+    RENDEZVOUS,
+    Node,
+    accelerate_options,
+    node_of,
+)
 from tests.unit.training import tiny
 
 

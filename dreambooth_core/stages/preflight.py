@@ -1,0 +1,108 @@
+"""Before anything is made: what the settings ask for and this machine cannot do, all of it at once.
+
+Each check is the one of the code that needs what it looks for. Torch is imported only where the
+settings ask for something that not every machine has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from dreambooth_core.config import ComputeSettings, SubjectView, read_launch_config
+from dreambooth_core.config.pairs import uses_deepspeed
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES = ("validate", "class-images", "cache", "train")
+"""The stages that a training comes after, and the training: what follows it needs none of this."""
+
+_Check = Callable[[], object]
+
+
+def problem(
+    workspace: Workspace, view: SubjectView, env: Mapping[str, str]
+) -> SettingsError | None:
+    """One error that names all that this machine cannot do of the settings; None: it can do all.
+
+    Raises SettingsError for a launch configuration that the settings do not fit.
+    """
+    found: list[str] = []
+    for check in _checks(workspace, view, env):
+        try:
+            check()
+        except SettingsError as error:
+            found.append(str(error))
+    return SettingsError("\n".join(found)) if found else None
+
+
+def _checks(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> Iterator[_Check]:
+    train = view.train
+    if view.compute.device == "cuda":
+        yield lambda: _pick_device(view.compute)
+    if train.mixed_precision == "fp16":
+        yield lambda: _compute_type(view)
+    if train.enable_xformers_memory_efficient_attention:
+        yield lambda: _xformers(view.compute)
+    if train.compile_blocks:
+        yield lambda: _compiler(view.compute)
+    if train.use_8bit_adam:
+        yield _adam_8bit
+    if uses_deepspeed(train):
+        yield _deepspeed
+    yield lambda: _node(workspace, view, env)
+
+
+def _pick_device(compute: ComputeSettings) -> torch.device:
+    from dreambooth_core.models.load import pick_device
+
+    return pick_device(compute)
+
+
+def _device(compute: ComputeSettings) -> torch.device:
+    """The device to look at. A GPU that is missing is told on its own; what is left is the CPU."""
+    import torch
+
+    try:
+        return _pick_device(compute)
+    except SettingsError:
+        return torch.device("cpu")
+
+
+def _compute_type(view: SubjectView) -> None:
+    from dreambooth_core.training.precision import check_compute_type
+
+    check_compute_type(view.train, view.compute, device=_device(view.compute))
+
+
+def _xformers(compute: ComputeSettings) -> None:
+    from dreambooth_core.models.attention import check_xformers
+
+    check_xformers(_device(compute))
+
+
+def _compiler(compute: ComputeSettings) -> None:
+    from dreambooth_core.models.compiled import check_compiler
+
+    check_compiler(_device(compute))
+
+
+def _adam_8bit() -> None:
+    from dreambooth_core.training.optimizers import check_adam_8bit
+
+    check_adam_8bit()
+
+
+def _deepspeed() -> None:
+    from dreambooth_core.training.update_deepspeed import check_deepspeed
+
+    check_deepspeed()
+
+
+def _node(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> None:
+    from dreambooth_core.training.launch_options import check_node, node_of
+
+    check_node(view.train, read_launch_config(workspace, view.train), node_of(env))

@@ -1,0 +1,60 @@
+"""`run`, `plan` and the flow refuse at once what this machine cannot train."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.errors import SettingsError
+from tasks.run import subject_run
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose settings ask for two things that only a GPU has; nothing has run yet."""
+    root = tmp_path_factory.mktemp("preflight")
+    workspaces.build(root)
+    workspaces.change(root, "train.mixed_precision", "fp16")
+    workspaces.change(root, "train.enable_xformers_memory_efficient_attention", True)
+    return root
+
+
+def dreambooth(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return workspaces.run_in(root, sys.executable, "-m", "flows", *options, check=False)
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_command_refuses_all_of_it_at_once_before_anything_is_started(root, command):
+    done = dreambooth(root, command, SUBJECT)
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 2, words
+    assert "train.mixed_precision fp16 needs a GPU; found: train.mixed_precision fp16" in words
+    assert "train.enable_xformers_memory_efficient_attention needs a GPU" in words
+    assert "fits" not in done.stdout
+    assert ("--card-gib" in words) == (command == "plan")
+    assert not (root / "work").exists()
+    assert not (root / ".prefect").exists()
+
+
+def test_another_machines_card_can_be_planned(root):
+    done = dreambooth(root, "plan", SUBJECT, "--card-gib", "12")
+    assert done.returncode == 0, done.stderr
+    assert "12.0 GiB on gpu" in " ".join(done.stdout.split())
+
+
+def test_the_flow_refuses_before_it_takes_the_subject(root):
+    env = workspaces.environment(root)
+    with (
+        pytest.raises(SettingsError, match="fp16 needs a GPU"),
+        subject_run(SUBJECT, root, env),
+    ):
+        pytest.fail("the flow has begun")
+    assert not (root / "work").exists()
+    assert not (root / ".state" / "locks" / f"subject-{SUBJECT}.lock").exists()

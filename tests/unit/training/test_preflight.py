@@ -1,0 +1,170 @@
+"""What this machine cannot do is told before anything is made, all of it at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+
+from dreambooth_core import config
+from dreambooth_core.doors.flags import DREAMBOOTH
+from dreambooth_core.doors.wording import in_flags
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.stages import StageContext, preflight, run_stage
+from dreambooth_core.training.launch_options import RANK, RENDEZVOUS
+from dreambooth_core.workspace import Workspace
+from tasks import planning
+from tests.unit.base.test_config import ROOT, changed, subject_of_shipped
+
+SUBJECT = subject_of_shipped()
+TWO_NODES = {
+    "train__accelerate_config": "two-nodes-x-8",
+    "train__num_processes": 16,
+    "train__mixed_precision": "bf16",
+}
+XFORMERS = "train__enable_xformers_memory_efficient_attention"
+
+
+@pytest.fixture(autouse=True)
+def _without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of those that only some settings need."""
+    real = importlib.util.find_spec
+    gone = ("xformers", "bitsandbytes", "deepspeed")
+
+    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name in gone else real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def workspace_of(tmp_path: Path, **changes: Any) -> Workspace:
+    shutil.copytree(ROOT / "infra", tmp_path / "infra")
+    changed(tmp_path, **changes)
+    return Workspace(tmp_path)
+
+
+def problem_of(workspace: Workspace, env: dict[str, str] | None = None) -> SettingsError | None:
+    return preflight.problem(workspace, config.load_view(workspace, SUBJECT), env or {})
+
+
+def lines_of(workspace: Workspace) -> list[str]:
+    problem = problem_of(workspace)
+    assert problem is not None
+    assert problem.exit_code == 2
+    return str(problem).splitlines()
+
+
+def test_the_shipped_settings_can_be_trained_anywhere(tmp_path):
+    assert problem_of(workspace_of(tmp_path)) is None
+
+
+@pytest.mark.usefixtures("_without_packages")
+def test_all_that_a_cpu_cannot_do_is_told_at_once_each_with_what_to_do(tmp_path):
+    own = {XFORMERS: True, "train__compile_blocks": True, "train__use_8bit_adam": True}
+    own |= {"compute__device": "cuda", "train__mixed_precision": "fp16"}
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        lines = lines_of(workspace_of(tmp_path, **own))
+    wanted = [
+        "compute.device is cuda, but torch finds no GPU",
+        "train.mixed_precision fp16 needs a GPU",
+        "train.enable_xformers_memory_efficient_attention needs a GPU",
+        "train.compile_blocks is on, and torch.compile needs a C++ compiler",
+        "train.use_8bit_adam needs bitsandbytes",
+    ]
+    assert [line[: len(text)] for line, text in zip(lines, wanted, strict=True)] == wanted
+    assert all("what to do: " in line for line in lines)
+
+
+@pytest.mark.usefixtures("_without_packages")
+def test_a_missing_deepspeed_is_told_with_the_pip_line(tmp_path):
+    own = {"train__accelerate_config": "deepspeed-two-cpus", "train__num_processes": 2}
+    (line,) = lines_of(workspace_of(tmp_path, **own))
+    assert "asks for DeepSpeed, which cannot be imported" in line
+    assert 'pip install "dreambooth-pipeline[deepspeed]"' in line
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [("auto", "compute.device auto found a CPU"), ("cpu", "compute.device is cpu")],
+)
+def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, why):
+    own = {"train__mixed_precision": "fp16", "compute__device": device}
+    (line,) = lines_of(workspace_of(tmp_path, **own))
+    assert f"found: train.mixed_precision fp16, and {why}; allowed: 'no' and bf16" in line
+    told = in_flags(line, DREAMBOOTH.flags.model_fields)
+    assert told.startswith("--mixed_precision fp16 needs a GPU; found: --mixed_precision fp16, and")
+    assert "what to do: set --mixed_precision to bf16" in told
+
+
+def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
+    workspace = workspace_of(tmp_path, **TWO_NODES)
+    (line,) = lines_of(workspace)
+    assert "two-nodes-x-8 is for 2 machines, and this one was not told which" in line
+    assert f"start it on every machine with {RANK}=0, 1, ..." in line
+    assert problem_of(workspace, {RANK: "1", RENDEZVOUS: "n0:29500"}) is None
+    half = problem_of(workspace, {RANK: "1"})
+    assert half is not None
+    assert "does not say which of several machines" in str(half)
+
+
+@pytest.mark.parametrize("stage", preflight.STAGES)
+def test_no_stage_up_to_the_training_begins_what_cannot_be_trained(tmp_path, stage):
+    workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SettingsError, match="fp16 needs a GPU"):
+        run_stage(StageContext(workspace), SUBJECT, stage)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dvcs_first_stage_refuses_with_exit_code_2_and_makes_nothing(tmp_path):
+    workspace = workspace_of(tmp_path, train__mixed_precision="fp16", compute__device="cpu")
+    command = [sys.executable, "-m", "dreambooth_core", "validate", "--subject", SUBJECT]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: train.mixed_precision fp16 needs a GPU" in done.stderr
+    assert not (workspace.root / "work").exists()
+
+
+def test_settings_that_every_machine_can_train_are_looked_at_without_torch(tmp_path):
+    workspace_of(tmp_path)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from dreambooth_core import config\n"
+        "from dreambooth_core.stages import preflight\n"
+        "from dreambooth_core.workspace import Workspace\n"
+        "workspace = Workspace(Path(sys.argv[1]))\n"
+        "view = config.load_view(workspace, sys.argv[2])\n"
+        "assert preflight.problem(workspace, view, {}) is None\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), SUBJECT]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("does", "refused"), [("run", True), ("skip", False)])
+def test_a_run_is_refused_only_where_something_up_to_the_training_would_run(
+    tmp_path, monkeypatch, does, refused
+):
+    """What was trained on a GPU can be compared and registered on a laptop."""
+    workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
+    ahead = {**dict.fromkeys(planning.ALL_STAGES, "skip"), "train": does, "register": "run"}
+    monkeypatch.setattr(planning, "stages_ahead", lambda *_, **__: ahead)
+    view = config.load_view(workspace, SUBJECT)
+    if not refused:
+        planning.refuse_the_impossible(workspace, view, env={})
+        return
+    with pytest.raises(SettingsError, match="fp16 needs a GPU"):
+        planning.refuse_the_impossible(workspace, view, env={})
