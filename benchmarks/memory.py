@@ -72,8 +72,7 @@ POCKET = [
     Recipe("sd14-6gb, no checkpointing", "sd14-6gb", {"gradient_checkpointing": False}),
     Recipe("sd14-6gb, AdamW", "sd14-6gb", {"optimizer": "adamw"}),
 ]
-SDXL = [Recipe("sdxl-lora", "sdxl-lora"), Recipe("all of the U-Net by sd14-6gb", "sd14-6gb")]
-RECIPES = {"pocket": POCKET, "sd1": PRESETS, "sdxl": SDXL}
+RECIPES = {"pocket": POCKET, "sd1": PRESETS, "sdxl": [Recipe("sdxl-lora", "sdxl-lora")]}
 
 
 def prediction(recipe: Recipe, model: str) -> Footprint:

@@ -48,9 +48,13 @@ class Recipe:
 
     @property
     def settings(self) -> config.Settings:
-        """The preset with the changes; fp16 is bf16 where there is no GPU."""
+        """The preset with the changes; fp16 is bf16 where there is no GPU.
+
+        One micro-step is an update: a call for rows is how a run tells that an update begins.
+        """
         preset = config.load_settings(ROOT / "presets" / f"{self.preset}.yaml")
-        told = {**preset.train.model_dump(), **self.changes}
+        one = {"gradient_accumulation_steps": 1}
+        told = {**preset.train.model_dump(), **one, **self.changes}
         if told["mixed_precision"] == "fp16" and not has_gpu():
             told["mixed_precision"] = "bf16"
         return preset.model_copy(update={"train": TrainSettings.model_validate(told)})

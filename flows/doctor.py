@@ -34,7 +34,7 @@ def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
         _machine,
         _packages,
         lambda: _disk(workspace),
-        lambda: _settings(workspace),
+        lambda: settings(workspace),
         lambda: _repository(workspace),
         lambda: _servers(workspace, env),
     ]
@@ -91,25 +91,27 @@ def _disk(workspace: Workspace) -> Iterator[Check]:
     yield check("free disk", f"{free:.0f} GiB", state=state, hint="dreambooth clean")
 
 
-def _settings(workspace: Workspace) -> Iterator[Check]:
+def settings(workspace: Workspace) -> Iterator[Check]:
+    """Whether params.yaml could be used, and whether the models that it names are here."""
     try:
-        settings = config.load_settings(workspace.params)
+        found = config.load_settings(workspace.params)
+        config.check_launches(workspace, found)
     except DreamBoothError as error:
         yield check("params.yaml", str(error), state="wrong", hint="mend what it names")
         return
-    yield check("params.yaml", f"{len(settings.subjects)} subjects")
+    yield check("params.yaml", f"{len(found.subjects)} subjects")
     places = {
-        "base model": settings.base_model.pretrained_model_name_or_path,
-        "CLIP scorer": settings.evaluate.clip,
-        "DINO scorer": settings.evaluate.dino,
+        "base model": found.base_model.pretrained_model_name_or_path,
+        "CLIP scorer": found.evaluate.clip,
+        "DINO scorer": found.evaluate.dino,
     }
     for what, place in places.items():
         if workspace.resolve(place).is_dir():
             yield check(what, place)
         else:
-            found = f"{place} (hub id, or a folder that is missing)"
+            where = f"{place} (hub id, or a folder that is missing)"
             hint = "the first run downloads a hub id; a missing folder stops it"
-            yield check(what, found, state="warning", hint=hint)
+            yield check(what, where, state="warning", hint=hint)
 
 
 def _repository(workspace: Workspace) -> Iterator[Check]:

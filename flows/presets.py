@@ -50,18 +50,24 @@ def use(workspace: Workspace, name: str) -> list[str]:
     before = yaml.load(workspace.params.read_text(encoding="utf-8"))
     after = yaml.load(read(workspace, name))
     after["subjects"] = before["subjects"]
+    after["versions"] = _newest(before.get("versions"), after["versions"])
     text = io.StringIO()
     yaml.dump(after, text)
     changed = _differences(before, after)
     with files.atomic_file(workspace.params) as aside:
         aside.write_text(text.getvalue(), encoding="utf-8")
-        _check(aside)
+        # Settings that cannot be used do not take the place of those that can.
+        config.check_launches(workspace, config.load_settings(aside))
     return changed
 
 
-def _check(path: Any) -> None:
-    """Refuse settings that do not load, before they take the place of those that do."""
-    config.load_settings(path)
+def _newest(ours: Any, presets: Any) -> Any:
+    """Of each stage the higher version: with a lower one old results would count as up to date."""
+    if isinstance(ours, Mapping):
+        for stage, version in presets.items():
+            mine = ours.get(stage)
+            presets[stage] = max(version, mine) if isinstance(mine, int) else version
+    return presets
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> list[str]:

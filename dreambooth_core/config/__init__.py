@@ -6,7 +6,7 @@ which, `loading` reads the file and explains what is wrong with it.
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
 from dreambooth_core.config.launching import LaunchConfig, deepspeed_config, read_launch_config
-from dreambooth_core.config.loading import for_subject, load_settings, load_view
+from dreambooth_core.config.loading import check_launches, for_subject, load_settings, load_view
 from dreambooth_core.config.reading import read_yaml
 from dreambooth_core.config.sections import (
     BaseModelSettings,
@@ -58,6 +58,7 @@ __all__ = [
     "TrainSettings",
     "Versions",
     "WeightDtype",
+    "check_launches",
     "deepspeed_config",
     "dvc_params",
     "effect_of",

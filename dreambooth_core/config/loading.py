@@ -52,6 +52,22 @@ def load_view(workspace: Workspace, subject: str) -> SubjectView:
     return view
 
 
+def check_launches(workspace: Workspace, settings: Settings) -> None:
+    """Check the launch configurations that the subjects (or the bare settings) name.
+
+    Raises SettingsError with every error at once, each told once.
+    """
+    trains = [for_subject(settings, name).train for name in sorted(settings.subjects)]
+    problems: list[str] = []
+    for train in trains or [settings.train]:
+        try:
+            read_launch_config(workspace, train)
+        except SettingsError as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(dict.fromkeys(problems)))
+
+
 def _problems(model: type[BaseModel], raw: Mapping[str, Any], at: str = "") -> list[str]:
     try:
         model.model_validate(raw)

@@ -131,7 +131,7 @@ class LoraSettings(Section):
         default=("q_proj", "k_proj", "v_proj", "out_proj"),
     )
     use_dora: bool = setting(
-        "Also train the length of each row of the U-Net's updated weights (DoRA).", default=False
+        "Also train the length of each row of the updated weights (DoRA).", default=False
     )
     learning_rate: PositiveFloat | None = setting(
         "Peak learning rate of the adapters; null: train.learning_rate.", default=None

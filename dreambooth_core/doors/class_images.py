@@ -15,7 +15,7 @@ from dreambooth_core.config import PriorSettings
 from dreambooth_core.data.class_images import class_image_key, class_seed, png_bytes
 from dreambooth_core.doors import class_folder
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder
+from dreambooth_core.doors.folders import make_folder, require_writable
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, solvers
@@ -88,6 +88,7 @@ def _look(
     num_missing = prior.num_class_images - len(usable.paths)
     if num_missing <= 0:
         return _Found(usable.paths, key="", missing=[])
+    require_writable(folder, flag="class_data_dir")
     key = class_image_key(
         load.resolve_base_model(
             plan.base_model, Path.cwd(), hash_cache=plan.state_dir / "hashes.json"

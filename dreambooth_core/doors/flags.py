@@ -141,7 +141,9 @@ class _LoraFlags(Section):
         default="to_k,to_q,to_v,to_out.0",
     )
     validation_epochs: PositiveInt = flag(
-        "Draw validation pictures every so many epochs.", default=50
+        "Draw validation pictures after the first epoch, every so many from there on, and at the "
+        "end.",
+        default=50,
     )
     image_interpolation_mode: Literal["lanczos", "bilinear"] = flag(
         "Accepted: pictures are scaled bilinearly over the whole source area.", default="lanczos"
@@ -199,6 +201,11 @@ class DreamBoothFlaxFlags(_SdFlags):
 
 _IF_ONLY = "it belongs to DeepFloyd IF, which is not trained here"
 _HUB_DATA = "photos are read from a folder here: save them to one and give --instance_data_dir"
+_OWN_VAE = (
+    "leave it out: photos are encoded by the model's own VAE in fp32 here, and a VAE mended for "
+    "fp16 is needed only to draw in fp16; to train with quite another VAE, save the pipeline with "
+    "it and give that folder as --pretrained_model_name_or_path"
+)
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml"}
 """What --report_to can name, and the package that each needs."""
 _PRODIGY = "only AdamW is offered"
@@ -226,9 +233,7 @@ DREAMBOOTH_FLAX = Door(
     script="train_dreambooth_flax.py",
     flags=DreamBoothFlaxFlags,
     method="full",
-    refused={
-        "pretrained_vae_name_or_path": "put the VAE into the model's folder: it is read from there"
-    },
+    refused={"pretrained_vae_name_or_path": _OWN_VAE},
     engine="jax",
 )
 DREAMBOOTH_LORA = Door(
@@ -245,9 +250,9 @@ DREAMBOOTH_LORA_SDXL = Door(
         **dict.fromkeys(("dataset_name", "dataset_config_name", "image_column"), _HUB_DATA),
         "caption_column": "per-image captions are a setting of params.yaml: data.captions",
         "cache_dir": "set HF_HOME in the environment",
-        "pretrained_vae_model_name_or_path": "put the VAE into the model's folder: latents are "
-        "computed in fp32 here, which is what that VAE is for",
-        "adam_weight_decay_text_encoder": "one --adam_weight_decay is used for all networks",
+        "pretrained_vae_model_name_or_path": _OWN_VAE,
+        "adam_weight_decay_text_encoder": "--adam_weight_decay (1e-4 unless given) holds for the "
+        "adapters of all networks here, where the well-known script gives the text encoders' 1e-3",
         "do_edm_style_training": "the EDM formulation is not offered",
         **dict.fromkeys(
             (

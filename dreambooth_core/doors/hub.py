@@ -7,6 +7,7 @@ from pathlib import Path
 from dreambooth_core import files
 from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.models import source
 from dreambooth_core.training.narrator import say
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
@@ -16,19 +17,20 @@ NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
 def create_repository(plan: Plan) -> str:
     """Create the repository before any training, so that a bad token costs no hours; its id.
 
-    Raises SettingsError when the hub refuses.
+    Raises SettingsError when the hub refuses or cannot be reached.
     """
     from huggingface_hub import create_repo
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     name = plan.flags.hub_model_id or plan.output_dir.resolve().name
     try:
         return create_repo(repo_id=name, exist_ok=True, token=plan.flags.hub_token).repo_id
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except source.hub_errors() as error:
+        first_line = str(error).partition("\n")[0]
         raise SettingsError(
             f"--push_to_hub: the repository {name} cannot be made",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="log in with `hf auth login`, or train without --push_to_hub and upload later",
+            got=f"{type(error).__name__}: {first_line}",
+            hint="check the network and log in with `hf auth login`, or train without "
+            "--push_to_hub and upload later",
         ) from None
 
 
@@ -50,9 +52,21 @@ def upload(plan: Plan, repository: str) -> None:
         raise StageError(
             f"the upload to {repository} failed; the result is whole in {plan.output_dir}",
             got=f"{type(error).__name__}: {error}",
-            hint=f"hf upload {repository} {plan.output_dir}",
+            hint=_by_hand(plan, repository),
         ) from error
     say(f"uploaded to {repository}")
+
+
+def not_uploaded(plan: Plan, repository: str) -> str:
+    """What to say when the upload is stopped."""
+    return (
+        f"stopped before the upload to {repository} was done; the result is whole in "
+        f"{plan.output_dir}; what to do: {_by_hand(plan, repository)}"
+    )
+
+
+def _by_hand(plan: Plan, repository: str) -> str:
+    return f"hf upload {repository} {plan.output_dir}"
 
 
 def _card(plan: Plan) -> str:

@@ -12,9 +12,9 @@ from dreambooth_core import files
 from dreambooth_core.data import cache
 from dreambooth_core.doors import class_images, photos
 from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, source
-from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
 
 CACHE = "cache"
@@ -28,7 +28,7 @@ def build_latents(
     instance: Manifest,
     class_: Manifest | None,
     device: torch.device,
-    should_stop: StopSignal,
+    stop: Stop,
 ) -> LatentCache:
     """Encode images and prompts with the frozen networks, and let go of these."""
     base, root = plan.base_model, Path.cwd()
@@ -57,7 +57,7 @@ def build_latents(
         masks_text=masks_text(plan),
     )
     _require_places(encoders)
-    with files.atomic_dir(plan.state_dir / CACHE) as out:
+    with stop.watched(), files.atomic_dir(plan.state_dir / CACHE) as out:
         record = cache.build_cache(
             sets,
             encoders=encoders,
@@ -65,7 +65,7 @@ def build_latents(
             content_store=plan.state_dir / _MOMENTS,
             out=out,
             fingerprint="",
-            should_stop=should_stop,
+            should_stop=stop,
         )
     del encoders
     load.free_memory(device)

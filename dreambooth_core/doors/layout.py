@@ -58,6 +58,8 @@ class ScriptCheckpoint(Record):
     files: dict[str, str]
     run: str = ""
     """The run that it is of (lineage.py); empty in those of before runs had names."""
+    images: tuple[str, ...] = ()
+    """Fingerprints of the photos, and of the class images."""
 
 
 class ScriptLayout:
@@ -72,11 +74,12 @@ class ScriptLayout:
         limit: int | None,
         settings: dict[str, Any],
         run: str,
+        images: tuple[str, ...],
     ) -> None:
         self._folder = folder
         self._method: Method = method
         self._every, self._limit = every, limit
-        self._settings, self._run = settings, run
+        self._settings, self._run, self._images = settings, run, images
 
     def begin(self, outcome: Outcome, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
@@ -116,7 +119,12 @@ class ScriptLayout:
     def _record(self, folder: Path, *, step: int) -> None:
         hashes = files.tree_hashes(folder)
         ScriptCheckpoint(
-            step=step, method=self._method, settings=self._settings, files=hashes, run=self._run
+            step=step,
+            method=self._method,
+            settings=self._settings,
+            files=hashes,
+            run=self._run,
+            images=self._images,
         ).write(folder)
 
     def _verify(self, path: Path) -> None:

@@ -34,7 +34,7 @@ def name_run(
     if found is None:
         return files.digest_of([layout.effective(settings), list(images)])
     record = found[1]
-    is_last = record.step == max(other.step for _, other in _records(folder, run=record.run))
+    is_last = record.step == max(other.step for _, other in records(folder, run=record.run))
     if is_last or not layout.changes(record, settings):
         return record.run
     return files.digest_of([record.run, record.step, layout.effective(settings)])
@@ -42,7 +42,7 @@ def name_run(
 
 def strangers(folder: Path, run: str) -> list[str]:
     """Names of the folder's checkpoints that are of other runs, or of other scripts."""
-    own = {path for path, _ in _records(folder, run=run)}
+    own = {path for path, _ in records(folder, run=run)}
     return [path.name for path in layout.folders(folder) if path not in own]
 
 
@@ -90,18 +90,18 @@ def _latest(folder: Path) -> Found | None:
     for path in there:
         if layout.ScriptCheckpoint.read_if_there(path) is None:
             say(f"warning: {path.name} {_why_not(path)}: passed by")
-    records = _records(folder)
-    if not records:
+    recorded = records(folder)
+    if not recorded:
         return None
-    last = max(records, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns)[1].run
-    for path, record in reversed(_records(folder, run=last)):
+    last = max(recorded, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns)[1].run
+    for path, record in reversed(records(folder, run=last)):
         if layout.read_whole(path):
             return path, record
         say(f"warning: {path.name} is not whole: passed by")
     return None
 
 
-def _records(folder: Path, *, run: str | None = None) -> list[Found]:
+def records(folder: Path, *, run: str | None = None) -> list[Found]:
     """The checkpoints with a record, lowest step first; files are not looked at."""
     found = ((path, ScriptCheckpoint.read_if_there(path)) for path in layout.folders(folder))
     return [(p, record) for p, record in found if record and run in (None, record.run)]

@@ -5,21 +5,25 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from dreambooth_core.doors import failures
 from dreambooth_core.doors.flags import Door
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.imports import without_collecting
 from dreambooth_core.quiet import quiet
 
 _HELP = ("--help", "-h")
+_TRACEBACK = "DREAMBOOTH_TRACEBACK"
+"""Set to anything, it shows where in the program an error came from."""
 
 
 def main(door: Door, arguments: Sequence[str] | None = None) -> int:
@@ -35,23 +39,26 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        return _run(make_plan(door, parse(door, arguments), os.environ))
+        flags = parse(door, arguments)
+        with failures.told(Path(flags.output_dir)):
+            return _run(make_plan(door, flags, os.environ))
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
             sys.stderr.write(f"error: {in_flags(str(error), door.flags.model_fields)}\n")
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         return error.exit_code
     finally:
         gc.freeze()  # else the interpreter walks through all of torch once more before it ends
 
 
 def _run(plan: Plan) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = Stop(plan.launched)
+    stop.install()
     with without_collecting():  # torch takes seconds: mistakes are told before
         from dreambooth_core.doors import session
 
-    return session.run(plan, should_stop=stop.is_set)
+    return session.run(plan, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

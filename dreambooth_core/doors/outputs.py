@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from dreambooth_core import files
@@ -56,6 +57,7 @@ def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             found.folder,
+            dtype=torch.float32,  # of the trained networks; a part of another could not feed them
             variant=settings.variant,
             use_safetensors=True,
             local_files_only=True,

@@ -23,6 +23,7 @@ from dreambooth_core.config import (
 from dreambooth_core.config.launching import read_deepspeed
 from dreambooth_core.config.reading import mapping
 from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
+from dreambooth_core.doors.inputs import input_problems
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 
@@ -36,6 +37,7 @@ CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
@@ -68,8 +70,10 @@ class Launched:
             mixed_precision=env.get(_LAUNCHER, "no"),
             strategy=strategy,
             num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            # For several it sets the address; for one, on a CPU, nothing that says how many.
-            is_lonely=_LAUNCHER in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env,
+            # For several it sets address and port; for one, on a CPU, nothing that says how many.
+            # Clusters export an address for all that runs there: by itself it says nothing.
+            is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
+            and "WORLD_SIZE" not in env,
             deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
         )
 
@@ -155,7 +159,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     """Check what belongs together. Raises SettingsError that names every mistake."""
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += [*_text_problems(flags), *_launcher_problems(launched)]
+    problems += [*input_problems(flags), *_text_problems(flags), *_launcher_problems(launched)]
     problems += _precision_problems(flags.mixed_precision or launched.precision, launched)
     if launched.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
@@ -322,7 +326,8 @@ def _launcher_problems(launched: Launched) -> list[str]:
     return [
         "accelerate launch: several processes were asked for and one was started, as it does with "
         "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
-        "on a CPU too"
+        f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
+        f"then; `unset {' '.join(_ADDRESS)}`"
     ]
 
 
@@ -351,6 +356,8 @@ def _notes(flags: ScriptFlags) -> list[str]:
         notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
     if flags.validation_prompt is not None and flags.report_to == "none":
         notes.append("--validation_prompt: its pictures go nowhere with --report_to none")
+    if flags.max_train_steps is not None:
+        notes += notes_on_pictures(flags, num_steps=flags.max_train_steps)
     if "text_encoder_lr" in given and not flags.train_text_encoder:
         notes.append("--text_encoder_lr has no effect without --train_text_encoder")
     if flags.dataloader_num_workers:
@@ -360,6 +367,17 @@ def _notes(flags: ScriptFlags) -> list[str]:
     if flags.report_to == "tensorboard" and not _is_installed("tensorboard"):
         notes.append("TensorBoard is not installed: no curves are written")
     return notes
+
+
+def notes_on_pictures(flags: ScriptFlags, *, num_steps: int) -> list[str]:
+    """Worth saying when a run of so many steps ends before its first validation picture."""
+    every = getattr(flags, "validation_steps", None)
+    if flags.validation_prompt is None or every is None or every <= num_steps:
+        return []
+    return [
+        f"--validation_prompt: no picture is drawn: --validation_steps is {every}, and the run "
+        f"ends at step {num_steps}"
+    ]
 
 
 def _is_installed(package: str) -> bool:

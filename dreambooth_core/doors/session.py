@@ -15,25 +15,26 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos
+from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos, room
 from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder
+from dreambooth_core.doors.folders import make_folder, require_writable, unmade_on_wrong_input
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.layout import ResumingRun
-from dreambooth_core.doors.plan import Plan
+from dreambooth_core.doors.plan import Plan, notes_on_pictures
+from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.trackers import TrackerSink
-from dreambooth_core.doors.validation import Validation
+from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
-from dreambooth_core.ports import StopSignal
+from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.records import BaseModelIdentity, Manifest
 from dreambooth_core.training import metrics, processes, state_kind
 from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.loop import Loop, Visitor
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.rehearsal import Kept, rehearse
+from dreambooth_core.training.rehearsal import rehearse
 from dreambooth_core.training.trainee import Trainee, load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
 
@@ -59,8 +60,13 @@ class _Sets:
     instance: Manifest
     class_: Manifest | None
 
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What stands for their pixels."""
+        return tuple(each.fingerprint for each in (self.instance, self.class_) if each)
 
-def run(plan: Plan, *, should_stop: StopSignal) -> int:
+
+def run(plan: Plan, *, stop: Stop) -> int:
     """Do what the command line asks for; the exit code (1 when it was stopped).
 
     Raises DataError and SettingsError for what the user must mend, StageError for failed work.
@@ -68,8 +74,10 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
     if plan.launched.by_accelerate:
         processes.die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
+    made = unmade_on_wrong_input(plan.output_dir, scratch=plan.state_dir)
     try:
-        return _Session(plan, accelerator, should_stop).run()
+        with made if accelerator.is_main_process else contextlib.nullcontext():
+            return _Session(plan, accelerator, stop).run()
     except Stopped as stopped:
         if accelerator.is_main_process:
             say(f"{stopped}")
@@ -81,8 +89,8 @@ def run(plan: Plan, *, should_stop: StopSignal) -> int:
 class _Session:
     """One run on one of its processes."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, should_stop: StopSignal) -> None:
-        self._plan, self._accelerator, self._should_stop = plan, accelerator, should_stop
+    def __init__(self, plan: Plan, accelerator: Accelerator, stop: Stop) -> None:
+        self._plan, self._accelerator, self._stop = plan, accelerator, stop
         self._is_main = accelerator.is_main_process
         self._found: lineage.Found | None = None
 
@@ -90,12 +98,16 @@ class _Session:
         plan = self._plan
         from_main(self._accelerator, self._begin)
         self._found = from_main(self._accelerator, lambda: _checkpoint_to_resume(plan))
-        seed = from_main(self._accelerator, lambda: _seed_of(plan, self._found))
+        seed = from_main(self._accelerator, lambda: seed_of(plan, self._found))
         repository = from_main(
             self._accelerator, lambda: hub.create_repository(plan) if plan.flags.push_to_hub else ""
         )
-        sets = self._images(seed)
+        with self._stop.watched():
+            sets = self._images(seed)
         train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
+        if self._is_main and not plan.flags.max_train_steps:  # else it was told at the beginning
+            for note in notes_on_pictures(plan.flags, num_steps=train.max_train_steps):
+                say(f"note: {note}")
         from_main(
             self._accelerator,
             lambda: build_latents(
@@ -103,7 +115,7 @@ class _Session:
                 instance=sets.instance,
                 class_=sets.class_,
                 device=self._accelerator.device,
-                should_stop=self._should_stop,
+                stop=self._stop,
             ),
         )
         trainer = self._train(_job(plan, train), sets)
@@ -113,6 +125,7 @@ class _Session:
         if self._is_main:
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
+                self._stop.part_with(hub.not_uploaded(plan, repository))
                 hub.upload(plan, repository)
         self._accelerator.wait_for_everyone()
         return 0
@@ -122,16 +135,20 @@ class _Session:
         plan = self._plan
         for note in plan.notes:
             say(f"note: {note}")
-        make_folder(plan.output_dir, flag="output_dir")
+        _require_folder(plan.output_dir)
         files.remove_asides(plan.output_dir)
         base = load.find_base_model(plan.base_model, Path.cwd()).folder
         load.pipeline_family(base)
+        if lora := plan.train(seed=0, max_train_steps=1).lora:
+            with_text = plan.flags.train_text_encoder
+            require_layers(load.empty_networks(base, with_text=with_text), lora)
         outputs.check_places(plan, base)
+        _require_folder(plan.state_dir)
 
     def _images(self, seed: int) -> _Sets:
         plan = self._plan
         instance = from_main(
-            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._should_stop)
+            self._accelerator, lambda: photos.accept_photos(plan, should_stop=self._stop)
         )
         folder = plan.class_dir
         if folder is None:
@@ -141,7 +158,7 @@ class _Session:
             folder,
             seed=seed,
             accelerator=self._accelerator,
-            should_stop=self._should_stop,
+            should_stop=self._stop,
         )
         return _Sets(instance, class_)
 
@@ -178,9 +195,10 @@ class _Session:
                 layout=self._layout(settings, sets),
                 sink=sink,
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
-                visitors=self._visitors(sink, sets, seed=job.train.seed),
+                visitors=self._visitors(sink, sets, train=job.train),
             )
-            ended = loop.run(resumed.step, should_stop=self._should_stop)
+            self._stop.watch()  # until the result is written
+            ended = loop.run(resumed.step, should_stop=self._stop)
         if ended.how == "stopped":
             raise Stopped(
                 f"stopped and saved at step {ended.step}",
@@ -191,7 +209,7 @@ class _Session:
     def _trainer(
         self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
-        """Torch's, or JAX's for the door that trains through it; a new run rehearses step 0."""
+        """Torch's, or JAX's for the door that trains through it."""
         accelerator, train = self._accelerator, job.train
         if self._plan.door.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
@@ -200,9 +218,20 @@ class _Session:
         else:
             updates = make_updates(trainee, accelerator=accelerator, settings=train, state=state)
             trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
-        if state is None:
-            rehearse(job, trainer.updates, _kept(self._plan, job), is_main=self._is_main)
+        self._require_room(job, trainer)
         return trainer
+
+    def _require_room(self, job: TrainJob, trainer: StepByStep) -> None:
+        """Raise StageError unless the disk has room; a new run rehearses step 0 for that."""
+        plan = self._plan
+        if self._found is None:
+            kept = room.kept(plan, last=job.train.max_train_steps)
+            rehearse(job, trainer.updates, kept, is_main=self._is_main)
+        else:
+            found = self._found
+            from_main(
+                self._accelerator, lambda: room.check_resume(plan, job, trainer.trainee, found)
+            )
 
     def _layout(self, settings: dict[str, Any], sets: _Sets) -> layout.ScriptLayout:
         flags = self._plan.flags
@@ -214,12 +243,14 @@ class _Session:
             limit=flags.checkpoints_total_limit,
             settings=settings,
             run=run,
+            images=sets.fingerprints,
         )
 
     def _run_name(self, settings: dict[str, Any], sets: _Sets) -> str:
         """Which run the checkpoints will belong to; what is there of others is told."""
-        images = [each.fingerprint for each in (sets.instance, sets.class_) if each]
-        folder = self._plan.output_dir
+        folder, images = self._plan.output_dir, sets.fingerprints
+        if self._found and self._found[1].images not in ((), images):
+            say("note: other photos or class images than the checkpoint's")
         run = lineage.name_run(folder, self._found, settings=settings, images=images)
         if others := lineage.strangers(folder, run):
             say(
@@ -242,22 +273,29 @@ class _Session:
         finally:
             sink.close(status="FINISHED")
 
-    def _visitors(self, sink: TrackerSink, sets: _Sets, *, seed: int) -> list[Visitor]:
+    def _visitors(self, sink: TrackerSink, sets: _Sets, *, train: TrainSettings) -> list[Visitor]:
         flags = self._plan.flags
         if flags.validation_prompt is None:
             return []
-        every = getattr(flags, "validation_steps", None)
-        every = every or flags.validation_epochs * self._steps_per_epoch(sets)  # pyright: ignore[reportAttributeAccessIssue]
         return [
             Validation(
                 self._plan,
                 prompt=flags.validation_prompt,
-                every=every,
-                seed=seed,
+                is_due=self._when_to_draw(sets, last=train.max_train_steps),
+                seed=train.seed,
                 take=lambda images, step: sink.pictures(images, name="validation", step=step),
                 is_main=self._is_main,
             )
         ]
+
+    def _when_to_draw(self, sets: _Sets, *, last: int) -> IsDue:
+        """By steps or by epochs: each script has one of the two flags."""
+        flags = self._plan.flags
+        steps = getattr(flags, "validation_steps", None)
+        if steps is not None:
+            return after_steps(steps)
+        epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
+        return after_epochs(epochs, steps_per_epoch=self._steps_per_epoch(sets), last=last)
 
     def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> _Resumed:
         """Where to go on from. Raises SettingsError when other weights are trained now."""
@@ -278,13 +316,9 @@ class _Session:
         return _Resumed(record.step, layout.read_metrics(path), state)
 
 
-def _kept(plan: Plan, job: TrainJob) -> Kept:
-    """What a script keeps: whole folders, one more than the limit while a new one is written."""
-    flags = plan.flags
-    num = job.train.max_train_steps // flags.checkpointing_steps
-    limit = flags.checkpoints_total_limit
-    folders = num if limit is None else min(num, limit + 1)
-    return Kept(checkpoints=folders + 1, states=folders)  # and the result itself
+def _require_folder(folder: Path) -> None:
+    make_folder(folder, flag="output_dir")
+    require_writable(folder, flag="output_dir")
 
 
 def _first_word(step: int, *, last: int) -> str:
@@ -308,12 +342,16 @@ def _checkpoint_to_resume(plan: Plan) -> lineage.Found | None:
     return found
 
 
-def _seed_of(plan: Plan, found: lineage.Found | None) -> int:
-    """The seed that was given, else that of the checkpoint, else a random one, which is told."""
-    if plan.flags.seed is not None:
-        return plan.flags.seed
-    if found is not None:
+def seed_of(plan: Plan, found: lineage.Found | None) -> int:
+    """The seed that was given, else that of the checkpoint, else the script's own or a random one.
+
+    A random one is told.
+    """
+    given, seed = "seed" in plan.flags.model_fields_set, plan.flags.seed
+    if found is not None and not given:
         return int(found[1].settings["seed"])
+    if seed is not None:
+        return seed
     seed = secrets.randbelow(2**31)
     say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
     return seed

@@ -24,8 +24,25 @@ _SCHEDULERS = {
     "DDPMScheduler": DDPMScheduler,
 }
 
+IsDue = Callable[[int], bool]
+"""Whether pictures are drawn after a step."""
 TakePictures = Callable[[Sequence[Image.Image], int], None]
 """Receives the pictures of a step."""
+
+
+def after_steps(every: int) -> IsDue:
+    """After every so many updates, as the full fine-tune's script draws."""
+    return lambda step: step % every == 0
+
+
+def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
+    """After the first epoch, every so many epochs from there on, and in the end.
+
+    So the LoRA scripts draw, which count epochs from 0 and look after each of them.
+    """
+    period = every * steps_per_epoch
+    first = steps_per_epoch % period
+    return lambda step: step == last or step % period == first
 
 
 class Validation:
@@ -36,17 +53,18 @@ class Validation:
         plan: Plan,
         *,
         prompt: str,
-        every: int,
+        is_due: IsDue,
         seed: int,
         take: TakePictures,
         is_main: bool,
     ) -> None:
-        self._plan, self._prompt, self._every, self._seed = plan, prompt, every, seed
+        self._plan, self._prompt, self._seed = plan, prompt, seed
+        self._is_due = is_due
         self._take, self._is_main = take, is_main
 
     def is_due(self, step: int) -> bool:
-        """At every multiple of validation_steps."""
-        return step % self._every == 0
+        """After the steps that the script's flags name."""
+        return self._is_due(step)
 
     def visit(self, trainer: StepByStep, *, step: int) -> None:
         """Draw num_validation_images pictures, each of its own seed, the same at every visit.

@@ -5,6 +5,7 @@ A family says which parts a pipeline has; what else differs is read from the par
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,14 +51,18 @@ _SDXL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     conditioning="text_time",
 )
+_BETAS = ("beta_start", "beta_end", "beta_schedule")
+"""What a scheduler's config says of DDPM's noise, unless it lists its `trained_betas`."""
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BY_CLASS = {family.pipeline_class.__name__: family for family in (_SD, _SDXL)}
 
 
 def pipeline_family(folder: Path) -> Family:
     """Which kind of pipeline a folder holds. Raises SettingsError for one that is not trained here.
 
-    The class of `model_index.json` decides, and the U-Net's config must agree with it: inpainting
-    models and SDXL's refiner have the same classes and other inputs.
+    The class of `model_index.json` decides, and the configs of the U-Net and of the scheduler must
+    agree with it: inpainting models have the same classes and other inputs, and models trained by
+    EDM or flow matching have the same classes and another objective.
     """
     index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
     class_name = str(index.get("_class_name"))
@@ -79,6 +84,7 @@ def pipeline_family(folder: Path) -> Family:
     if missing := [name for name in parts if index.get(name) in (None, [None, None])]:
         raise SettingsError(f"{folder.name} lacks {' and '.join(missing)}")
     _require_unet(folder, family)
+    _require_ddpm_noise(folder, index)
     return family
 
 
@@ -101,6 +107,49 @@ def _require_unet(folder: Path, family: Family) -> None:
             got=f"latents_mean {vae['latents_mean']}",
             allowed="latents_mean null: latents are scaled only",
         )
+
+
+def _require_ddpm_noise(folder: Path, index: Mapping[str, Any]) -> None:
+    """The network was trained to undo DDPM's noise, as the loss here asks it to.
+
+    Any sampler of that noise will do. DDPMScheduler opens every config, and fills in betas that
+    another objective does not have.
+    """
+    config = source.read_json_file(
+        folder / "scheduler" / "scheduler_config.json", what="a saved scheduler"
+    )
+    entry = index.get("scheduler")
+    named = entry[-1] if isinstance(entry, list) and entry else None
+    classes = list(dict.fromkeys(str(name) for name in (named, config.get("_class_name")) if name))
+    objective = _other_objective(classes, config)
+    if objective is not None:
+        raise SettingsError(
+            f"{folder.name} was trained for another objective than the one here: {objective}",
+            got=f"scheduler {' and '.join(classes) or 'of no class'}",
+            allowed=f"a scheduler of DDPM's noise, whose config has {', '.join(_BETAS)} and a "
+            f"prediction_type of {', '.join(_PREDICTIONS)}",
+            hint="take a base model of that kind: Stable Diffusion 1.x and 2.x, SDXL, and models "
+            "fine-tuned from them",
+        )
+
+
+def _other_objective(classes: Sequence[str], config: Mapping[str, Any]) -> str | None:
+    """What a scheduler belongs to that is not DDPM's noise; None for one that can be trained."""
+    if any("EDM" in name for name in classes):
+        return "EDM"
+    prediction = config.get("prediction_type", "epsilon")
+    if (
+        any("FlowMatch" in name for name in classes)
+        or config.get("use_flow_sigmas")
+        or prediction == "flow_prediction"
+    ):
+        return "flow matching"
+    if prediction not in _PREDICTIONS:
+        return f"prediction_type {prediction}"
+    missing = [name for name in _BETAS if config.get(name) is None]
+    if missing and config.get("trained_betas") is None:
+        return f"the scheduler's config has no {', '.join(missing)}"
+    return None
 
 
 def native_side(pipe: Pipeline) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dreambooth_core.config import BaseModelSettings, ComputeSettings
@@ -191,6 +191,20 @@ def load_text_encoders(
         name: _load_model(_MODEL_CLASSES[name], folder / name, settings, device=device, dtype=dtype)
         for name in pipeline_family(folder).text_encoders
     }
+
+
+def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Module]:
+    """U-Net and text encoders of the pipeline in `folder` by their configs, without any weights.
+
+    They tell the names and kinds of their layers, in no time and no memory.
+    """
+    names = pipeline_family(folder).text_encoders if with_text else ()
+    config = source.read_json_file(folder / "unet" / "config.json", what="a saved U-Net")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        text = {n: _MODEL_CLASSES[n](CLIPTextConfig.from_pretrained(folder / n)) for n in names}
+    assert isinstance(unet, torch.nn.Module)
+    return {"unet": unet, **text}
 
 
 def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokenizer, ...]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from dreambooth_core.config import LoraSettings
 from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.models.lora_layers import FITTING
 from dreambooth_core.models.tensors import read_tensors, write_tensors
 from dreambooth_core.numerics.seeding import generator_for
 
@@ -29,11 +30,12 @@ _METADATA_KEY = "lora_adapter_metadata"
 _TEXT_STACK = "text_model."
 _ADAPTER = "default"
 _KEPT = ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")
-_MAGNITUDE = "lora_magnitude_vector"
+_LENGTHS = "lora_magnitude_vector"
 _KOHYA_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    _MAGNITUDE: "dora_scale",
+    _LENGTHS: "dora_scale",
+    f"{_LENGTHS}.weight": "dora_scale",
 }
 
 
@@ -45,7 +47,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
 
     `part` is its name in a pipeline and says which layers are meant. A is drawn with standard
     deviation 1/r, by generators of (seed, part, layer). Raises SettingsError when the settings'
-    layers are none of the network's.
+    layers are none of the network's; `require_layers` looks at every name of them.
     """
     model.requires_grad_(False)
     option, layers = _layers_for(part, settings)
@@ -55,8 +57,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
         lora_dropout=settings.lora_dropout,
         target_modules=list(layers),
         init_lora_weights="gaussian",
-        # transformers 5 loads a text encoder's adapters without DoRA's lengths, and says nothing.
-        use_dora=settings.use_dora and part == "unet",
+        use_dora=settings.use_dora,
     )
     attach: Any = model
     try:
@@ -65,8 +66,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
         raise SettingsError(
             f"train.lora.{option} fits no layer of the {part}",
             got=", ".join(layers),
-            allowed="ends of module names, such as to_q, to_k, to_v, to_out.0 in a U-Net and "
-            "q_proj, k_proj, v_proj, out_proj in a text encoder",
+            allowed=FITTING,
         ) from error
     for weight in adapter_parameters(model):
         weight.data = weight.data.float()
@@ -99,24 +99,29 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on.
-
-    Layers of text encoders are named as in the files of all hubs, whatever the library calls them.
-    """
+    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on."""
     state: dict[str, torch.Tensor] = {}
     for part, model in parts.items():
         for name, tensor in sorted(get_peft_model_state_dict(model).items()):
-            plain = name.removeprefix(_TEXT_STACK)
-            state[f"{part}.{plain if part == 'unet' else _TEXT_STACK + plain}"] = tensor
+            state[f"{part}.{name if part == 'unet' else _text_name(name)}"] = tensor
     return state
 
 
 def name_in_file(parameter: str) -> str:
     """The name in an adapter's file of the parameter `<part>.<name in the network>`."""
     part, name = parameter.split(".", 1)
-    name = name.replace(f"{_MAGNITUDE}.{_ADAPTER}.weight", _MAGNITUDE)
-    plain = name.replace(f".{_ADAPTER}.", ".").removeprefix(_TEXT_STACK)
-    return f"{part}.{plain if part == 'unet' else _TEXT_STACK + plain}"
+    name = name.replace(f"{_LENGTHS}.{_ADAPTER}.weight", _LENGTHS).replace(f".{_ADAPTER}.", ".")
+    return f"{part}.{name if part == 'unet' else _text_name(name)}"
+
+
+def _text_name(name: str) -> str:
+    """Layers of text encoders are named as in the files of all hubs, whatever the library says.
+
+    DoRA's lengths end as transformers reads them: under peft's own name it would draw them anew,
+    with a warning in its log only.
+    """
+    plain = _TEXT_STACK + name.removeprefix(_TEXT_STACK)
+    return f"{plain}.weight" if plain.endswith(_LENGTHS) else plain
 
 
 def write_adapter(parts: Mapping[str, nn.Module], folder: Path) -> None:
@@ -172,7 +177,7 @@ def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict
         ending = next(ending for ending in _KOHYA_NAMES if path.endswith(ending))
         layer = path.removesuffix(f".{ending}")
         module = f"{prefixes[part]}_{layer.replace('.', '_')}"
-        value = tensor[:, None] if ending == _MAGNITUDE else tensor
+        value = tensor[:, None] if ending.startswith(_LENGTHS) else tensor
         kohya[f"{module}.{_KOHYA_NAMES[ending]}"] = value
         kohya[f"{module}.alpha"] = torch.tensor(alpha)
     return kohya

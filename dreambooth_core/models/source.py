@@ -55,6 +55,15 @@ def find_model(
     variants (fp16, non_ema) stay where they are. Raises SettingsError with what was
     looked for.
     """
+    folder = local_folder(name, root, revision=revision)
+    if folder is not None:
+        return ModelSource(folder=folder, commit=None)
+    skipped = () if variant else (_ANY_VARIANT,)
+    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
+
+
+def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path | None:
+    """The folder of a model given by path; None for a hub id. Raises SettingsError."""
     folder = root / name
     if folder.is_dir():
         if revision is not None:
@@ -63,15 +72,14 @@ def find_model(
                 got=f"revision {revision}",
                 hint="leave the revision out (null)",
             )
-        return ModelSource(folder=folder, commit=None)
+        return folder
     if not _looks_like_hub_id(name, root):
         raise SettingsError(
             f"the model {name} does not exist",
             got=f"no folder {folder}",
             allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
         )
-    skipped = () if variant else (_ANY_VARIANT,)
-    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
+    return None
 
 
 def _looks_like_hub_id(name: str, root: Path) -> bool:
@@ -85,13 +93,12 @@ def _from_hub(
     name: str, *, revision: str | None, patterns: Sequence[str], skipped: Sequence[str]
 ) -> ModelSource:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(skipped)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except hub_errors() as error:
         what = name if revision is None else f"{name} at revision {revision}"
         raise SettingsError(
             f"the model {what} is neither a folder of this workspace nor to be had from the hub",
@@ -100,6 +107,18 @@ def _from_hub(
             "`hf auth login`, or give the folder of a saved model",
         ) from None
     return ModelSource(folder=Path(folder), commit=Path(folder).name)
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What a call to the hub may raise: the hub's refusals, and the transport's failures.
+
+    These come from the HTTP library beneath it, httpx or another by its version: the bases of the
+    hub's own error say which.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    return (*bases, HFValidationError, OSError)
 
 
 def matching_files(folder: Path, patterns: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.config import TrainSettings
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.planning.tables import read_table
 
 Shape = tuple[int, ...]
@@ -38,11 +39,17 @@ class ModelShapes:
     text: Named
 
     def trained(self, train: TrainSettings) -> list[Shape]:
-        """What a training updates: whole networks, or the adapters of their layers."""
+        """What a training updates: whole networks, or the adapters of their layers.
+
+        Raises SettingsError for names of layers that the networks do not have.
+        """
         lora = train.lora if train.method == "lora" else None
         text = self.text if train.train_text_encoder else ()
         if lora is None:
             return [shape for _, shape in (*self.unet, *text)]
+        _require_layers(self.unet, "lora_layers", lora.lora_layers)
+        if text:
+            _require_layers(text, "text_encoder_layers", lora.text_encoder_layers)
         of_text = _adapters(text, lora.text_encoder_layers, rank=lora.rank)
         return [*_adapters(self.unet, lora.lora_layers, rank=lora.rank), *of_text]
 
@@ -61,6 +68,19 @@ def _adapters(tensors: Named, layers: Sequence[str], *, rank: int) -> list[Shape
         if name.endswith(".weight") and _fits(name.removesuffix(".weight"), layers):
             factors += [(rank, *shape[1:]), (shape[0], rank)]
     return factors
+
+
+def _require_layers(tensors: Named, option: str, layers: Sequence[str]) -> None:
+    names = [name.removesuffix(".weight") for name, _ in tensors if name.endswith(".weight")]
+    if not names:
+        return  # the weights have another form, and their names are not known
+    unknown = [layer for layer in layers if not any(_fits(name, [layer]) for name in names)]
+    if unknown or not layers:
+        raise SettingsError(
+            f"train.lora.{option}: no layer of the base model has the name",
+            got=", ".join(unknown) or "no name at all",
+            hint="ends of names, such as to_q and to_out.0 in a U-Net, q_proj in a text encoder",
+        )
 
 
 def _fits(module: str, layers: Sequence[str]) -> bool:

@@ -19,6 +19,10 @@ from dreambooth_core.training.saver import Saver
 from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
+_MOST_LEFT_OUT = 30
+"""Updates in a row that fp16's scaler may leave out: each halves a scale of 65,536 or less."""
+_MOST_LEFT_OUT_LAST = 2
+"""The same at the end of a run: more is no overflow of a scale that has just grown."""
 
 
 class Visitor(Protocol):
@@ -54,6 +58,7 @@ class Loop:
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
         self._motion_is_checked = False
+        self._left_out = 0
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
         at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
         self._read_every = at_most if trainer.reading_waits else 1
@@ -117,12 +122,25 @@ class Loop:
         stop = False
         for report in self._unread:
             row, healthy, wish = _row_of(report, has_class=self._job.prior_loss_weight is not None)
-            if not healthy and not (report.was_skipped and checks.all_finite(row.loss)):
+            self._left_out = self._left_out + 1 if report.was_skipped else 0
+            if not healthy and not self._may_be_left_out(report, row):
                 self._fail(report, row)
             self.rows.append(row)
             stop = stop or wish
         self._unread.clear()
         return stop
+
+    def _may_be_left_out(self, report: UpdateReport, row: MetricsRow) -> bool:
+        """Whether an update that is not finite is an overflow of fp16's scale, and no more.
+
+        A smaller scale mends an overflow. A gradient that is not finite at any scale stays so, and
+        a run must not end as if it had trained.
+        """
+        at_most = _MOST_LEFT_OUT
+        if report.step == self._last:
+            at_most = _MOST_LEFT_OUT_LAST if self._motion_is_checked else 0
+        finite = checks.all_finite(row.loss)
+        return report.was_skipped and finite and self._left_out <= at_most
 
     def _fail(self, report: UpdateReport, row: MetricsRow) -> NoReturn:
         culprits = checks.name_culprits(report.micro_steps)

@@ -128,6 +128,25 @@ def _sample(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
+def check_room_to_go_on(job: TrainJob, trainee: Trainee) -> None:
+    """Raise StageError unless there is room for the rest of a resumed run, which may be longer.
+
+    Sizes are those of the newest checkpoint; before the first one the run's rehearsal counts.
+    """
+    made = sorted(job.checkpoints_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if not made:
+        return
+    kept = kept_in_store(job)
+    states = max(1, kept.states - len(list(job.resume_dir.glob("step-*"))))
+    shapes = [tuple(parameter.shape) for parameter in trainee.trainable.values()]
+    check_disk(
+        job.state_dir,
+        Kept(checkpoints=kept.checkpoints, states=states),
+        checkpoint_bytes=sum(p.stat().st_size for p in made[-1].rglob("*") if p.is_file()),
+        state_bytes=state_bytes(shapes, job.train),
+    )
+
+
 def check_disk(folder: Path, kept: Kept, *, checkpoint_bytes: int, state_bytes: int) -> None:
     """Raise StageError unless the disk of `folder` has room for all that the run will keep."""
     needed = kept.checkpoints * checkpoint_bytes + kept.states * state_bytes

@@ -17,6 +17,7 @@ from dreambooth_core.models.compiled import compile_blocks
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.load import load_component, load_text_encoders
 from dreambooth_core.models.lora import add_adapter, write_adapter
+from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.models.weights import write_networks
 from dreambooth_core.records import Method
 from dreambooth_core.training.job import TrainJob
@@ -81,6 +82,8 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
     Raises SettingsError when adapters are asked for where there are no such layers.
     """
     denoiser = _load_denoiser(job, device=device)
+    if job.train.method == "lora" and job.train.lora is not None:
+        require_layers(denoiser.parts, job.train.lora)
     for part, module in denoiser.parts.items():
         if job.train.method == "lora":
             assert job.train.lora is not None  # the settings see to it

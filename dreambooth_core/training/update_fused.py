@@ -49,7 +49,8 @@ class FusedUpdates(PlainUpdates):
         self._accelerator.backward(loss)
 
     def apply(self, loss: torch.Tensor) -> Applied:  # noqa: ARG002 - it has masked the update
-        """Nothing is left to apply; tell the norms."""
+        """The weights are updated; tell the norms."""
+        self._follow()
         return Applied(self._fused.grad_norm(), norms=self._fused.norms)
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

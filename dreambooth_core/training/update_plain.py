@@ -56,6 +56,9 @@ class PlainUpdates:
         self._raw_optimizer = build_optimizer(trainee, settings)
         if state is not None:
             self._restore(state)
+        if accelerator.scaler is not None:
+            # The fused kernel would leave an overflow out unseen; the scaler tells that it has.
+            self._raw_optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         self._average = _average_of(trainee, settings, state)
         self._snapshots = Snapshots(trainee)
         model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
@@ -89,9 +92,13 @@ class PlainUpdates:
             healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
             begin_update(self._raw_optimizer, step=self._step, healthy=healthy)
         self._optimizer.step()
+        self._follow()
+        return Applied(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
+
+    def _follow(self) -> None:
+        """Have the average take in the weights of the update."""
         if self._average is not None:
             self._average.update(self._step)
-        return Applied(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Drop the gradients of parameters that rest in this update."""
@@ -160,8 +167,9 @@ class PlainUpdates:
 
 def read_bare_weights(state: Path | None) -> dict[str, torch.Tensor]:
     """The weights of a state that has them whole; none of one that is split, or where none is."""
-    is_whole = state is not None and (state / WEIGHTS).is_file()
-    return load_file(state / WEIGHTS) if is_whole else {}
+    if state is None or not (state / WEIGHTS).is_file():
+        return {}
+    return load_file(state / WEIGHTS)
 
 
 def _average_of(

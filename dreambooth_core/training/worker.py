@@ -22,7 +22,7 @@ from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.layout import PipelineLayout
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.narrator import say
-from dreambooth_core.training.rehearsal import kept_in_store, rehearse
+from dreambooth_core.training.rehearsal import check_room_to_go_on, kept_in_store, rehearse
 from dreambooth_core.training.resume import read_metrics, state_dir
 from dreambooth_core.training.start import Start, find_start
 from dreambooth_core.training.trainee import load_trainee
@@ -124,6 +124,8 @@ def _train(
         if job.rehearse and start.record is None:
             rehearse(job, updates, kept_in_store(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
+            if start.record is not None:
+                check_room_to_go_on(job, trainee)
             say(f"training starts after step {first} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
         loop = Loop(job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=rows)

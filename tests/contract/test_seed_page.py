@@ -25,15 +25,28 @@ TESTS = sorted(
 )
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table under a heading, without its two first lines."""
-    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def rows(heading: str, below: str | None = None) -> list[list[str]]:
+    """The cells of the table under a heading, or one below it, without its two first lines."""
+    section, *parts = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0].split("\n### ")
+    if below is not None:
+        (section,) = (part for part in parts if part.startswith(f"{below}\n"))
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_test_that_the_page_names_exists():
+    named = [name for name in quoted(PAGE) if re.fullmatch(r"test_\w+(\.\.\.)?", name)]
+    assert [name for name in named if not fnmatch.filter(TESTS, name.replace("...", "*"))] == []
+
+
+def test_the_page_names_every_refused_flag_and_no_other():
+    refused = {name for door in DOORS for name in door.refused}
+    told = [name for row in rows("Flags", "Refused with the reason") for name in quoted(row[0])]
+    assert sorted(told) == sorted(refused)
 
 
 @pytest.mark.parametrize("heading", ["Blocks", "Flags"])

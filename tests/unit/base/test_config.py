@@ -106,7 +106,7 @@ def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
             "updates in every backward pass",
         ),
         (
-            {"use_8bit_adam": True, "accelerate_config": "deepspeed-zero2-offload"},
+            {"use_8bit_adam": True, "accelerate_config": "deepspeed-zero2-fp16-offload"},
             "8-bit Adam does not work with DeepSpeed",
         ),
         ({"ema_decay": 0.99, "accelerate_config": "fsdp2"}, "averages whole weights"),

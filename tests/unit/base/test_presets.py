@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dreambooth_core import config
+from dreambooth_core.config.__main__ import main as lint
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.workspace import Workspace
+from flows import doctor, presets
 from tests.presets import view_of
 
 ROOT = Path(__file__).parents[3]
@@ -42,3 +47,115 @@ def test_the_preset_for_6_gb_offloads_nothing_and_keeps_no_second_copy_of_weight
     train = config.load_settings(ROOT / "presets" / "sd14-6gb.yaml").train
     assert (train.method, train.accelerate_config, train.fused_backward) == ("full", None, True)
     assert (train.weight_dtype, train.optimizer) == ("bf16", "adafactor")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_names_a_launch_file_that_is_there_and_says_the_same(path):
+    config.check_launches(Workspace(ROOT), config.load_settings(path))
+
+
+def test_the_preset_for_8_gb_launches_zero_2_with_the_optimizer_off_the_card():
+    train = config.load_settings(ROOT / "presets" / "sd14-8gb.yaml").train
+    launch = config.read_launch_config(Workspace(ROOT), train)
+    assert launch is not None
+    assert launch.deepspeed is not None
+    assert launch.deepspeed["zero_optimization"]["stage"] == 2
+    assert launch.deepspeed["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """The shipped settings, presets and launch configurations."""
+    for name in ("presets", "infra"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return Workspace(tmp_path)
+
+
+def spoil(workspace: Workspace, name: str, old: str, new: str) -> Path:
+    """Change a line of a preset."""
+    path = workspace.root / "presets" / f"{name}.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+WRONG_LAUNCHES = [
+    ("deepspeed-zero2-fp16-offload", "deepspeed-nowhere", "names no file of infra/accelerate"),
+    ("num_processes: 1", "num_processes: 2", "num_processes is 1, but train.num_processes is 2"),
+    ("precision: fp16", "precision: bf16", "'fp16', but train.mixed_precision is 'bf16'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
+def test_the_lint_refuses_a_launch_file_that_is_missing_or_says_otherwise(
+    workspace, capsys, old, new, message
+):
+    wrong = spoil(workspace, "sd14-8gb", old, new)
+    assert lint([str(wrong), str(workspace.params)]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.startswith("sd14-8gb.yaml: ")
+
+
+def test_the_lint_tells_what_is_wrong_with_every_file(workspace, capsys):
+    wrong = [
+        spoil(workspace, name, "seed: 42", "sed: 42") for name in ("sd14-8gb", "sd14-6gb", "pocket")
+    ]
+    assert lint([str(path) for path in wrong]) == 2
+    told = capsys.readouterr().err
+    assert all(f"{path.name}: train.sed: unknown setting" in told for path in wrong)
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
+def test_a_preset_that_could_not_be_launched_is_not_written(workspace, old, new, message):
+    spoil(workspace, "sd14-8gb", old, new)
+    before = workspace.params.read_bytes()
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        presets.use(workspace, "sd14-8gb")
+    assert workspace.params.read_bytes() == before
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
+def test_the_doctor_calls_settings_wrong_that_could_not_be_launched(workspace, old, new, message):
+    wrong = spoil(workspace, "sd14-8gb", old, new)
+    shutil.copy(wrong, workspace.params)
+    (found,) = doctor.settings(workspace)
+    assert found["state"] == "wrong"
+    assert message in found["found"]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_versions_of_the_shipped_settings(path):
+    """Versions are those of the code, whatever is trained."""
+    shipped = config.load_settings(ROOT / "params.yaml").versions
+    assert config.load_settings(path).versions == shipped
+
+
+def test_an_older_preset_takes_no_version_back_and_a_newer_one_brings_its_own(workspace):
+    """Else what an older code has made would be up to date again."""
+    older = spoil(workspace, "sd14-6gb", "cache: 2\n  train: 2", "cache: 1\n  train: 5")
+    changed = presets.use(workspace, older.stem)
+    versions = config.load_settings(workspace.params).versions
+    assert (versions.cache, versions.train) == (2, 5)
+    assert "versions.train" in changed
+    assert "versions.cache" not in changed
+
+
+def test_launch_files_of_all_subjects_are_told_at_once(workspace):
+    presets.use(workspace, "sd14-8gb")
+    text = workspace.params.read_text()
+    other = """overrides: {train: {num_processes: 3}}
+  cup:
+    instance_dir: data/instance/cup
+    identifier: sks
+    class_noun: cup
+    prompts: null
+    overrides: {train: {accelerate_config: deepspeed-nowhere}}"""
+    assert "overrides: {}" in text
+    workspace.params.write_text(text.replace("overrides: {}", other))
+    with pytest.raises(SettingsError) as caught:
+        config.check_launches(workspace, config.load_settings(workspace.params))
+    assert "deepspeed-nowhere" in str(caught.value)
+    assert "train.num_processes is 3" in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
@@ -39,10 +40,13 @@ def run(
     **more: object,
 ) -> int:
     """Run a script as in a process of its own, after which nothing is left; its exit code."""
+    receivers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return main(door, arguments(base_model, photos, out, **more))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+        for number, receiver in receivers.items():
+            signal.signal(number, receiver)
 
 
 def prior(folder: Path, num: int, **more: object) -> dict[str, object]:

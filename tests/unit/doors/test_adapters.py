@@ -1,18 +1,21 @@
 """The LoRA doors: what their own flags do to the adapter, for Stable Diffusion and for XL."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
 from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from dreambooth_core.doors.validation import after_epochs
 from tests import tiny_models
-from tests.unit.doors.command import run
+from tests.unit.doors.command import prior, run
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 
@@ -42,6 +45,22 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
     assert any(not torch.equal(stronger[name], weaker[name]) for name in weaker)
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("to_k,to_xx", "--lora_layers: no layer of the U-Net has the name: to_xx; "),
+        ("to_q,to_out", "--lora_layers: cannot take an adapter: to_out; "),
+    ],
+)
+def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
+    tiny_sd, subject, tmp_path, capsys, layers, said
+):
+    flags = {"door": DREAMBOOTH_LORA, "lora_layers": layers, **prior(tmp_path / "class", 2)}
+    assert run(tiny_sd, subject, tmp_path / "out", **flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "class").exists()  # class images would have been made for nothing
+
+
 def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
     tiny_sd, subject, tmp_path
 ):
@@ -50,6 +69,21 @@ def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
     assert any(not torch.equal(base[name], dropped[name]) for name in base)
     train(tiny_sd, subject, tmp_path / "c", image_interpolation_mode="bilinear")
     assert files.tree_hashes(tmp_path / "a") == files.tree_hashes(tmp_path / "c")
+
+
+def test_photos_are_encoded_in_fp32_whatever_the_training_computes_in(
+    tiny_sdxl, subject, tmp_path, monkeypatch
+):
+    seen = []
+
+    def watch(vae, *args, **kwargs):
+        seen.append((vae.dtype, args[0].dtype, torch.is_autocast_enabled("cpu")))
+        return encode(vae, *args, **kwargs)
+
+    encode = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", watch)
+    train(tiny_sdxl, subject, tmp_path, door=DREAMBOOTH_LORA_SDXL, mixed_precision="bf16")
+    assert set(seen) == {(torch.float32, torch.float32, False)}
 
 
 def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
@@ -128,6 +162,52 @@ def test_min_snr_and_adamws_name_are_taken_by_the_xl_door_and_prodigy_is_refused
     assert "--optimizer: Input should be 'AdamW'" in capsys.readouterr().err
 
 
+def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
+    tiny_sdxl, subject, tmp_path, capsys
+):
+    model = tmp_path / "edm"
+    shutil.copytree(tiny_sdxl, model)
+    edm = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(edm))
+    assert run(model, subject, tmp_path / "out", door=DREAMBOOTH_LORA_SDXL) == 2
+    said = capsys.readouterr()
+    assert "edm was trained for another objective than the one here: EDM" in said.err
+    assert "EDMDPMSolverMultistepScheduler" in said.err
+    assert "training starts" not in said.out
+    assert not (tmp_path / "out" / ".dreambooth").exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "per_epoch", "last", "due"),
+    [
+        (50, 3, 2, [2]),  # the first epoch is cut short: at the end, once
+        (50, 1, 120, [1, 51, 101, 120]),
+        (2, 2, 8, [2, 6, 8]),
+        (1, 2, 6, [2, 4, 6]),
+        (1, 1, 3, [1, 2, 3]),
+    ],
+)
+def test_pictures_are_due_after_the_first_epoch_every_so_many_and_at_the_end(
+    every, per_epoch, last, due
+):
+    is_due = after_epochs(every, steps_per_epoch=per_epoch, last=last)
+    assert [step for step in range(1, last + 1) if is_due(step)] == due
+
+
+def test_a_short_run_draws_at_its_end_and_learns_the_same_as_without_pictures(
+    tiny_sd, subject, tmp_path
+):
+    """Dropout draws from the generator that pictures could have moved."""
+    flags = {"max_train_steps": 5, "lora_dropout": 0.5}
+    base = train(tiny_sd, subject, tmp_path / "a", **flags)
+    pictures = {"report_to": "tensorboard", "validation_prompt": "a mug"}
+    drawn = train(tiny_sd, subject, tmp_path / "b", **flags, **pictures, num_validation_images=1)
+    events = EventAccumulator(str(tmp_path / "b/logs/dreambooth"), size_guidance={"images": 0})
+    events.Reload()
+    assert [picture.step for picture in events.Images("validation")] == [4, 5]
+    assert all(torch.equal(base[name], drawn[name]) for name in base)
+
+
 def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
     flags = {
         "door": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
@@ -138,7 +218,7 @@ def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, s
     events = EventAccumulator(str(tmp_path / "curves" / "dreambooth"), size_guidance={"images": 0})
     events.Reload()
     pictures = events.Images("validation")
-    assert [picture.step for picture in pictures] == [4, 8]
+    assert [picture.step for picture in pictures] == [2, 6, 8]
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
 
 

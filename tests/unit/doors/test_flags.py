@@ -1,25 +1,32 @@
 """What a command line may say, and what is said of its mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
+from dreambooth_core.doors import session
 from dreambooth_core.doors.flags import (
     DREAMBOOTH,
     DREAMBOOTH_FLAX,
     DREAMBOOTH_LORA,
     DREAMBOOTH_LORA_SDXL,
 )
+from dreambooth_core.doors.layout import ScriptCheckpoint
 from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import make_plan
 from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import SettingsError
 from tests.paths import ROOT
 
-NEEDED = ["--pretrained_model_name_or_path=m", "--instance_data_dir=.", "--instance_prompt=p"]
+SUBJECT = ROOT / "examples" / "mug-stripes"
+NEEDED = [
+    "--pretrained_model_name_or_path=m", f"--instance_data_dir={SUBJECT}", "--instance_prompt=p",
+]  # fmt: skip
 PRIOR = ["--with_prior_preservation", "--class_data_dir=c", "--class_prompt=a dog"]
 SEED_FLAGS = """
 pretrained_model_name_or_path revision variant tokenizer_name instance_data_dir class_data_dir
@@ -56,17 +63,44 @@ def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
         assert {"rank", "lora_alpha", "lora_dropout", "lora_layers"} <= set(door.flags.model_fields)
 
 
-def test_defaults_are_those_of_the_documented_scripts():
-    defaults = {n: f.default for n, f in DREAMBOOTH.flags.model_fields.items()}
-    assert (defaults["resolution"], defaults["train_batch_size"]) == (512, 4)
-    assert (defaults["num_class_images"], defaults["sample_batch_size"]) == (100, 4)
-    assert (defaults["learning_rate"], defaults["checkpointing_steps"]) == (5e-6, 500)
-    assert (defaults["adam_weight_decay"], defaults["max_grad_norm"]) == (1e-2, 1.0)
-    assert DREAMBOOTH_LORA.flags.model_fields["learning_rate"].default == 5e-4
-    sdxl = {n: f.default for n, f in DREAMBOOTH_LORA_SDXL.flags.model_fields.items()}
-    assert (sdxl["resolution"], sdxl["learning_rate"], sdxl["text_encoder_lr"]) == (
-        1024, 1e-4, 5e-6,
-    )  # fmt: skip
+def kind(annotation: object) -> str:
+    """The word for a flag's type in the table of the documented scripts."""
+    if annotation is bool:
+        return "switch"
+    if annotation in (int, float, str):
+        return annotation.__name__
+    options = [each for each in get_args(annotation) if each is not type(None)]
+    return "str" if get_origin(annotation) is Literal else kind(options[0])
+
+
+def documented_flags(column: int) -> dict[str, tuple[str, str]]:
+    """Type and default of each flag of one documented script."""
+    lines = (Path(__file__).parent / "peer_flags.txt").read_text().splitlines()
+    cells = [line.split() for line in lines if not line.startswith("#")]
+    return {name: (kind, own[column]) for name, kind, *own in cells if own[column] != "-"}
+
+
+@pytest.mark.parametrize(
+    ("column", "door", "other"),
+    [
+        (0, DREAMBOOTH, {}),
+        (1, DREAMBOOTH_LORA, {}),
+        (2, DREAMBOOTH_LORA_SDXL, {"instance_data_dir": "must"}),  # no data set of the hub instead
+        (3, DREAMBOOTH_FLAX, {"instance_prompt": "must", "mixed_precision": "None"}),
+    ],
+    ids=["dreambooth", "lora", "sdxl", "flax"],
+)
+def test_defaults_are_those_of_the_documented_scripts(column, door, other):
+    """All of them, with their types; a flag that is not taken is refused with its reason."""
+    documented, fields = documented_flags(column), door.flags.model_fields
+    assert documented.keys() - fields.keys() <= door.refused.keys()
+    expected = {n: (t, other.get(n, d)) for n, (t, d) in documented.items() if n in fields}
+    assert len(expected) > 30
+    assert expected == {
+        name: (kind(field.annotation), "must" if field.is_required() else repr(field.default))
+        for name, field in fields.items()
+        if name in documented
+    }
 
 
 def test_all_mistakes_are_told_at_once_with_the_nearest_known_flag():
@@ -104,11 +138,17 @@ def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
 
 
 def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that_starts_them():
-    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     text = problems(DREAMBOOTH, *NEEDED, env=env)
     assert "several processes were asked for and one was started" in text
     assert "accelerate launch --multi_gpu --num_processes N" in text
+    assert "`unset MASTER_ADDR MASTER_PORT`" in text
     assert train_settings(env=env | {"WORLD_SIZE": "2"}).num_processes == 2
+
+
+def test_an_address_that_a_cluster_exports_is_no_sign_of_several_processes():
+    env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}
+    assert train_settings(env=env).num_processes == 1
 
 
 @pytest.mark.parametrize(
@@ -183,6 +223,27 @@ def test_a_photo_folder_that_does_not_exist_is_told_before_anything_is_loaded():
     assert text == "--instance_data_dir: no folder nowhere"
 
 
+def test_models_photos_and_folders_that_cannot_be_used_are_told_at_once_and_before_torch(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    (tmp_path / "out").mkdir(mode=0o500)
+    flags = ("--pretrained_model_name_or_path=./nowhere/at/all", "--tokenizer_name=no/such/folder")
+    folders = (f"--instance_data_dir={tmp_path}/photos", f"--output_dir={tmp_path}/out/new")
+    lines = problems(DREAMBOOTH, *flags, *folders, "--instance_prompt=p").splitlines()
+    told = [line.partition(";")[0] for line in lines]
+    expected = [
+        "--pretrained_model_name_or_path: the model ./nowhere/at/all does not exist",
+        "--tokenizer_name: the model no/such/folder does not exist",
+        f"--instance_data_dir: no photo in {tmp_path}/photos",
+        f"--output_dir: nothing can be written into {tmp_path}/out",
+    ]
+    is_root = os.access(tmp_path / "out", os.W_OK)  # whom no permissions bind
+    assert told == expected[: 3 if is_root else 4]
+    assert "notes.txt: " in lines[2]
+    flags = (f"--pretrained_model_name_or_path={tmp_path}", *NEEDED[1:])
+    assert "has no model_index.json" in problems(DREAMBOOTH, *flags)
+
+
 def test_numbers_that_would_fail_later_are_refused_at_once():
     text = problems(DREAMBOOTH, *NEEDED, "--adam_beta1=1", "--learning_rate=inf", "--resolution=4")
     assert text.splitlines() == [
@@ -193,12 +254,13 @@ def test_numbers_that_would_fail_later_are_refused_at_once():
 
 
 def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
+    (tmp_path / "photo.png").touch()
     model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",
                      f"--output_dir={tmp_path}")  # fmt: skip
-    assert model == (
+    assert (
         "--output_dir: the same folder as --pretrained_model_name_or_path; "
         "each needs one of its own"
-    )
+    ) in model
     folders = [f"--instance_data_dir={tmp_path}", f"--class_data_dir={tmp_path}/."]
     text = problems(DREAMBOOTH, NEEDED[0], NEEDED[2], *folders, f"--output_dir={tmp_path}/x/..")
     assert text.splitlines() == [
@@ -220,11 +282,54 @@ def test_flags_that_do_nothing_here_are_named_before_the_run():
     assert "text_encoder_lr" not in notes_on(rate, "--train_text_encoder")
 
 
+def test_pictures_that_a_run_ends_before_are_told_before_it():
+    def note_on(*arguments: str, door=DREAMBOOTH) -> str:
+        flags = parse(door, [*NEEDED, "--validation_prompt=a mug", *arguments])
+        return "; ".join(make_plan(door, flags, {}).notes)
+
+    assert note_on("--max_train_steps=99") == (
+        "--validation_prompt: no picture is drawn: --validation_steps is 100, and the run ends at "
+        "step 99"
+    )
+    assert note_on("--max_train_steps=100") == ""
+    assert "--validation_steps is 9," in note_on("--max_train_steps=8", "--validation_steps=9")
+    assert note_on("--max_train_steps=2", door=DREAMBOOTH_LORA) == ""  # which draws at its end
+
+
 def test_flags_of_other_model_families_are_refused_with_the_reason():
     text = problems(DREAMBOOTH, *NEEDED, "--class_labels_conditioning", "timesteps")
     assert "DeepFloyd IF" in text
     text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--dataset_name=x")
     assert "--instance_data_dir" in text
+
+
+@pytest.mark.parametrize(
+    "door",
+    [DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX],
+    ids=lambda door: door.script,
+)
+def test_every_refused_flag_is_told_with_its_reason(door):
+    assert door.refused
+    text = problems(door, *NEEDED, *(f"--{name}=x" for name in door.refused))
+    assert text.splitlines() == [f"--{n}: not taken: {why}" for n, why in door.refused.items()]
+
+
+def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
+    for door, name in (
+        (DREAMBOOTH_LORA_SDXL, "pretrained_vae_model_name_or_path"),
+        (DREAMBOOTH_FLAX, "pretrained_vae_name_or_path"),
+    ):
+        text = problems(door, *NEEDED, f"--{name}=owner/vae-fp16-fix")
+        assert f"--{name}: not taken: leave it out: photos are encoded by the model's own" in text
+        assert "in fp32" in text
+
+
+def test_the_text_encoders_weight_decay_is_refused_with_the_difference():
+    text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--adam_weight_decay_text_encoder=1e-3")
+    assert "--adam_weight_decay (1e-4 unless given) holds for the adapters of all" in text
+    assert "the text encoders' 1e-3" in text
+    both = train_settings("--train_text_encoder", door=DREAMBOOTH_LORA_SDXL)
+    assert both.adam_weight_decay == 1e-4
 
 
 def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
@@ -273,6 +378,22 @@ def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
     assert (given.lora_alpha, given.lora_layers) == (2.0, ("to_q", "to_v"))
 
 
+@pytest.mark.parametrize(
+    ("door", "given", "found", "expected"),
+    [
+        (DREAMBOOTH, [], 7, 7), (DREAMBOOTH_FLAX, [], 7, 7), (DREAMBOOTH_FLAX, [], None, 0),
+        (DREAMBOOTH, ["--seed=3"], 7, 3), (DREAMBOOTH_FLAX, ["--seed=0"], 7, 0),
+    ],
+)  # fmt: skip
+def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
+    door, given, found, expected, monkeypatch
+):
+    monkeypatch.setattr("dreambooth_core.doors.plan._num_replicas", lambda *_: 1)  # without JAX
+    plan = make_plan(door, parse(door, [*NEEDED, *given]), {})
+    record = ScriptCheckpoint(step=2, method="full", settings={"seed": found}, files={})
+    assert session.seed_of(plan, None if found is None else (Path(), record)) == expected
+
+
 def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
     flags = [*NEEDED, *PRIOR, "--train_batch_size=2", "--gradient_accumulation_steps=2"]
     plan = make_plan(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
@@ -286,9 +407,18 @@ def test_the_hub_token_stands_in_no_error():
     assert "--seed: Input should be greater than or equal to 0, found '-1'" in text
 
 
-def test_a_mistake_costs_no_import_of_torch():
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--nonsense", "1"], "error: --nonsense: unknown flag"),
+        ([*NEEDED[1:], "--pretrained_model_name_or_path=no/such/model"], "error: --pretrained"),
+        ([NEEDED[0], NEEDED[2], "--instance_data_dir=tests"], "error: --instance_data_dir: no"),
+    ],
+    ids=["flag", "model", "photos"],
+)
+def test_a_mistake_costs_no_import_of_torch(arguments, error):
     code = (
-        "import sys, runpy; sys.argv = ['x', '--nonsense', '1']\n"
+        f"import sys, runpy; sys.argv = ['x', *{arguments!r}]\n"
         "try: runpy.run_path('train_dreambooth.py', run_name='__main__')\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )
@@ -296,4 +426,4 @@ def test_a_mistake_costs_no_import_of_torch():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["2", "False"]
-    assert "error: --nonsense: unknown flag" in done.stderr
+    assert error in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from tests.unit.doors.command import run
 
 
@@ -45,6 +47,18 @@ def test_a_run_that_goes_back_with_its_own_settings_is_the_same_run(
     assert run(tiny_sd, photos, out, **flags) == 0
     assert run(tiny_sd, photos, out, **flags, resume_from_checkpoint="checkpoint-2") == 0
     assert "of another run" not in capsys.readouterr().out
+
+
+def test_a_resume_on_other_photos_says_so(tiny_sd, photos, tmp_path, capsys):
+    out, flags = tmp_path / "out", {"checkpointing_steps": 1, "resume_from_checkpoint": "latest"}
+    assert run(tiny_sd, photos, out, checkpointing_steps=1, max_train_steps=1) == 0
+    assert run(tiny_sd, photos, out, **flags, max_train_steps=2) == 0
+    assert "other photos" not in capsys.readouterr().out
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    sorted(other.iterdir())[0].unlink()
+    assert run(tiny_sd, other, out, **flags, max_train_steps=3) == 0
+    assert "note: other photos or class images than the checkpoint's" in capsys.readouterr().out
 
 
 def test_checkpoints_of_another_script_are_named_as_such_and_no_new_run_begins_for_them(

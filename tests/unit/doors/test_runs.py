@@ -1,6 +1,7 @@
 """What a script's run leaves behind, on a tiny model."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
-from dreambooth_core.doors import single_copy
+from dreambooth_core.doors import layout, single_copy
 from dreambooth_core.doors.flags import DREAMBOOTH_LORA
 from dreambooth_core.doors.layout import ScriptCheckpoint
+from dreambooth_core.training.processes import free_port
 from tests.unit.doors.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -51,6 +53,15 @@ def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_
     assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
 
 
+def test_the_result_of_a_model_stored_in_half_draws_as_it_is_loaded(tiny_sd, photos, tmp_path):
+    model, out = tmp_path / "half", tmp_path / "out"
+    StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float16).save_pretrained(model)
+    assert run(model, photos, out, max_train_steps=1) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(out)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
+
+
 def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_whole_one(
     tiny_sd, photos, tmp_path, capsys
 ):
@@ -70,6 +81,19 @@ def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_wh
     table = (out / "checkpoint-4" / "training_state" / "metrics.csv").open()
     rates = [float(row["learning_rate"]) for row in csv.DictReader(table)]
     assert rates == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4])
+
+
+def test_older_checkpoints_go_only_when_the_new_one_was_read_back_whole(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    read_whole = layout.read_whole
+    monkeypatch.setattr(
+        layout, "read_whole", lambda path: None if path.name == "checkpoint-2" else read_whole(path)
+    )
+    out, flags = tmp_path / "out", {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    assert run(tiny_sd, photos, out, **flags, max_train_steps=3) == 1
+    assert "checkpoint-2 was written but cannot be read back" in capsys.readouterr().err
+    assert read_whole(out / "checkpoint-1") is not None
 
 
 def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, photos, tmp_path):
@@ -141,6 +165,34 @@ def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
     ):
         assert run(tiny_sd, photos, tmp_path / out, **flags) == 2
         assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"pretrained_model_name_or_path": "no/such/model"}, "does not exist"),
+        ({"instance_data_dir": "tests"}, "no photo in"),
+        ({"instance_prompt": "a photo " * 60}, "does not fit the text encoder"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        ({"prior": "fp16"}, "fp16 needs a GPU"),
+        ({"tokenizer_name": "examples/mug-stripes"}, "holds no tokenizer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_input_leaves_output_dir_unmade_or_as_it_was(
+    flags, error, tiny_sd, photos, tmp_path, capsys
+):
+    if "fp16" in error and torch.cuda.is_available():
+        pytest.skip("a GPU can do it")
+    if "prior" in flags:
+        flags = prior(tmp_path / "class", 2, prior_generation_precision="fp16")
+    assert run(tiny_sd, photos, tmp_path / "new" / "out", **flags) == 2
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    assert run(tiny_sd, photos, tmp_path / "old", **flags) == 2
+    assert names(tmp_path / "old") == ["notes.txt"]
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
@@ -227,6 +279,23 @@ def test_class_images_that_were_made_for_another_prompt_are_refused_and_both_set
     assert [len(one["images"]) for one in sets] == [2, 1]  # another seed, another set
 
 
+def test_of_a_folder_with_more_class_images_exactly_the_first_so_many_are_used(
+    tiny_sd, photos, tmp_path
+):
+    some = tmp_path / "some"
+    some.mkdir()
+    for path in sorted(photos.iterdir())[:2]:
+        shutil.copy(path, some)
+    hashes = []
+    for folder, num in ((some, 2), (photos, 2), (photos, 4)):
+        class_dir, out = tmp_path / f"class-{len(hashes)}", tmp_path / f"out-{len(hashes)}"
+        shutil.copytree(folder, class_dir)
+        assert run(tiny_sd, photos, out, **prior(class_dir, num), max_train_steps=4) == 0
+        hashes.append(files.sha256_file(out / WEIGHTS))
+        assert files.tree_hashes(class_dir) == files.tree_hashes(folder)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_code_2(
     tiny_sd, photos, tmp_path, capsys
 ):
@@ -249,6 +318,15 @@ def test_epochs_decide_the_steps_when_max_train_steps_is_not_given(tiny_sd, phot
     assert "checkpoint-4" in names(tmp_path / "out")  # 4 photos, 2 a step, twice
 
 
+def test_an_epoch_too_short_for_a_validation_picture_is_told(tiny_sd, photos, tmp_path, capsys):
+    flags = {"max_train_steps": None, "train_batch_size": 4, "validation_prompt": "a mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
+    said = capsys.readouterr().out
+    told = "no picture is drawn: --validation_steps is 100, and the run ends at step 1"
+    assert said.count(told) == 1
+    assert said.index(told) < said.index("training starts")
+
+
 def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photos, tmp_path):
     flags = {"report_to": "tensorboard", "validation_prompt": "a mug", "validation_steps": 2}
     out = tmp_path / "out"
@@ -259,6 +337,9 @@ def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photo
     assert {each.step for each in events.Scalars("loss")} == {1, 2}
     (picture,) = events.Images("validation")  # two squares side by side
     assert (picture.step, picture.width, picture.height) == (2, 128, 64)
+    grid = Image.open(io.BytesIO(picture.encoded_image_string))
+    left, right = (grid.crop((x, 0, x + 64, 64)).tobytes() for x in (0, 64))
+    assert left != right  # each of its own seed
 
 
 def test_a_seed_that_is_not_given_is_random_and_told(tiny_sd, photos, tmp_path, capsys):
@@ -299,15 +380,30 @@ def test_an_upload_that_cannot_be_is_refused_before_any_training(
     assert "training starts" not in said.out
 
 
+def test_an_upload_without_a_network_is_refused_before_any_training(
+    tiny_sd, photos, tmp_path, capsys, monkeypatch
+):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nobody)
+    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
+    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    said = capsys.readouterr()
+    assert "--push_to_hub: the repository me/mug cannot be made; found: ConnectError: " in said.err
+    assert "hf_secret" not in said.err + said.out
+
+
 def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
     tiny_sd, photos, tmp_path, capsys
 ):
-    results = []
-    for index, flags in enumerate(({}, {"text_encoder_use_attention_mask": True})):
-        out = tmp_path / str(index)
-        assert run(tiny_sd, photos, out, max_train_steps=1, **flags) == 0
-        results.append(load_file(out / WEIGHTS)["conv_out.weight"])
-    assert not torch.equal(*results)
+    for is_trained in (None, True):  # embedded once, and at every step
+        results = []
+        for masks in (None, True):
+            out = tmp_path / f"{is_trained}-{masks}"
+            flags = {"train_text_encoder": is_trained, "text_encoder_use_attention_mask": masks}
+            assert run(tiny_sd, photos, out, max_train_steps=1, **flags) == 0
+            results.append(load_file(out / WEIGHTS)["conv_out.weight"])
+        assert not torch.equal(*results)
     assert run(tiny_sd, photos, tmp_path / "short", tokenizer_max_length=3) == 2
     assert "does not fit the text encoder; found: 7 tokens; allowed: 3" in capsys.readouterr().err
 

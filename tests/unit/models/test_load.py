@@ -239,3 +239,46 @@ def test_a_vae_that_shifts_its_latents_is_refused(copy: Path) -> None:
     _edit(copy / "vae" / "config.json", latents_mean=[0.1, 0.2, 0.3, 0.4])
     with pytest.raises(SettingsError, match="shifts its latents"):
         families.pipeline_family(copy)
+
+
+def _give_scheduler(folder: Path, name: str, config: dict[str, object]) -> None:
+    _edit(folder / "model_index.json", scheduler=["diffusers", name])
+    written = {"_class_name": name, "num_train_timesteps": 1000, **config}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(written))
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "prediction_type": "epsilon"}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "objective"),
+    [
+        ("EDMDPMSolverMultistepScheduler", EDM, "EDM"),
+        ("EDMEulerScheduler", {**EDM, **BETAS}, "EDM"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "flow matching"),
+        ("DPMSolverMultistepScheduler", {**BETAS, "use_flow_sigmas": True}, "flow matching"),
+        ("UniPCMultistepScheduler", {**BETAS, "prediction_type": "flow_prediction"}, "flow match"),
+        ("CMStochasticIterativeScheduler", {"sigma_min": 0.002}, "config has no beta_start, beta"),
+        ("EulerDiscreteScheduler", {**BETAS, "prediction_type": "x"}, "prediction_type x"),
+    ],
+)
+def test_a_scheduler_of_another_objective_is_refused_by_its_config(
+    copy: Path, tmp_path: Path, name: str, config: dict[str, object], objective: str
+) -> None:
+    _give_scheduler(copy, name, config)
+    with pytest.raises(SettingsError, match=f"another objective.*{objective}.*found: .*{name}"):
+        families.pipeline_family(copy)
+    with pytest.raises(SettingsError, match=r"allowed: a scheduler of DDPM's noise"):
+        load.load_component("scheduler", base("assets/sd"), tmp_path)
+
+
+def test_the_class_in_the_schedulers_own_config_counts_as_well(copy: Path) -> None:
+    _edit(copy / "scheduler" / "scheduler_config.json", _class_name="EDMEulerScheduler")
+    with pytest.raises(SettingsError, match="found: scheduler PNDMScheduler and EDMEulerScheduler"):
+        families.pipeline_family(copy)
+
+
+def test_a_sampler_whose_betas_are_listed_is_one_of_ddpms_noise(copy: Path) -> None:
+    _give_scheduler(copy, "DDIMScheduler", {"trained_betas": [0.1, 0.2], "num_train_timesteps": 2})
+    assert families.pipeline_family(copy).name == "sd"

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from dreambooth_core.config import BaseModelSettings, LoraSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, lora
+from dreambooth_core.models import load, lora, lora_layers
 from dreambooth_core.models.tensors import read_tensors, tensor_bytes
 from dreambooth_core.numerics.seeding import generator_for
 
@@ -99,6 +99,49 @@ def test_layers_that_fit_nothing_are_refused_with_what_would(tiny_sd: Path) -> N
     wrong = LORA.model_copy(update={"lora_layers": ("to_nowhere",)})
     with pytest.raises(SettingsError, match=r"found: to_nowhere; allowed: .*to_q"):
         lora.add_adapter(fresh_unet(tiny_sd), wrong, part="unet", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("to_k to_xx", "no layer of the U-Net has the name: to_xx; found: to_k, to_xx; allowed: "),
+        ("to_k to_xx q_proj", "has the name: to_xx, q_proj;"),
+        ("to_xx", r"did you mean to_\w or to_\w or to_\w for to_xx\?"),
+        ("to_q to_out", r"lora_layers: cannot take an adapter: to_out; .*to_out\.0 for to_out\?"),
+        ("norm1", "cannot take an adapter: norm1; found: norm1; allowed: ends of names of linear"),
+        ("attn1", r"cannot take an adapter: attn1; .*attn1\.to_q or .* for attn1"),
+        ("to_xx norm1", "has the name: to_xx, and cannot take an adapter: norm1; found"),
+        ("", "lora_layers names no layer of the U-Net; allowed"),
+    ],
+)
+def test_every_name_that_gives_no_adapter_is_told_with_what_would(
+    tiny_sd: Path, layers: str, said: str
+) -> None:
+    wrong = LORA.model_copy(update={"lora_layers": tuple(layers.split())})
+    with pytest.raises(SettingsError, match=said):
+        lora_layers.require_layers({"unet": fresh_unet(tiny_sd)}, wrong)
+
+
+def test_a_name_of_the_text_encoders_need_only_be_in_one_of_them(tiny_sdxl: Path) -> None:
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sdxl))
+    parts = {
+        "unet": load.load_component("unet", base, tiny_sdxl, device=CPU),
+        **load.load_text_encoders(base, tiny_sdxl),
+    }
+
+    def require(*names: str, unet: tuple[str, ...] = LORA.lora_layers) -> None:
+        changes = {"text_encoder_layers": names, "lora_layers": unet}
+        lora_layers.require_layers(parts, LORA.model_copy(update=changes))
+
+    require("q_proj", "text_projection")  # a layer of the second alone
+    with pytest.raises(
+        SettingsError, match=r"text_encoder_layers: .*: q_prj; .*q_proj.* for q_prj\?"
+    ):
+        require("q_proj", "q_prj")
+    with pytest.raises(SettingsError, match="cannot take an adapter: token_embedding"):
+        require("q_proj", "token_embedding")
+    with pytest.raises(SettingsError, match=r"(?s)has the name: x;.*\n.*has the name: y;"):
+        require("y", unet=("x",))
 
 
 @pytest.mark.parametrize("format_", ["diffusers", "kohya"])

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.memory import RECIPES
 from dreambooth_core import config
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.planning import plan
 from dreambooth_core.planning.memory import MIB, predict
 from dreambooth_core.planning.shapes import Named, shapes_of
@@ -60,6 +62,16 @@ def test_adapters_of_rank_4_on_sd_1_4s_attention_have_797184_parameters():
     assert model is not None
     trained = model.trained(preset("sd14-lora").train)
     assert sum(map(math.prod, trained)) == 797_184
+
+
+def test_a_layers_name_that_the_model_does_not_have_is_refused_before_anything_is_predicted():
+    model = shapes_of("CompVis/stable-diffusion-v1-4", None)
+    settings = preset("sd14-lora")
+    assert settings.train.lora is not None
+    lora = settings.train.lora.model_copy(update={"lora_layers": ("to_q", "to_kk", "nothing")})
+    assert model is not None
+    with pytest.raises(SettingsError, match=r"lora_layers: no layer.*found: to_kk, nothing"):
+        model.trained(settings.train.model_copy(update={"lora": lora}))
 
 
 def test_weights_gradients_and_moments_of_sd_1_4_are_16_bytes_a_parameter_in_fp32():
@@ -139,6 +151,13 @@ def test_a_cpus_8_bit_updates_in_the_backward_pass_take_12_bytes_more_of_the_lar
     assert widened is not None
     largest = 1280 * 2560 * 3 * 3
     assert widened - plain == pytest.approx(12 * largest / MIB)
+
+
+def test_every_recipe_that_is_measured_updates_after_one_call_for_rows():
+    """By these calls a run tells that an update begins; sd14-16gb itself accumulates two."""
+    assert preset("sd14-16gb").train.gradient_accumulation_steps == 2
+    measured = [recipe for recipes in RECIPES.values() for recipe in recipes]
+    assert {r.settings.train.gradient_accumulation_steps for r in measured} == {1}
 
 
 def test_each_smaller_card_has_a_recipe_that_needs_less():

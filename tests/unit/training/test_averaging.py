@@ -39,11 +39,12 @@ def test_borrowed_weights_come_back_to_the_bit():
     assert torch.equal(weight, own)
 
 
-def test_checkpoints_hold_the_average_and_the_training_goes_on_as_without(tmp_path, tiny_sd):
-    plain = tiny.make_job(tmp_path, tiny_sd, name="plain", checkpointing_steps=1)
-    averaged = tiny.make_job(
-        tmp_path, tiny_sd, name="averaged", checkpointing_steps=1, ema_decay=0.7
-    )
+@pytest.mark.parametrize("fused", [False, True])
+def test_checkpoints_hold_the_average_and_the_training_goes_on_as_without(tmp_path, tiny_sd, fused):
+    recipe = {"fused_backward": True, "max_grad_norm": None} if fused else {}
+    recipe["checkpointing_steps"] = 1
+    plain = tiny.make_job(tmp_path, tiny_sd, name="plain", **recipe)
+    averaged = tiny.make_job(tmp_path, tiny_sd, name="averaged", ema_decay=0.7, **recipe)
     for job in (plain, averaged):
         tiny.train(job)
     states = [load_file(job.resume_dir / "step-00000006" / WEIGHTS) for job in (plain, averaged)]

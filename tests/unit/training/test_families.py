@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, weights
 from dreambooth_core.models.families import text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
@@ -126,3 +127,10 @@ def test_adapters_are_fp32_beside_frozen_weights_in_the_type_that_is_computed_in
         assert not parameter.requires_grad or ".lora_" in name
     assert tiny.train(job).how == "done"
     assert {t.dtype for t in _trained(job).trainable.values()} == {torch.float32}
+
+
+def test_a_layers_name_that_fits_nothing_is_refused_beside_one_that_fits(tmp_path, tiny_sd):
+    lora = {**tiny.LORA, "lora_layers": ("to_k", "to_xx")}
+    job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=lora)
+    with pytest.raises(SettingsError, match=r"train\.lora\.lora_layers: .*has the name: to_xx;"):
+        load_trainee(job, device=CPU)

@@ -77,6 +77,21 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     assert not job.executed_log.exists()
 
 
+def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_too_small(
+    tmp_path, tiny_sd, monkeypatch
+):
+    """19 more checkpoints; of two states kept there are two, and one more while one is written."""
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=2, checkpointing_steps=1)
+    assert tiny.train(job).how == "done"
+    longer = tiny.make_job(tmp_path, tiny_sd, max_train_steps=21, checkpointing_steps=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
+    with pytest.raises(StageError, match="no room for this run") as caught:
+        tiny.train(longer)
+    assert "19 checkpoints (with their copies) of" in str(caught.value)
+    assert "1 resume states of" in str(caught.value)
+    assert len(tiny.executed(longer)) == 2
+
+
 @pytest.mark.parametrize(
     "settings",
     [
