@@ -13,8 +13,6 @@ _PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").
 _FILE = re.compile(
     r"(?:dreambooth_core|flows|tasks|tests|benchmarks|infra)/[\w/.-]+\.(?:py|yaml)\b"
 )
-    r"(?:dreambooth_core|flows|tasks|tests|benchmarks|infra)/[\w/.-]+\.(?:py|yaml)\b"
-)
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
