@@ -133,7 +133,7 @@ def _networks(out):
 def _store_twice(checkpoint):
     """What this project's checkpoints were: the state with all weights in a file of its own."""
     state = checkpoint / "training_state"
-    weights = single_copy.read_weights(state, checkpoint=checkpoint)
+    weights = single_copy.read_weights(state, checkpoint=checkpoint, trained=())
     save_file(weights, state / "weights.safetensors")
     (state / "beside.json").unlink()
     record = ScriptCheckpoint.read(checkpoint)
