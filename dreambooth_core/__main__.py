@@ -24,6 +24,8 @@ from dreambooth_core.stages import STAGES, StageContext, run_stage
 from dreambooth_core.workspace import Workspace
 
 _LOCK_WAIT_S = 15.0
+_NODE_WAIT_MIN = 240.0
+"""Machine 0 draws class images before it trains: hours for a thousand of SDXL on one card."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     worker.set_defaults(run=_run_worker)
     node = commands.add_parser("train-node", help="take part in a training that machine 0 leads")
     node.add_argument("--subject", required=True)
+    node.add_argument(
+        "--wait-min",
+        type=float,
+        default=_NODE_WAIT_MIN,
+        help="minutes to wait for machine 0 to come to the training (default: %(default)g)",
+    )
     node.set_defaults(run=_run_node)
     parity = commands.add_parser("parity", help="check an upload in this fresh process")
     parity.add_argument("request", type=Path)
@@ -96,7 +104,7 @@ def _run_node(arguments: argparse.Namespace) -> int:
     context = StageContext(
         Workspace(Path.cwd()), should_stop=stop_on_signals().is_set, env=dict(os.environ)
     )
-    take_part(context, arguments.subject)
+    take_part(context, arguments.subject, wait_s=60 * arguments.wait_min)
     return 0
 
 

@@ -49,6 +49,7 @@ def plan(
     architecture = planning.architecture_of(view, root)
     times = speed.times_of(view, architecture, device, prompts=len(suite.templates))
     footprint = planning.memory_of(view, root, kind=device.kind)
+    launch = planning.launch_of(view.train, root)
     base = view.base_model.pretrained_model_name_or_path
     stages = stages_ahead(session.workspace, name, env=session.env)
     result = {
@@ -56,7 +57,8 @@ def plan(
         "stages": stages,
         "device": device.name or device.kind,
         "memory": planning.describe(footprint, have_mib=have_mib),
-        "offloads": planning.config_offloads(view),
+        "launch": launch.kind,
+        "offloads": launch.offloads,
         "time": speed.describe(times, [stage for stage, does in stages.items() if does == "run"]),
         "presets": planning.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
     }
@@ -112,7 +114,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         console.print(line, markup=False)
     for preset in result["presets"]:
         peak = preset["peak_mib"]
-        size = "offloads: not predicted" if peak is None else f"{peak / _GIB:.2f} GiB"
+        size = "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB"
         fits = {True: "fits", False: "does not fit", None: "unknown"}[preset["fits"]]
         console.print(f"preset {preset['name']:<12} {size:>24}  {fits}", markup=False)
     if result["memory"]["fits"] is False:
@@ -148,9 +150,13 @@ def _clock(seconds: float) -> str:
 def _memory_line(result: dict[str, Any]) -> str:
     memory = result["memory"]
     have = f"{memory['have_mib'] / _GIB:.1f} GiB on {result['device']}"
-    if memory["peak_mib"] is None:
-        return f"memory: not known for this base model before it is here ({have})"
     if result["offloads"]:
         return f"memory: the optimizer is offloaded, and the card's share not predicted ({have})"
+    if result["launch"] == "DeepSpeed":
+        return f"memory: not predicted under DeepSpeed ({have})"
+    if memory["peak_mib"] is None:
+        return f"memory: not known for this base model before it is here ({have})"
     verdict = {True: "fits", False: "DOES NOT FIT", None: "at least"}[memory["fits"]]
+    if result["launch"] == "FSDP2":
+        verdict += ", without the blocks that FSDP2 puts together"
     return f"memory: peak {memory['peak_mib'] / _GIB:.2f} GiB in training, {verdict} ({have})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,12 @@ def _precision(config: LaunchConfig) -> str | None:
         return config.accelerate.get("mixed_precision")
     on = [k for k in ("fp16", "bf16") if mapping(config.deepspeed.get(k)).get("enabled") is True]
     return on[0] if on else "no"
+
+
+def offloads(deepspeed: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed keeps and updates the optimizer's state on the CPU, by its own file."""
+    offload = mapping(mapping(deepspeed.get("zero_optimization")).get("offload_optimizer"))
+    return offload.get("device", "none") != "none"
 
 
 def _deepspeed_values(train: TrainSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.config import TrainSettings
+from dreambooth_core.config import LoraSettings, TrainSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.planning.tables import read_table
 
@@ -50,8 +50,8 @@ class ModelShapes:
         _require_layers(self.unet, "lora_layers", lora.lora_layers)
         if text:
             _require_layers(text, "text_encoder_layers", lora.text_encoder_layers)
-        of_text = _adapters(text, lora.text_encoder_layers, rank=lora.rank)
-        return [*_adapters(self.unet, lora.lora_layers, rank=lora.rank), *of_text]
+        of_text = _adapters(text, lora.text_encoder_layers, lora)
+        return [*_adapters(self.unet, lora.lora_layers, lora), *of_text]
 
     def frozen(self, train: TrainSettings) -> list[Shape]:
         """What is held beside adapters and only read."""
@@ -61,12 +61,16 @@ class ModelShapes:
         return [shape for _, shape in (*self.unet, *text)]
 
 
-def _adapters(tensors: Named, layers: Sequence[str], *, rank: int) -> list[Shape]:
-    """The shapes of the adapters' factors: [r, in] and [out, r] for every fitting layer."""
+def _adapters(tensors: Named, layers: Sequence[str], lora: LoraSettings) -> list[Shape]:
+    """The shapes of the adapters' factors: [r, in] and [out, r] for every fitting layer.
+
+    With DoRA also [out], the lengths of the rows.
+    """
     factors: list[Shape] = []
     for name, shape in tensors:
         if name.endswith(".weight") and _fits(name.removesuffix(".weight"), layers):
-            factors += [(rank, *shape[1:]), (shape[0], rank)]
+            factors += [(lora.rank, *shape[1:]), (shape[0], lora.rank)]
+            factors += [(shape[0],)] if lora.use_dora else []
     return factors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from dreambooth_core.errors import CorruptRecordError, SettingsError, Stopped
+from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
 from dreambooth_core.stages import train
 from dreambooth_core.stages.common import StageContext, logger
 from dreambooth_core.training import launch
@@ -15,11 +15,12 @@ from dreambooth_core.training.published import finished_run
 _POLL_S = 2.0
 
 
-def take_part(context: StageContext, subject: str) -> None:
+def take_part(context: StageContext, subject: str, *, wait_s: float) -> None:
     """Start this machine's processes of the subject's training and wait for their end.
 
     The machine of rank 0 runs the flow (or the train stage); this one waits until it has come to
-    the training, whose folder both see. Raises Stopped, StageError and SettingsError.
+    the training, whose folder both see, but no longer than `wait_s` seconds. Raises Stopped,
+    StageError and SettingsError.
     """
     node = node_of(context.env)
     if node is None or node.rank == 0:
@@ -28,7 +29,7 @@ def take_part(context: StageContext, subject: str) -> None:
             got="rank 0" if node else "neither rank nor rendezvous",
             allowed=f"{RANK}=1 or higher, and {RENDEZVOUS}=host:port of machine 0",
         )
-    job = _wait_for_job(context, subject)
+    job = _wait_for_job(context, subject, wait_s=wait_s)
     if finished_run(job) is not None:
         return
     outcome = launch.run_trainer(
@@ -42,13 +43,32 @@ def take_part(context: StageContext, subject: str) -> None:
         raise Stopped("the training was stopped", hint="start it again on every machine")
 
 
-def _wait_for_job(context: StageContext, subject: str) -> TrainJob:
-    """The job of the settings as they are now, as soon as the leading machine has written it."""
-    logger.info("waiting for the machine of rank 0 to come to the training of %s", subject)
+def _wait_for_job(context: StageContext, subject: str, *, wait_s: float) -> TrainJob:
+    """The job of the settings as they are now, as soon as the leading machine has written it.
+
+    Raises StageError when it has not in time: it may have failed, and nobody would be told.
+    """
+    logger.info(
+        "waiting at most %g min for the machine of rank 0 to come to the training of %s",
+        wait_s / 60,
+        subject,
+    )
+    deadline = time.monotonic() + wait_s
     while not context.should_stop():
         try:
             job = train.make_job(context, context.view(subject))
             return TrainJob.load(job.path)
         except CorruptRecordError:
+            if time.monotonic() >= deadline:
+                raise _too_late(subject, wait_s) from None
             time.sleep(_POLL_S)  # the cache or the job is not there yet
     raise Stopped("stopped before the training began")
+
+
+def _too_late(subject: str, wait_s: float) -> StageError:
+    return StageError(
+        f"the machine of rank 0 has not come to the training of {subject}",
+        got=f"no job of these settings after {wait_s / 60:g} min",
+        hint="look at that machine's log: it has failed, has other settings, sees another folder, "
+        "or still draws class images; --wait-min waits longer",
+    )

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 
 from dreambooth_core.config import TrainSettings, deepspeed_config
+from dreambooth_core.config.launching import offloads
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.state_kind import DEEPSPEED_TAG
@@ -58,7 +59,7 @@ class DeepSpeedUpdates:
         )
         config["zero_allow_untested_optimizer"] = True
         _check_stage(config)
-        optimizer = _optimizer(trainee, settings, offload=_offloads(config))
+        optimizer = _optimizer(trainee, settings, offload=offloads(config))
         engine, *_ = deepspeed.initialize(
             model=trainee.denoiser, optimizer=optimizer, config=config
         )
@@ -228,12 +229,6 @@ def _import_deepspeed() -> Any:
     except ImportError as error:
         raise _no_deepspeed(str(error)) from None
     return deepspeed
-
-
-def _offloads(config: dict[str, Any]) -> bool:
-    """Whether the optimizer's state is kept and updated on the CPU."""
-    offload = config["zero_optimization"].get("offload_optimizer") or {}
-    return offload.get("device", "none") != "none"
 
 
 def _check_stage(config: dict[str, Any]) -> None:

@@ -79,6 +79,19 @@ def test_a_preset_too_large_for_a_card_is_told_with_the_one_that_fits(root: Path
     assert "would fit: `dreambooth preset use sd14-6gb`" in words
 
 
+def test_a_recipe_that_offloads_gets_no_verdict_and_no_advice(root: Path) -> None:
+    """On a card that would be too small for what is not offloaded, too."""
+    with_preset(root, "sd14-8gb")
+    done = plan(root, SUBJECT, "--card-gib", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["launch"], told["offloads"]) == ("DeepSpeed", True)
+    assert (told["memory"]["fits"], told["memory"]["peak_mib"]) == (None, None)
+    words = " ".join(plan(root, SUBJECT, "--card-gib", "1").stdout.split())
+    assert "the optimizer is offloaded, and the card's share not predicted" in words
+    assert "would fit" not in words
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,7 +2,9 @@
 
 import pytest
 
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.__main__ import main
+from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.stages import train_node
 from dreambooth_core.training.launch_options import (
     RANK,
     RENDEZVOUS,
@@ -41,3 +43,22 @@ def test_a_configuration_for_two_machines_needs_to_know_which_this_is(tmp_path, 
         accelerate_options(job, None)
     options = accelerate_options(job, Node(rank=1, rendezvous="n0:29500"))
     assert options[-2:] == ["--rdzv_conf", "is_host=0"]
+
+
+def test_a_machine_gives_up_when_the_leading_one_does_not_come_to_the_training(
+    tmp_path, monkeypatch, capsys
+):
+    def no_cache_yet(*_: object) -> None:
+        raise CorruptRecordError("the cache is not there")
+
+    monkeypatch.setattr(train_node.train, "make_job", no_cache_yet)
+    monkeypatch.setattr(train_node.StageContext, "view", lambda *_: None)
+    monkeypatch.setattr(train_node, "_POLL_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(RANK, "1")
+    monkeypatch.setenv(RENDEZVOUS, "n0:29500")
+    assert main(["train-node", "--subject", "mug", "--wait-min", "0.003"]) == 1
+    told = capsys.readouterr().err
+    assert "the machine of rank 0 has not come to the training of mug" in told
+    assert "no job of these settings after 0.003 min" in told
+    assert "--wait-min waits longer" in told
