@@ -1,8 +1,8 @@
 """The latent cache: VAE moments of every view and text embeddings, addressed by content.
 
 What an image becomes depends on its pixels, the VAE (weights and config), the transform and the
-arithmetic; the sha256 over those is the name of its file in the content store. So nothing stale can be found, and what two
-subjects or two settings share is made once.
+arithmetic; the sha256 over those is the name of its file in the content store. So nothing stale can
+be found, and what two subjects or two settings share is made once.
 """
 
 from __future__ import annotations
