@@ -32,8 +32,11 @@ class RowDropout(nn.Dropout):
         super().__init__(p)
         self._layer, self._seed, self._rows = layer, seed, rows
 
-    @torch.compiler.disable  # a compiled draw would be keyed by nothing
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    # Compiled code has generators of its own, which no key reaches; `disable` loses the type.
+    @torch.compiler.disable
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input: torch.Tensor
+    ) -> torch.Tensor:
         """The input where it is not trained; else with a part `p` of each row set to zero."""
         if not self.training:
             return input
