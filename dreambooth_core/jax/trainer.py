@@ -23,7 +23,8 @@ from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 from dreambooth_core.jax.state import JaxState
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.training.checks import RowErrors
-from dreambooth_core.training.step import prepare, uses_dropout
+from dreambooth_core.training.dropout import uses_dropout
+from dreambooth_core.training.step import prepare
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.trainer import UpdateReport, learning_rate
 

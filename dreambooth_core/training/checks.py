@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -23,24 +24,36 @@ _SURE_MOVES = 30
 class Motion:
     """Whether an update moves what is trained and nothing else: by bit sums before and after it."""
 
-    def __init__(self, updates: HeldState, *, step: int) -> None:
-        """Take the sums for the update after `step`, before the forward pass."""
-        self._trained = updates.trainee.trained_at(step)
-        self._sums = _bit_sums(updates)
-        self._without_gradient: list[str] = []
-        self._still: set[str] = set()
+    def __init__(self, updates: HeldState, *, step: int, only: Set[str] | None = None) -> None:
+        """Take the sums for the update after `step`, before the forward pass; of all or some."""
+        self._only = only
+        self._trained = {
+            name: parameter
+            for name, parameter in updates.trainee.trained_at(step).items()
+            if only is None or name in only
+        }
+        self._sums = self._bit_sums(updates)
+        self._largest: dict[str, float | None] = {}
+        self.still: set[str] = set()
+        """Tensors that need not move: their gradients are all within AdamW's epsilon of zero.
+
+        The first factor of a new adapter is such a tensor, as the second is zero.
+        """
         self._expected_moves: dict[str, torch.Tensor] = {}
         updates.watch(self._expected_moves)
 
-    def see_gradients(self, updates: HeldState, *, epsilon: float) -> None:
-        """Note which parameters have a gradient, after the backward pass.
+    def _bit_sums(self, updates: HeldState) -> dict[str, torch.Tensor]:
+        return {
+            name: bit_sum(updates.value(parameter))
+            for name, parameter in updates.trainee.denoiser.named_parameters()
+            if self._only is None or name in self._only
+        }
 
-        A tensor whose gradients are all within AdamW's `epsilon` of zero is not expected to move
-        (the first factor of a new adapter, as the second is zero).
-        """
-        largest = {n: _largest(updates.gradient(p)) for n, p in self._trained.items()}
-        self._without_gradient = [name for name, size in largest.items() if size is None]
-        self._still = {n for n, size in largest.items() if size is not None and size <= epsilon}
+    def see_gradients(self, updates: HeldState, *, epsilon: float) -> None:
+        """Note the size of each parameter's gradient, after the backward pass."""
+        self._largest = {n: _largest(updates.gradient(p)) for n, p in self._trained.items()}
+        sizes = self._largest.items()
+        self.still = {name for name, size in sizes if size is not None and size <= epsilon}
 
     def _may_stay(self, name: str) -> bool:
         """Whether a weight may be where it was: without a gradient to speak of, or by chance.
@@ -50,17 +63,20 @@ class Motion:
         """
         expected = self._expected_moves.get(name)
         by_chance = expected is not None and 0 < expected.item() < _SURE_MOVES
-        return name in self._still or by_chance
+        return name in self.still or by_chance
 
     def verify(self, updates: HeldState) -> None:
-        """Raise StageError unless what is trained has moved and what is frozen has not."""
-        updates.watch(None)
-        after = _bit_sums(updates)
-        moved = {name for name, total in self._sums.items() if not torch.equal(total, after[name])}
-        stuck = [n for n in self._trained if n not in moved and not self._may_stay(n)]
+        """Raise StageError unless what is trained has moved by its gradient and all else has not.
+
+        Weight decay moves weights without a gradient, so each network must have one somewhere.
+        """
+        moved, stuck = self._moved_and_stuck(updates)
         strayed = sorted(moved - self._trained.keys())
-        if self._without_gradient:
-            _stop("trainable parameters got no gradient", self._without_gradient)
+        if without := [name for name, size in self._largest.items() if size is None]:
+            _stop("trainable parameters got no gradient", without)
+        for part, names in _by(_part_of, self._trained).items():
+            if self.still.issuperset(names):
+                _stop(f"the gradients of the whole {part} are zero", names)
         if strayed:
             _stop("frozen parameters were changed by the first update", strayed)
         if stuck or not moved:
@@ -70,11 +86,78 @@ class Motion:
                 hint="raise train.learning_rate: the update is smaller than their last bit",
             )
 
+    def verify_again(self, updates: HeldState) -> list[str]:
+        """Those whose gradient is zero, of tensors that were still before.
 
-def _bit_sums(updates: HeldState) -> dict[str, torch.Tensor]:
-    return {
-        name: bit_sum(updates.value(p)) for name, p in updates.trainee.denoiser.named_parameters()
-    }
+        Raises StageError where one has a gradient and does not move, or where all of a kind of an
+        adapter's tensors are without one: then half of the adapter learns nothing.
+        """
+        _, stuck = self._moved_and_stuck(updates)
+        if stuck:
+            _stop("trainable parameters have a gradient and are not moved by it", stuck)
+        silent = [name for name, size in self._largest.items() if not size]
+        for kind, names in _by(_kind_of, self._trained).items():
+            if kind and set(silent).issuperset(names):
+                _stop(f"the gradients of every {kind} are zero in a second update, too", names)
+        return silent
+
+    def _moved_and_stuck(self, updates: HeldState) -> tuple[set[str], list[str]]:
+        """What has moved, and what is trained and has stayed without a reason."""
+        updates.watch(None)
+        after = self._bit_sums(updates)
+        moved = {name for name, total in self._sums.items() if not torch.equal(total, after[name])}
+        return moved, [n for n in self._trained if n not in moved and not self._may_stay(n)]
+
+
+class Lookout:
+    """Which updates are looked at: the first that can move anything, and one more.
+
+    The second is for tensors whose gradient was zero in the first. It comes after the warm-up: a
+    rate near zero leaves an adapter's second factor so small that the first has no gradient yet.
+    """
+
+    def __init__(self) -> None:
+        self._is_first = True
+        self._still: set[str] = set()
+
+    @property
+    def has_verified(self) -> bool:
+        """Whether an update is known to have moved what is trained."""
+        return not self._is_first
+
+    def before(self, step: int, updates: HeldState, *, rate: float, rises: bool) -> Motion | None:
+        """The sums before the update after `step` of this rate, if it is one to look at."""
+        if rate == 0:  # a warm-up begins there
+            return None
+        if self._is_first:
+            return Motion(updates, step=step)
+        return Motion(updates, step=step, only=self._still) if self._still and not rises else None
+
+    def verify(self, motion: Motion, updates: HeldState) -> list[str]:
+        """Names of tensors without a gradient in both updates, to be told. Raises StageError."""
+        if self._is_first:
+            motion.verify(updates)
+            self._is_first, self._still = False, motion.still
+            return []
+        self._still = set()
+        return motion.verify_again(updates)
+
+
+def _by(key: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _part_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _kind_of(name: str) -> str:
+    """The part and the factor of an adapter's tensor, such as "unet lora_A"; "" for others."""
+    found = re.search(r"\.(lora_\w+)\.", name)
+    return f"{_part_of(name)} {found[1]}" if found else ""
 
 
 def _largest(gradient: torch.Tensor | None) -> float | None:
@@ -95,10 +178,15 @@ def bit_sum(value: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _stop(what: str, names: Sequence[str], *, hint: str | None = None) -> None:
+def named(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _stop(what: str, names: Sequence[str], *, hint: str | None = None) -> None:
     raise StageError(
-        f"{what}: {', '.join(names[:_SHOWN])}{more}",
+        f"{what}: {named(names)}",
         got=f"{len(names)} tensors",
         hint=hint or "this is a defect of the training set-up; nothing was saved",
     )

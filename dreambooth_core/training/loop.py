@@ -10,11 +10,11 @@ from accelerate.utils import gather_object
 
 from dreambooth_core.ports import MetricSink, StopSignal
 from dreambooth_core.training import checks, metrics
-from dreambooth_core.training.checks import Motion
+from dreambooth_core.training.checks import Lookout, Motion
 from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.layout import CheckpointLayout
 from dreambooth_core.training.metrics import MetricsRow
-from dreambooth_core.training.narrator import Narrator
+from dreambooth_core.training.narrator import Narrator, say
 from dreambooth_core.training.saver import Saver
 from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
@@ -57,7 +57,7 @@ class Loop:
         self._layout, self._visitors = layout, visitors
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
-        self._motion_is_checked = False
+        self._lookout = Lookout()
         self._left_out = 0
         self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
         at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
@@ -107,15 +107,14 @@ class Loop:
         return step % self._read_every == 0 or logged or due or step == self._last
 
     def _motion_before(self, step: int) -> Motion | None:
-        """Bit sums before the first update that can move anything (a warm-up begins at rate 0)."""
-        if self._motion_is_checked or self._trainer.rate_at(step) == 0:
-            return None
-        return Motion(self._trainer.updates, step=step)
+        rate, next_rate = (self._trainer.rate_at(n) for n in (step, step + 1))
+        return self._lookout.before(step, self._trainer.updates, rate=rate, rises=next_rate > rate)
 
     def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
         if motion is not None and not report.was_skipped:
-            motion.verify(self._trainer.updates)
-            self._motion_is_checked = True
+            silent = self._lookout.verify(motion, self._trainer.updates)
+            if silent and self._accelerator.is_main_process:
+                say(f"note: gradients of zero in two updates: {checks.named(silent)}")
 
     def _read(self) -> bool:
         """Turn what is unread into rows; whether any process wants to stop."""
@@ -138,7 +137,7 @@ class Loop:
         """
         at_most = _MOST_LEFT_OUT
         if report.step == self._last:
-            at_most = _MOST_LEFT_OUT_LAST if self._motion_is_checked else 0
+            at_most = _MOST_LEFT_OUT_LAST if self._lookout.has_verified else 0
         finite = checks.all_finite(row.loss)
         return report.was_skipped and finite and self._left_out <= at_most
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +20,6 @@ from dreambooth_core.numerics.noise import (
     draw_timestep,
     prediction_target,
 )
-from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.numerics.snr import PredictionType, min_snr_weight
 
 # B rows, R the two roles, T timesteps of the schedule, C H W latents, L tokens, D text width
@@ -131,29 +128,3 @@ def loss_of(
         error_B, inputs.weights_RB, prior_loss_weight=prior_loss_weight or 0.0
     )
     return loss, error_B.detach()
-
-
-def uses_dropout(model: nn.Module) -> bool:
-    """Whether any layer draws random numbers while it trains: a dropout, or an attention's own."""
-    return any(
-        part.p > 0 if isinstance(part, nn.Dropout) else _own_dropout(part) > 0
-        for part in model.modules()
-    )
-
-
-def _own_dropout(part: nn.Module) -> float:
-    """The rate of a layer that drops without a layer for it, as CLIP's attention does."""
-    rate = vars(part).get("dropout", 0.0)  # getattr finds a model's config too, with a warning
-    return rate if isinstance(rate, float) else 0.0
-
-
-@contextlib.contextmanager
-def keyed_dropout(*, seed: int, index: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Borrow torch's own generators, seeded by (seed, index): dropout can be given no other."""
-    key = derive_seed(seed, "dropout", *index)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(key)
-        if devices:
-            torch.cuda.manual_seed(key)
-        yield

@@ -14,7 +14,8 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
-from dreambooth_core.training.step import keyed_dropout, loss_of, prepare, uses_dropout
+from dreambooth_core.training.dropout import has_unkeyed_dropout, key_by_rows, keyed_dropout
+from dreambooth_core.training.step import loss_of, prepare
 from dreambooth_core.training.trainee import Trainee
 from dreambooth_core.training.updates import HeldState, Updates
 
@@ -89,7 +90,8 @@ class Trainer:
         self._rates = [
             learning_rate(settings, peak=group.learning_rate) for group in self.trainee.groups
         ]
-        self._has_dropout = uses_dropout(self.trainee.denoiser)
+        self._dropped_rows = key_by_rows(self.trainee.denoiser, seed=settings.seed)
+        self._has_unkeyed_dropout = has_unkeyed_dropout(self.trainee.denoiser)
 
     @property
     def reading_waits(self) -> bool:
@@ -112,7 +114,9 @@ class Trainer:
             inputs = prepare(
                 self._rows_at(self._positions(step, micro)), self.trainee.loss, device=device
             )
-            with self.updates.micro_step(last=last), self._dropout(step, micro):
+            batch = inputs.batch
+            self._dropped_rows.keys = list(zip(batch.is_class_B, batch.position_B, strict=True))
+            with self.updates.micro_step(last=last), self._unkeyed_dropout(step, micro):
                 loss, error_B = loss_of(
                     self.updates.model,
                     inputs,
@@ -165,8 +169,9 @@ class Trainer:
         return reduced
 
     @contextlib.contextmanager
-    def _dropout(self, step: int, micro: int) -> Iterator[None]:
-        if not self._has_dropout:
+    def _unkeyed_dropout(self, step: int, micro: int) -> Iterator[None]:
+        """For CLIP's own dropout: exact on resume, but not the same for every split of a batch."""
+        if not self._has_unkeyed_dropout:
             yield
             return
         index = (step, micro, self._accelerator.process_index)
