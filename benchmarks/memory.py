@@ -32,6 +32,7 @@ from benchmarks.allocations import counting
 from benchmarks.measured import has_gpu, machine, results_file
 from benchmarks.recipes import ROOT, Recipe
 from benchmarks.trace_memory import SIDES_PX
+from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.planning.memory import MIB, Footprint, predict
 from dreambooth_core.planning.shapes import shapes_of
@@ -50,6 +51,15 @@ PRESETS = [
     Recipe(name, name) for name in ("sd14-24gb", "sd14-16gb", "sd14-12gb", "sd14-6gb", "sd14-lora")
 ]
 """Without sd14-8gb: DeepSpeed is launched, see docs/memory.md."""
+
+
+def adapters(**changes: Any) -> dict[str, Any]:
+    """The changes of a recipe that trains the pocket preset's adapters in another way."""
+    lora = config.load_settings(ROOT / "presets" / "pocket.yaml").train.lora
+    assert lora is not None
+    return {"method": "lora", "lora": lora.model_dump() | changes}
+
+
 _CHECKPOINTING = {"gradient_checkpointing": True}
 _TEXT = {"train_text_encoder": True}
 POCKET = [
@@ -67,6 +77,11 @@ POCKET = [
     Recipe("LoRA, fp32, batch 4, checkpointing", "pocket", {"method": "lora", **_CHECKPOINTING}),
     Recipe("LoRA, bf16, batch 4", "pocket", {"method": "lora", "mixed_precision": "bf16"}),
     Recipe("LoRA, fp32, batch 4, text encoder", "pocket", {"method": "lora", **_TEXT}),
+    Recipe("LoRA, fp32, batch 4, DoRA", "pocket", adapters(use_dora=True)),
+    Recipe("LoRA, fp32, batch 4, dropout", "pocket", adapters(lora_dropout=0.1)),
+    Recipe(
+        "LoRA, fp32, batch 4, DoRA, dropout", "pocket", adapters(use_dora=True, lora_dropout=0.1)
+    ),
     *PRESETS,
     Recipe("sd14-6gb, batch 4", "sd14-6gb", {"train_batch_size": 4}),
     Recipe("sd14-6gb, no checkpointing", "sd14-6gb", {"gradient_checkpointing": False}),

@@ -1,20 +1,24 @@
 """What forward and backward pass hold, on fake tensors: the table that `dreambooth plan` reads.
 
-    python -m benchmarks.trace_memory
+    python -m benchmarks.trace_memory               # all of it: minutes
+    python -m benchmarks.trace_memory --missing     # only what the table has not
 
 Real architectures at their real size, without their weights and without a GPU (see tracing.py). A
 row of the device "gpu" has the norms in fp32, as autocast computes them there; on a CPU it leaves
-them in the type they get. What a card adds (kernels' workspaces, the allocator's gaps, the context)
+them in the type they get. Dropout keeps a byte a number there, and a number in its own type on a
+CPU. What a card adds (kernels' workspaces, the allocator's gaps, the context)
 is not in it. benchmarks/memory.py holds the outcome against real runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,25 +39,50 @@ _DTYPES = {"fp32": torch.float32, "half": torch.bfloat16}
 _LORA = LoraSettings(
     rank=4, lora_alpha=4.0, lora_dropout=0.0, lora_layers=("to_k", "to_q", "to_v", "to_out.0")
 )
+_DROPOUT = 0.1
+"""Any rate: what is kept does not depend on it."""
 _MIB = 2**20
 
 
-def build(
-    architecture: Architecture, *, method: str, held: str, text: bool, checkpointing: bool
-) -> Denoiser:
+@dataclass(frozen=True)
+class Case:
+    """A kind of training, by the keys of its row in the table."""
+
+    architecture: str
+    device: str
+    method: str
+    weights: str
+    compute: str
+    text: bool
+    checkpointing: bool
+    rows: int
+    dora: bool = False
+    dropout: bool = False
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Case:
+        """The case of a row."""
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
+
+
+def build(case: Case) -> Denoiser:
     """The networks of a training, in training mode."""
+    architecture = ARCHITECTURES[case.architecture]
+    adapter = _LORA.model_copy(
+        update={"use_dora": case.dora, "lora_dropout": _DROPOUT if case.dropout else 0.0}
+    )
     before = torch.get_default_dtype()
-    torch.set_default_dtype(_DTYPES[held])
+    torch.set_default_dtype(_DTYPES[case.weights])
     try:
-        trained_text = architecture.build_text() if text else {}
+        trained_text = architecture.build_text() if case.text else {}
         denoiser = Denoiser(architecture.build_unet(), trained_text)
     finally:
         torch.set_default_dtype(before)
     for part, module in denoiser.parts.items():
-        if method == "lora":
+        if case.method == "lora":
             with mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
-                add_adapter(module, _LORA, part=part, seed=0)  # fake tensors cannot be moved
-        if checkpointing:
+                add_adapter(module, adapter, part=part, seed=0)  # fake tensors cannot be moved
+        if case.checkpointing:
             switch: Any = module
             (switch.enable_gradient_checkpointing if part == "unet"
              else switch.gradient_checkpointing_enable)()  # fmt: skip
@@ -97,64 +126,102 @@ def _in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return of_copies
 
 
-def row(name: str, *, device: str, method: str, held: str, compute: str, text: bool,
-        checkpointing: bool, rows: int) -> dict[str, Any]:  # fmt: skip
+@contextlib.contextmanager
+def dropout_of_a_gpu() -> Iterator[None]:
+    """As its kernel has it: a mask of booleans is kept, not of the input's type."""
+
+    def kept_small(layer: torch.nn.Dropout, value: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(value, layer.p, layer.training)[0] if layer.p else value
+
+    with mock.patch.object(torch.nn.Dropout, "forward", kept_small):
+        yield
+
+
+@contextlib.contextmanager
+def as_on(device: str, *, compute: str) -> Iterator[None]:
+    """What the device does otherwise than a CPU."""
+    with contextlib.ExitStack() as stack:
+        if device == "gpu":
+            stack.enter_context(dropout_of_a_gpu())
+        if device == "gpu" and compute == "half":
+            stack.enter_context(norms_in_fp32())
+        yield
+
+
+def row(case: Case) -> dict[str, Any]:
     """What is alive at most besides the weights.
 
     With gradients that are freed at once, kept, and freed after an update of their weight alone.
     """
-    architecture, side_px = ARCHITECTURES[name], SIDES_PX[name]
-    autocast = compute == "half" and device == "gpu"
-    with FakeTensorMode(), norms_in_fp32() if autocast else contextlib.nullcontext():
-        denoiser = build(architecture, method=method, held=held, text=text,
-                         checkpointing=checkpointing)  # fmt: skip
+    architecture, side_px = ARCHITECTURES[case.architecture], SIDES_PX[case.architecture]
+    with FakeTensorMode(), as_on(case.device, compute=case.compute):
+        denoiser = build(case)
         with HeldBytes(denoiser.parameters(), update_bytes=UPDATE_BYTES) as found:
-            passes(denoiser, architecture, rows=rows, side_px=side_px, compute=compute)
+            passes(denoiser, architecture, rows=case.rows, side_px=side_px, compute=case.compute)
     return {
-        "architecture": name,
-        "device": device,
-        "method": method,
-        "weights": held,
-        "compute": compute,
-        "text": text,
-        "checkpointing": checkpointing,
+        **asdict(case),
         "side_px": side_px,
-        "rows": rows,
         "mib": round(found.peak_without_gradients / _MIB, 1),
         "with_gradients_mib": round(found.peak / _MIB, 1),
         "with_updates_mib": round(found.peak_with_updates / _MIB, 1),
     }
 
 
-def cases() -> Iterator[dict[str, Any]]:
-    """Every kind of training of the small models; SDXL's in half precision, without its text.
+_ADAPTERS = tuple(itertools.product((False, True), repeat=2))
+"""Without and with DoRA and dropout."""
+_KINDS = (
+    ("full", "fp32", "fp32"), ("full", "fp32", "half"), ("full", "half", "half"),
+    ("lora", "fp32", "fp32"), ("lora", "half", "half"),
+)  # fmt: skip
 
-    Only autocast makes a difference between devices.
-    """
-    kinds = [
-        ("full", "fp32", "fp32"), ("full", "fp32", "half"), ("full", "half", "half"),
-        ("lora", "fp32", "fp32"), ("lora", "half", "half"),
-    ]  # fmt: skip
-    for name, (method, held, compute) in itertools.product(ARCHITECTURES, kinds):
-        devices = ("cpu", "gpu") if compute == "half" else ("any",)
-        for text, checkpointing in itertools.product((False, True), (False, True)):
+
+def cases() -> Iterator[Case]:
+    """Every kind of training of the small models; SDXL's in half precision, without its text."""
+    for name, (method, held, compute) in itertools.product(ARCHITECTURES, _KINDS):
+        adapters = _ADAPTERS if method == "lora" else ((False, False),)
+        switches = itertools.product(adapters, (False, True), (False, True))
+        for (dora, dropout), text, checkpointing in switches:
             if name == "sdxl" and (text or compute == "fp32"):
                 continue
+            # Only autocast and dropout make a difference between devices.
+            devices = ("cpu", "gpu") if compute == "half" or dropout else ("any",)
             for device, rows in itertools.product(devices, (2, 8)):
-                yield {"name": name, "device": device, "method": method, "held": held,
-                       "compute": compute, "text": text, "checkpointing": checkpointing,
-                       "rows": rows}  # fmt: skip
+                yield Case(
+                    architecture=name, device=device, method=method, weights=held,
+                    compute=compute, text=text, checkpointing=checkpointing, rows=rows,
+                    dora=dora, dropout=dropout,
+                )  # fmt: skip
+
+
+def _known(made_with: Mapping[str, str]) -> dict[Case, dict[str, Any]]:
+    """The rows of the table that is there, if it was made with the same torch."""
+    table = json.loads(TABLE.read_bytes())
+    if table["made_with"] != made_with:
+        return {}
+    return {Case.of_row(found): {**asdict(Case.of_row(found)), **found} for found in table["rows"]}
 
 
 def main() -> None:
-    """Trace all cases and write the table."""
+    """Trace the cases and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--missing", action="store_true", help="keep the rows that are there")
     warnings.filterwarnings("ignore")
-    rows = [row(**case) for case in cases()]
     made_with = {"torch": torch.__version__, "what": "fake tensors (benchmarks/tracing.py)"}
-    lines = ",\n    ".join(json.dumps(found) for found in rows)
+    known = _known(made_with) if parser.parse_args().missing else {}
+    found: dict[Case, dict[str, Any]] = {}
+    for case in cases():
+        found[case] = known.get(case) or row(case)
+        if case not in known:
+            _write([*found.values(), *(r for c, r in known.items() if c not in found)], made_with)
+    _write(list(found.values()), made_with)
+    print(f"{len(found)} rows in {TABLE}")
+
+
+def _write(rows: Sequence[Mapping[str, Any]], made_with: Mapping[str, str]) -> None:
+    """The table as far as it is known: a trace that was ended goes on with --missing."""
+    lines = ",\n    ".join(map(json.dumps, rows))
     text = f'{{\n  "made_with": {json.dumps(made_with)},\n  "rows": [\n    {lines}\n  ]\n}}\n'
     TABLE.write_text(text)
-    print(f"{len(rows)} rows in {TABLE}")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,26 @@ def test_every_recipe_that_is_measured_updates_after_one_call_for_rows():
     assert {r.settings.train.gradient_accumulation_steps for r in measured} == {1}
 
 
+@pytest.mark.parametrize(("dora", "dropout"), [(True, 0.0), (False, 0.1), (True, 0.1)])
+@pytest.mark.parametrize("name", ["pocket", "sd14-lora", "sdxl-lora"])
+def test_dora_and_dropout_of_adapters_are_traced_as_kinds_of_their_own(name, dora, dropout):
+    """Without checkpointing: with it SDXL's peak on a GPU is that of a residual block."""
+    settings = preset(name)
+    train = settings.train.model_copy(update={"method": "lora", "gradient_checkpointing": False})
+    assert train.lora is not None
+    own = train.lora.model_copy(update={"use_dora": dora, "lora_dropout": dropout})
+    plain, other = (
+        plan.memory_of(settings.model_copy(update={"train": each}), ROOT, kind="gpu")
+        for each in (train, train.model_copy(update={"lora": own}))
+    )
+    assert plain is not None
+    assert other is not None
+    assert plain.passes is not None
+    assert other.passes is not None
+    assert other.passes > 1.05 * plain.passes
+    assert (other.weights > plain.weights) is dora  # the lengths of the rows
+
+
 def test_each_smaller_card_has_a_recipe_that_needs_less():
     peaks = [
         footprint.peak
