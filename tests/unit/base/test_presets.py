@@ -135,10 +135,13 @@ def test_a_preset_has_the_versions_of_the_shipped_settings(path):
 
 def test_an_older_preset_takes_no_version_back_and_a_newer_one_brings_its_own(workspace):
     """Else what an older code has made would be up to date again."""
-    older = spoil(workspace, "sd14-6gb", "cache: 2\n  train: 2", "cache: 1\n  train: 5")
-    changed = presets.use(workspace, older.stem)
+    now = config.load_settings(workspace.params).versions
+    cache, train = now.cache, now.train
+    other = f"cache: {cache - 1}\n  train: {train + 1}"
+    spoil(workspace, "sd14-6gb", f"cache: {cache}\n  train: {train}", other)
+    changed = presets.use(workspace, "sd14-6gb")
     versions = config.load_settings(workspace.params).versions
-    assert (versions.cache, versions.train) == (2, 5)
+    assert (versions.cache, versions.train) == (cache, train + 1)
     assert "versions.train" in changed
     assert "versions.cache" not in changed
 
