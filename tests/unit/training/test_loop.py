@@ -119,6 +119,36 @@ def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_
     assert state.step == 2
 
 
+def test_a_bad_update_is_found_among_those_read_together_though_the_last_is_good(
+    tmp_path, tiny_sd, monkeypatch
+):
+    """As on a GPU, which is waited for at every fourth update here: 3 is bad, 4 is good."""
+    monkeypatch.setattr(Trainer, "reading_waits", True)
+    job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=6).model_copy(
+        update={"log_every_steps": 4}
+    )
+
+    def poisoned(positions):
+        batch = tiny.rows_at(positions)
+        if positions[0] == 4:  # the third update, with two rows a step
+            batch.latents_BCHW[1] = torch.nan
+        return batch
+
+    with pytest.raises(StageError, match=r"step 3 has a non-finite loss.*instance/1\.png at"):
+        tiny.train(job, rows=poisoned)
+    assert tiny.executed(job) == [1, 2, 3, 4]
+
+
+def test_rows_read_together_are_those_read_one_by_one(tmp_path, tiny_sd, monkeypatch):
+    tables = []
+    for waits in (False, True):
+        monkeypatch.setattr(Trainer, "reading_waits", waits)
+        job = tiny.make_job(tmp_path, tiny_sd, name=f"waits-{waits}", checkpointing_steps=6)
+        tiny.train(job.model_copy(update={"log_every_steps": 4}))
+        tables.append((job.out_dir / "metrics.csv").read_text())
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad, tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)

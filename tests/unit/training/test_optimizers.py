@@ -280,3 +280,36 @@ def test_a_bit_sum_of_a_large_tensor_weighs_each_pattern_by_the_square_of_its_pl
     bits = torch.randint(-30_000, 30_000, (300_000,), dtype=torch.int32)
     places = torch.arange(1, 300_001)
     assert checks.bit_sum(bits.view(torch.float32)) == (places**2 * bits).sum()
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "8-bit AdamW", "Adafactor"])
+def test_weights_without_a_gradient_shrink_by_rate_times_decay_in_every_optimizer(kind):
+    run = Run(settings_of(**KINDS[kind], learning_rate=0.1, adam_weight_decay=0.5))
+    before = run.bits()
+    for parameter in run.net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.begin_update(run.optimizer, step=1, healthy=torch.tensor(data=True))
+    run.optimizer.step()
+    for name, bits in run.bits().items():
+        torch.testing.assert_close(bits, before[name] * (1 - 0.1 * 0.5))
+
+
+def test_the_random_rounding_is_keyed_by_update_name_and_seed():
+    """Two weights that are alike and get the same gradient: a quarter of the next bit of 1."""
+
+    def rounded(*, update: int, seed: int = 0) -> tuple[bytes, bytes]:
+        pair = {n: nn.Parameter(torch.ones(4000, dtype=torch.bfloat16)) for n in ("a", "b")}
+        group = ParameterGroup("unet", pair, 2**-9)
+        optimizer = PerParameter([group], torch.optim.SGD, seed=seed)
+        for parameter in pair.values():
+            parameter.grad = torch.full_like(parameter, -1)
+        optimizer.begin(update, healthy=torch.tensor(data=True))
+        optimizer.step()
+        moved = [(p.detach() > 1).float() for p in pair.values()]
+        assert all(abs(part.mean().item() - 0.25) < 0.035 for part in moved)  # 5 sigma
+        first, second = (part.numpy().tobytes() for part in moved)
+        return first, second
+
+    draws = [*rounded(update=1), *rounded(update=2), *rounded(update=1, seed=1)]
+    assert len(set(draws)) == 6
+    assert rounded(update=1) == tuple(draws[:2])

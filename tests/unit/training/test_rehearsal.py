@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import namedtuple
 
@@ -62,6 +63,32 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run(tmp_path, tiny_sd, monk
     assert not job.executed_log.exists()
 
 
+def test_a_checkpoint_that_cannot_be_exported_stops_the_run_before_its_first_step(
+    tmp_path, tiny_sd, monkeypatch
+):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a part is missing")
+
+    monkeypatch.setattr(rehearsal, "export_pipeline", fail)
+    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
+    with pytest.raises(StageError, match="dry run before the first step could not export it"):
+        tiny.train(job)
+    assert not job.executed_log.exists()
+
+
+def test_the_disk_must_hold_every_copy_of_each_checkpoint(tmp_path, tiny_sd, monkeypatch):
+    """Two checkpoints, three times each; exactly enough is enough, a byte less is not."""
+    job = tiny.make_job(tmp_path, tiny_sd).model_copy(update={"copies_of_checkpoints": 3})
+    kept = rehearsal.kept_in_store(job)
+    assert kept == rehearsal.Kept(checkpoints=6, states=3)
+    needed = 6 * 1000 + 3 * 10
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: _Usage(0, 0, free))
+        expectation = contextlib.nullcontext() if fits else pytest.raises(StageError)
+        with expectation:
+            rehearsal.check_disk(tmp_path, kept, checkpoint_bytes=1000, state_bytes=10)
+
+
 def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     tmp_path, tiny_sd, monkeypatch
 ):
@@ -99,8 +126,10 @@ def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_to
         {"use_8bit_adam": True},
         {"optimizer": "adafactor"},
         {"optimizer": "adafactor", "weight_dtype": "bf16", "mixed_precision": "bf16"},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "weight_dtype": "bf16", "mixed_precision": "bf16"},
     ],
-    ids=["AdamW", "8-bit AdamW", "Adafactor", "Adafactor, bf16"],
+    ids=["AdamW", "8-bit AdamW", "Adafactor", "Adafactor, bf16", "average", "average, bf16"],
 )
 def test_the_size_of_a_state_is_known_before_there_is_one(settings, tmp_path, tiny_sd):
     """To the byte, but for counters of steps and the files' headers."""
@@ -112,7 +141,10 @@ def test_the_size_of_a_state_is_known_before_there_is_one(settings, tmp_path, ti
     weights = _bytes(load_file(folder / WEIGHTS))
     moments = _bytes({k: t for k, t in load_file(folder / OPTIMIZER).items() if t.ndim})
     assert optimizer_bytes(shapes, job.train) == moments
-    assert state_bytes(shapes, job.train) == weights + moments
+    average = folder / "average.safetensors"
+    averages = _bytes(load_file(average)) if average.is_file() else 0
+    assert (averages > 0) is (job.train.ema_decay is not None)
+    assert state_bytes(shapes, job.train) == weights + moments + averages
 
 
 def _bytes(tensors: dict[str, torch.Tensor]) -> int:
