@@ -68,6 +68,7 @@ POCKET = [
     Recipe("fp32, batch 8", "pocket", {"train_batch_size": 8}),
     Recipe("fp32, batch 4, no class images", "pocket", with_class=False),
     Recipe("fp32, batch 4, checkpointing", "pocket", _CHECKPOINTING),
+    Recipe("fp32, batch 4, two micro-steps", "pocket", {"gradient_accumulation_steps": 2}),
     Recipe("fp32, batch 4, text encoder", "pocket", _TEXT),
     Recipe("fp32, batch 4, average of the weights", "pocket", {"ema_decay": 0.99}),
     Recipe("bf16, batch 4", "pocket", {"mixed_precision": "bf16"}),

@@ -48,13 +48,9 @@ class Recipe:
 
     @property
     def settings(self) -> config.Settings:
-        """The preset with the changes; fp16 is bf16 where there is no GPU.
-
-        One micro-step is an update: a call for rows is how a run tells that an update begins.
-        """
+        """The preset with the changes; fp16 is bf16 where there is no GPU."""
         preset = config.load_settings(ROOT / "presets" / f"{self.preset}.yaml")
-        one = {"gradient_accumulation_steps": 1}
-        told = {**preset.train.model_dump(), **one, **self.changes}
+        told = {**preset.train.model_dump(), **self.changes}
         if told["mixed_precision"] == "fp16" and not has_gpu():
             told["mixed_precision"] = "bf16"
         return preset.model_copy(update={"train": TrainSettings.model_validate(told)})
@@ -78,18 +74,18 @@ def run(
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
     rows = MadeUpRows(base, side_px, with_class=recipe.with_class)
-    begun = 0
+    train, begun = recipe.settings.train, 0
 
     def rows_at(positions: Sequence[int]) -> TrainBatch:
+        """A micro-step's; an update begins with every so many calls."""
         nonlocal begun
-        at_update()
+        if begun % train.gradient_accumulation_steps == 0:
+            at_update()
         begun += 1
-        if begun > num_updates:
+        if begun > num_updates * train.gradient_accumulation_steps:
             raise _Enough
         return rows.rows_at(positions)
 
-    train = recipe.settings.train
-    assert train.gradient_accumulation_steps == 1, "an update is one call for rows"
     limits = {"max_train_steps": num_updates + 1, "checkpointing_steps": num_updates + 1}
     with tempfile.TemporaryDirectory() as name, contextlib.suppress(_Enough):
         job = make_job(Path(name), base, recipe.settings, train.model_copy(update=limits),

@@ -83,6 +83,9 @@ def predict(
     traced = [row for row in alike if row["architecture"] == model.architecture]
     keys = ("mib",) if is_split else ("mib", _besides(train))
     passes = _passes(traced, keys, rows=rows, side_px=data.resolution)
+    freed = _passes(traced, ("mib",), rows=rows, side_px=data.resolution)
+    if freed is not None and train.gradient_accumulation_steps > 1:
+        passes = freed + weights / MIB  # from the second micro-step on all gradients are there
     if passes is not None and train.fused_backward:
         passes += (update_bytes - UPDATE_BYTES) * largest / MIB  # more than the trace's updates
     return Footprint(
