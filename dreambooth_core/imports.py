@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 from collections.abc import Iterator
 
 
@@ -25,3 +26,8 @@ def without_collecting() -> Iterator[None]:
             gc.freeze()
         if was_on:
             gc.enable()
+
+
+def is_installed(package: str) -> bool:
+    """Whether the package can be imported; it is not."""
+    return importlib.util.find_spec(package) is not None

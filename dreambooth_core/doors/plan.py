@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,12 @@ from dreambooth_core.config import (
     PriorSettings,
     TrainSettings,
 )
-from dreambooth_core.config.launching import read_deepspeed
-from dreambooth_core.config.reading import mapping
 from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
 from dreambooth_core.doors.inputs import input_problems
+from dreambooth_core.doors.launched import Launched, launcher_problems, precision_problems
+from dreambooth_core.doors.notes import notes_on
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.imports import is_installed
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 
 OFFSET_NOISE = 0.1
@@ -35,61 +34,6 @@ CLASS_IMAGE_GUIDANCE = 7.5
 """What the base pipeline does when it is asked for nothing else, as that script asks."""
 CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
-
-_LAUNCHER = "ACCELERATE_MIXED_PRECISION"
-_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
-_DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
-
-
-@dataclass(frozen=True)
-class Launched:
-    """What the launcher's environment says about the processes of this run."""
-
-    num_processes: int
-    is_main: bool
-    by_accelerate: bool
-    mixed_precision: str
-    strategy: str | None
-    num_threads: int
-    is_lonely: bool
-    """Whether accelerate was asked for several processes and has started this one alone."""
-    deepspeed_halves: Mapping[str, bool]
-    """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Launched:
-        """Read it as accelerate and torchrun leave it; without them it is one process."""
-        strategy = None
-        for word, name in (("DEEPSPEED", "deepspeed"), ("FSDP", "fsdp")):
-            if env.get(f"ACCELERATE_USE_{word}", "").lower() in ("true", "1"):
-                strategy = name
-        return cls(
-            num_processes=int(env.get("WORLD_SIZE", "1")),
-            is_main=env.get("RANK", "0") == "0",
-            by_accelerate=_LAUNCHER in env,
-            mixed_precision=env.get(_LAUNCHER, "no"),
-            strategy=strategy,
-            num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            # For several it sets address and port; for one, on a CPU, nothing that says how many.
-            # Clusters export an address for all that runs there: by itself it says nothing.
-            is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
-            and "WORLD_SIZE" not in env,
-            deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
-        )
-
-    @property
-    def precision(self) -> str:
-        """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
-        halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
-        return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
-
-
-def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
-    """What the file says that the launcher was given. Raises SettingsError if it is no JSON."""
-    path = Path(env.get(_DEEPSPEED_FILE, ""))
-    told = read_deepspeed(path) if path.is_file() else {}
-    enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}
-    return {half: value for half, value in enabled.items() if isinstance(value, bool)}
 
 
 @dataclass(frozen=True)
@@ -159,8 +103,8 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     """Check what belongs together. Raises SettingsError that names every mistake."""
     launched = Launched.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += [*input_problems(flags), *_text_problems(flags), *_launcher_problems(launched)]
-    problems += _precision_problems(flags.mixed_precision or launched.precision, launched)
+    problems += [*input_problems(flags), *_text_problems(flags), *launcher_problems(launched)]
+    problems += precision_problems(flags.mixed_precision or launched.precision, launched)
     if launched.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
             "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
@@ -180,7 +124,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
             device="auto", num_threads=launched.num_threads, deterministic=False
         ),
         data=_data_settings(flags),
-        notes=tuple(_notes(flags)),
+        notes=tuple(notes_on(flags)),
         num_replicas=num_replicas,
     )
     try:
@@ -296,16 +240,16 @@ def _shared_folders(flags: ScriptFlags) -> list[str]:
 
 def _package_problems(flags: ScriptFlags) -> list[str]:
     found: list[str] = []
-    if flags.enable_xformers_memory_efficient_attention and not _is_installed("xformers"):
+    if flags.enable_xformers_memory_efficient_attention and not is_installed("xformers"):
         found.append(
             "--enable_xformers_memory_efficient_attention: xFormers is not installed; leave the "
             "flag out: PyTorch's own memory-efficient attention (SDPA) is used by default and "
             "needs nothing"
         )
-    if flags.use_8bit_adam and not _is_installed("bitsandbytes"):
+    if flags.use_8bit_adam and not is_installed("bitsandbytes"):
         found.append("--use_8bit_adam: needs bitsandbytes: `pip install bitsandbytes`")
     package = TRACKER_PACKAGES.get(flags.report_to)
-    if package and package != "tensorboard" and not _is_installed(package):
+    if package and package != "tensorboard" and not is_installed(package):
         found.append(f"--report_to: {package} is not installed: `pip install {package}`")
     return found
 
@@ -317,71 +261,6 @@ def _text_problems(flags: ScriptFlags) -> list[str]:
             "the embeddings at every step"
         ]
     return []
-
-
-def _launcher_problems(launched: Launched) -> list[str]:
-    """Half a batch and half the steps an epoch would be a result that nobody asked for."""
-    if not launched.is_lonely:
-        return []
-    return [
-        "accelerate launch: several processes were asked for and one was started, as it does with "
-        "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
-        f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
-        f"then; `unset {' '.join(_ADDRESS)}`"
-    ]
-
-
-def _precision_problems(asked: str, launched: Launched) -> list[str]:
-    """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
-    return [
-        f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
-        f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
-        f'"enabled": "auto" there to follow the flag'
-        for half, is_on in launched.deepspeed_halves.items()
-        if is_on is not (half == asked)
-    ]
-
-
-def _notes(flags: ScriptFlags) -> list[str]:
-    """What is worth saying of a command line that is not wrong."""
-    notes: list[str] = []
-    given = flags.model_fields_set
-    if not flags.with_prior_preservation:
-        notes += [
-            f"--{name} has no effect without --with_prior_preservation"
-            for name in ("class_data_dir", "class_prompt")
-            if getattr(flags, name) is not None
-        ]
-    if flags.lr_scheduler == "constant" and "lr_warmup_steps" in given and flags.lr_warmup_steps:
-        notes.append("--lr_warmup_steps has no effect with --lr_scheduler constant")
-    if flags.validation_prompt is not None and flags.report_to == "none":
-        notes.append("--validation_prompt: its pictures go nowhere with --report_to none")
-    if flags.max_train_steps is not None:
-        notes += notes_on_pictures(flags, num_steps=flags.max_train_steps)
-    if "text_encoder_lr" in given and not flags.train_text_encoder:
-        notes.append("--text_encoder_lr has no effect without --train_text_encoder")
-    if flags.dataloader_num_workers:
-        notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
-    if not flags.instance_prompt.strip():
-        notes.append("--instance_prompt is empty: no word will stand for the subject")
-    if flags.report_to == "tensorboard" and not _is_installed("tensorboard"):
-        notes.append("TensorBoard is not installed: no curves are written")
-    return notes
-
-
-def notes_on_pictures(flags: ScriptFlags, *, num_steps: int) -> list[str]:
-    """Worth saying when a run of so many steps ends before its first validation picture."""
-    every = getattr(flags, "validation_steps", None)
-    if flags.validation_prompt is None or every is None or every <= num_steps:
-        return []
-    return [
-        f"--validation_prompt: no picture is drawn: --validation_steps is {every}, and the run "
-        f"ends at step {num_steps}"
-    ]
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def _describe(error: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from dreambooth_core.doors.agreement import from_main
 from dreambooth_core.doors.folders import make_folder, require_writable, unmade_on_wrong_input
 from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
 from dreambooth_core.doors.layout import ResumingRun
-from dreambooth_core.doors.plan import Plan, notes_on_pictures
+from dreambooth_core.doors.notes import notes_on_pictures
+from dreambooth_core.doors.plan import Plan
 from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.trackers import TrackerSink
 from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, after_steps

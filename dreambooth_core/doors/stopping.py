@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from dreambooth_core.doors.plan import Launched
+from dreambooth_core.doors.launched import Launched
 from dreambooth_core.errors import Stopped
 
 _PARTING = "stopped before the training began; what is finished is kept: run the command again"

@@ -17,8 +17,9 @@ from dreambooth_core.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-STAGES = ("validate", "class-images", "cache", "train")
-"""The stages that a training comes after, and the training: what follows it needs none of this."""
+STAGES = ("class-images", "cache", "train")
+"""The stages that only a training is for, and the training. The data gate before them is told of
+nothing but photos, on any machine; what follows them needs none of this."""
 
 _Check = Callable[[], object]
 

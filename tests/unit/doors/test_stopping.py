@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.doors.plan import Launched
+from dreambooth_core.doors.launched import Launched
 from dreambooth_core.doors.stopping import Stop
 from tests.paths import ROOT
 from tests.unit.doors.command import arguments

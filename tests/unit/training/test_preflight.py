@@ -17,7 +17,7 @@ import torch._inductor.config
 from dreambooth_core import config
 from dreambooth_core.doors.flags import DREAMBOOTH
 from dreambooth_core.doors.wording import in_flags
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.stages import StageContext, preflight, run_stage
 from dreambooth_core.training.launch_options import RANK, RENDEZVOUS
 from dreambooth_core.workspace import Workspace
@@ -129,9 +129,17 @@ def test_no_stage_up_to_the_training_begins_what_cannot_be_trained(tmp_path, sta
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_dvcs_first_stage_refuses_with_exit_code_2_and_makes_nothing(tmp_path):
+def test_the_data_gate_is_refused_nothing_on_a_machine_that_cannot_train(tmp_path):
+    """Photos are looked at before a GPU is hired; what is missing here is a subject's photos."""
+    workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
+    with pytest.raises(DreamBoothError) as caught:
+        run_stage(StageContext(workspace), SUBJECT, "validate")
+    assert "fp16" not in str(caught.value)
+
+
+def test_dvcs_stages_refuse_with_exit_code_2_and_make_nothing(tmp_path):
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16", compute__device="cpu")
-    command = [sys.executable, "-m", "dreambooth_core", "validate", "--subject", SUBJECT]
+    command = [sys.executable, "-m", "dreambooth_core", "class-images", "--subject", SUBJECT]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error: train.mixed_precision fp16 needs a GPU" in done.stderr

@@ -1,0 +1,89 @@
+"""What the launcher's environment says of a run's processes, and what of it cannot be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core.config.launching import read_deepspeed
+from dreambooth_core.config.reading import mapping
+
+_LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+_DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What the launcher's environment says about the processes of this run."""
+
+    num_processes: int
+    is_main: bool
+    by_accelerate: bool
+    mixed_precision: str
+    strategy: str | None
+    num_threads: int
+    is_lonely: bool
+    """Whether accelerate was asked for several processes and has started this one alone."""
+    deepspeed_halves: Mapping[str, bool]
+    """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Launched:
+        """Read it as accelerate and torchrun leave it; without them it is one process."""
+        strategy = None
+        for word, name in (("DEEPSPEED", "deepspeed"), ("FSDP", "fsdp")):
+            if env.get(f"ACCELERATE_USE_{word}", "").lower() in ("true", "1"):
+                strategy = name
+        return cls(
+            num_processes=int(env.get("WORLD_SIZE", "1")),
+            is_main=env.get("RANK", "0") == "0",
+            by_accelerate=_LAUNCHER in env,
+            mixed_precision=env.get(_LAUNCHER, "no"),
+            strategy=strategy,
+            num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+            # For several it sets address and port; for one, on a CPU, nothing that says how many.
+            # Clusters export an address for all that runs there: by itself it says nothing.
+            is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
+            and "WORLD_SIZE" not in env,
+            deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
+        )
+
+    @property
+    def precision(self) -> str:
+        """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
+        halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
+        return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
+
+
+def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
+    """What the file says that the launcher was given. Raises SettingsError if it is no JSON."""
+    path = Path(env.get(_DEEPSPEED_FILE, ""))
+    told = read_deepspeed(path) if path.is_file() else {}
+    enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}
+    return {half: value for half, value in enabled.items() if isinstance(value, bool)}
+
+
+def launcher_problems(launched: Launched) -> list[str]:
+    """Half a batch and half the steps an epoch would be a result that nobody asked for."""
+    if not launched.is_lonely:
+        return []
+    return [
+        "accelerate launch: several processes were asked for and one was started, as it does with "
+        "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
+        f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
+        f"then; `unset {' '.join(_ADDRESS)}`"
+    ]
+
+
+def precision_problems(asked: str, launched: Launched) -> list[str]:
+    """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
+    return [
+        f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
+        f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
+        f'"enabled": "auto" there to follow the flag'
+        for half, is_on in launched.deepspeed_halves.items()
+        if is_on is not (half == asked)
+    ]
