@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 
 import pytest
@@ -65,6 +66,19 @@ def test_an_overflow_of_the_scale_leaves_an_update_out_and_the_run_goes_on(
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=16, **recipe)
     assert tiny.train(job).how == "done"
     assert 2**16 <= made[-1].get_scale() <= 2**20
+
+
+def test_gradients_are_told_and_clipped_in_units_of_the_loss_whatever_the_scale(
+    tmp_path, tiny_sd, scaler
+):
+    norms = []
+    for name in ("fp32", "fp16"):
+        job = tiny.make_job(tmp_path, tiny_sd, name=name, max_train_steps=1)
+        assert tiny.train(job).how == "done"
+        with (job.out_dir / "metrics.csv").open() as table:
+            norms.append(float(next(csv.DictReader(table))["grad_norm"]))
+        scaler(2.0**12)  # for the second run
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
 def test_a_run_in_fp16_that_is_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(
