@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.records import RECORD_NAME
 
-_NAME = re.compile(r"checkpoint-\d+")
 _OF_SAFETENSORS = re.compile(r"\(os error (\d+)\)")
 _FULL = "make room, or keep less: --checkpoints_total_limit, --checkpointing_steps"
 _CLOSED = "see to its permissions, or give another folder"
@@ -53,15 +51,9 @@ def _number_of(error: Exception) -> int | None:
 
 
 def _way_back(folder: Path) -> str:
-    newest = _newest_checkpoint(folder)
+    from dreambooth_core.doors import lineage  # torch, which a run that fails has imported
+
+    newest = lineage.written_last(folder)
     if newest is None:
         return "no checkpoint was saved yet"
-    return f"--resume_from_checkpoint {newest} goes on from there"
-
-
-def _newest_checkpoint(folder: Path) -> str | None:
-    """The name of the one that was finished last: a record is what a checkpoint ends with."""
-    recorded = folder.glob(f"checkpoint-*/{RECORD_NAME}")
-    found = [path for path in recorded if _NAME.fullmatch(path.parent.name)]
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    return newest and newest.parent.name
+    return f"--resume_from_checkpoint {newest[0].name} goes on from there"

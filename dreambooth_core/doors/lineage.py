@@ -90,15 +90,18 @@ def _latest(folder: Path) -> Found | None:
     for path in there:
         if layout.ScriptCheckpoint.read_if_there(path) is None:
             say(f"warning: {path.name} {_why_not(path)}: passed by")
-    recorded = records(folder)
-    if not recorded:
-        return None
-    last = max(recorded, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns)[1].run
-    for path, record in reversed(records(folder, run=last)):
+    last = written_last(folder)
+    for path, record in reversed(records(folder, run=last[1].run)) if last else ():
         if layout.read_whole(path):
             return path, record
         say(f"warning: {path.name} is not whole: passed by")
     return None
+
+
+def written_last(folder: Path) -> Found | None:
+    """The checkpoint that was finished last, whatever its step; its files are not looked at."""
+    found = records(folder)
+    return max(found, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns, default=None)
 
 
 def records(folder: Path, *, run: str | None = None) -> list[Found]:

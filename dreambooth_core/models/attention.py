@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from diffusers import UNet2DConditionModel
 
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.imports import is_installed
 
 _SETTING = "train.enable_xformers_memory_efficient_attention"
 _DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is the default"
@@ -15,7 +14,7 @@ _DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is 
 
 def check_xformers(device: torch.device) -> None:
     """Raise SettingsError where xFormers is not installed, or there is no GPU; imports nothing."""
-    is_here = importlib.util.find_spec("xformers") is not None
+    is_here = is_installed("xformers")
     if device.type != "cuda":
         besides = "" if is_here else ", and xFormers is not installed"
         raise SettingsError(

@@ -8,7 +8,6 @@ device and rounding with keyed random numbers, is then written once and holds fo
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.imports import is_installed
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.training.trainee import ParameterGroup, Trainee
@@ -103,7 +103,7 @@ def _adafactor(settings: TrainSettings) -> Single:
 
 def check_adam_8bit() -> None:
     """Raise SettingsError where bitsandbytes is not installed; it is not imported."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not is_installed("bitsandbytes"):
         raise _no_bitsandbytes("it is not installed")
 
 

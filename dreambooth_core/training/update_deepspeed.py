@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 from dreambooth_core.config import TrainSettings, deepspeed_config
 from dreambooth_core.config.launching import offloads
 from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.imports import is_installed
 from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.state_kind import DEEPSPEED_TAG
 from dreambooth_core.training.trainee import Trainee
@@ -201,7 +201,7 @@ def check_deepspeed() -> None:
 
     DeepSpeed itself is not imported.
     """
-    if importlib.util.find_spec("deepspeed") is None:
+    if not is_installed("deepspeed"):
         raise _no_deepspeed("it is not installed")
     missing = [] if shutil.which(get_cxx_compiler()) else [f"a C++ compiler ({get_cxx_compiler()})"]
     missing += [] if is_ninja_available() else ["ninja"]

@@ -39,6 +39,13 @@ def launch(launcher: tuple[str, ...], flags: list[str]) -> subprocess.CompletedP
     )  # fmt: skip
 
 
+def skip_where_it_cannot_run(launcher: object) -> None:
+    if launcher is DEEPSPEED:
+        pytest.importorskip("deepspeed")
+    if torch.cuda.is_available():
+        pytest.skip("two processes would need two GPUs")
+
+
 def losses(out: Path) -> list[float]:
     with (out / "checkpoint-4" / "training_state" / "metrics.csv").open() as table:
         return [float(row["loss"]) for row in csv.DictReader(table)]
@@ -48,10 +55,7 @@ def losses(out: Path) -> list[float]:
 def test_two_processes_have_the_losses_of_one_with_twice_the_batch_and_resume_to_the_same_bits(
     launcher, tiny_sd, photos, tmp_path
 ):
-    if launcher is DEEPSPEED:
-        pytest.importorskip("deepspeed")
-    if torch.cuda.is_available():
-        pytest.skip("two processes would need two GPUs")
+    skip_where_it_cannot_run(launcher)
     one, two, again = (tmp_path / name for name in ("one", "two", "again"))
     flags = FLAGS | prior(tmp_path / "class", 2)
     assert run(tiny_sd, photos, one, **flags, train_batch_size=2) == 0
@@ -75,10 +79,7 @@ def test_a_checkpoint_goes_on_with_its_weights_where_it_was_launched_otherwise(
     launcher, tiny_sd, photos, tmp_path
 ):
     """Six updates move a weight by six rates at most; two more by two, and not by eight."""
-    if launcher is DEEPSPEED:
-        pytest.importorskip("deepspeed")
-    if torch.cuda.is_available():
-        pytest.skip("two processes would need two GPUs")
+    skip_where_it_cannot_run(launcher)
     rate, out = 1e-4, tmp_path / "out"
     flags = {"checkpointing_steps": 1, "learning_rate": rate, "adam_weight_decay": 0}
 

@@ -20,6 +20,7 @@ from dreambooth_core.training.processes import free_port
 from tests.unit.doors.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+UPLOAD = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
 
 
 def names(folder):
@@ -372,8 +373,7 @@ def test_an_upload_that_cannot_be_is_refused_before_any_training(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
-    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    assert run(tiny_sd, photos, tmp_path / "out", **UPLOAD) == 2
     said = capsys.readouterr()
     assert "--push_to_hub: the repository me/mug cannot be made" in said.err
     assert "hf_secret" not in said.err + said.out
@@ -386,8 +386,7 @@ def test_an_upload_without_a_network_is_refused_before_any_training(
     nobody = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nobody)
-    flags = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
-    assert run(tiny_sd, photos, tmp_path / "out", **flags) == 2
+    assert run(tiny_sd, photos, tmp_path / "out", **UPLOAD) == 2
     said = capsys.readouterr()
     assert "--push_to_hub: the repository me/mug cannot be made; found: ConnectError: " in said.err
     assert "hf_secret" not in said.err + said.out

@@ -102,15 +102,9 @@ def test_accumulated_micro_steps_equal_one_batch_of_their_rows(tmp_path, tiny_sd
 def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2)
 
-    def poisoned(positions):
-        batch = tiny.rows_at(positions)
-        if positions[0] == 6:  # the fourth update, with two rows a step
-            batch.latents_BCHW[1] = torch.nan
-        return batch
-
     sink = tiny.ListSink()
     with pytest.raises(StageError, match=r"step 4 has a non-finite loss") as caught:
-        tiny.train(job, rows=poisoned, sink=sink)
+        tiny.train(job, rows=tiny.poisoned_at(6), sink=sink)  # the fourth, with two rows a step
     assert "instance/3.png at timestep" in str(caught.value)
     assert "class" not in str(caught.value).split("images:")[1].split(";")[0]
     assert sink.status == "FAILED"
@@ -128,14 +122,8 @@ def test_a_bad_update_is_found_among_those_read_together_though_the_last_is_good
         update={"log_every_steps": 4}
     )
 
-    def poisoned(positions):
-        batch = tiny.rows_at(positions)
-        if positions[0] == 4:  # the third update, with two rows a step
-            batch.latents_BCHW[1] = torch.nan
-        return batch
-
     with pytest.raises(StageError, match=r"step 3 has a non-finite loss.*instance/1\.png at"):
-        tiny.train(job, rows=poisoned)
+        tiny.train(job, rows=tiny.poisoned_at(4))  # the third update, with two rows a step
     assert tiny.executed(job) == [1, 2, 3, 4]
 
 

@@ -15,9 +15,8 @@ from dreambooth_core.training.trainee import load_trainee
 from dreambooth_core.training.trainer import Trainer
 from dreambooth_core.training.update_plain import OPTIMIZER
 from tests.unit.training import tiny
+from tests.unit.training.tiny import BF16, FUSED
 
-BF16 = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
-FUSED = {"fused_backward": True, "max_grad_norm": None}
 PER_PARAMETER: dict[str, dict[str, Any]] = {
     "8-bit AdamW": {"use_8bit_adam": True},
     "Adafactor": {"optimizer": "adafactor"},

@@ -13,9 +13,8 @@ from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.training import resume, update_plain
 from tests.unit.training import tiny
+from tests.unit.training.tiny import BF16, FUSED
 
-BF16 = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
-FUSED = {"fused_backward": True, "max_grad_norm": None}
 RECIPES: dict[str, dict[str, Any]] = {
     "8-bit AdamW": {"use_8bit_adam": True},
     "Adafactor": {"optimizer": "adafactor"},
@@ -69,14 +68,8 @@ def test_a_non_finite_gradient_under_fused_backward_names_its_weight_and_the_rec
 def test_a_non_finite_loss_changes_no_weight_under_any_optimizer(recipe, tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2, **RECIPES[recipe])
 
-    def poisoned(positions):
-        batch = tiny.rows_at(positions)
-        if positions[0] == 6:  # the fourth update, with two rows a step
-            batch.latents_BCHW[1] = torch.nan
-        return batch
-
     with pytest.raises(StageError, match=r"step 4 has a non-finite loss; the weights were not"):
-        tiny.train(job, rows=poisoned)
+        tiny.train(job, rows=tiny.poisoned_at(6))  # the fourth update, with two rows a step
     state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
     assert state is not None
     assert state.step == 2

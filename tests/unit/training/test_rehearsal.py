@@ -52,26 +52,18 @@ def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_p
     assert not job.executed_log.exists()
 
 
-def test_what_no_one_foresaw_is_told_as_a_failed_dry_run(tmp_path, tiny_sd, monkeypatch):
+@pytest.mark.parametrize(
+    ("fails", "told"), [("sample", "load it again"), ("export_pipeline", "export it")]
+)
+def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
+    tmp_path, tiny_sd, monkeypatch, fails, told
+):
     def fail(*_args, **_kwargs):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(rehearsal, "sample", fail)
+    monkeypatch.setattr(rehearsal, fails, fail)
     job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
-    with pytest.raises(StageError, match="dry run before the first step could not load it again"):
-        tiny.train(job)
-    assert not job.executed_log.exists()
-
-
-def test_a_checkpoint_that_cannot_be_exported_stops_the_run_before_its_first_step(
-    tmp_path, tiny_sd, monkeypatch
-):
-    def fail(*_args, **_kwargs):
-        raise RuntimeError("a part is missing")
-
-    monkeypatch.setattr(rehearsal, "export_pipeline", fail)
-    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
-    with pytest.raises(StageError, match="dry run before the first step could not export it"):
+    with pytest.raises(StageError, match=f"dry run before the first step could not {told}"):
         tiny.train(job)
     assert not job.executed_log.exists()
 

@@ -29,6 +29,8 @@ NUM_INSTANCE, NUM_CLASS = 4, 6
 LORA = {"rank": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "lora_layers": ("to_q", "to_v")}
 BEGIN = len(tiny_models.tiny_tokenizer()) - 2
 """The token that begins every prompt; the next one ends it."""
+BF16 = {"weight_dtype": "bf16", "mixed_precision": "bf16"}
+FUSED = {"fused_backward": True, "max_grad_norm": None}
 FULL: dict[str, Any] = {
     "method": "full",
     "learning_rate": 1e-3,
@@ -103,6 +105,18 @@ def make_job(
         rehearse=rehearse,
         entry=("tests.unit.training.tiny_worker",),
     )
+
+
+def poisoned_at(first: int) -> RowsAt:
+    """Rows as ever, but the second of the micro-step that begins at that position is NaN."""
+
+    def poisoned(positions: Sequence[int]) -> TrainBatch:
+        batch = rows_at(positions)
+        if positions[0] == first:
+            batch.latents_BCHW[1] = torch.nan
+        return batch
+
+    return poisoned
 
 
 def rows_at(positions: Sequence[int], *, with_class: bool = True, seed: int = 42) -> TrainBatch:
