@@ -2,7 +2,7 @@
 
 Three further entries: `train-worker JOB` is what accelerate launches, `parity REQUEST` loads an
 upload in a fresh process, and `train-node` takes part in a training that another machine leads.
-This is one of the two places that read the environment (the other is `flows/environment.py`).
+Reads the environment, like every entry point.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import threading
 from pathlib import Path
 
 from dreambooth_core import locks
+from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, Stopped
-from dreambooth_core.imports import without_collecting
-from dreambooth_core.quiet import quiet
 from dreambooth_core.stages import STAGES, StageContext, run_stage
 from dreambooth_core.workspace import Workspace
 
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (the work failed) or 2 (input or settings)."""
     arguments = _parser().parse_args(argv)
     # Libraries read these while they are imported, so the words stand before any stage is.
-    for name, value in quiet().items():
+    for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -91,14 +90,14 @@ def _run_stage(arguments: argparse.Namespace) -> int:
 
 
 def _run_worker(arguments: argparse.Namespace) -> int:
-    with without_collecting():
+    with gc_paused():
         from dreambooth_core.stages.train_worker import run_worker
 
     return run_worker(arguments.job)
 
 
 def _run_node(arguments: argparse.Namespace) -> int:
-    with without_collecting():
+    with gc_paused():
         from dreambooth_core.stages.train_node import take_part
 
     context = StageContext(
@@ -109,7 +108,7 @@ def _run_node(arguments: argparse.Namespace) -> int:
 
 
 def _run_parity(arguments: argparse.Namespace) -> int:
-    with without_collecting():
+    with gc_paused():
         from dreambooth_core.registry import parity
 
     return parity.main(arguments.request)

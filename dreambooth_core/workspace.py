@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_core.errors import SettingsError
+
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select", "register")
 """The stages that publish into `work/<subject>/`, in order."""
 
@@ -66,3 +68,14 @@ class Workspace:
     def verdict_dir(self, subject: str) -> Path:
         """Where the flow leaves the last verdict for the report (not a DVC output)."""
         return self.state / "verdicts" / subject
+
+
+def find_workspace(start: Path) -> Path:
+    """The nearest folder at or above `start` that has a params.yaml. Raises SettingsError."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise SettingsError(
+        f"no params.yaml in {start} or any folder above it",
+        hint="change to the project folder, or pass it with --workspace",
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows import environment
+from dreambooth_core import environment
+from dreambooth_core.workspace import find_workspace
 from flows.train_subject import train_subject
 from tasks.changes import changed_subjects, finish_all
 
@@ -15,7 +16,7 @@ from tasks.changes import changed_subjects, finish_all
 @flow(name="retrain-all", persist_result=False)
 def retrain_all(workspace: str | None = None) -> dict[str, Any]:
     """Bring every changed subject up to date, one after the other; a failed one stops no other."""
-    root = environment.find_workspace(Path(workspace or "."))
-    subjects = changed_subjects(root, environment.complete(root))
+    root = find_workspace(Path(workspace or "."))
+    subjects = changed_subjects(root, environment.set_defaults(root))
     runs = [train_subject(subject, str(root), return_state=True) for subject in subjects]
     return finish_all(subjects, runs)

@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows import environment
+from dreambooth_core import environment
+from dreambooth_core.workspace import find_workspace
 from tasks import pipeline, summary
 from tasks.run import subject_run
 
@@ -20,8 +21,8 @@ from tasks.run import subject_run
 )
 def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
     """Bring everything of one subject up to date and compare the result with the champion."""
-    root = environment.find_workspace(Path(workspace or "."))
-    with subject_run(subject, root, environment.complete(root)) as run:
+    root = find_workspace(Path(workspace or "."))
+    with subject_run(subject, root, environment.set_defaults(root)) as run:
         pipeline.validate(run)
         pipeline.class_images(run)
         pipeline.cache(run)

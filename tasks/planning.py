@@ -8,7 +8,7 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.stages import preflight
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Busy
-from tasks.guard import ALL_STAGES, Guard
+from tasks.stage_guard import ALL_STAGES, Guard
 
 
 def stages_ahead(workspace: Workspace, subject: str, *, env: Mapping[str, str]) -> dict[str, str]:

@@ -13,10 +13,10 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.stages import StageContext
 from dreambooth_core.workspace import Workspace
 from tasks import photos
-from tasks.guard import Guard
 from tasks.planning import refuse_the_impossible
+from tasks.progress import StageTime, current
+from tasks.stage_guard import Guard
 from tasks.stopping import stop_flag
-from tasks.watching import StageTime, current
 
 
 class SubjectRun:

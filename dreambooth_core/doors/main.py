@@ -17,9 +17,8 @@ from dreambooth_core.doors.parsing import help_text, parse
 from dreambooth_core.doors.plan import Plan, make_plan
 from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.doors.wording import in_flags
+from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.imports import without_collecting
-from dreambooth_core.quiet import quiet
 
 _HELP = ("--help", "-h")
 _TRACEBACK = "DREAMBOOTH_TRACEBACK"
@@ -33,7 +32,7 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
         print(help_text(door))  # noqa: T201 - what was asked for
         return 0
     # Libraries read these while they are imported.
-    for name, value in quiet().items():
+    for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
     # What libraries tell one another's authors; the one mistake that counts would drown in it.
     warnings.simplefilter("ignore", FutureWarning)
@@ -55,7 +54,7 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
 def _run(plan: Plan) -> int:
     stop = Stop(plan.launched)
     stop.install()
-    with without_collecting():  # torch takes seconds: mistakes are told before
+    with gc_paused():  # torch takes seconds: mistakes are told before
         from dreambooth_core.doors import session
 
     return session.run(plan, stop=stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_core.doors.flags import ScriptFlags
-from dreambooth_core.imports import is_installed
+from dreambooth_core.environment import is_installed
 
 
 def notes_on(flags: ScriptFlags) -> list[str]:

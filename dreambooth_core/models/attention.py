@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
+from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.imports import is_installed
 
 _SETTING = "train.enable_xformers_memory_efficient_attention"
 _DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is the default"

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import sys
 
-from dreambooth_core.imports import without_collecting
+from dreambooth_core.environment import gc_paused
 from dreambooth_core.records import Record
 from dreambooth_core.stages import preflight
 from dreambooth_core.stages.common import StageContext
@@ -27,7 +27,7 @@ def run_stage(context: StageContext, subject: str, stage: str) -> Record:
     this machine cannot train are refused by every stage that only a training is for.
     """
     name = f"{__name__}.{stage.replace('-', '_')}"
-    with without_collecting() if name not in sys.modules else contextlib.nullcontext():
+    with gc_paused() if name not in sys.modules else contextlib.nullcontext():
         if stage in preflight.STAGES:
             _refuse_the_impossible(context, subject)
         module = importlib.import_module(name)

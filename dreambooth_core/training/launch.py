@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dreambooth_core.environment import SPINNING
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.quiet import SPINNING
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.training import job as job_files
 from dreambooth_core.training import processes

@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.config.pairs import updates_in_one_kernel
+from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import CorruptRecordError, SettingsError
-from dreambooth_core.imports import is_installed
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.training.trainee import ParameterGroup, Trainee

@@ -16,8 +16,8 @@ from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 
 from dreambooth_core.config import TrainSettings, deepspeed_config
 from dreambooth_core.config.launching import offloads
+from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError, StageError
-from dreambooth_core.imports import is_installed
 from dreambooth_core.training.optimizers import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.state_kind import DEEPSPEED_TAG
 from dreambooth_core.training.trainee import Trainee

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.pruning import prune
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.locks import hold
 from dreambooth_core.workspace import Workspace
-from tasks.pruning import prune
 from tests.flow.workspaces import REPOSITORY
 
 USED, UNUSED = "a" * 64, "b" * 64

@@ -15,7 +15,7 @@ from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
-from tasks.guard import Guard
+from tasks.stage_guard import Guard
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT, dvc
 

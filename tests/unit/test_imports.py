@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from dreambooth_core.imports import without_collecting
+from dreambooth_core.environment import gc_paused
 
 
 class Ring:
@@ -16,13 +16,13 @@ class Ring:
 
 
 def test_the_collector_rests_inside_and_works_afterwards() -> None:
-    with without_collecting():
+    with gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
 def test_the_collector_works_again_after_a_failed_import() -> None:
-    with pytest.raises(ModuleNotFoundError), without_collecting():
+    with pytest.raises(ModuleNotFoundError), gc_paused():
         import no_such_module  # noqa: F401  # pyright: ignore[reportMissingImports]
     assert gc.isenabled()
 
@@ -30,7 +30,7 @@ def test_the_collector_works_again_after_a_failed_import() -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with without_collecting():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:
@@ -40,9 +40,9 @@ def test_a_collector_that_was_off_stays_off() -> None:
 def test_a_process_passes_over_its_first_imports_and_over_nothing_later() -> None:
     gc.unfreeze()
     try:
-        with without_collecting():
+        with gc_paused():
             first = Ring()
-        with without_collecting():
+        with gc_paused():
             later = Ring()
         watched = {id(one) for one in gc.get_objects()}
         assert id(first) not in watched
@@ -54,11 +54,11 @@ def test_a_process_passes_over_its_first_imports_and_over_nothing_later() -> Non
 def test_what_ends_after_later_imports_is_freed() -> None:
     gc.unfreeze()
     try:
-        with without_collecting():
+        with gc_paused():
             pass
         ring = Ring()
         seen = weakref.ref(ring)
-        with without_collecting():
+        with gc_paused():
             pass
         del ring
         gc.collect()

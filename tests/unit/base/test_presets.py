@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cli import doctor, presets
 from dreambooth_core import config
 from dreambooth_core.config.__main__ import main as lint
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
-from flows import doctor, presets
 from tests.presets import view_of
 
 ROOT = Path(__file__).parents[3]

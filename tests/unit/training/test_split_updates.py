@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dreambooth_core import files
+from dreambooth_core.environment import library_defaults
 from dreambooth_core.errors import StageError
-from dreambooth_core.quiet import quiet
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import run_trainer
 from tests.unit.training import tiny
@@ -32,7 +32,7 @@ SPLIT = ["DeepSpeed", "FSDP2"]
 
 @pytest.fixture(autouse=True)
 def _compiled_parts_are_kept(monkeypatch):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", quiet()["TORCH_EXTENSIONS_DIR"])
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", library_defaults()["TORCH_EXTENSIONS_DIR"])
 
 
 def _losses(job: TrainJob) -> list[float]:

@@ -1,6 +1,6 @@
 """`python -m flows`: the command `dreambooth` of this interpreter."""
 
-from flows.cli import main
+from cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from cli import doctor as checks
+from cli import presets, pruning, screens, subjects
+from cli.session import JsonOption, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import DataError
 from dreambooth_core.stages import StageContext
-from flows import doctor as checks
-from flows import presets, screens
-from flows.session import JsonOption, open_session
-from tasks import photos, pruning, subjects
+from tasks import photos
 from tasks.dvc import Dvc
 
 subject_app = typer.Typer(help="Subjects: whom the models are about.", no_args_is_help=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.server import answers, dying_with_parent
 from dreambooth_core import files
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import Workspace
-from flows.server import answers, dying_with_parent
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 8.0

@@ -1,4 +1,4 @@
-"""`python -m flows.child COMMAND`: becomes COMMAND, which gets SIGTERM when its parent is gone."""
+"""`python -m cli.child COMMAND`: becomes COMMAND, which gets SIGTERM when its parent is gone."""
 
 from __future__ import annotations
 

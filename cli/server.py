@@ -42,7 +42,7 @@ def free_port() -> int:
 
 def dying_with_parent(command: Sequence[str]) -> list[str]:
     """The command, made to get SIGTERM when its parent is gone, even by SIGKILL (Linux)."""
-    return [sys.executable, "-m", "flows.child", *command]
+    return [sys.executable, "-m", "cli.child", *command]
 
 
 @contextlib.contextmanager

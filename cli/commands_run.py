@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import screens, services
+from cli.progress import TerminalWatcher
+from cli.server import prefect_api
+from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.stages import StageContext, run_stage
-from flows import screens, services
-from flows.server import prefect_api
-from flows.session import JsonOption, Session, open_session
-from flows.watcher import TerminalWatcher
 from tasks.planning import refuse_the_impossible
-from tasks.watching import watcher
+from tasks.progress import watcher
 
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from dreambooth_core import ports
-from tasks.watching import StageTime, spell
+from tasks.progress import StageTime, spell
 
 
 class TerminalWatcher:

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
-from flows.session import JsonOption, Session, open_session
 from tasks.planning import refuse_the_impossible, stages_ahead
 
 if TYPE_CHECKING:

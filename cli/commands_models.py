@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import screens
+from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.stages import StageContext
-from flows import screens
-from flows.session import JsonOption, Session, open_session
 
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 WhyOption = Annotated[str, typer.Option(help="The reason; it is kept in the version's tags.")]
@@ -46,7 +46,7 @@ def generate(
 ) -> None:
     """Images from a registered version, a checkpoint folder or a saved pipeline."""
     session = open_session(as_json=json)
-    from tasks.generation import Request, draw  # torch: after the environment is complete
+    from cli.generation import Request, draw  # torch: after the environment is complete
 
     request = Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
     result = draw(_context(session), model, request, out)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_core.workspace import Workspace
-from flows import environment
-from flows.terminal import Terminal, open_terminal
+from cli.terminal import Terminal, open_terminal
+from dreambooth_core import environment
+from dreambooth_core.workspace import Workspace, find_workspace
 
 workspace_option: ContextVar[Path | None] = ContextVar("workspace_option", default=None)
 _terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
@@ -35,8 +35,8 @@ def open_session(*, as_json: bool, **more: str) -> Session:
     """Find the workspace and complete the environment, with `more` too. Raises SettingsError."""
     shown = open_terminal(as_json=as_json)
     _terminal.set(shown)
-    root = environment.find_workspace(workspace_option.get() or Path.cwd())
-    return Session(Workspace(root), environment.complete(root, **more), shown)
+    root = find_workspace(workspace_option.get() or Path.cwd())
+    return Session(Workspace(root), environment.set_defaults(root, **more), shown)
 
 
 def terminal() -> Terminal:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from packaging.requirements import Requirement
 
+from cli import services
+from cli.server import answers
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.workspace import Workspace
-from flows import services
-from flows.server import answers
 
 Check = dict[str, str]
 

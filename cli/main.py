@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from cli import commands_models, commands_plan, commands_run, commands_workspace, session
 from dreambooth_core.errors import DreamBoothError
-from flows import commands_models, commands_plan, commands_run, commands_workspace, session
 
 app = typer.Typer(
     name="dreambooth",

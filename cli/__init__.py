@@ -1,0 +1,1 @@
+"""The command `dreambooth`: one file per group of commands."""
