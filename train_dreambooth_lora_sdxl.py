@@ -2,8 +2,8 @@
 
 import sys
 
-from dreambooth_core.doors.flags import DREAMBOOTH_LORA_SDXL
-from dreambooth_core.doors.main import main
+from dreambooth_core.scripts.flags import DREAMBOOTH_LORA_SDXL
+from dreambooth_core.scripts.main import main
 
 if __name__ == "__main__":
     sys.exit(main(DREAMBOOTH_LORA_SDXL))

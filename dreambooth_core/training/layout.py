@@ -1,7 +1,7 @@
 """How a run's outcome is kept on disk while it goes: the loop knows when, a layout what and where.
 
 The pipeline's layout is in here. The scripts of the seed document have another one
-(`dreambooth_core/doors/layout.py`), with everything of a step in one `checkpoint-N` folder.
+(`dreambooth_core/scripts/checkpoints.py`), with everything of a step in one `checkpoint-N` folder.
 """
 
 from __future__ import annotations

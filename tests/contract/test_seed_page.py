@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from dreambooth_core.doors.flags import (
+from dreambooth_core.scripts.flags import (
     DREAMBOOTH,
     DREAMBOOTH_FLAX,
     DREAMBOOTH_LORA,

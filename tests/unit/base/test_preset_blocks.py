@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dreambooth_core import config
-from dreambooth_core.doors.flags import DREAMBOOTH, ScriptFlags
-from dreambooth_core.doors.parsing import parse
+from dreambooth_core.scripts.flags import DREAMBOOTH, ScriptFlags
+from dreambooth_core.scripts.parsing import parse
 from tests.contract.seed_blocks import block
 
 ROOT = Path(__file__).parents[3]

@@ -8,10 +8,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
-from dreambooth_core.doors.flags import DREAMBOOTH_FLAX
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models.families import pipeline_family
-from tests.unit.doors.command import run
+from dreambooth_core.scripts.flags import DREAMBOOTH_FLAX
+from tests.unit.scripts.command import run
 
 PARTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 

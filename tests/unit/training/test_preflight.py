@@ -15,9 +15,9 @@ import torch
 import torch._inductor.config
 
 from dreambooth_core import config
-from dreambooth_core.doors.flags import DREAMBOOTH
-from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DreamBoothError, SettingsError
+from dreambooth_core.scripts.flags import DREAMBOOTH
+from dreambooth_core.scripts.wording import in_flags
 from dreambooth_core.stages import StageContext, preflight, run_stage
 from dreambooth_core.training.launch_options import RANK, RENDEZVOUS
 from dreambooth_core.workspace import Workspace

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreambooth_core.doors import lineage
-from dreambooth_core.doors.layout import STATE
-from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models.footprint import state_bytes
+from dreambooth_core.scripts import resume
+from dreambooth_core.scripts.checkpoints import STATE
+from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.rehearsal import Kept, check_disk
 from dreambooth_core.training.trainee import Trainee
@@ -24,13 +24,13 @@ def kept(plan: Plan, *, last: int, first: int = 0, there: int = 0) -> Kept:
     return Kept(checkpoints=new + 1, states=new)
 
 
-def check_resume(plan: Plan, job: TrainJob, trainee: Trainee, found: lineage.Found) -> None:
+def check_resume(plan: Plan, job: TrainJob, trainee: Trainee, found: resume.Found) -> None:
     """Raise StageError unless there is room for the rest of a run that goes on from `found`.
 
     A new run learns the sizes from its rehearsal, a resumed one from its checkpoint.
     """
     path, record = found
-    there = len(lineage.records(plan.output_dir, run=record.run))
+    there = len(resume.records(plan.output_dir, run=record.run))
     check_disk(
         plan.output_dir,
         kept(plan, last=job.train.max_train_steps, first=record.step, there=there),

@@ -9,18 +9,18 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from dreambooth_core.doors import session
-from dreambooth_core.doors.flags import (
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.scripts import run
+from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
+from dreambooth_core.scripts.flags import (
     DREAMBOOTH,
     DREAMBOOTH_FLAX,
     DREAMBOOTH_LORA,
     DREAMBOOTH_LORA_SDXL,
 )
-from dreambooth_core.doors.layout import ScriptCheckpoint
-from dreambooth_core.doors.parsing import help_text, parse
-from dreambooth_core.doors.plan import make_plan
-from dreambooth_core.doors.wording import in_flags
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.scripts.parsing import help_text, parse
+from dreambooth_core.scripts.settings import make_plan
+from dreambooth_core.scripts.wording import in_flags
 from tests.paths import ROOT
 
 SUBJECT = ROOT / "examples" / "mug-stripes"
@@ -388,10 +388,12 @@ def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
 def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
     door, given, found, expected, monkeypatch
 ):
-    monkeypatch.setattr("dreambooth_core.doors.plan._num_replicas", lambda *_: 1)  # without JAX
+    monkeypatch.setattr(
+        "dreambooth_core.scripts.settings._num_replicas", lambda *_: 1
+    )  # without JAX
     plan = make_plan(door, parse(door, [*NEEDED, *given]), {})
     record = ScriptCheckpoint(step=2, method="full", settings={"seed": found}, files={})
-    assert session.seed_of(plan, None if found is None else (Path(), record)) == expected
+    assert run.seed_of(plan, None if found is None else (Path(), record)) == expected
 
 
 def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():

@@ -13,15 +13,15 @@ from PIL import Image
 from dreambooth_core import files
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data.class_images import class_image_key, class_seed, png_bytes
-from dreambooth_core.doors import class_folder
-from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder, require_writable
-from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline, native_side
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import Manifest
+from dreambooth_core.scripts import class_folder
+from dreambooth_core.scripts.agreement import from_main
+from dreambooth_core.scripts.disk import make_folder, require_writable
+from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.narrator import say
 
 FOLDER = "class"

@@ -10,10 +10,10 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from torch import nn
 
-from dreambooth_core.doors.plan import Plan
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
+from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainer import StepByStep
 

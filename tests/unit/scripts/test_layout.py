@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from dreambooth_core.config import LoraSettings
-from dreambooth_core.doors import layout, single_copy
-from dreambooth_core.doors.layout import STATE, ScriptCheckpoint
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora
+from dreambooth_core.scripts import checkpoints, shared_weights
+from dreambooth_core.scripts.checkpoints import STATE, ScriptCheckpoint
 from dreambooth_core.training import state_kind
 from dreambooth_core.training.state_kind import DEEPSPEED_TAG, FSDP_METADATA
 from dreambooth_core.training.update_plain import WEIGHTS
@@ -52,9 +52,9 @@ def test_a_state_goes_on_as_it_is_where_the_launch_can_read_it_and_else_by_its_w
 ):
     trained = {"unet.weight": torch.rand(3)}
     checkpoint = made_by(old, tmp_path / "checkpoint-3", trained)
-    run = layout.ResumingRun({}, KINDS[new], {name: [3] for name in trained})
-    layout.check_fits(checkpoint, run.trained)
-    state = layout.state_to_resume(checkpoint, RECORD, run, scratch=tmp_path / "scratch")
+    run = checkpoints.ResumingRun({}, KINDS[new], {name: [3] for name in trained})
+    checkpoints.check_fits(checkpoint, run.trained)
+    state = checkpoints.state_to_resume(checkpoint, RECORD, run, scratch=tmp_path / "scratch")
     assert (state == checkpoint / STATE) is (old == new)
     if old == new:
         assert "note" not in capsys.readouterr().out
@@ -70,9 +70,9 @@ def test_a_split_state_of_other_networks_is_refused_by_the_first_name(tmp_path):
     text.parent.mkdir()
     save_file({"bias": torch.rand(2)}, text)
     with pytest.raises(SettingsError, match=r"1 tensors, first text_encoder\.bias"):
-        layout.check_fits(checkpoint, {"unet.weight": [3]})
+        checkpoints.check_fits(checkpoint, {"unet.weight": [3]})
     with pytest.raises(SettingsError, match=r"1 tensors, first unet\.new"):
-        layout.check_fits(
+        checkpoints.check_fits(
             checkpoint, {"unet.weight": [3], "unet.new": [1], "text_encoder.bias": [2]}
         )
 
@@ -93,8 +93,8 @@ def test_the_weights_of_a_split_adapter_are_those_of_its_file(tmp_path, tiny_sd)
     }
     checkpoint = made_by("DeepSpeed of 2", tmp_path / "checkpoint-3", {})
     lora.write_adapter(parts, checkpoint)
-    layout.check_fits(checkpoint, {name: tensor.shape for name, tensor in trained.items()})
-    found = single_copy.read_weights(checkpoint / STATE, checkpoint=checkpoint, trained=trained)
+    checkpoints.check_fits(checkpoint, {name: tensor.shape for name, tensor in trained.items()})
+    found = shared_weights.read_weights(checkpoint / STATE, checkpoint=checkpoint, trained=trained)
     assert any("magnitude" in name for name in found)
     assert any(name.startswith("text_encoder.") for name in found)
     assert found.keys() == trained.keys()
@@ -113,8 +113,8 @@ def test_a_state_leaves_out_only_the_weights_that_the_networks_hold_to_the_bit(t
         "half": trained["unet.half"].bfloat16(),
     }
     save_file(published, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    single_copy.leave_out(state, checkpoint=tmp_path)
+    shared_weights.leave_out(state, checkpoint=tmp_path)
     assert load_file(state / WEIGHTS).keys() == {"unet.rounded", "unet.half"}
-    together = single_copy.read_weights(state, checkpoint=tmp_path, trained=())
+    together = shared_weights.read_weights(state, checkpoint=tmp_path, trained=())
     assert together.keys() == trained.keys()
     assert all(torch.equal(together[name], trained[name]) for name in trained)

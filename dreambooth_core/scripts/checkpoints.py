@@ -22,9 +22,9 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from dreambooth_core import files
-from dreambooth_core.doors import single_copy
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
+from dreambooth_core.scripts import shared_weights
 from dreambooth_core.training import resume, state_kind
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.published import METRICS, checkpoint_name
@@ -98,7 +98,7 @@ class ScriptLayout:
             self._write(outcome, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:
-                single_copy.leave_out(aside / STATE, checkpoint=aside)
+                shared_weights.leave_out(aside / STATE, checkpoint=aside)
                 files.write_text(aside / STATE / METRICS, metrics)
                 self._record(aside, step=step)
         if processes.is_main_process:
@@ -177,14 +177,14 @@ def state_to_resume(
     is_alike = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
     made_by = state_kind.of_state(state)
     is_fitting = is_alike and made_by == run.kind
-    if is_fitting and single_copy.is_whole(state):
+    if is_fitting and shared_weights.is_whole(state):
         return state
     if made_by != run.kind:
         say(
             f"note: the state of {folder.name} is {made_by}, that of this run {run.kind}: the "
             "weights go on, the optimizer's moments begin anew"
         )
-    weights = single_copy.read_weights(state, checkpoint=folder, trained=run.trained)
+    weights = shared_weights.read_weights(state, checkpoint=folder, trained=run.trained)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     save_file(weights, scratch / WEIGHTS)
@@ -225,7 +225,7 @@ def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
 
 def check_fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise SettingsError unless a checkpoint's weights are those that are trained now."""
-    saved = single_copy.read_shapes(folder / STATE, checkpoint=folder, trained=shapes)
+    saved = shared_weights.read_shapes(folder / STATE, checkpoint=folder, trained=shapes)
     odd = sorted(saved.keys() ^ shapes.keys())
     odd += [n for n in sorted(saved.keys() & shapes.keys()) if list(saved[n]) != list(shapes[n])]
     if odd:

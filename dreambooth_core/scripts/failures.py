@@ -51,9 +51,9 @@ def _number_of(error: Exception) -> int | None:
 
 
 def _way_back(folder: Path) -> str:
-    from dreambooth_core.doors import lineage  # torch, which a run that fails has imported
+    from dreambooth_core.scripts import resume  # torch, which a run that fails has imported
 
-    newest = lineage.written_last(folder)
+    newest = resume.written_last(folder)
     if newest is None:
         return "no checkpoint was saved yet"
     return f"--resume_from_checkpoint {newest[0].name} goes on from there"

@@ -10,9 +10,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dreambooth_core import files
-from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora, source, weights
+from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.narrator import say
 from dreambooth_core.training.trainee import Trainee
 

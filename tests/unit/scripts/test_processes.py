@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from dreambooth_core import files
 from dreambooth_core.training.processes import free_port
 from tests.paths import ROOT
-from tests.unit.doors.command import arguments, prior, run
+from tests.unit.scripts.command import arguments, prior, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

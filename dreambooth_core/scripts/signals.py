@@ -8,8 +8,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from dreambooth_core.doors.launched import Launched
 from dreambooth_core.errors import Stopped
+from dreambooth_core.scripts.launcher_env import Launched
 
 _PARTING = "stopped before the training began; what is finished is kept: run the command again"
 _AT_ONCE = (

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.doors import failures, room
-from dreambooth_core.doors.flags import DREAMBOOTH
-from dreambooth_core.doors.parsing import parse
-from dreambooth_core.doors.plan import make_plan
 from dreambooth_core.errors import StageError
+from dreambooth_core.scripts import failures, room
+from dreambooth_core.scripts.flags import DREAMBOOTH
+from dreambooth_core.scripts.parsing import parse
+from dreambooth_core.scripts.settings import make_plan
 from tests.paths import ROOT
-from tests.unit.doors.command import arguments, prior, run
+from tests.unit.scripts.command import arguments, prior, run
 
 CLOSED = Path("/sys")
 """A folder in which nobody makes a file, root included."""

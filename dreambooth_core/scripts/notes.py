@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dreambooth_core.doors.flags import ScriptFlags
 from dreambooth_core.environment import is_installed
+from dreambooth_core.scripts.flags import ScriptFlags
 
 
 def notes_on(flags: ScriptFlags) -> list[str]:

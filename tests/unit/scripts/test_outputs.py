@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.doors.command import run
+from tests.unit.scripts.command import run
 
 
 def test_a_file_in_the_place_of_a_component_is_refused_before_any_training(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core import files
-from dreambooth_core.doors import layout
-from dreambooth_core.doors.layout import ScriptCheckpoint
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import RECORD_NAME
+from dreambooth_core.scripts import checkpoints
+from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
 from dreambooth_core.training.narrator import say
 
 LATEST = "latest"
@@ -32,18 +32,18 @@ def name_run(
     that goes back to an earlier step with other settings is a new one beside the later steps.
     """
     if found is None:
-        return files.digest_of([layout.effective(settings), list(images)])
+        return files.digest_of([checkpoints.effective(settings), list(images)])
     record = found[1]
     is_last = record.step == max(other.step for _, other in records(folder, run=record.run))
-    if is_last or not layout.changes(record, settings):
+    if is_last or not checkpoints.changes(record, settings):
         return record.run
-    return files.digest_of([record.run, record.step, layout.effective(settings)])
+    return files.digest_of([record.run, record.step, checkpoints.effective(settings)])
 
 
 def strangers(folder: Path, run: str) -> list[str]:
     """Names of the folder's checkpoints that are of other runs, or of other scripts."""
     own = {path for path, _ in records(folder, run=run)}
-    return [path.name for path in layout.folders(folder) if path not in own]
+    return [path.name for path in checkpoints.folders(folder) if path not in own]
 
 
 def find_checkpoint(folder: Path, name: str) -> Found | None:
@@ -54,9 +54,11 @@ def find_checkpoint(folder: Path, name: str) -> Found | None:
     if name == LATEST:
         return _latest(folder)
     path = folder / Path(name).name
-    record = layout.read_whole(path)
+    record = checkpoints.read_whole(path)
     if record is None:
-        whole = [p.name for p in layout.folders(folder) if layout.read_whole(p) is not None]
+        whole = [
+            p.name for p in checkpoints.folders(folder) if checkpoints.read_whole(p) is not None
+        ]
         raise SettingsError(
             f"--resume_from_checkpoint: {path.name} {_why_not(path)}",
             got=str(path),
@@ -80,7 +82,7 @@ def _is_foreign(path: Path) -> bool:
 
 def _latest(folder: Path) -> Found | None:
     """The highest whole step of the run that wrote last. Raises SettingsError."""
-    there = layout.folders(folder)
+    there = checkpoints.folders(folder)
     if there and all(map(_is_foreign, there)):
         raise SettingsError(
             "--resume_from_checkpoint: latest finds only checkpoints of other scripts",
@@ -88,11 +90,11 @@ def _latest(folder: Path) -> Found | None:
             hint="their state cannot be read; leave the flag out to begin a new run",
         )
     for path in there:
-        if layout.ScriptCheckpoint.read_if_there(path) is None:
+        if checkpoints.ScriptCheckpoint.read_if_there(path) is None:
             say(f"warning: {path.name} {_why_not(path)}: passed by")
     last = written_last(folder)
     for path, record in reversed(records(folder, run=last[1].run)) if last else ():
-        if layout.read_whole(path):
+        if checkpoints.read_whole(path):
             return path, record
         say(f"warning: {path.name} is not whole: passed by")
     return None
@@ -106,5 +108,5 @@ def written_last(folder: Path) -> Found | None:
 
 def records(folder: Path, *, run: str | None = None) -> list[Found]:
     """The checkpoints with a record, lowest step first; files are not looked at."""
-    found = ((path, ScriptCheckpoint.read_if_there(path)) for path in layout.folders(folder))
+    found = ((path, ScriptCheckpoint.read_if_there(path)) for path in checkpoints.folders(folder))
     return [(p, record) for p, record in found if record and run in (None, record.run)]

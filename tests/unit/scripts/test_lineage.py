@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from tests.unit.doors.command import run
+from tests.unit.scripts.command import run
 
 
 def checkpoints(out):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreambooth_core.doors.flags import TRACKER_PACKAGES
+from dreambooth_core.scripts.flags import TRACKER_PACKAGES
 
 PROJECT = "dreambooth"
 """The name of the run, as those scripts have it: TensorBoard's files are in `logs/dreambooth`."""

@@ -11,14 +11,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreambooth_core.doors import failures
-from dreambooth_core.doors.flags import Door
-from dreambooth_core.doors.parsing import help_text, parse
-from dreambooth_core.doors.plan import Plan, make_plan
-from dreambooth_core.doors.stopping import Stop
-from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.scripts import failures
+from dreambooth_core.scripts.flags import Door
+from dreambooth_core.scripts.parsing import help_text, parse
+from dreambooth_core.scripts.settings import Plan, make_plan
+from dreambooth_core.scripts.signals import Stop
+from dreambooth_core.scripts.wording import in_flags
 
 _HELP = ("--help", "-h")
 _TRACEBACK = "DREAMBOOTH_TRACEBACK"
@@ -55,9 +55,9 @@ def _run(plan: Plan) -> int:
     stop = Stop(plan.launched)
     stop.install()
     with gc_paused():  # torch takes seconds: mistakes are told before
-        from dreambooth_core.doors import session
+        from dreambooth_core.scripts import run
 
-    return session.run(plan, stop=stop)
+    return run.run(plan, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

@@ -18,13 +18,13 @@ from dreambooth_core.config import (
     PriorSettings,
     TrainSettings,
 )
-from dreambooth_core.doors.flags import TRACKER_PACKAGES, Door, ScriptFlags
-from dreambooth_core.doors.inputs import input_problems
-from dreambooth_core.doors.launched import Launched, launcher_problems, precision_problems
-from dreambooth_core.doors.notes import notes_on
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
+from dreambooth_core.scripts.flags import TRACKER_PACKAGES, Door, ScriptFlags
+from dreambooth_core.scripts.inputs import input_problems
+from dreambooth_core.scripts.launcher_env import Launched, launcher_problems, precision_problems
+from dreambooth_core.scripts.notes import notes_on
 
 OFFSET_NOISE = 0.1
 """The strength that the seed document's switch stands for."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from dreambooth_core.doors import flags
-from dreambooth_core.doors.flags import Door
-from dreambooth_core.doors.main import main
+from dreambooth_core.scripts import flags
+from dreambooth_core.scripts.flags import Door
+from dreambooth_core.scripts.main import main
 
 
 def arguments(base_model: Path | str, photos: Path, out: Path, **more: object) -> list[str]:

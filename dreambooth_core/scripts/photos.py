@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
-from dreambooth_core.doors.plan import Plan
-from dreambooth_core.doors.wording import in_flags
 from dreambooth_core.errors import DataError
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import GateReport, Manifest
+from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.wording import in_flags
 from dreambooth_core.training.narrator import say
 
 FOLDER = "photos"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.doors.launched import Launched
-from dreambooth_core.doors.stopping import Stop
+from dreambooth_core.scripts.launcher_env import Launched
+from dreambooth_core.scripts.signals import Stop
 from tests.paths import ROOT
-from tests.unit.doors.command import arguments
+from tests.unit.scripts.command import arguments
 
 ENDS_IN_S = 10
 ALONE: dict[str, str] = {}

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_core.data.listing import list_folder
-from dreambooth_core.doors.flags import ScriptFlags
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models import source
+from dreambooth_core.scripts.flags import ScriptFlags
 
 _SHOWN = 5
 _PUT_PHOTOS = "what to do: put 3 to 6 photos of the subject into it"

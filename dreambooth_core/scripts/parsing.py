@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from dreambooth_core.doors.flags import Door, ScriptFlags
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.scripts.flags import Door, ScriptFlags
 
 _NUMBER = re.compile(r"-\.?\d")
 _SECRET = "hub_token"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_core import files
-from dreambooth_core.doors.plan import Plan
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models import source
+from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.narrator import say
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
-from dreambooth_core.doors.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
-from dreambooth_core.doors.validation import after_epochs
+from dreambooth_core.scripts.flags import DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL
+from dreambooth_core.scripts.validation import after_epochs
 from tests import tiny_models
-from tests.unit.doors.command import prior, run
+from tests.unit.scripts.command import prior, run
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 

@@ -10,12 +10,12 @@ from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.data import cache
-from dreambooth_core.doors import class_images, photos
-from dreambooth_core.doors.plan import Plan
-from dreambooth_core.doors.stopping import Stop
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, source
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
+from dreambooth_core.scripts import class_images, photos
+from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.signals import Stop
 
 CACHE = "cache"
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreambooth_core import files
-from dreambooth_core.doors import layout, single_copy
-from dreambooth_core.doors.flags import DREAMBOOTH_LORA
-from dreambooth_core.doors.layout import ScriptCheckpoint
+from dreambooth_core.scripts import checkpoints, shared_weights
+from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
+from dreambooth_core.scripts.flags import DREAMBOOTH_LORA
 from dreambooth_core.training.processes import free_port
-from tests.unit.doors.command import prior, run
+from tests.unit.scripts.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 UPLOAD = {"push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "me/mug"}
@@ -87,9 +87,11 @@ def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_wh
 def test_older_checkpoints_go_only_when_the_new_one_was_read_back_whole(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
-    read_whole = layout.read_whole
+    read_whole = checkpoints.read_whole
     monkeypatch.setattr(
-        layout, "read_whole", lambda path: None if path.name == "checkpoint-2" else read_whole(path)
+        checkpoints,
+        "read_whole",
+        lambda path: None if path.name == "checkpoint-2" else read_whole(path),
     )
     out, flags = tmp_path / "out", {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
     assert run(tiny_sd, photos, out, **flags, max_train_steps=3) == 1
@@ -134,7 +136,7 @@ def _networks(out):
 def _store_twice(checkpoint):
     """What this project's checkpoints were: the state with all weights in a file of its own."""
     state = checkpoint / "training_state"
-    weights = single_copy.read_weights(state, checkpoint=checkpoint, trained=())
+    weights = shared_weights.read_weights(state, checkpoint=checkpoint, trained=())
     save_file(weights, state / "weights.safetensors")
     (state / "beside.json").unlink()
     record = ScriptCheckpoint.read(checkpoint)

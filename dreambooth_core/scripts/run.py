@@ -15,21 +15,21 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.doors import class_images, hub, layout, lineage, outputs, photos, room
-from dreambooth_core.doors.agreement import from_main
-from dreambooth_core.doors.folders import make_folder, require_writable, unmade_on_wrong_input
-from dreambooth_core.doors.latents import CACHE, build_latents, masks_text
-from dreambooth_core.doors.layout import ResumingRun
-from dreambooth_core.doors.notes import notes_on_pictures
-from dreambooth_core.doors.plan import Plan
-from dreambooth_core.doors.stopping import Stop
-from dreambooth_core.doors.trackers import TrackerSink
-from dreambooth_core.doors.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.records import BaseModelIdentity, Manifest
+from dreambooth_core.scripts import checkpoints, class_images, export, hub, photos, resume, room
+from dreambooth_core.scripts.agreement import from_main
+from dreambooth_core.scripts.checkpoints import ResumingRun
+from dreambooth_core.scripts.disk import make_folder, require_writable, unmade_on_wrong_input
+from dreambooth_core.scripts.notes import notes_on_pictures
+from dreambooth_core.scripts.prepare import CACHE, build_latents, masks_text
+from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.signals import Stop
+from dreambooth_core.scripts.trackers import TrackerSink
+from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.training import metrics, processes, state_kind
 from dreambooth_core.training.distributed import make_updates, start_accelerator
 from dreambooth_core.training.job import TrainJob
@@ -93,7 +93,7 @@ class _Session:
     def __init__(self, plan: Plan, accelerator: Accelerator, stop: Stop) -> None:
         self._plan, self._accelerator, self._stop = plan, accelerator, stop
         self._is_main = accelerator.is_main_process
-        self._found: lineage.Found | None = None
+        self._found: resume.Found | None = None
 
     def run(self) -> int:
         plan = self._plan
@@ -122,7 +122,7 @@ class _Session:
         trainer = self._train(_job(plan, train), sets)
         with trainer.updates.whole():
             if self._is_main:
-                outputs.write_result(plan, trainer.trainee)
+                export.write_result(plan, trainer.trainee)
         if self._is_main:
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
@@ -143,7 +143,7 @@ class _Session:
         if lora := plan.train(seed=0, max_train_steps=1).lora:
             with_text = plan.flags.train_text_encoder
             require_layers(load.empty_networks(base, with_text=with_text), lora)
-        outputs.check_places(plan, base)
+        export.check_places(plan, base)
         _require_folder(plan.state_dir)
 
     def _images(self, seed: int) -> _Sets:
@@ -234,10 +234,10 @@ class _Session:
                 self._accelerator, lambda: room.check_resume(plan, job, trainer.trainee, found)
             )
 
-    def _layout(self, settings: dict[str, Any], sets: _Sets) -> layout.ScriptLayout:
+    def _layout(self, settings: dict[str, Any], sets: _Sets) -> checkpoints.ScriptLayout:
         flags = self._plan.flags
         run = from_main(self._accelerator, lambda: self._run_name(settings, sets))
-        return layout.ScriptLayout(
+        return checkpoints.ScriptLayout(
             self._plan.output_dir,
             method=self._plan.door.method,
             every=flags.checkpointing_steps,
@@ -252,8 +252,8 @@ class _Session:
         folder, images = self._plan.output_dir, sets.fingerprints
         if self._found and self._found[1].images not in ((), images):
             say("note: other photos or class images than the checkpoint's")
-        run = lineage.name_run(folder, self._found, settings=settings, images=images)
-        if others := lineage.strangers(folder, run):
+        run = resume.name_run(folder, self._found, settings=settings, images=images)
+        if others := resume.strangers(folder, run):
             say(
                 f"note: {', '.join(others)} in {folder} are of another run: they stay, until a "
                 "checkpoint of the same step takes their place; `latest` is of this run as soon as "
@@ -304,17 +304,17 @@ class _Session:
             return _Resumed()
         path, record = self._found
         if self._is_main:
-            for change in layout.changes(record, settings):
+            for change in checkpoints.changes(record, settings):
                 say(f"note: another setting than the checkpoint's: {change}")
         launched, shapes = self._plan.launched, {n: p.shape for n, p in trainee.trainable.items()}
         kind = state_kind.of_launch(launched.strategy, num_processes=launched.num_processes)
         run, scratch = ResumingRun(settings, kind, shapes), self._plan.state_dir / _RESUMED
-        layout.check_fits(path, shapes)
+        checkpoints.check_fits(path, shapes)
         state = from_main(
             self._accelerator,
-            lambda: layout.state_to_resume(path, record, run, scratch=scratch),
+            lambda: checkpoints.state_to_resume(path, record, run, scratch=scratch),
         )
-        return _Resumed(record.step, layout.read_metrics(path), state)
+        return _Resumed(record.step, checkpoints.read_metrics(path), state)
 
 
 def _require_folder(folder: Path) -> None:
@@ -331,11 +331,11 @@ def _first_word(step: int, *, last: int) -> str:
     )
 
 
-def _checkpoint_to_resume(plan: Plan) -> lineage.Found | None:
+def _checkpoint_to_resume(plan: Plan) -> resume.Found | None:
     name = plan.flags.resume_from_checkpoint
     if name is None:
         return None
-    found = lineage.find_checkpoint(plan.output_dir, name)
+    found = resume.find_checkpoint(plan.output_dir, name)
     if found is None:
         say(f"no whole checkpoint in {plan.output_dir}: a new run begins")
     else:
@@ -343,7 +343,7 @@ def _checkpoint_to_resume(plan: Plan) -> lineage.Found | None:
     return found
 
 
-def seed_of(plan: Plan, found: lineage.Found | None) -> int:
+def seed_of(plan: Plan, found: resume.Found | None) -> int:
     """The seed that was given, else that of the checkpoint, else the script's own or a random one.
 
     A random one is told.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dreambooth_core import files
 from tests import tiny_models
-from tests.unit.doors.command import prior, run
+from tests.unit.scripts.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 RATE = 1e-4
