@@ -43,6 +43,8 @@ from dreambooth_core.numerics.similarity import (  # noqa: E402
     mean_estimate,
     pair_mean,
 )
+from dreambooth_core.pipeline import StageContext, run_stage  # noqa: E402
+from dreambooth_core.pipeline.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.pocket.classifier import load_classifier  # noqa: E402
 from dreambooth_core.pocket.scenes import PLACE_NAMES  # noqa: E402
 from dreambooth_core.pocket.world import PLACES  # noqa: E402
@@ -54,8 +56,6 @@ from dreambooth_core.records import (  # noqa: E402
     Selection,
 )
 from dreambooth_core.report import grid  # noqa: E402
-from dreambooth_core.stages import StageContext, run_stage  # noqa: E402
-from dreambooth_core.stages.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.workspace import Workspace  # noqa: E402
 
 VARIANTS = ("shipped", "no-prior", "long")

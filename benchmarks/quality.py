@@ -42,8 +42,8 @@ from dreambooth_core.evaluation import scores  # noqa: E402
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
 from dreambooth_core.models.weights import COMPONENTS  # noqa: E402
 from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
+from dreambooth_core.pipeline.evaluate import draw, make_evaluator  # noqa: E402
 from dreambooth_core.records import CheckpointScore  # noqa: E402
-from dreambooth_core.stages.evaluate import draw, make_evaluator  # noqa: E402
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)

@@ -11,7 +11,7 @@ import typer
 from cli import screens
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
-from dreambooth_core.stages import StageContext
+from dreambooth_core.pipeline import StageContext
 
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 WhyOption = Annotated[str, typer.Option(help="The reason; it is kept in the version's tags.")]
@@ -66,7 +66,7 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Registry versions side by side: scores, settings, data, verdicts."""
-    from dreambooth_core.stages import compare as stage
+    from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
     wanted = [*(versions or ()), *(more or ())]
@@ -91,7 +91,7 @@ def promote(
     json: JsonOption = False,
 ) -> None:
     """Make a version the champion."""
-    from dreambooth_core.stages import compare as stage
+    from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
     info = stage.promote(_context(session, subject), subject, version, why=why)
@@ -102,7 +102,7 @@ def rollback(
     subject: SubjectArgument, *, why: WhyOption = "rolled back by hand", json: JsonOption = False
 ) -> None:
     """Make the champion before this one the champion again."""
-    from dreambooth_core.stages import compare as stage
+    from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
     info = stage.rollback(_context(session, subject), subject, why=why)

@@ -13,7 +13,7 @@ from cli.progress import TerminalWatcher
 from cli.server import prefect_api
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
-from dreambooth_core.stages import StageContext, run_stage
+from dreambooth_core.pipeline import StageContext, run_stage
 from tasks.planning import refuse_the_impossible
 from tasks.progress import watcher
 

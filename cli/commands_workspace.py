@@ -12,7 +12,7 @@ from cli import presets, pruning, screens, subjects
 from cli.session import JsonOption, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import DataError
-from dreambooth_core.stages import StageContext
+from dreambooth_core.pipeline import StageContext
 from tasks import photos
 from tasks.dvc import Dvc
 
@@ -35,7 +35,7 @@ def validate(
     json: JsonOption = False,
 ) -> int:
     """Only the data gate: what it says about every file; nothing is written."""
-    from dreambooth_core.stages import validate as stage
+    from dreambooth_core.pipeline import validate as stage
 
     session = open_session(as_json=json)
     config.load_view(session.workspace, subject)

@@ -14,10 +14,10 @@ from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline import StageContext
+from dreambooth_core.pipeline.common import hash_cache
 from dreambooth_core.records import Checkpoint
 from dreambooth_core.registry import tracking, versions
-from dreambooth_core.stages import StageContext
-from dreambooth_core.stages.common import hash_cache
 
 
 @dataclass(frozen=True)

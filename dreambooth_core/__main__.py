@@ -19,7 +19,7 @@ from pathlib import Path
 from dreambooth_core import locks
 from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, Stopped
-from dreambooth_core.stages import STAGES, StageContext, run_stage
+from dreambooth_core.pipeline import STAGES, StageContext, run_stage
 from dreambooth_core.workspace import Workspace
 
 _LOCK_WAIT_S = 15.0
@@ -91,14 +91,14 @@ def _run_stage(arguments: argparse.Namespace) -> int:
 
 def _run_worker(arguments: argparse.Namespace) -> int:
     with gc_paused():
-        from dreambooth_core.stages.train_worker import run_worker
+        from dreambooth_core.pipeline.train_worker import run_worker
 
     return run_worker(arguments.job)
 
 
 def _run_node(arguments: argparse.Namespace) -> int:
     with gc_paused():
-        from dreambooth_core.stages.train_node import take_part
+        from dreambooth_core.pipeline.train_node import take_part
 
     context = StageContext(
         Workspace(Path.cwd()), should_stop=stop_on_signals().is_set, env=dict(os.environ)

@@ -1,4 +1,4 @@
-"""The tasks of a subject's run: one per stage, thin shells around `dreambooth_core.stages`.
+"""The tasks of a subject's run: one per stage, thin shells around `dreambooth_core.pipeline`.
 
 Tasks that write files never use Prefect's result cache: DVC says what is up to date. Stages run in
 the main thread, which alone can be interrupted; only the rows of the evaluation are mapped.
@@ -17,7 +17,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
-from dreambooth_core import stages
+from dreambooth_core import pipeline
 from dreambooth_core.errors import DataError, SettingsError, Stopped
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Verdict
@@ -67,7 +67,7 @@ def _guarded(
     """Bring a stage up to date inside the guard, then show what it made."""
 
     def work() -> None:
-        stages.run_stage(run.context(stage), run.subject, stage)
+        pipeline.run_stage(run.context(stage), run.subject, stage)
 
     with run.timed(stage) as ran:
         ran.append(run.guard.run(stage, work, is_lost=is_lost))
@@ -138,7 +138,7 @@ def evaluate(run: SubjectRun) -> State[Any]:
 def gather_scores(run: SubjectRun) -> None:
     """Publish the rows that the score store now holds."""
     silent = dataclasses.replace(run.context("evaluate"), progress=no_progress)
-    stages.run_stage(silent, run.subject, "evaluate")
+    pipeline.run_stage(silent, run.subject, "evaluate")
 
 
 @task(**_options("evaluate", hours=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dreambooth_core.config import SubjectView
-from dreambooth_core.stages import preflight
+from dreambooth_core.pipeline import preflight
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Busy
 from tasks.stage_guard import ALL_STAGES, Guard

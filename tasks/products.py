@@ -9,28 +9,28 @@ from tasks.run import SubjectRun
 
 def rows_to_score(run: SubjectRun) -> tuple[str, ...]:
     """Names of the rows of the score table."""
-    from dreambooth_core.stages import evaluate
+    from dreambooth_core.pipeline import evaluate
 
     return evaluate.rows_to_score(run.context("evaluate"), run.subject)
 
 
 def score_row(run: SubjectRun, row: str) -> None:
     """Score one row into the store. Raises Stopped between sampling blocks."""
-    from dreambooth_core.stages import evaluate
+    from dreambooth_core.pipeline import evaluate
 
     evaluate.score_row(run.context(f"score {row}"), run.subject, row)
 
 
 def compare(run: SubjectRun) -> Verdict:
     """Decide between challenger and champion, and act on it."""
-    from dreambooth_core.stages import compare as stage
+    from dreambooth_core.pipeline import compare as stage
 
     return stage.run(run.context("compare"), run.subject)
 
 
 def registered_version(run: SubjectRun) -> RegisteredVersion | None:
     """The version in the registry that the published selection stands for."""
-    from dreambooth_core.stages import registered
+    from dreambooth_core.pipeline import registered
 
     return registered.find(run.context("register"), run.subject)
 
@@ -39,7 +39,7 @@ def is_version_lost(run: SubjectRun) -> bool:
     """Whether the registry lacks the version that DVC takes for registered, or its parity check."""
     if "DVC_EXP_NAME" in run.env:
         return False  # an experiment never registers
-    from dreambooth_core.stages import registered
+    from dreambooth_core.pipeline import registered
 
     return not registered.is_complete(run.context("register"), run.subject)
 

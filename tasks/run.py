@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreambooth_core import config
 from dreambooth_core.config import SubjectView
-from dreambooth_core.stages import StageContext
+from dreambooth_core.pipeline import StageContext
 from dreambooth_core.workspace import Workspace
 from tasks import photos
 from tasks.planning import refuse_the_impossible

@@ -13,8 +13,8 @@ import pytest
 
 from dreambooth_core import files, locks
 from dreambooth_core.errors import CorruptRecordError, StageError
+from dreambooth_core.pipeline import StageContext, common
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, TurnedAway
-from dreambooth_core.stages import StageContext, common
 from dreambooth_core.workspace import Workspace
 
 

@@ -43,7 +43,7 @@ def test_without_the_extra_the_error_says_what_to_install():
 def test_the_core_is_imported_without_jax():
     code = (
         "import sys; sys.modules['jax'] = sys.modules['torchax'] = None\n"
-        "import dreambooth_core.stages.train, dreambooth_core.jax.torchax_import\n"
+        "import dreambooth_core.pipeline.train, dreambooth_core.jax.torchax_import\n"
         "import dreambooth_core.jax.refusals"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

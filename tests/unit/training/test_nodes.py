@@ -4,7 +4,7 @@ import pytest
 
 from dreambooth_core.__main__ import main
 from dreambooth_core.errors import CorruptRecordError, SettingsError
-from dreambooth_core.stages import train_node
+from dreambooth_core.pipeline import train_node
 from dreambooth_core.training.launch_options import (
     RANK,
     RENDEZVOUS,

@@ -16,9 +16,9 @@ import torch._inductor.config
 
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError, SettingsError
+from dreambooth_core.pipeline import StageContext, preflight, run_stage
 from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.wording import in_flags
-from dreambooth_core.stages import StageContext, preflight, run_stage
 from dreambooth_core.training.launch_options import RANK, RENDEZVOUS
 from dreambooth_core.workspace import Workspace
 from tasks import planning
@@ -151,7 +151,7 @@ def test_settings_that_every_machine_can_train_are_looked_at_without_torch(tmp_p
     script = (
         "import sys; from pathlib import Path\n"
         "from dreambooth_core import config\n"
-        "from dreambooth_core.stages import preflight\n"
+        "from dreambooth_core.pipeline import preflight\n"
         "from dreambooth_core.workspace import Workspace\n"
         "workspace = Workspace(Path(sys.argv[1]))\n"
         "view = config.load_view(workspace, sys.argv[2])\n"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dreambooth_core.config import SubjectView
 from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.models import load
-from dreambooth_core.records import LatentCache, Manifest
-from dreambooth_core.stages.common import (
+from dreambooth_core.pipeline.common import (
     StageContext,
     base_identity,
     fingerprint,
     machine,
     publishing,
 )
-from dreambooth_core.stages.validate import images_digest
+from dreambooth_core.pipeline.validate import images_digest
+from dreambooth_core.records import LatentCache, Manifest
 
 
 def run(context: StageContext, subject: str) -> LatentCache:

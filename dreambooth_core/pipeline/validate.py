@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
+from dreambooth_core.pipeline.common import StageContext, fingerprint, publishing
 from dreambooth_core.records import Manifest
-from dreambooth_core.stages.common import StageContext, fingerprint, publishing
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dreambooth_core.errors import RegistryError
+from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.records import ModelVersion, RegisteredVersion
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
-from dreambooth_core.stages.common import StageContext
 
 
 def tracking_of(context: StageContext) -> Tracking:

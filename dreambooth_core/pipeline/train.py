@@ -5,9 +5,7 @@ from __future__ import annotations
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView, read_launch_config
 from dreambooth_core.errors import Stopped
-from dreambooth_core.records import LatentCache, TrainingRun
-from dreambooth_core.registry.tracking import resolve_tracking
-from dreambooth_core.stages.common import (
+from dreambooth_core.pipeline.common import (
     StageContext,
     base_identity,
     fingerprint,
@@ -15,6 +13,8 @@ from dreambooth_core.stages.common import (
     machine,
     publishing,
 )
+from dreambooth_core.records import LatentCache, TrainingRun
+from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.training import launch
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch_options import node_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
-from dreambooth_core.stages import train
-from dreambooth_core.stages.common import StageContext, logger
+from dreambooth_core.pipeline import train
+from dreambooth_core.pipeline.common import StageContext, logger
 from dreambooth_core.training import launch
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch_options import RANK, RENDEZVOUS, node_of

@@ -25,6 +25,15 @@ from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.evaluation.suites import EvaluationPlan
 from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline.common import (
+    StageContext,
+    hash_cache,
+    picture_name,
+    publishing,
+    row_pictures,
+    table_of,
+)
+from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import (
     BaseModelIdentity,
@@ -35,15 +44,6 @@ from dreambooth_core.records import (
     TrainingRun,
 )
 from dreambooth_core.report import grid
-from dreambooth_core.stages.common import (
-    StageContext,
-    hash_cache,
-    picture_name,
-    publishing,
-    row_pictures,
-    table_of,
-)
-from dreambooth_core.stages.validate import images_digest
 from dreambooth_core.workspace import Workspace
 
 CURVES = ("clip_t", "clip_i", "dino", "pres", "div")

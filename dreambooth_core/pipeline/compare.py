@@ -13,14 +13,14 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
+from dreambooth_core.pipeline import registered
+from dreambooth_core.pipeline.common import VERDICT, StageContext, evaluation_of
+from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
-from dreambooth_core.stages import registered
-from dreambooth_core.stages.common import VERDICT, StageContext, evaluation_of
-from dreambooth_core.stages.registered import tracking_of
 
 
 def run(context: StageContext, subject: str) -> Verdict:
@@ -86,7 +86,7 @@ def _champion(
     if version.version == challenger.version:
         row = evaluation_of(context, view.name).row(version.checkpoint)
     else:
-        from dreambooth_core.stages import rescore  # torch: only when there is something to score
+        from dreambooth_core.pipeline import rescore  # torch: only when there is something to score
 
         row = rescore.score_version(context, view, champion)
     return Contender(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dreambooth_core import files
 from dreambooth_core.evaluation import selection
+from dreambooth_core.pipeline.common import StageContext, publishing
 from dreambooth_core.records import Scores, Selection
-from dreambooth_core.stages.common import StageContext, publishing
 
 
 def run(context: StageContext, subject: str) -> Selection:

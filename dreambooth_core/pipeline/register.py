@@ -8,6 +8,19 @@ from pathlib import Path
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
+from dreambooth_core.pipeline import lineage
+from dreambooth_core.pipeline.common import (
+    StageContext,
+    evaluation_of,
+    fingerprint,
+    picture_name,
+    publishing,
+    row_pictures,
+    run_name,
+    settings_that_count,
+    table_of,
+)
+from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import (
     BaseModelIdentity,
     Checkpoint,
@@ -21,19 +34,6 @@ from dreambooth_core.registry import aliases, logged_models, parity, runs, versi
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
-from dreambooth_core.stages import lineage
-from dreambooth_core.stages.common import (
-    StageContext,
-    evaluation_of,
-    fingerprint,
-    picture_name,
-    publishing,
-    row_pictures,
-    run_name,
-    settings_that_count,
-    table_of,
-)
-from dreambooth_core.stages.registered import tracking_of
 
 PARITY_BLOCKS = 1
 """Sampling blocks that the parity check draws again: the first ones of the suite."""

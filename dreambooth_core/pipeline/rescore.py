@@ -12,12 +12,12 @@ from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.scores import ScoredModel
 from dreambooth_core.models import weights
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline import evaluate
+from dreambooth_core.pipeline.common import StageContext, hash_cache
+from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore
 from dreambooth_core.registry import versions
 from dreambooth_core.registry.versions import VersionInfo
-from dreambooth_core.stages import evaluate
-from dreambooth_core.stages.common import StageContext, hash_cache
-from dreambooth_core.stages.registered import tracking_of
 
 
 def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -> CheckpointScore:

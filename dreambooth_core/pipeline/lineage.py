@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from dreambooth_core import config
+from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.records import Manifest, TrainingRun
-from dreambooth_core.stages.validate import images_digest
 from dreambooth_core.workspace import STAGES, Workspace
 
 

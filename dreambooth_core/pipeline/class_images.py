@@ -12,8 +12,8 @@ from dreambooth_core.config import PriorSettings, SubjectView
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline.common import StageContext, base_identity, machine, publishing
 from dreambooth_core.records import Manifest
-from dreambooth_core.stages.common import StageContext, base_identity, machine, publishing
 
 
 def run(context: StageContext, subject: str) -> Manifest:

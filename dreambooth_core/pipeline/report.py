@@ -10,6 +10,16 @@ from dreambooth_core import files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.evaluation import selection as selection_rule
+from dreambooth_core.pipeline.common import (
+    VERDICT,
+    StageContext,
+    evaluation_of,
+    picture_name,
+    row_pictures,
+    settings_that_count,
+    table_of,
+)
+from dreambooth_core.pipeline.lineage import lineage_names
 from dreambooth_core.records import (
     Evaluation,
     GateReport,
@@ -22,16 +32,6 @@ from dreambooth_core.records import (
     Verdict,
 )
 from dreambooth_core.report import page
-from dreambooth_core.stages.common import (
-    VERDICT,
-    StageContext,
-    evaluation_of,
-    picture_name,
-    row_pictures,
-    settings_that_count,
-    table_of,
-)
-from dreambooth_core.stages.lineage import lineage_names
 from dreambooth_core.workspace import Workspace
 
 
@@ -84,7 +84,7 @@ def _images(workspace: Workspace, subject: str, evaluation: Evaluation) -> dict[
 
 def _registered(context: StageContext, subject: str) -> RegisteredVersion | None:
     """The registry's version, or None where nothing is registered or nobody answers."""
-    from dreambooth_core.stages import registered  # MLflow takes seconds to import
+    from dreambooth_core.pipeline import registered  # MLflow takes seconds to import
 
     if context.experiment:
         return None

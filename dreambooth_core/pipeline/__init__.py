@@ -11,9 +11,9 @@ import importlib
 import sys
 
 from dreambooth_core.environment import gc_paused
+from dreambooth_core.pipeline import preflight
+from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.records import Record
-from dreambooth_core.stages import preflight
-from dreambooth_core.stages.common import StageContext
 from dreambooth_core.workspace import STAGES
 
 __all__ = ["STAGES", "StageContext", "run_stage"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.pipeline.common import run_name
 from dreambooth_core.ports import MetricSink, NullSink
-from dreambooth_core.stages.common import run_name
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.workspace import Workspace
