@@ -27,16 +27,18 @@ from safetensors.torch import save_file
 from benchmarks.recipes import ROOT, MadeUpRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
-from dreambooth_core.training import layout, resume, saver, snapshot, worker
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.checkpoints import layout, resume_state, async_save
+from dreambooth_core.training.optim import snapshot
+from dreambooth_core.training import worker
+from dreambooth_core.training.trainable import Trainee
 
 PARTS = {
-    "the loop is held": [(saver.Saver, "save"), (saver.Saver, "check")],
+    "the loop is held": [(async_save.Saver, "save"), (async_save.Saver, "check")],
     "of it: copying": [(snapshot.Snapshots, "take")],
     "a save as a whole": [(layout.PipelineLayout, "save")],
     "of it: serialising": [(snapshot.StateFiles, "write"), (Trainee, "write")],
     "of it: hashing": [(files, "tree_hashes")],
-    "of it: verifying": [(resume, "_verified")],
+    "of it: verifying": [(resume_state, "_verified")],
     "of it: fsync of folders": [(files, "fsync_tree")],
     "of it: removing": [(shutil, "rmtree")],
 }

@@ -14,7 +14,7 @@ from dreambooth_core.jax import adamw
 from dreambooth_core.jax.adamw import Moments
 from dreambooth_core.jax.functional import Arrays, Tensors, micro_step_loss
 from dreambooth_core.training.step import StepInput
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.trainable import Trainee
 
 Sums = tuple[jax.Array, Arrays]
 """LossParts [3] and gradients by parameter, added up over micro-steps."""

@@ -25,7 +25,7 @@ from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import uses_dropout
 from dreambooth_core.training.step import prepare
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.trainer import UpdateReport, learning_rate
 
 _CPU = torch.device("cpu")

@@ -92,18 +92,18 @@ def _compiler(compute: ComputeSettings) -> None:
 
 
 def _adam_8bit() -> None:
-    from dreambooth_core.training.optimizers import check_adam_8bit
+    from dreambooth_core.training.optim.per_parameter import check_adam_8bit
 
     check_adam_8bit()
 
 
 def _deepspeed() -> None:
-    from dreambooth_core.training.update_deepspeed import check_deepspeed
+    from dreambooth_core.training.optim.deepspeed import check_deepspeed
 
     check_deepspeed()
 
 
 def _node(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> None:
-    from dreambooth_core.training.launch_options import check_node, node_of
+    from dreambooth_core.training.launch.accelerate_config import check_node, node_of
 
     check_node(view.train, read_launch_config(workspace, view.train), node_of(env))

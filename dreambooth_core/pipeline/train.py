@@ -15,9 +15,9 @@ from dreambooth_core.pipeline.common import (
 )
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.registry.tracking import resolve_tracking
-from dreambooth_core.training import launch
+from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch_options import node_of
+from dreambooth_core.training.launch.accelerate_config import node_of
 
 _COPIES_OF_CHECKPOINTS = 3
 """In the store, in the stage's output and in DVC's cache: one on a disk that can share blocks."""
@@ -26,7 +26,7 @@ _COPIES_OF_CHECKPOINTS = 3
 def run(context: StageContext, subject: str) -> TrainingRun:
     """Train (or continue) and publish. Raises Stopped, StageError and SettingsError."""
     job = make_job(context, context.view(subject))
-    outcome = launch.run_trainer(
+    outcome = launcher.run_trainer(
         job,
         grace_s=context.view(subject).runtime.stop_grace_s,
         on_line=logger.info,

@@ -7,10 +7,10 @@ import time
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
 from dreambooth_core.pipeline import train
 from dreambooth_core.pipeline.common import StageContext, logger
-from dreambooth_core.training import launch
+from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch_options import RANK, RENDEZVOUS, node_of
-from dreambooth_core.training.published import finished_run
+from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS, node_of
+from dreambooth_core.training.checkpoints.published import finished_run
 
 _POLL_S = 2.0
 
@@ -32,7 +32,7 @@ def take_part(context: StageContext, subject: str, *, wait_s: float) -> None:
     job = _wait_for_job(context, subject, wait_s=wait_s)
     if finished_run(job) is not None:
         return
-    outcome = launch.run_trainer(
+    outcome = launcher.run_trainer(
         job,
         grace_s=context.view(subject).runtime.stop_grace_s,
         on_line=logger.info,

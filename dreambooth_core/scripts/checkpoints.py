@@ -25,12 +25,13 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
 from dreambooth_core.scripts import shared_weights
-from dreambooth_core.training import resume, state_kind
-from dreambooth_core.training.narrator import say
-from dreambooth_core.training.published import METRICS, checkpoint_name
-from dreambooth_core.training.state_kind import StateKind
-from dreambooth_core.training.update_plain import WEIGHTS
-from dreambooth_core.training.updates import Outcome
+from dreambooth_core.training.checkpoints import resume_state
+from dreambooth_core.training.optim import state_kind
+from dreambooth_core.training.progress import say
+from dreambooth_core.training.checkpoints.published import METRICS, checkpoint_name
+from dreambooth_core.training.optim.state_kind import StateKind
+from dreambooth_core.training.optim.ddp import WEIGHTS
+from dreambooth_core.training.protocols import Outcome
 
 STATE = "training_state"
 
@@ -94,7 +95,7 @@ class ScriptLayout:
         Raises StageError when the disk gives back other bytes.
         """
         path, processes = self._folder / checkpoint_name(step), PartialState()
-        with resume.shared_aside(path) as aside:
+        with resume_state.shared_aside(path) as aside:
             self._write(outcome, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:

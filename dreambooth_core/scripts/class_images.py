@@ -22,7 +22,7 @@ from dreambooth_core.scripts import class_folder
 from dreambooth_core.scripts.agreement import from_main
 from dreambooth_core.scripts.disk import make_folder, require_writable
 from dreambooth_core.scripts.settings import Plan
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.progress import say
 
 FOLDER = "class"
 """Below the run's own folder: links to the class images, or copies, and their manifest."""

@@ -13,8 +13,8 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora, source, weights
 from dreambooth_core.scripts.settings import Plan
-from dreambooth_core.training.narrator import say
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.progress import say
+from dreambooth_core.training.trainable import Trainee
 
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
 """As the documented script calls it."""

@@ -8,7 +8,7 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models import source
 from dreambooth_core.scripts.settings import Plan
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.progress import say
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
 """What only a resume on this machine needs."""

@@ -12,7 +12,7 @@ from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import GateReport, Manifest
 from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.scripts.wording import in_flags
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.progress import say
 
 FOLDER = "photos"
 """Below the run's own folder: normalised copies of the photos, and their manifest."""

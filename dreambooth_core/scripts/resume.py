@@ -15,7 +15,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.scripts import checkpoints
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.progress import say
 
 LATEST = "latest"
 

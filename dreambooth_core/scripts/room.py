@@ -9,8 +9,8 @@ from dreambooth_core.scripts import resume
 from dreambooth_core.scripts.checkpoints import STATE
 from dreambooth_core.scripts.settings import Plan
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.rehearsal import Kept, check_disk
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.dry_run import Kept, check_disk
+from dreambooth_core.training.trainable import Trainee
 
 
 def kept(plan: Plan, *, last: int, first: int = 0, there: int = 0) -> Kept:

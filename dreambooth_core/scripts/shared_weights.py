@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from dreambooth_core import files
 from dreambooth_core.models.lora import LORA_FILE, name_in_file
 from dreambooth_core.models.weights import COMPONENTS, name_in
-from dreambooth_core.training import state_kind
-from dreambooth_core.training.update_plain import WEIGHTS
+from dreambooth_core.training.optim import state_kind
+from dreambooth_core.training.optim.ddp import WEIGHTS
 
 _BESIDE = "beside.json"
 """In a state: the names of the weights that are in the networks' files instead."""

@@ -14,7 +14,7 @@ from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.scripts.settings import Plan
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainer import StepByStep
 
 _STEPS = 25

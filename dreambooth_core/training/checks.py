@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.training.updates import HeldState
+from dreambooth_core.training.protocols import HeldState
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 5

@@ -14,10 +14,10 @@ from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.precision import check_compute_type
-from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.update_fused import FusedUpdates
-from dreambooth_core.training.update_plain import PlainUpdates
-from dreambooth_core.training.updates import Updates
+from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.optim.fused_backward import FusedUpdates
+from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.protocols import Updates
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:
@@ -68,11 +68,11 @@ def make_updates(
 ) -> Updates:
     """The kind of updates that the processes were launched for, from a verified state or new."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from dreambooth_core.training.update_deepspeed import DeepSpeedUpdates
+        from dreambooth_core.training.optim.deepspeed import DeepSpeedUpdates
 
         return DeepSpeedUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
     if accelerator.distributed_type == DistributedType.FSDP or uses_fsdp(settings):
-        from dreambooth_core.training.update_fsdp import FsdpUpdates
+        from dreambooth_core.training.optim.fsdp import FsdpUpdates
 
         return FsdpUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
     if settings.fused_backward:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import IO
 
 from dreambooth_core.ports import Progress
-from dreambooth_core.training.narrator import parse_progress
+from dreambooth_core.training.progress import parse_progress
 
 OnLine = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.training import worker
-from dreambooth_core.training.update_plain import PlainUpdates
+from dreambooth_core.training.optim.ddp import PlainUpdates
 from tests.unit.training import tiny
 
 TOO_LARGE = 2.0**24

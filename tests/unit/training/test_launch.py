@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from dreambooth_core import files, locks
 from dreambooth_core.errors import SettingsError, StageError
-from dreambooth_core.training.launch import run_trainer
+from dreambooth_core.training.launch.launcher import run_trainer
 from tests.unit.training import tiny
 
 pytestmark = pytest.mark.timeout(900)
@@ -146,7 +146,7 @@ def test_kill_9_of_the_parent_ends_launcher_and_workers_and_frees_the_lock(
         "import sys; from pathlib import Path\n"
         "from dreambooth_core import locks\n"
         "from dreambooth_core.training.job import TrainJob\n"
-        "from dreambooth_core.training.launch import run_trainer\n"
+        "from dreambooth_core.training.launch.launcher import run_trainer\n"
         "with locks.hold(Path(sys.argv[2]), timeout_s=1, inheritable=True) as fd:\n"
         "    run_trainer(TrainJob.load(Path(sys.argv[1])), grace_s=30, lock_fd=fd)\n"
     )
@@ -215,7 +215,7 @@ def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_
 ):
     # like accelerate's launcher, the command dies at SIGTERM, before the process it has started
     slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(2), exit())); "
-    slow += "from dreambooth_core.training.processes import die_with_parent; die_with_parent(); "
+    slow += "from dreambooth_core.training.launch.processes import die_with_parent; die_with_parent(); "
     slow += "print('ready', flush=True); time.sleep(99)"
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
     script = (

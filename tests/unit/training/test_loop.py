@@ -13,14 +13,14 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models.load import load_component
 from dreambooth_core.records import Checkpoint, TrainingRun
-from dreambooth_core.training import resume
+from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checks import Motion
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.optimizers import build_optimizer
-from dreambooth_core.training.published import finished_run
-from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.optim.per_parameter import build_optimizer
+from dreambooth_core.training.checkpoints.published import finished_run
+from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS, PlainUpdates
+from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, PlainUpdates
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_
     assert "instance/3.png at timestep" in str(caught.value)
     assert "class" not in str(caught.value).split("images:")[1].split(";")[0]
     assert sink.status == "FAILED"
-    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    state = resume_state.newest_state(job.resume_dir, fingerprint=job.fingerprint)
     assert state is not None
     assert state.step == 2
 

@@ -9,7 +9,7 @@ import pytest
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import denoiser
 from dreambooth_core.models.text import TextEmbedding
-from dreambooth_core.training.update_plain import PlainUpdates
+from dreambooth_core.training.optim.ddp import PlainUpdates
 from tests.unit.training import tiny
 
 LORA = {"method": "lora", "lora": tiny.LORA}

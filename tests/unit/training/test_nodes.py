@@ -5,7 +5,7 @@ import pytest
 from dreambooth_core.__main__ import main
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.pipeline import train_node
-from dreambooth_core.training.launch_options import (
+from dreambooth_core.training.launch.accelerate_config import (
     RANK,
     RENDEZVOUS,
     Node,

@@ -19,7 +19,7 @@ from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.pipeline import StageContext, preflight, run_stage
 from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.wording import in_flags
-from dreambooth_core.training.launch_options import RANK, RENDEZVOUS
+from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS
 from dreambooth_core.workspace import Workspace
 from tasks import planning
 from tests.unit.base.test_config import ROOT, changed, subject_of_shipped

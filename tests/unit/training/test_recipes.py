@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
-from dreambooth_core.training import resume, update_plain
+from dreambooth_core.training.checkpoints import resume_state
+from dreambooth_core.training.optim import ddp
 from tests.unit.training import tiny
 from tests.unit.training.tiny import BF16, FUSED
 
@@ -44,7 +45,7 @@ def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
     tiny.train(parts)
     assert tiny.executed(parts) == [1, 2, 3, 4]
     assert files.tree_hashes(parts.out_dir) == files.tree_hashes(whole.out_dir)
-    states = [resume.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)]
+    states = [resume_state.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)]
     assert states[0] == states[1]
     assert all(torch.isfinite(torch.tensor(_losses(whole))))
 
@@ -59,7 +60,7 @@ def test_a_non_finite_gradient_under_fused_backward_names_its_weight_and_the_rec
     text = str(caught.value)
     assert "all weights but 1 (unet.conv_out.bias), so the last checkpoint is the recovery" in text
     assert "instance/2.png at timestep" in text
-    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    state = resume_state.newest_state(job.resume_dir, fingerprint=job.fingerprint)
     assert state is not None
     assert state.step == 2
 
@@ -70,7 +71,7 @@ def test_a_non_finite_loss_changes_no_weight_under_any_optimizer(recipe, tmp_pat
 
     with pytest.raises(StageError, match=r"step 4 has a non-finite loss; the weights were not"):
         tiny.train(job, rows=tiny.poisoned_at(6))  # the fourth update, with two rows a step
-    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    state = resume_state.newest_state(job.resume_dir, fingerprint=job.fingerprint)
     assert state is not None
     assert state.step == 2
 
@@ -94,13 +95,13 @@ def test_a_bf16_weight_that_no_update_reaches_stops_the_run(tmp_path, tiny_sd):
 def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd, monkeypatch):
     """A sum in bf16 has two digits: the table showed 3.84375."""
     gradients: dict[str, torch.Tensor] = {}
-    real = update_plain.PlainUpdates.apply
+    real = ddp.PlainUpdates.apply
 
     def apply(self, loss):
         gradients.update({n: p.grad.double() for n, p in self.trainee.trainable.items()})
         return real(self, loss)
 
-    monkeypatch.setattr(update_plain.PlainUpdates, "apply", apply)
+    monkeypatch.setattr(ddp.PlainUpdates, "apply", apply)
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **BF16)
     tiny.train(job)
     expected = sum(grad.square().sum().item() for grad in gradients.values()) ** 0.5
@@ -111,13 +112,13 @@ def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd,
 
 def spoil_gradient(monkeypatch: pytest.MonkeyPatch, name: str, *, from_update: int) -> None:
     """Make the gradient of a parameter NaN from an update on, as an overflow would."""
-    from dreambooth_core.training import update_fused
+    from dreambooth_core.training.optim import fused_backward
 
-    real = update_fused.FusedUpdates.backward
+    real = fused_backward.FusedUpdates.backward
 
     def backward(self, loss, *, last):
         if self._step == from_update:
             self.trainee.trainable[name].register_hook(lambda grad: grad * torch.nan)
         real(self, loss, last=last)
 
-    monkeypatch.setattr(update_fused.FusedUpdates, "backward", backward)
+    monkeypatch.setattr(fused_backward.FusedUpdates, "backward", backward)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from dreambooth_core.errors import DreamBoothError, StageError
 from dreambooth_core.models.footprint import optimizer_bytes, state_bytes
-from dreambooth_core.training import rehearsal
-from dreambooth_core.training.trainee import load_trainee
-from dreambooth_core.training.update_plain import OPTIMIZER, WEIGHTS
+from dreambooth_core.training import dry_run
+from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
 from tests.unit.training import tiny
 
 _Usage = namedtuple("_Usage", "total used free")
@@ -61,7 +61,7 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
     def fail(*_args, **_kwargs):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(rehearsal, fails, fail)
+    monkeypatch.setattr(dry_run, fails, fail)
     job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
     with pytest.raises(StageError, match=f"dry run before the first step could not {told}"):
         tiny.train(job)
@@ -71,14 +71,14 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
 def test_the_disk_must_hold_every_copy_of_each_checkpoint(tmp_path, tiny_sd, monkeypatch):
     """Two checkpoints, three times each; exactly enough is enough, a byte less is not."""
     job = tiny.make_job(tmp_path, tiny_sd).model_copy(update={"copies_of_checkpoints": 3})
-    kept = rehearsal.kept_in_store(job)
-    assert kept == rehearsal.Kept(checkpoints=6, states=3)
+    kept = dry_run.kept_in_store(job)
+    assert kept == dry_run.Kept(checkpoints=6, states=3)
     needed = 6 * 1000 + 3 * 10
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: _Usage(0, 0, free))
         expectation = contextlib.nullcontext() if fits else pytest.raises(StageError)
         with expectation:
-            rehearsal.check_disk(tmp_path, kept, checkpoint_bytes=1000, state_bytes=10)
+            dry_run.check_disk(tmp_path, kept, checkpoint_bytes=1000, state_bytes=10)
 
 
 def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(

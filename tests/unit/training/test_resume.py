@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import files
-from dreambooth_core.training import resume
+from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.published import finished_run
+from dreambooth_core.training.checkpoints.published import finished_run
 from tests.unit.training import tiny
 
 VARIANTS = {
@@ -118,7 +118,7 @@ def test_states_beyond_the_start_do_not_push_new_ones_out(tmp_path, tiny_sd):
         tmp_path, tiny_sd, max_train_steps=6, checkpointing_steps=2, checkpoints_total_limit=1
     )
     tiny.train(second, should_stop=tiny.stop_after(3))
-    found = resume.newest_state(second.resume_dir, fingerprint=second.fingerprint, at_most=5)
+    found = resume_state.newest_state(second.resume_dir, fingerprint=second.fingerprint, at_most=5)
     assert found is not None
     assert found.step == 3
     tiny.train(second)

@@ -10,13 +10,15 @@ import torch
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
-from dreambooth_core.training import resume, snapshot, worker
+from dreambooth_core.training.checkpoints import resume_state
+from dreambooth_core.training.optim import snapshot
+from dreambooth_core.training import worker
 from dreambooth_core.training.host_memory import available_bytes
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch import run_trainer
-from dreambooth_core.training.layout import PipelineLayout
-from dreambooth_core.training.snapshot import Snapshots, StateFiles
-from dreambooth_core.training.trainee import load_trainee
+from dreambooth_core.training.launch.launcher import run_trainer
+from dreambooth_core.training.checkpoints.layout import PipelineLayout
+from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
+from dreambooth_core.training.trainable import load_trainee
 from tests.unit.training import tiny
 
 VARIANTS = {
@@ -50,7 +52,7 @@ def _kept(job: TrainJob) -> list[dict[str, str]]:
 
 
 def _newest(job: TrainJob) -> int | None:
-    state = resume.newest_state(job.resume_dir, fingerprint=job.fingerprint)
+    state = resume_state.newest_state(job.resume_dir, fingerprint=job.fingerprint)
     return state and state.step
 
 

@@ -16,7 +16,7 @@ from dreambooth_core import files
 from dreambooth_core.environment import library_defaults
 from dreambooth_core.errors import StageError
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch import run_trainer
+from dreambooth_core.training.launch.launcher import run_trainer
 from tests.unit.training import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -17,7 +17,7 @@ import pytest
 from dreambooth_core import files
 from dreambooth_core.config import LaunchConfig
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch import run_trainer
+from dreambooth_core.training.launch.launcher import run_trainer
 from tests.unit.training import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,8 +26,8 @@ _ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _RUN = (
     "import sys; from pathlib import Path\n"
     "from dreambooth_core.training.job import TrainJob\n"
-    "from dreambooth_core.training.launch import run_trainer\n"
-    "from dreambooth_core.training.launch_options import Node\n"
+    "from dreambooth_core.training.launch.launcher import run_trainer\n"
+    "from dreambooth_core.training.launch.accelerate_config import Node\n"
     "node = Node(rank=int(sys.argv[2]), rendezvous=sys.argv[3])\n"
     "print(run_trainer(TrainJob.load(Path(sys.argv[1])), grace_s=10, node=node).how)\n"
 )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dreambooth_core.training import published, resume
+from dreambooth_core.training.checkpoints import published, resume_state
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Outcome
+from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.protocols import Outcome
 
 
 class CheckpointLayout(Protocol):
@@ -55,7 +55,7 @@ class PipelineLayout:
     def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
         """Publish the checkpoint if its step is one to publish, then save the resume state."""
         self._publish(outcome, step)
-        resume.save_state(
+        resume_state.save_state(
             self._job.resume_dir,
             step=step,
             fingerprint=self._job.fingerprint,

@@ -15,7 +15,7 @@ from typing import IO
 
 import psutil
 
-from dreambooth_core.training import guard
+from dreambooth_core.training.launch import supervision
 
 TOKEN = "DREAMBOOTH_TRAINER"
 """Variable that marks every process of one launch: launchers start ranks in sessions of their
@@ -107,5 +107,5 @@ def guarded(command: list[str], *, variables: Mapping[str, str]) -> list[str]:
     It ends after everything that `command` has started, and holds what it inherits until then.
     """
     assignments = [f"{name}={value}" for name, value in variables.items()]
-    head = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid())]
+    head = [sys.executable, "-I", "-S", supervision.__file__, str(os.getpid())]
     return [*head, "env", *assignments, *command]

@@ -18,11 +18,11 @@ from dreambooth_core.models.load import load_pipeline
 from dreambooth_core.models.sampling import sample
 from dreambooth_core.models.weights import applied, export_pipeline
 from dreambooth_core.records import Checkpoint
-from dreambooth_core.training import published
+from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.narrator import say
-from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import HeldState
+from dreambooth_core.training.progress import say
+from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.protocols import HeldState
 
 _T = TypeVar("_T")
 

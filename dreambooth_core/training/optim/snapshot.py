@@ -20,8 +20,8 @@ from torch import nn
 from dreambooth_core import files
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.training.host_memory import available_bytes
-from dreambooth_core.training.narrator import say
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.progress import say
+from dreambooth_core.training.trainable import Trainee
 
 _ROOM = 1.5
 """How often a snapshot must fit into the free memory: something is left for all else."""

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.averaging import MovingAverage
-from dreambooth_core.training.optimizers import (
+from dreambooth_core.training.optim.ema import MovingAverage
+from dreambooth_core.training.optim.per_parameter import (
     PerParameter,
     begin_update,
     build_optimizer,
@@ -25,9 +25,9 @@ from dreambooth_core.training.optimizers import (
     optimizer_tensors,
 )
 from dreambooth_core.training.precision import check_types
-from dreambooth_core.training.snapshot import Snapshots, StateFiles
-from dreambooth_core.training.trainee import Trainee
-from dreambooth_core.training.updates import Applied, Outcome
+from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
+from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.protocols import Applied, Outcome
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from dreambooth_core import files
 from dreambooth_core.training import metrics
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.published import first_missing
-from dreambooth_core.training.resume import StateRecord, newest_state, read_metrics
+from dreambooth_core.training.checkpoints.published import first_missing
+from dreambooth_core.training.checkpoints.resume_state import (
+    StateRecord,
+    newest_state,
+    read_metrics,
+)
 
 
 @dataclass(frozen=True)

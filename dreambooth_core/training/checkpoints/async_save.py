@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from dreambooth_core.training.layout import CheckpointLayout
-from dreambooth_core.training.narrator import say
+from dreambooth_core.training.checkpoints.layout import CheckpointLayout
+from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainer import StepByStep
 
 

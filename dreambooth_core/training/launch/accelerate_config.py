@@ -14,7 +14,7 @@ from typing import Any
 from dreambooth_core import files
 from dreambooth_core.config import LaunchConfig, TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.training import processes
+from dreambooth_core.training.launch import processes
 from dreambooth_core.training.job import TrainJob
 
 RANK = "DREAMBOOTH_MACHINE_RANK"

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.records import Record
-from dreambooth_core.training.published import METRICS
+from dreambooth_core.training.checkpoints.published import METRICS
 
 
 class StateRecord(Record):

@@ -23,7 +23,7 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
-from dreambooth_core.training.trainee import ParameterGroup, Trainee
+from dreambooth_core.training.trainable import ParameterGroup, Trainee
 
 BITSANDBYTES = "bitsandbytes>=0.50,<0.51"
 """What is asked for when it is missing; the extra `adam8bit` in pyproject.toml."""

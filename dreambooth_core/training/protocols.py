@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from dreambooth_core.training.trainee import Trainee
+from dreambooth_core.training.trainable import Trainee
 
 # Every method is called on all processes of a run, in the same order: some of them exchange data.
 

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: layout, publishing, resume state, saving."""

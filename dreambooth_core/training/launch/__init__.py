@@ -1,0 +1,1 @@
+"""The trainer's processes: launching, accelerate's configuration, supervision."""

@@ -1,0 +1,1 @@
+"""Optimizer updates, one module per way of sharding them, and the state they keep."""
