@@ -45,9 +45,6 @@ from dreambooth_core.numerics.similarity import (  # noqa: E402
 )
 from dreambooth_core.pipeline import StageContext, run_stage  # noqa: E402
 from dreambooth_core.pipeline.common import picture_name, row_pictures  # noqa: E402
-from dreambooth_core.pocket.classifier import load_classifier  # noqa: E402
-from dreambooth_core.pocket.scenes import PLACE_NAMES  # noqa: E402
-from dreambooth_core.pocket.world import PLACES  # noqa: E402
 from dreambooth_core.records import (  # noqa: E402
     CheckpointScore,
     Evaluation,
@@ -57,6 +54,9 @@ from dreambooth_core.records import (  # noqa: E402
 )
 from dreambooth_core.report import grid  # noqa: E402
 from dreambooth_core.workspace import Workspace  # noqa: E402
+from tools.pocket.classifier import load_classifier  # noqa: E402
+from tools.pocket.scenes import PLACE_NAMES  # noqa: E402
+from tools.pocket.world import PLACES  # noqa: E402
 
 VARIANTS = ("shipped", "no-prior", "long")
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")

@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from benchmarks.recipes import ROOT, MadeUpRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
-from dreambooth_core.training.checkpoints import layout, resume_state, async_save
-from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training import worker
+from dreambooth_core.training.checkpoints import async_save, layout, resume_state
+from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.trainable import Trainee
 
 PARTS = {

@@ -38,7 +38,7 @@ from transformers import (
     ViTModel,
 )
 
-from dreambooth_core.pocket.tokenizer import learn_merges
+from tools.pocket.tokenizer import learn_merges
 
 SIDE = 64
 """Pixels of a side of what the tiny pipeline draws and the tiny scorers look at."""

@@ -19,9 +19,9 @@ from dreambooth_core.jax import adamw
 from dreambooth_core.jax.adamw import Moments
 from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
 from dreambooth_core.jax.placement import Placement
-from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
 from dreambooth_core.training.protocols import Outcome
+from dreambooth_core.training.trainable import Trainee
 
 
 class JaxState:

@@ -15,8 +15,8 @@ from dreambooth_core.pipeline.common import (
 )
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.registry.tracking import resolve_tracking
-from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import node_of
 
 _COPIES_OF_CHECKPOINTS = 3

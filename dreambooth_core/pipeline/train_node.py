@@ -7,10 +7,10 @@ import time
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
 from dreambooth_core.pipeline import train
 from dreambooth_core.pipeline.common import StageContext, logger
-from dreambooth_core.training.launch import launcher
-from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS, node_of
 from dreambooth_core.training.checkpoints.published import finished_run
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch import launcher
+from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS, node_of
 
 _POLL_S = 2.0
 

@@ -26,11 +26,11 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
 from dreambooth_core.scripts import shared_weights
 from dreambooth_core.training.checkpoints import resume_state
-from dreambooth_core.training.optim import state_kind
-from dreambooth_core.training.progress import say
 from dreambooth_core.training.checkpoints.published import METRICS, checkpoint_name
-from dreambooth_core.training.optim.state_kind import StateKind
+from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.optim.ddp import WEIGHTS
+from dreambooth_core.training.optim.state_kind import StateKind
+from dreambooth_core.training.progress import say
 from dreambooth_core.training.protocols import Outcome
 
 STATE = "training_state"

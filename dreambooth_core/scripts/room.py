@@ -8,8 +8,8 @@ from dreambooth_core.models.footprint import state_bytes
 from dreambooth_core.scripts import resume
 from dreambooth_core.scripts.checkpoints import STATE
 from dreambooth_core.scripts.settings import Plan
-from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.dry_run import Kept, check_disk
+from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainable import Trainee
 
 

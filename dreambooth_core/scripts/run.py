@@ -31,13 +31,13 @@ from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.training import metrics
-from dreambooth_core.training.launch import processes
-from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.distributed import make_updates, start_accelerator
-from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.loop import Loop, Visitor
-from dreambooth_core.training.progress import say
 from dreambooth_core.training.dry_run import rehearse
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch import processes
+from dreambooth_core.training.loop import Loop, Visitor
+from dreambooth_core.training.optim import state_kind
+from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainable import Trainee, load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
 

@@ -13,11 +13,11 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.precision import check_compute_type
-from dreambooth_core.training.trainable import Trainee
-from dreambooth_core.training.optim.fused_backward import FusedUpdates
 from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.fused_backward import FusedUpdates
+from dreambooth_core.training.precision import check_compute_type
 from dreambooth_core.training.protocols import Updates
+from dreambooth_core.training.trainable import Trainee
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:

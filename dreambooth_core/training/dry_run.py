@@ -21,8 +21,8 @@ from dreambooth_core.records import Checkpoint
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.progress import say
-from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.protocols import HeldState
+from dreambooth_core.training.trainable import Trainee
 
 _T = TypeVar("_T")
 

@@ -10,12 +10,12 @@ from accelerate.utils import gather_object
 
 from dreambooth_core.ports import MetricSink, StopSignal
 from dreambooth_core.training import checks, metrics
+from dreambooth_core.training.checkpoints.async_save import Saver
+from dreambooth_core.training.checkpoints.layout import CheckpointLayout
 from dreambooth_core.training.checks import Lookout, Motion
 from dreambooth_core.training.job import Ended, TrainJob
-from dreambooth_core.training.checkpoints.layout import CheckpointLayout
 from dreambooth_core.training.metrics import MetricsRow
 from dreambooth_core.training.progress import Narrator, say
-from dreambooth_core.training.checkpoints.async_save import Saver
 from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
 _READ_AT_MOST_EVERY = 10

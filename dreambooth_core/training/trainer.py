@@ -15,9 +15,9 @@ from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import has_unkeyed_dropout, key_by_rows, keyed_dropout
+from dreambooth_core.training.protocols import HeldState, Updates
 from dreambooth_core.training.step import loss_of, prepare
 from dreambooth_core.training.trainable import Trainee
-from dreambooth_core.training.protocols import HeldState, Updates
 
 
 @dataclass(frozen=True)

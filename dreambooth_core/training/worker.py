@@ -17,16 +17,16 @@ from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.training import metrics
-from dreambooth_core.training.launch import processes
 from dreambooth_core.training.checkpoints import published
-from dreambooth_core.training.distributed import make_updates, start_accelerator
-from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
-from dreambooth_core.training.loop import Loop
-from dreambooth_core.training.progress import say
-from dreambooth_core.training.dry_run import check_room_to_go_on, kept_in_store, rehearse
 from dreambooth_core.training.checkpoints.resume_state import read_metrics, state_dir
 from dreambooth_core.training.checkpoints.start import Start, find_start
+from dreambooth_core.training.distributed import make_updates, start_accelerator
+from dreambooth_core.training.dry_run import check_room_to_go_on, kept_in_store, rehearse
+from dreambooth_core.training.job import Ended, TrainJob, write_ended
+from dreambooth_core.training.launch import processes
+from dreambooth_core.training.loop import Loop
+from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from dreambooth_core.training.checkpoints import published, resume_state
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.protocols import Outcome
+from dreambooth_core.training.trainable import Trainee
 
 
 class CheckpointLayout(Protocol):

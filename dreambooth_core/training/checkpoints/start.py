@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from dreambooth_core import files
 from dreambooth_core.training import metrics
-from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.checkpoints.published import first_missing
 from dreambooth_core.training.checkpoints.resume_state import (
     StateRecord,
     newest_state,
     read_metrics,
 )
+from dreambooth_core.training.job import TrainJob
 
 
 @dataclass(frozen=True)

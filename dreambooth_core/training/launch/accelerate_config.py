@@ -14,8 +14,8 @@ from typing import Any
 from dreambooth_core import files
 from dreambooth_core.config import LaunchConfig, TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.training.launch import processes
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch import processes
 
 RANK = "DREAMBOOTH_MACHINE_RANK"
 """Variable that numbers the machines of a training; the one of rank 0 leads."""

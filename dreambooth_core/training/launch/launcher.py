@@ -18,11 +18,11 @@ from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.training import job as job_files
-from dreambooth_core.training.launch import processes
+from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.launch import processes
 from dreambooth_core.training.launch.accelerate_config import Node, accelerate_options
 from dreambooth_core.training.launch.processes import Launch
-from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.relay import OnLine, Relay
 
 _POLL_S = 0.1

@@ -24,10 +24,10 @@ from dreambooth_core.training.optim.per_parameter import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from dreambooth_core.training.precision import check_types
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.precision import check_types
 from dreambooth_core.training.protocols import Applied, Outcome
+from dreambooth_core.training.trainable import Trainee
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"

@@ -30,10 +30,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.optim.per_parameter import fused_adamw
-from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.optim.ddp import read_bare_weights
+from dreambooth_core.training.optim.per_parameter import fused_adamw
 from dreambooth_core.training.protocols import Applied, Outcome
+from dreambooth_core.training.trainable import Trainee
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
 """Modules whose weights are gathered together, used and dropped again."""

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
-from dreambooth_core.training.trainable import Trainee
 from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
 from dreambooth_core.training.protocols import Applied
+from dreambooth_core.training.trainable import Trainee
 
 
 class FusedUpdates(PlainUpdates):

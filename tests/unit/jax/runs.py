@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.optim.ddp import PlainUpdates
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import StepByStep, Trainer
-from dreambooth_core.training.optim.ddp import PlainUpdates
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")

@@ -11,17 +11,17 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor
 
-from dreambooth_core.pocket.captions import full_caption
-from dreambooth_core.pocket.classifier import HEADS, PocketClassifier, load_classifier
-from dreambooth_core.pocket.evaluate import area_under_curve
-from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pack import LIMIT_BYTES, MODELS, folder_bytes
-from dreambooth_core.pocket.pipeline import sample
-from dreambooth_core.pocket.pretrain import rebuild
-from dreambooth_core.pocket.scenes import SceneSet, draw_scenes
-from dreambooth_core.pocket.settings import POCKET
-from dreambooth_core.pocket.vae import to_pixels
 from tests.paths import ROOT
+from tools.pocket.captions import full_caption
+from tools.pocket.classifier import HEADS, PocketClassifier, load_classifier
+from tools.pocket.evaluate import area_under_curve
+from tools.pocket.loop import step_generator
+from tools.pocket.pack import LIMIT_BYTES, MODELS, folder_bytes
+from tools.pocket.pipeline import sample
+from tools.pocket.pretrain import rebuild
+from tools.pocket.scenes import SceneSet, draw_scenes
+from tools.pocket.settings import POCKET
+from tools.pocket.vae import to_pixels
 
 ASSETS = ROOT / "assets"
 

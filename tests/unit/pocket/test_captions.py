@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dreambooth_core.pocket.captions import (
+from tools.pocket.captions import (
     NOISE_SHARE,
     RARE_TOKENS,
     Mention,
@@ -12,8 +12,8 @@ from dreambooth_core.pocket.captions import (
     vocabulary,
     write_caption,
 )
-from dreambooth_core.pocket.clip import same_mention
-from dreambooth_core.pocket.tokenizer import CaptionEncoder, learn_merges, make_tokenizer
+from tools.pocket.clip import same_mention
+from tools.pocket.tokenizer import CaptionEncoder, learn_merges, make_tokenizer
 
 TOKENIZER = make_tokenizer(max_length=24)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.pocket.__main__ import main
 from tests.paths import ROOT
+from tools.pocket.__main__ import main
 
 
 @pytest.mark.slow  # draws 2,500 scenes

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.pocket.drawing import render
-from dreambooth_core.pocket.examples import SIDE, SUBJECTS, example_scenes
-from dreambooth_core.pocket.scenes import scene_at
-from dreambooth_core.pocket.settings import POCKET
-from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS, traits
 from tests.paths import ROOT
+from tools.pocket.drawing import render
+from tools.pocket.examples import SIDE, SUBJECTS, example_scenes
+from tools.pocket.scenes import scene_at
+from tools.pocket.settings import POCKET
+from tools.pocket.world import COLOURS, PLACES, THINGS, traits
 
 EXAMPLES = ROOT / "examples"
 

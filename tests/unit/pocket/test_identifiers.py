@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_core.pocket.captions import RARE_TOKENS
-from dreambooth_core.pocket.clip import make_clip
-from dreambooth_core.pocket.identifiers import OFFSET_LENGTH, IdentifierLosses, rare_offsets
-from dreambooth_core.pocket.loop import open_run, step_generator, train
-from dreambooth_core.pocket.settings import POCKET, PartSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder, make_tokenizer
+from tools.pocket.captions import RARE_TOKENS
+from tools.pocket.clip import make_clip
+from tools.pocket.identifiers import OFFSET_LENGTH, IdentifierLosses, rare_offsets
+from tools.pocket.loop import open_run, step_generator, train
+from tools.pocket.settings import POCKET, PartSettings
+from tools.pocket.tokenizer import CaptionEncoder, make_tokenizer
 
 CPU = torch.device("cpu")
 SETTINGS = replace(

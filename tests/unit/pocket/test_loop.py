@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth_core.pocket.evaluate import Bar, area_under_curve
-from dreambooth_core.pocket.loop import learning_rate_at, open_run, step_generator, train
-from dreambooth_core.pocket.optim import orthogonalised
-from dreambooth_core.pocket.settings import PartSettings
+from tools.pocket.evaluate import Bar, area_under_curve
+from tools.pocket.loop import learning_rate_at, open_run, step_generator, train
+from tools.pocket.optim import orthogonalised
+from tools.pocket.settings import PartSettings
 
 SETTINGS = PartSettings(steps=12, batch=8, learning_rate=0.05, warmup=2, ema_decay=0.9)
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_core.pocket.bundle import from_assets
-from dreambooth_core.pocket.commands import as_table, measure, open_workshop, pretrain_parts
-from dreambooth_core.pocket.pack import pack, write_cards
-from dreambooth_core.pocket.pipeline import sample
-from dreambooth_core.pocket.pretrain import PARTS, Workshop
-from dreambooth_core.pocket.settings import POCKET, PartSettings
+from tools.pocket.bundle import from_assets
+from tools.pocket.commands import as_table, measure, open_workshop, pretrain_parts
+from tools.pocket.pack import pack, write_cards
+from tools.pocket.pipeline import sample
+from tools.pocket.pretrain import PARTS, Workshop
+from tools.pocket.settings import POCKET, PartSettings
 
 TOY_PART = PartSettings(steps=2, batch=4, learning_rate=1e-3, warmup=1)
 TOY = replace(

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.pocket import world
-from dreambooth_core.pocket.drawing import render
-from dreambooth_core.pocket.scenes import draw_scenes
-from dreambooth_core.pocket.settings import POCKET
-from dreambooth_core.pocket.things import FACE_ANCHORS
+from tools.pocket import world
+from tools.pocket.drawing import render
+from tools.pocket.scenes import draw_scenes
+from tools.pocket.settings import POCKET
+from tools.pocket.things import FACE_ANCHORS
 
 HELD_OUT = world.held_out_triples(POCKET.seed, one_in=POCKET.held_out_one_in)
 

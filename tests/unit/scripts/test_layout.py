@@ -15,8 +15,8 @@ from dreambooth_core.models import lora
 from dreambooth_core.scripts import checkpoints, shared_weights
 from dreambooth_core.scripts.checkpoints import STATE, ScriptCheckpoint
 from dreambooth_core.training.optim import state_kind
-from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG, FSDP_METADATA
 from dreambooth_core.training.optim.ddp import WEIGHTS
+from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG, FSDP_METADATA
 
 KINDS = {
     "whole": state_kind.of_launch(None, num_processes=2),

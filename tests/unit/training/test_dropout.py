@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dreambooth_core.training.dropout import RowDropout, Rows, key_by_rows
+from dreambooth_core.training.optim.ddp import WEIGHTS, PlainUpdates
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.optim.ddp import WEIGHTS, PlainUpdates
 from tests.unit.training import tiny
 
 DROPPING = {"method": "lora", "lora": {**tiny.LORA, "lora_dropout": 0.3}}

@@ -11,8 +11,8 @@ from dreambooth_core.models import load, weights
 from dreambooth_core.models.families import text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import TrainingRun
-from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.optim.ddp import WEIGHTS
+from dreambooth_core.training.trainable import load_trainee
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")

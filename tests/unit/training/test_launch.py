@@ -215,7 +215,9 @@ def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_
 ):
     # like accelerate's launcher, the command dies at SIGTERM, before the process it has started
     slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(2), exit())); "
-    slow += "from dreambooth_core.training.launch.processes import die_with_parent; die_with_parent(); "
+    slow += (
+        "from dreambooth_core.training.launch.processes import die_with_parent; die_with_parent(); "
+    )
     slow += "print('ready', flush=True); time.sleep(99)"
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
     script = (

@@ -14,13 +14,13 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models.load import load_component
 from dreambooth_core.records import Checkpoint, TrainingRun
 from dreambooth_core.training.checkpoints import resume_state
+from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.checks import Motion
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, PlainUpdates
 from dreambooth_core.training.optim.per_parameter import build_optimizer
-from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, PlainUpdates
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dreambooth_core.training.distributed import make_updates
+from dreambooth_core.training.optim.ddp import OPTIMIZER
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.optim.ddp import OPTIMIZER
 from tests.unit.training import tiny
 from tests.unit.training.tiny import BF16, FUSED
 

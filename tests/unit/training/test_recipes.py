@@ -45,7 +45,9 @@ def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
     tiny.train(parts)
     assert tiny.executed(parts) == [1, 2, 3, 4]
     assert files.tree_hashes(parts.out_dir) == files.tree_hashes(whole.out_dir)
-    states = [resume_state.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)]
+    states = [
+        resume_state.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)
+    ]
     assert states[0] == states[1]
     assert all(torch.isfinite(torch.tensor(_losses(whole))))
 

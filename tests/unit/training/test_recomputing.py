@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
 from transformers.models.clip.modeling_clip import CLIPMLP
 
+from dreambooth_core.training.optim.ddp import PlainUpdates
 from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.trainer import Trainer
-from dreambooth_core.training.optim.ddp import PlainUpdates
 from tests.unit.training import tiny
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from dreambooth_core.errors import DreamBoothError, StageError
 from dreambooth_core.models.footprint import optimizer_bytes, state_bytes
 from dreambooth_core.training import dry_run
-from dreambooth_core.training.trainable import load_trainee
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
+from dreambooth_core.training.trainable import load_trainee
 from tests.unit.training import tiny
 
 _Usage = namedtuple("_Usage", "total used free")

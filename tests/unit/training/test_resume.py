@@ -8,8 +8,8 @@ import pytest
 
 from dreambooth_core import files
 from dreambooth_core.training.checkpoints import resume_state
-from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.checkpoints.published import finished_run
+from dreambooth_core.training.job import TrainJob
 from tests.unit.training import tiny
 
 VARIANTS = {

@@ -10,13 +10,13 @@ import torch
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
-from dreambooth_core.training.checkpoints import resume_state
-from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training import worker
+from dreambooth_core.training.checkpoints import resume_state
+from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.host_memory import available_bytes
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch.launcher import run_trainer
-from dreambooth_core.training.checkpoints.layout import PipelineLayout
+from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.trainable import load_trainee
 from tests.unit.training import tiny

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from dreambooth_core.pocket.clip import jitter_pixels
-from dreambooth_core.pocket.loop import Losses
-from dreambooth_core.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES, SceneSet
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.vae import to_pixels
+from tools.pocket.clip import jitter_pixels
+from tools.pocket.loop import Losses
+from tools.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES, SceneSet
+from tools.pocket.settings import PocketSettings
+from tools.pocket.vae import to_pixels
 
 HEADS = {"thing": THING_NAMES, "colour": COLOUR_NAMES, "place": PLACE_NAMES}
 WEIGHTS_NAME = "model.safetensors"

@@ -11,16 +11,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from dreambooth_core.pocket.classifier import ClassifierLosses, PocketClassifier
-from dreambooth_core.pocket.clip import ClipLosses, make_clip
-from dreambooth_core.pocket.dino import DinoLosses, make_dino
-from dreambooth_core.pocket.identifiers import IdentifierLosses
-from dreambooth_core.pocket.loop import Run, load_state, open_run, save_state, train
-from dreambooth_core.pocket.scenes import SceneSet, load_scenes
-from dreambooth_core.pocket.settings import PartSettings, PocketSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder, make_tokenizer
-from dreambooth_core.pocket.unet import TextStates, UnetLosses, make_unet
-from dreambooth_core.pocket.vae import VaeLosses, decode, encode, make_vae, to_pixels
+from tools.pocket.classifier import ClassifierLosses, PocketClassifier
+from tools.pocket.clip import ClipLosses, make_clip
+from tools.pocket.dino import DinoLosses, make_dino
+from tools.pocket.identifiers import IdentifierLosses
+from tools.pocket.loop import Run, load_state, open_run, save_state, train
+from tools.pocket.scenes import SceneSet, load_scenes
+from tools.pocket.settings import PartSettings, PocketSettings
+from tools.pocket.tokenizer import CaptionEncoder, make_tokenizer
+from tools.pocket.unet import TextStates, UnetLosses, make_unet
+from tools.pocket.vae import VaeLosses, decode, encode, make_vae, to_pixels
 
 #: In this order: the U-Net needs the VAE and CLIP, DINO sees VAE reconstructions.
 PARTS = ("vae", "clip", "identifiers", "classifier", "dino", "unet")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dreambooth_core.pocket.captions import full_caption
-from dreambooth_core.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
+from tools.pocket.captions import full_caption
+from tools.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
 
 CELL = 128
 LINE = 26

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS
+from tools.pocket.world import COLOURS, PLACES, THINGS
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "")
 ARTICLES = ("a", "the", "")

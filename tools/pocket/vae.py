@@ -10,9 +10,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn import functional
 
-from dreambooth_core.pocket.loop import Losses
-from dreambooth_core.pocket.scenes import SceneSet
-from dreambooth_core.pocket.settings import PocketSettings
+from tools.pocket.loop import Losses
+from tools.pocket.scenes import SceneSet
+from tools.pocket.settings import PocketSettings
 
 KL_WEIGHT = 1e-6
 GRADIENT_WEIGHT = 0.5

@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from dreambooth_core.pocket.captions import Mention, draw_caption
-from dreambooth_core.pocket.loop import Losses
-from dreambooth_core.pocket.scenes import SceneSet
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder
-from dreambooth_core.pocket.vae import to_pixels
+from tools.pocket.captions import Mention, draw_caption
+from tools.pocket.loop import Losses
+from tools.pocket.scenes import SceneSet
+from tools.pocket.settings import PocketSettings
+from tools.pocket.tokenizer import CaptionEncoder
+from tools.pocket.vae import to_pixels
 
 
 def make_clip(settings: PocketSettings, *, tokenizer: CLIPTokenizer) -> CLIPModel:

@@ -29,7 +29,7 @@ _ABOUT = {
     ),
     "pocket-classifier": (
         "The judge of the pocket models: reads thing, colour and place off a picture. Trained on "
-        "drawn scenes alone; `dreambooth_core.pocket.classifier.load_classifier` loads it.",
+        "drawn scenes alone; `tools.pocket.classifier.load_classifier` loads it.",
         ("classifier",),
         ("classifier_",),
     ),
@@ -45,7 +45,7 @@ def card(name: str, facts: Mapping[str, Any]) -> str:
     lines = [f"# {name}", "", about, ""]
     if unfinished:
         lines += [f"**Interim weights**: still in training ({', '.join(unfinished)}).", ""]
-    lines += ["## Recipe", "", "`python -m dreambooth_core.pocket pretrain all`, then `pack`.", ""]
+    lines += ["## Recipe", "", "`python -m tools.pocket pretrain all`, then `pack`.", ""]
     lines += [f"Seed {facts['seed']}; {facts['device']}.", ""]
     lines += ["| part | parameters | steps | batch | learning rate | minutes |"]
     lines += ["|---|---|---|---|---|---|"]

@@ -14,9 +14,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pretrain import Workshop, encoded_latents
-from dreambooth_core.pocket.unet import SCHEDULE
+from tools.pocket.loop import step_generator
+from tools.pocket.pretrain import Workshop, encoded_latents
+from tools.pocket.unet import SCHEDULE
 
 SAMPLE_STEPS = 25
 GUIDANCE = 3.0

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
 from dreambooth_core.files import atomic_dir, write_json, write_text
-from dreambooth_core.pocket.cards import card
-from dreambooth_core.pocket.classifier import HEADS, WEIGHTS_NAME
-from dreambooth_core.pocket.pipeline import build_pipeline
-from dreambooth_core.pocket.pretrain import PARTS, Workshop
+from tools.pocket.cards import card
+from tools.pocket.classifier import HEADS, WEIGHTS_NAME
+from tools.pocket.pipeline import build_pipeline
+from tools.pocket.pretrain import PARTS, Workshop
 
 MODELS = ("pocket-sd", "pocket-clip", "pocket-dino", "pocket-classifier")
 LIMIT_BYTES = 24_000_000

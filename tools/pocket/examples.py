@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_core.files import atomic_file, write_text
-from dreambooth_core.pocket.drawing import render
-from dreambooth_core.pocket.world import PLACES, Individual, Scene, draw_pose, generator
+from tools.pocket.drawing import render
+from tools.pocket.world import PLACES, Individual, Scene, draw_pose, generator
 
 SIDE = 256
 SEED = 7
@@ -80,7 +80,7 @@ def write_examples(folder: Path) -> None:
         folder / "README.md",
         "# Example subjects\n\n"
         "Six individuals of the pocket world, 3-6 photos each. They were drawn by\n"
-        "`python -m dreambooth_core.pocket examples` from fixed descriptions that the pretraining\n"
+        "`python -m tools.pocket examples` from fixed descriptions that the pretraining\n"
         "of the pocket models never saw; no real thing or person is among them.\n\n"
         "| subject | class noun | photos | places |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
     )

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
-from dreambooth_core.pocket.clip import jitter_pixels
-from dreambooth_core.pocket.loop import Losses
-from dreambooth_core.pocket.scenes import SceneSet
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.vae import to_pixels
+from tools.pocket.clip import jitter_pixels
+from tools.pocket.loop import Losses
+from tools.pocket.scenes import SceneSet
+from tools.pocket.settings import PocketSettings
+from tools.pocket.vae import to_pixels
 
 TEMPERATURE = 0.1
 

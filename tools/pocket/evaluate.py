@@ -10,16 +10,16 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel, ViTModel
 
-from dreambooth_core.pocket.bundle import Bundle
-from dreambooth_core.pocket.captions import Mention, full_caption, write_caption
-from dreambooth_core.pocket.classifier import HEADS, PocketClassifier
-from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pipeline import SAMPLE_STEPS, sample
-from dreambooth_core.pocket.pretrain import rebuild
-from dreambooth_core.pocket.scenes import SceneSet
-from dreambooth_core.pocket.tokenizer import CaptionEncoder
-from dreambooth_core.pocket.vae import to_pixels
-from dreambooth_core.pocket.world import COLOURS, PLACES, THINGS
+from tools.pocket.bundle import Bundle
+from tools.pocket.captions import Mention, full_caption, write_caption
+from tools.pocket.classifier import HEADS, PocketClassifier
+from tools.pocket.loop import step_generator
+from tools.pocket.pipeline import SAMPLE_STEPS, sample
+from tools.pocket.pretrain import rebuild
+from tools.pocket.scenes import SceneSet
+from tools.pocket.tokenizer import CaptionEncoder
+from tools.pocket.vae import to_pixels
+from tools.pocket.world import COLOURS, PLACES, THINGS
 
 NUM_HELD_OUT = 500
 NUM_COUPLES = 250

@@ -1,4 +1,4 @@
-"""`python -m dreambooth_core.pocket`: pretrain, evaluate, pack, sample, examples."""
+"""`python -m tools.pocket`: pretrain, evaluate, pack, sample, examples."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.pocket.settings import POCKET
+from tools.pocket.settings import POCKET
 
 if TYPE_CHECKING:
-    from dreambooth_core.pocket.bundle import Bundle
+    from tools.pocket.bundle import Bundle
 
 PART_NAMES = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dreambooth_core.pocket", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.pocket", description=__doc__)
     parser.add_argument("--state", type=Path, default=Path(".state/pocket"), help="training state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 means all cores")
@@ -64,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> tuple[str, int]:
     """The answer of a command and its exit code."""
     if options.command == "examples":
-        from dreambooth_core.pocket.examples import write_examples
+        from tools.pocket.examples import write_examples
 
         write_examples(options.out)
         return "", 0
-    from dreambooth_core.pocket import commands  # loads torch, which --help can do without
+    from tools.pocket import commands  # loads torch, which --help can do without
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
         commands.pretrain_parts(shop, part=options.part, until=until)
         return "", 0
     if options.command == "pack":
-        from dreambooth_core.pocket.pack import pack
+        from tools.pocket.pack import pack
 
         return json.dumps(pack(shop, assets=options.assets)), 0
     models = commands.open_bundle(shop, assets=options.assets, packed=not options.from_state)
@@ -103,8 +103,8 @@ def _run(options: argparse.Namespace) -> tuple[str, int]:
 def _evaluate(
     models: Bundle, options: argparse.Namespace, *, say: Callable[[str], None]
 ) -> tuple[str, int]:
-    from dreambooth_core.pocket import commands
-    from dreambooth_core.pocket.pack import write_cards
+    from tools.pocket import commands
+    from tools.pocket.pack import write_cards
 
     measured = commands.measure(
         models, part=options.part, assets=options.assets, num_samples=options.samples, say=say

@@ -11,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from dreambooth_core.pocket.captions import vocabulary
+from tools.pocket.captions import vocabulary
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from dreambooth_core.pocket.captions import draw_caption
-from dreambooth_core.pocket.loop import Losses
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder
+from tools.pocket.captions import draw_caption
+from tools.pocket.loop import Losses
+from tools.pocket.settings import PocketSettings
+from tools.pocket.tokenizer import CaptionEncoder
 
 #: Captions dropped in training, for classifier-free guidance.
 EMPTY_SHARE = 0.10

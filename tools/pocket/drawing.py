@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from dreambooth_core.pocket.places import draw_place
-from dreambooth_core.pocket.things import FACE_ANCHORS, Part, face_parts, thing_parts
-from dreambooth_core.pocket.world import COLOURS, TRAIT_COLOURS, Individual, Pose, Scene
+from tools.pocket.places import draw_place
+from tools.pocket.things import FACE_ANCHORS, Part, face_parts, thing_parts
+from tools.pocket.world import COLOURS, TRAIT_COLOURS, Individual, Pose, Scene
 
 OVERSAMPLING = 4
 OUTLINE = (74, 70, 82)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_core.files import atomic_file
-from dreambooth_core.pocket import world
-from dreambooth_core.pocket.drawing import render
-from dreambooth_core.pocket.settings import PocketSettings
+from tools.pocket import world
+from tools.pocket.drawing import render
+from tools.pocket.settings import PocketSettings
 
 #: Raise this when a change of the drawing code makes cached scenes stale.
 WORLD_VERSION = 2

@@ -1,4 +1,4 @@
-"""What the commands of `python -m dreambooth_core.pocket` do, free of argument parsing."""
+"""What the commands of `python -m tools.pocket` do, free of argument parsing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from dreambooth_core.files import atomic_file
-from dreambooth_core.pocket import evaluate
-from dreambooth_core.pocket.bundle import Bundle, from_assets, from_state
-from dreambooth_core.pocket.loop import step_generator
-from dreambooth_core.pocket.pipeline import sample
-from dreambooth_core.pocket.pretrain import PARTS, Workshop, pretrain
-from dreambooth_core.pocket.sample import contact_sheet, draw_prompts
-from dreambooth_core.pocket.settings import PocketSettings
+from tools.pocket import evaluate
+from tools.pocket.bundle import Bundle, from_assets, from_state
+from tools.pocket.loop import step_generator
+from tools.pocket.pipeline import sample
+from tools.pocket.pretrain import PARTS, Workshop, pretrain
+from tools.pocket.sample import contact_sheet, draw_prompts
+from tools.pocket.settings import PocketSettings
 
 
 def open_workshop(

@@ -11,12 +11,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel, ViTModel
 
-from dreambooth_core.pocket.classifier import PocketClassifier, load_classifier
-from dreambooth_core.pocket.pipeline import build_pipeline
-from dreambooth_core.pocket.pretrain import Workshop
-from dreambooth_core.pocket.scenes import SceneSet
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder
+from tools.pocket.classifier import PocketClassifier, load_classifier
+from tools.pocket.pipeline import build_pipeline
+from tools.pocket.pretrain import Workshop
+from tools.pocket.scenes import SceneSet
+from tools.pocket.settings import PocketSettings
+from tools.pocket.tokenizer import CaptionEncoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dreambooth_core.files import atomic_file
-from dreambooth_core.pocket.optim import Muon
-from dreambooth_core.pocket.settings import PartSettings
+from tools.pocket.optim import Muon
+from tools.pocket.settings import PartSettings
 
 #: The share of the steps at the end over which the learning rate falls to zero.
 DECAY_SHARE = 0.25

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel
 
-from dreambooth_core.pocket.captions import RARE_TOKENS, draw_caption
-from dreambooth_core.pocket.loop import Losses, step_generator
-from dreambooth_core.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
-from dreambooth_core.pocket.settings import PocketSettings
-from dreambooth_core.pocket.tokenizer import CaptionEncoder
+from tools.pocket.captions import RARE_TOKENS, draw_caption
+from tools.pocket.loop import Losses, step_generator
+from tools.pocket.scenes import COLOUR_NAMES, PLACE_NAMES, THING_NAMES
+from tools.pocket.settings import PocketSettings
+from tools.pocket.tokenizer import CaptionEncoder
 
 #: Length of the offsets; states are about 11.7 long, those of two words about 15 apart.
 OFFSET_LENGTH = 10.0

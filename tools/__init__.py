@@ -1,0 +1,1 @@
+"""Maintenance tools that are not installed with the product."""
