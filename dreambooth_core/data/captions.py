@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.listing import printable
 from dreambooth_core.errors import DataError
 from dreambooth_core.records import ManifestImage
@@ -40,7 +40,7 @@ def read_captions(folder: Path, photos: Sequence[Path]) -> Captions:
     for name, caption in listed.items():
         if by_name.setdefault(name, caption) != caption:
             raise DataError(
-                wording.CAPTION_TWICE.format(name=printable(name), metadata=METADATA),
+                messages.CAPTION_TWICE.format(name=printable(name), metadata=METADATA),
                 hint="remove one of the two",
             )
     unknown = sorted(set(listed) - {photo.name for photo in photos})
@@ -48,7 +48,7 @@ def read_captions(folder: Path, photos: Sequence[Path]) -> Captions:
     return Captions(
         by_name={name: caption for name, caption in by_name.items() if caption},
         files=frozenset(sources),
-        warnings=tuple(wording.CAPTION_OF_NOTHING.format(name=printable(n)) for n in unknown),
+        warnings=tuple(messages.CAPTION_OF_NOTHING.format(name=printable(n)) for n in unknown),
     )
 
 
@@ -90,7 +90,7 @@ def _parsed(line: str, number: int) -> tuple[str, str]:
         name = caption = None
     if not isinstance(name, str) or not isinstance(caption, str):
         raise DataError(
-            wording.CAPTION_LINE.format(metadata=METADATA, number=number),
+            messages.CAPTION_LINE.format(metadata=METADATA, number=number),
             got=line[:80],
             allowed='{"file_name": "photo.jpg", "text": "..."}',
         )
@@ -100,7 +100,7 @@ def _parsed(line: str, number: int) -> tuple[str, str]:
 def without_identifier(images: Sequence[ManifestImage], identifier: str) -> tuple[str, ...]:
     """Warnings for captions that do not name the subject: they would teach it nothing."""
     return tuple(
-        wording.CAPTION_WITHOUT.format(file=image.file, identifier=identifier)
+        messages.CAPTION_WITHOUT.format(file=image.file, identifier=identifier)
         for image in images
         if image.caption is not None and identifier.lower() not in image.caption.lower()
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.kinds import KINDS, is_cut_short, is_raw, kind_of
 from dreambooth_core.errors import DataError
 
@@ -57,9 +57,9 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
     with _as_reasons(path, max_pixels=max_pixels), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; they change no pixel
         if is_raw(path):
-            raise DataError(wording.REJECTED_RAW.format(suffix=path.suffix.lower()))
+            raise DataError(messages.REJECTED_RAW.format(suffix=path.suffix.lower()))
         if path.stat().st_size == 0:
-            raise DataError(wording.REJECTED_EMPTY)
+            raise DataError(messages.REJECTED_EMPTY)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image.size, max_pixels=max_pixels, min_side=min_side)
             return _normalise(image, background=background)
@@ -77,7 +77,7 @@ def _as_reasons(path: Path, *, max_pixels: int) -> Iterator[None]:
         raise _too_many(int(found[1]) if found else 0, max_pixels=max_pixels) from None
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error...
         if isinstance(error, OSError) and error.errno is not None:
-            reason = wording.REJECTED_UNREADABLE.format(error=error.strerror)
+            reason = messages.REJECTED_UNREADABLE.format(error=error.strerror)
         else:
             reason = _why_undecodable(path, error)
         raise DataError(reason) from None
@@ -85,7 +85,7 @@ def _as_reasons(path: Path, *, max_pixels: int) -> Iterator[None]:
 
 def _too_many(pixels: int, *, max_pixels: int) -> DataError:
     return DataError(
-        wording.REJECTED_PIXELS.format(
+        messages.REJECTED_PIXELS.format(
             megapixels=f"{pixels / 1e6:.1f}", allowed=f"{max_pixels / 1e6:g}"
         )
     )
@@ -97,7 +97,7 @@ def _check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> Non
         raise _too_many(width * height, max_pixels=max_pixels)
     if min(size) < min_side:
         raise DataError(
-            wording.REJECTED_SMALL.format(width=width, height=height, min_side=min_side)
+            messages.REJECTED_SMALL.format(width=width, height=height, min_side=min_side)
         )
 
 
@@ -107,11 +107,11 @@ def _check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> Non
 def _why_undecodable(path: Path, error: Exception) -> str:
     text = str(error)
     if re.search(r"truncat|end of file|not enough", text, re.IGNORECASE) or is_cut_short(path):
-        return wording.REJECTED_TRUNCATED
+        return messages.REJECTED_TRUNCATED
     kind = kind_of(path)
     if kind is None:
-        return wording.REJECTED_KIND.format(kinds=KINDS)
-    return wording.REJECTED_DAMAGED.format(kind=kind, error=_one_line(error))
+        return messages.REJECTED_KIND.format(kinds=KINDS)
+    return messages.REJECTED_DAMAGED.format(kind=kind, error=_one_line(error))
 
 
 def _one_line(error: Exception) -> str:
@@ -128,7 +128,7 @@ def _one_line(error: Exception) -> str:
 def _normalise(image: Image.Image, *, background: str) -> Decoded:
     notes: list[str] = []
     if _has_more_frames(image):
-        notes.append(wording.WARNED_FRAMES)
+        notes.append(messages.WARNED_FRAMES)
     before = _orientation(image, notes)
     image.load()
     # Pillow turns a TIFF while it loads it, and then takes the tag away.
@@ -164,7 +164,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     except OSError:  # a PNG is loaded for its EXIF data, so this is the picture's own trouble
         raise
     except Exception:
-        notes.append(wording.WARNED_EXIF)
+        notes.append(messages.WARNED_EXIF)
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -177,7 +177,7 @@ def _with_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DataError(wording.REJECTED_RANGE)
+        raise DataError(messages.REJECTED_RANGE)
     return image
 
 
@@ -200,7 +200,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
             space = profile[_COLOUR_SPACE].decode("latin-1").strip()
             return _through_profile(image, source, space=space)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            notes.append(wording.WARNED_PROFILE)
+            notes.append(messages.WARNED_PROFILE)
     if image.mode == "LAB":
         source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         return _through_profile(image, source, space="Lab")

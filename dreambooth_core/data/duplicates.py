@@ -10,7 +10,7 @@ from pathlib import Path
 import imagehash
 from PIL import Image
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.quality import shrunk_grey
 
 
@@ -65,11 +65,11 @@ def duplicates(photos: Iterable[Likeness], *, distance: int) -> dict[str, str]:
 def _why_duplicate(photo: Likeness, kept: list[Likeness], *, distance: int) -> str | None:
     for other in kept:
         if other.pixels_sha256 == photo.pixels_sha256:
-            return wording.REJECTED_EXACT.format(other=other.name)
+            return messages.REJECTED_EXACT.format(other=other.name)
     nearest = min(kept, key=lambda other: _distance(photo, other), default=None)
     if nearest is None or _distance(photo, nearest) > distance:
         return None
-    return wording.REJECTED_NEAR.format(
+    return messages.REJECTED_NEAR.format(
         other=nearest.name, distance=_distance(photo, nearest), allowed=distance
     )
 
@@ -88,5 +88,5 @@ def also_among(
     for photo in photos:
         nearest = min(others, key=lambda other: _distance(photo, other), default=None)
         if nearest is not None and _distance(photo, nearest) <= distance:
-            found.append(wording.CLASS_AMONG.format(photo=photo.name, other=nearest.name))
+            found.append(messages.CLASS_AMONG.format(photo=photo.name, other=nearest.name))
     return tuple(found)

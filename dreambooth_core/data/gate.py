@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.captions import Captions, read_captions
 from dreambooth_core.data.decode import decode
 from dreambooth_core.data.duplicates import Likeness, duplicates, likeness_of
@@ -118,7 +118,7 @@ def _captions(folder: Path, listing: Listing, settings: DataSettings) -> Caption
 def _told_as_caption(skipped: TurnedAway, captions: Captions) -> TurnedAway:
     if skipped.name not in captions.files:
         return skipped
-    return TurnedAway(name=skipped.name, reason=wording.CAPTION_READ)
+    return TurnedAway(name=skipped.name, reason=messages.CAPTION_READ)
 
 
 def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | None) -> _Photo:
@@ -157,15 +157,15 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
     photos = list(kept)
     found: list[str] = []
     if 0 < len(photos) < settings.min_photos:
-        found.append(wording.REPORT_FEW.format(count=len(photos), min_photos=settings.min_photos))
+        found.append(messages.REPORT_FEW.format(count=len(photos), min_photos=settings.min_photos))
     if len(photos) > settings.max_photos:
-        found.append(wording.REPORT_MANY.format(count=len(photos), max_photos=settings.max_photos))
+        found.append(messages.REPORT_MANY.format(count=len(photos), max_photos=settings.max_photos))
     turned = [photo.accepted.name for photo in photos if photo.turned]
     if turned:
-        found.append(wording.REPORT_TURNED.format(names=", ".join(turned)))
+        found.append(messages.REPORT_TURNED.format(names=", ".join(turned)))
     bare = [photo.accepted.name for photo in photos if photo.caption is None]
     if settings.captions and bare:
-        found.append(wording.CAPTION_MISSING.format(names=", ".join(bare)))
+        found.append(messages.CAPTION_MISSING.format(names=", ".join(bare)))
     return tuple(found)
 
 
@@ -173,7 +173,7 @@ def class_set_warnings(prior: PriorSettings | None) -> tuple[str, ...]:
     """What to tell about the number of class images; for the manifest of the class images."""
     if prior is None or prior.num_class_images >= ADVISED_CLASS_IMAGES:
         return ()
-    return (wording.CLASS_FEW.format(count=prior.num_class_images),)
+    return (messages.CLASS_FEW.format(count=prior.num_class_images),)
 
 
 def require_usable(report: GateReport) -> None:
@@ -185,9 +185,9 @@ def require_usable(report: GateReport) -> None:
     if len(turned_away) > len(reasons):
         reasons.append(f"and {len(turned_away) - len(reasons)} more")
     raise DataError(
-        wording.FOLDER_NOTHING.format(subject=report.subject),
+        messages.FOLDER_NOTHING.format(subject=report.subject),
         got="; ".join(reasons),
-        hint=wording.FOLDER_HINT.format(subject=report.subject),
+        hint=messages.FOLDER_HINT.format(subject=report.subject),
     )
 
 
@@ -196,7 +196,7 @@ def require_captions(inspection: Inspection) -> None:
     if not any(inspection.captions):
         subject = inspection.report.subject
         raise DataError(
-            wording.CAPTION_NONE.format(subject=subject), hint=wording.CAPTION_NONE_HINT
+            messages.CAPTION_NONE.format(subject=subject), hint=messages.CAPTION_NONE_HINT
         )
 
 

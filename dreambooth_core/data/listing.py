@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.kinds import is_picture
 from dreambooth_core.errors import DataError
 from dreambooth_core.records import TurnedAway
@@ -50,50 +50,50 @@ def printable(name: str) -> str:
 
 
 def _entries(folder: Path, *, subject: str) -> list[Path]:
-    hint = wording.FOLDER_HINT.format(subject=subject)
+    hint = messages.FOLDER_HINT.format(subject=subject)
     try:
         entries = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
     except FileNotFoundError:
-        what = wording.FOLDER_MISSING
+        what = messages.FOLDER_MISSING
     except NotADirectoryError:
-        what = wording.FOLDER_NO_FOLDER
+        what = messages.FOLDER_NO_FOLDER
     except OSError as error:
-        what, hint = wording.FOLDER_UNREADABLE, f"{error.strerror}: see to its permissions"
+        what, hint = messages.FOLDER_UNREADABLE, f"{error.strerror}: see to its permissions"
     else:
         if entries:
             return entries
-        what = wording.FOLDER_EMPTY
+        what = messages.FOLDER_EMPTY
     raise DataError(what.format(subject=subject), got=str(folder), hint=hint)
 
 
 def _why_skipped(path: Path, *, root: Path) -> str | None:
     if path.name.startswith("."):
-        return wording.SKIPPED_HIDDEN
+        return messages.SKIPPED_HIDDEN
     if path.name.lower() in _SYSTEM_FILES:
-        return wording.SKIPPED_SYSTEM
+        return messages.SKIPPED_SYSTEM
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
-            return wording.SKIPPED_LINK_OUTSIDE
+            return messages.SKIPPED_LINK_OUTSIDE
         mode = path.stat().st_mode
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13
         return _why_link_fails(error)
     if stat.S_ISDIR(mode):
-        return wording.SKIPPED_FOLDER
+        return messages.SKIPPED_FOLDER
     if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-        return wording.SKIPPED_SPECIAL
+        return messages.SKIPPED_SPECIAL
     return _why_no_picture(path)
 
 
 def _why_link_fails(error: OSError | RuntimeError) -> str:
     if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
-        return wording.SKIPPED_LINK_LOOP
+        return messages.SKIPPED_LINK_LOOP
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return wording.SKIPPED_LINK_NOWHERE
-    return wording.SKIPPED_UNREADABLE.format(error=error.strerror)
+        return messages.SKIPPED_LINK_NOWHERE
+    return messages.SKIPPED_UNREADABLE.format(error=error.strerror)
 
 
 def _why_no_picture(path: Path) -> str | None:
     try:
-        return None if is_picture(path) else wording.SKIPPED_OTHER
+        return None if is_picture(path) else messages.SKIPPED_OTHER
     except OSError as error:
-        return wording.SKIPPED_UNREADABLE.format(error=error.strerror)
+        return messages.SKIPPED_UNREADABLE.format(error=error.strerror)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dreambooth_core.config import DataSettings
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 
 MEASURED_SIDE = 256
 """Photos are measured with this shorter side, so that numbers do not depend on the resolution."""
@@ -44,7 +44,7 @@ def why_blank(grey: Image.Image, settings: DataSettings) -> str | None:
     found = contrast(grey)
     if found >= settings.min_contrast:
         return None
-    return wording.REJECTED_BLANK.format(
+    return messages.REJECTED_BLANK.format(
         contrast=f"{found:.1f}", min_contrast=f"{settings.min_contrast:g}"
     )
 
@@ -55,17 +55,19 @@ def quality_warnings(size: tuple[int, int], grey: Image.Image, settings: DataSet
     sharp = sharpness(grey)
     if sharp < settings.blur_threshold:
         found.append(
-            wording.WARNED_BLURRY.format(
+            messages.WARNED_BLURRY.format(
                 sharpness=f"{sharp:.0f}", threshold=f"{settings.blur_threshold:g}"
             )
         )
     ratio = max(size) / min(size)
     if ratio > settings.max_aspect_ratio:
         found.append(
-            wording.WARNED_ASPECT.format(
+            messages.WARNED_ASPECT.format(
                 ratio=f"{ratio:.1f}", allowed=f"{settings.max_aspect_ratio:g}"
             )
         )
     if min(size) < settings.resolution:
-        found.append(wording.WARNED_ENLARGED.format(side=min(size), resolution=settings.resolution))
+        found.append(
+            messages.WARNED_ENLARGED.format(side=min(size), resolution=settings.resolution)
+        )
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.decode import Decoded, decode
 from dreambooth_core.errors import DataError
 from tests.unit.data.photo_files import (
@@ -85,7 +85,7 @@ def test_of_several_frames_the_first_is_used_and_it_is_said(read, kind) -> None:
     data = encode(photo(1), kind, save_all=True, append_images=[photo(2), photo(3)], **options)
     decoded = read(data)
     assert mean_difference(decoded.image, photo(1)) <= 14 < mean_difference(photo(1), photo(2))
-    assert decoded.notes == (wording.WARNED_FRAMES,)
+    assert decoded.notes == (messages.WARNED_FRAMES,)
 
 
 @pytest.mark.parametrize("kind", ["MPO", "HEIF"])
@@ -283,7 +283,7 @@ def test_a_colour_profile_on_a_grey_picture_is_used(read) -> None:
 )
 def test_an_unusable_profile_is_told_and_left_out(read, image, profile) -> None:
     decoded = read(encode(image, "TIFF", icc_profile=profile))
-    assert decoded.notes == (wording.WARNED_PROFILE,)
+    assert decoded.notes == (messages.WARNED_PROFILE,)
     assert mean_difference(decoded.image, image.convert("RGB")) == 0
 
 
@@ -320,7 +320,7 @@ def promised_tiff(size: tuple[int, int]) -> bytes:
 def test_too_many_pixels_are_refused_by_the_header_alone(read, data, megapixels) -> None:
     with pytest.raises(DataError) as refusal:
         read(data)
-    assert refusal.value.what == wording.REJECTED_PIXELS.format(megapixels=megapixels, allowed="1")
+    assert refusal.value.what == messages.REJECTED_PIXELS.format(megapixels=megapixels, allowed="1")
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.95])

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from dreambooth_core import files
 from dreambooth_core.config import PriorSettings, load_settings
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.duplicates import (
     Likeness,
     also_among,
@@ -84,7 +84,7 @@ def test_a_panorama_is_warned_of_beyond_the_allowed_ratio_only(tmp_path: Path) -
     report = inspect(put(tmp_path / "photos", pictures)).report
     assert [each.warnings for each in report.accepted] == [
         (),
-        (wording.WARNED_ASPECT.format(ratio="2.6", allowed="2.5"),),
+        (messages.WARNED_ASPECT.format(ratio="2.6", allowed="2.5"),),
     ]
 
 
@@ -141,7 +141,7 @@ def test_the_photo_with_more_pixels_stays_and_takes_its_whole_neighbourhood(orde
     photos = [A, likeness("b", 0b1111, num_pixels=101), C]
     rejected = duplicates(photos[order:] + photos[:order], distance=4)
     assert sorted(rejected) == ["a", "c"]
-    assert rejected["a"] == wording.REJECTED_NEAR.format(other="b", distance=4, allowed=4)
+    assert rejected["a"] == messages.REJECTED_NEAR.format(other="b", distance=4, allowed=4)
 
 
 def test_one_bit_beyond_the_distance_is_another_picture() -> None:
@@ -178,7 +178,7 @@ def test_an_instance_photo_among_the_class_images_is_found_at_another_size(tmp_p
     class_images = read_likenesses({name: folder / name for name in ("0.png", "1.png")})
     photos = [likeness_of(photo(seed), name=f"photo-{seed}") for seed in (1, 2)]
     assert also_among(photos, class_images, distance=4) == (
-        wording.CLASS_AMONG.format(photo="photo-1", other="1.png"),
+        messages.CLASS_AMONG.format(photo="photo-1", other="1.png"),
     )
     assert also_among(photos, [], distance=4) == ()
 
@@ -259,7 +259,7 @@ def test_the_guide_lists_every_sentence_of_the_gate() -> None:
     guide = (ROOT / "docs/how-to-photos.md").read_text()
     sentences = {
         name: value
-        for name, value in vars(wording).items()
+        for name, value in vars(messages).items()
         if name.isupper()
         and name.split("_")[0] in ("SKIPPED", "REJECTED", "WARNED", "REPORT", "CLASS")
     }

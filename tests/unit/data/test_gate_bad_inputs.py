@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.data import wording
+from dreambooth_core.data import messages
 from dreambooth_core.data.gate import Inspection, inspect_folder
 from dreambooth_core.records import GateReport
 from tests.unit.data.photo_files import ROOMY, encode, exif_with_orientation, photo, png
@@ -23,7 +23,7 @@ ALMOST_CONSTANT = Image.fromarray(
     (128 + np.random.default_rng(0).normal(0, 1, (90, 90))).astype(np.uint8)
 )
 KINDS = "JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC"
-OF_ANOTHER_KIND = wording.REJECTED_KIND.format(kinds=KINDS)
+OF_ANOTHER_KIND = messages.REJECTED_KIND.format(kinds=KINDS)
 NO_PICTURE = "cannot be decoded: the {kind} data are damaged (no picture is found in them)"
 
 
@@ -45,15 +45,15 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "noise.webp": (np.random.default_rng(0).bytes(4000), OF_ANOTHER_KIND),
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", OF_ANOTHER_KIND),
     "layers.psd": (b"8BPS\0\1" + bytes(100), OF_ANOTHER_KIND),
-    "cut.jpg": (cut("JPEG"), wording.REJECTED_TRUNCATED),
-    "cut.png": (cut("PNG"), wording.REJECTED_TRUNCATED),
-    "cut.webp": (cut("WEBP"), wording.REJECTED_TRUNCATED),
-    "cut.avif": (cut("AVIF"), wording.REJECTED_TRUNCATED),
-    "cut.tif": (cut("TIFF"), wording.REJECTED_TRUNCATED),
-    "cut.bmp": (cut("BMP"), wording.REJECTED_TRUNCATED),
-    "cut.gif": (cut("GIF"), wording.REJECTED_TRUNCATED),
-    "cut.heic": (cut("HEIF"), wording.REJECTED_TRUNCATED),
-    "scan": (cut("JPEG"), wording.REJECTED_TRUNCATED),
+    "cut.jpg": (cut("JPEG"), messages.REJECTED_TRUNCATED),
+    "cut.png": (cut("PNG"), messages.REJECTED_TRUNCATED),
+    "cut.webp": (cut("WEBP"), messages.REJECTED_TRUNCATED),
+    "cut.avif": (cut("AVIF"), messages.REJECTED_TRUNCATED),
+    "cut.tif": (cut("TIFF"), messages.REJECTED_TRUNCATED),
+    "cut.bmp": (cut("BMP"), messages.REJECTED_TRUNCATED),
+    "cut.gif": (cut("GIF"), messages.REJECTED_TRUNCATED),
+    "cut.heic": (cut("HEIF"), messages.REJECTED_TRUNCATED),
+    "scan": (cut("JPEG"), messages.REJECTED_TRUNCATED),
     "only-a-head.jpg": (b"\xff\xd8\xff\xe0" + bytes(500), NO_PICTURE.format(kind="JPEG")),
     "only-a-head.gif": (b"GIF89a" + bytes(300), "cannot be decoded: the GIF data are damaged"),
     "damaged.png": (
@@ -125,27 +125,27 @@ SKIPPED_FILES: dict[str, tuple[bytes, str]] = {
     ".DS_Store": (b"\0\0\0\1Bud1", "hidden file"),
     "Thumbs.db": (b"\xd0\xcf\x11\xe0", "a file browser's own file"),
     "desktop.ini": (b"[.ShellClassInfo]", "a file browser's own file"),
-    "notes.txt": (b"which photos to take next\n", wording.SKIPPED_OTHER),
-    "BM.txt": (b"BM is how many a text begins, and every bitmap too\n", wording.SKIPPED_OTHER),
-    "empty.txt": (b"", wording.SKIPPED_OTHER),
-    "live.mov": (b"\0\0\0\x14ftypqt  " + bytes(40), wording.SKIPPED_OTHER),
-    "sound.wav": (b"RIFF\x24\0\0\0WAVEfmt ", wording.SKIPPED_OTHER),
-    "README": (b"photos of my mug\n", wording.SKIPPED_OTHER),
-    "two\nlines.txt": (b"x", wording.SKIPPED_OTHER),
+    "notes.txt": (b"which photos to take next\n", messages.SKIPPED_OTHER),
+    "BM.txt": (b"BM is how many a text begins, and every bitmap too\n", messages.SKIPPED_OTHER),
+    "empty.txt": (b"", messages.SKIPPED_OTHER),
+    "live.mov": (b"\0\0\0\x14ftypqt  " + bytes(40), messages.SKIPPED_OTHER),
+    "sound.wav": (b"RIFF\x24\0\0\0WAVEfmt ", messages.SKIPPED_OTHER),
+    "README": (b"photos of my mug\n", messages.SKIPPED_OTHER),
+    "two\nlines.txt": (b"x", messages.SKIPPED_OTHER),
 }
 
 SKIPPED_ENTRIES: dict[str, str] = {
-    "sub-folder": wording.SKIPPED_FOLDER,
-    "x.png": wording.SKIPPED_FOLDER,
-    "folder-link.png": wording.SKIPPED_FOLDER,
-    "pipe.jpg": wording.SKIPPED_SPECIAL,
-    "outside.png": wording.SKIPPED_LINK_OUTSIDE,
-    "outside-folder": wording.SKIPPED_LINK_OUTSIDE,
-    "device.jpg": wording.SKIPPED_LINK_OUTSIDE,
-    "nowhere.png": wording.SKIPPED_LINK_NOWHERE,
-    "loop.png": wording.SKIPPED_LINK_LOOP,
-    "loop-a.png": wording.SKIPPED_LINK_LOOP,
-    "loop-b.png": wording.SKIPPED_LINK_LOOP,
+    "sub-folder": messages.SKIPPED_FOLDER,
+    "x.png": messages.SKIPPED_FOLDER,
+    "folder-link.png": messages.SKIPPED_FOLDER,
+    "pipe.jpg": messages.SKIPPED_SPECIAL,
+    "outside.png": messages.SKIPPED_LINK_OUTSIDE,
+    "outside-folder": messages.SKIPPED_LINK_OUTSIDE,
+    "device.jpg": messages.SKIPPED_LINK_OUTSIDE,
+    "nowhere.png": messages.SKIPPED_LINK_NOWHERE,
+    "loop.png": messages.SKIPPED_LINK_LOOP,
+    "loop-a.png": messages.SKIPPED_LINK_LOOP,
+    "loop-b.png": messages.SKIPPED_LINK_LOOP,
 }
 
 ACCEPTED = ("another.gif", "good.png", "no-suffix", "ümläut.heic")
