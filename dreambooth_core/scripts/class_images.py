@@ -21,7 +21,7 @@ from dreambooth_core.records import Manifest
 from dreambooth_core.scripts import class_folder
 from dreambooth_core.scripts.agreement import from_main
 from dreambooth_core.scripts.disk import make_folder, require_writable
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import say
 
 FOLDER = "class"
@@ -45,7 +45,12 @@ class _Found:
 
 
 def complete(
-    plan: Plan, folder: Path, *, seed: int, accelerator: Accelerator, should_stop: StopSignal
+    plan: ScriptSettings,
+    folder: Path,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    should_stop: StopSignal,
 ) -> Manifest:
     """Make what is missing to `num_class_images`, and gather exactly so many.
 
@@ -65,7 +70,7 @@ def complete(
     return from_main(accelerator, lambda: _gather(plan, paths))
 
 
-def _dtype(plan: Plan, device: torch.device) -> torch.dtype:
+def _dtype(plan: ScriptSettings, device: torch.device) -> torch.dtype:
     asked = plan.flags.prior_generation_precision
     if asked == "fp16" and device.type == "cpu":
         raise SettingsError(
@@ -77,7 +82,11 @@ def _dtype(plan: Plan, device: torch.device) -> torch.dtype:
 
 
 def _look(
-    plan: Plan, folder: Path, prior: PriorSettings, dtype: torch.dtype, device: torch.device
+    plan: ScriptSettings,
+    folder: Path,
+    prior: PriorSettings,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> _Found:
     make_folder(folder, flag="class_data_dir")
     files.remove_asides(folder)
@@ -106,7 +115,7 @@ def _look(
     return _Found(usable.paths, key, missing)
 
 
-def _refuse_other_prompts(plan: Plan, folder: Path) -> None:
+def _refuse_other_prompts(plan: ScriptSettings, folder: Path) -> None:
     """They would be trained on under a prompt that does not describe them."""
     others = class_folder.of_other_prompts(folder, plan.class_prompt)
     if others:
@@ -119,7 +128,7 @@ def _refuse_other_prompts(plan: Plan, folder: Path) -> None:
 
 
 def _draw(
-    plan: Plan,
+    plan: ScriptSettings,
     folder: Path,
     found: _Found,
     *,
@@ -151,7 +160,7 @@ def _draw(
 
 def _sample(
     pipe: Pipeline,
-    plan: Plan,
+    plan: ScriptSettings,
     indices: Sequence[int],
     *,
     prior: PriorSettings,
@@ -169,7 +178,7 @@ def _sample(
     )
 
 
-def _write_manifest(plan: Plan, folder: Path, key: str, prior: PriorSettings) -> None:
+def _write_manifest(plan: ScriptSettings, folder: Path, key: str, prior: PriorSettings) -> None:
     try:
         class_folder.write_manifest(
             folder,
@@ -183,6 +192,6 @@ def _write_manifest(plan: Plan, folder: Path, key: str, prior: PriorSettings) ->
         say(f"warning: {where} cannot be written ({error.strerror}); the images are complete")
 
 
-def _gather(plan: Plan, paths: Sequence[Path]) -> Manifest:
+def _gather(plan: ScriptSettings, paths: Sequence[Path]) -> Manifest:
     with files.atomic_dir(plan.state_dir / FOLDER) as out:
         return class_folder.gather(paths, data=plan.data, out=out)

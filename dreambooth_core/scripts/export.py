@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora, source, weights
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainable import Trainee
 
@@ -25,10 +25,10 @@ _OF_MODELS = ("*.json", "*.safetensors", "*.bin", "*.msgpack", "*.model", "merge
 """Files of saved networks, tokenizers and schedulers: an older result's are not left over."""
 
 
-def write_result(plan: Plan, trainee: Trainee) -> None:
+def write_result(plan: ScriptSettings, trainee: Trainee) -> None:
     """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
     with files.atomic_dir(plan.state_dir / "result") as aside:
-        if plan.door.method == "lora":
+        if plan.script.method == "lora":
             trainee.write(aside)
             if getattr(plan.flags, "output_kohya_format", False):
                 lora.write_kohya(aside, out=aside / KOHYA_FILE)
@@ -39,7 +39,7 @@ def write_result(plan: Plan, trainee: Trainee) -> None:
     say(f"the result is in {plan.output_dir}")
 
 
-def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
+def _write_pipeline(plan: ScriptSettings, trainee: Trainee, out: Path) -> None:
     """The base pipeline, its safety checker included, with the trained networks in their places."""
     settings = plan.base_model
     found = source.find_model(
@@ -69,14 +69,14 @@ def _write_pipeline(plan: Plan, trainee: Trainee, out: Path) -> None:
     weights.write_pipeline(pipe, out)
 
 
-def check_places(plan: Plan, base: Path) -> None:
+def check_places(plan: ScriptSettings, base: Path) -> None:
     """Raise SettingsError where what output_dir holds is in the way of the result.
 
     A file stands where a folder will be, or a folder where a file will be.
     """
     index = source.read_json_file(base / "model_index.json", what="a saved pipeline")
-    folders = [] if plan.door.method == "lora" else [n for n in index if not n.startswith("_")]
-    names = (lora.LORA_FILE, KOHYA_FILE) if plan.door.method == "lora" else ("model_index.json",)
+    folders = [] if plan.script.method == "lora" else [n for n in index if not n.startswith("_")]
+    names = (lora.LORA_FILE, KOHYA_FILE) if plan.script.method == "lora" else ("model_index.json",)
     odd = [n for n in folders if _exists(plan.output_dir / n, is_dir=False)]
     odd += [n for n in names if _exists(plan.output_dir / n, is_dir=True)]
     if odd:

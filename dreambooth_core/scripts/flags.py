@@ -213,37 +213,37 @@ _IF_FLAGS = {"validation_images": _IF_ONLY, "class_labels_conditioning": _IF_ONL
 
 
 @dataclass(frozen=True)
-class Door:
+class Script:
     """One script: its name, its flags, what it trains, and flags that it refuses with a reason."""
 
-    script: str
+    name: str
     flags: type[ScriptFlags]
     method: Literal["full", "lora"]
     refused: Mapping[str, str]
     engine: Literal["torch", "jax"] = "torch"
 
 
-DREAMBOOTH = Door(
-    script="train_dreambooth.py",
+DREAMBOOTH = Script(
+    name="train_dreambooth.py",
     flags=DreamBoothFlags,
     method="full",
     refused=_IF_FLAGS,
 )
-DREAMBOOTH_FLAX = Door(
-    script="train_dreambooth_flax.py",
+DREAMBOOTH_FLAX = Script(
+    name="train_dreambooth_flax.py",
     flags=DreamBoothFlaxFlags,
     method="full",
     refused={"pretrained_vae_name_or_path": _OWN_VAE},
     engine="jax",
 )
-DREAMBOOTH_LORA = Door(
-    script="train_dreambooth_lora.py",
+DREAMBOOTH_LORA = Script(
+    name="train_dreambooth_lora.py",
     flags=DreamBoothLoraFlags,
     method="lora",
     refused=_IF_FLAGS,
 )
-DREAMBOOTH_LORA_SDXL = Door(
-    script="train_dreambooth_lora_sdxl.py",
+DREAMBOOTH_LORA_SDXL = Script(
+    name="train_dreambooth_lora_sdxl.py",
     flags=DreamBoothLoraSdxlFlags,
     method="lora",
     refused={

@@ -7,14 +7,14 @@ from pathlib import Path
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models import source
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import say
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
 """What only a resume on this machine needs."""
 
 
-def create_repository(plan: Plan) -> str:
+def create_repository(plan: ScriptSettings) -> str:
     """Create the repository before any training, so that a bad token costs no hours; its id.
 
     Raises SettingsError when the hub refuses or cannot be reached.
@@ -34,7 +34,7 @@ def create_repository(plan: Plan) -> str:
         ) from None
 
 
-def upload(plan: Plan, repository: str) -> None:
+def upload(plan: ScriptSettings, repository: str) -> None:
     """Write the model card and upload output_dir. Raises StageError; the files stay here."""
     from huggingface_hub import upload_folder
 
@@ -57,7 +57,7 @@ def upload(plan: Plan, repository: str) -> None:
     say(f"uploaded to {repository}")
 
 
-def not_uploaded(plan: Plan, repository: str) -> str:
+def not_uploaded(plan: ScriptSettings, repository: str) -> str:
     """What to say when the upload is stopped."""
     return (
         f"stopped before the upload to {repository} was done; the result is whole in "
@@ -65,14 +65,14 @@ def not_uploaded(plan: Plan, repository: str) -> str:
     )
 
 
-def _by_hand(plan: Plan, repository: str) -> str:
+def _by_hand(plan: ScriptSettings, repository: str) -> str:
     return f"hf upload {repository} {plan.output_dir}"
 
 
-def _card(plan: Plan) -> str:
+def _card(plan: ScriptSettings) -> str:
     """A model card: how it was made and which prompt it answers to."""
     flags = plan.flags
-    base, is_lora = flags.pretrained_model_name_or_path, plan.door.method == "lora"
+    base, is_lora = flags.pretrained_model_name_or_path, plan.script.method == "lora"
     shown = Path(base).name if Path(base).is_dir() else base
     tags = ["text-to-image", "diffusers", "dreambooth", *(["lora"] if is_lora else [])]
     head = [

@@ -16,7 +16,7 @@ _DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 
 @dataclass(frozen=True)
-class Launched:
+class LauncherEnv:
     """What the launcher's environment says about the processes of this run."""
 
     num_processes: int
@@ -31,7 +31,7 @@ class Launched:
     """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Launched:
+    def from_env(cls, env: Mapping[str, str]) -> LauncherEnv:
         """Read it as accelerate and torchrun leave it; without them it is one process."""
         strategy = None
         for word, name in (("DEEPSPEED", "deepspeed"), ("FSDP", "fsdp")):
@@ -66,9 +66,9 @@ def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
     return {half: value for half, value in enabled.items() if isinstance(value, bool)}
 
 
-def launcher_problems(launched: Launched) -> list[str]:
+def launcher_problems(launcher: LauncherEnv) -> list[str]:
     """Half a batch and half the steps an epoch would be a result that nobody asked for."""
-    if not launched.is_lonely:
+    if not launcher.is_lonely:
         return []
     return [
         "accelerate launch: several processes were asked for and one was started, as it does with "
@@ -78,12 +78,12 @@ def launcher_problems(launched: Launched) -> list[str]:
     ]
 
 
-def precision_problems(asked: str, launched: Launched) -> list[str]:
+def precision_problems(asked: str, launcher: LauncherEnv) -> list[str]:
     """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
     return [
         f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
         f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
         f'"enabled": "auto" there to follow the flag'
-        for half, is_on in launched.deepspeed_halves.items()
+        for half, is_on in launcher.deepspeed_halves.items()
         if is_on is not (half == asked)
     ]

@@ -14,9 +14,9 @@ from pathlib import Path
 from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.scripts import failures
-from dreambooth_core.scripts.flags import Door
+from dreambooth_core.scripts.flags import Script
 from dreambooth_core.scripts.parsing import help_text, parse
-from dreambooth_core.scripts.settings import Plan, make_plan
+from dreambooth_core.scripts.settings import ScriptSettings, make_settings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.wording import in_flags
 
@@ -25,11 +25,11 @@ _TRACEBACK = "DREAMBOOTH_TRACEBACK"
 """Set to anything, it shows where in the program an error came from."""
 
 
-def main(door: Door, arguments: Sequence[str] | None = None) -> int:
+def main(script: Script, arguments: Sequence[str] | None = None) -> int:
     """Run a script; the exit code is 0, 1 (the work failed or was stopped) or 2 (wrong input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(word in _HELP for word in arguments):
-        print(help_text(door))  # noqa: T201 - what was asked for
+        print(help_text(script))  # noqa: T201 - what was asked for
         return 0
     # Libraries read these while they are imported.
     for name, value in library_defaults().items():
@@ -38,12 +38,12 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        flags = parse(door, arguments)
+        flags = parse(script, arguments)
         with failures.told(Path(flags.output_dir)):
-            return _run(make_plan(door, flags, os.environ))
+            return _run(make_settings(script, flags, os.environ))
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
-            sys.stderr.write(f"error: {in_flags(str(error), door.flags.model_fields)}\n")
+            sys.stderr.write(f"error: {in_flags(str(error), script.flags.model_fields)}\n")
         if os.environ.get(_TRACEBACK):
             traceback.print_exception(error)
         return error.exit_code
@@ -51,8 +51,8 @@ def main(door: Door, arguments: Sequence[str] | None = None) -> int:
         gc.freeze()  # else the interpreter walks through all of torch once more before it ends
 
 
-def _run(plan: Plan) -> int:
-    stop = Stop(plan.launched)
+def _run(plan: ScriptSettings) -> int:
+    stop = Stop(plan.launcher)
     stop.install()
     with gc_paused():  # torch takes seconds: mistakes are told before
         from dreambooth_core.scripts import run

@@ -11,18 +11,18 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.scripts.flags import Door, ScriptFlags
+from dreambooth_core.scripts.flags import Script, ScriptFlags
 
 _NUMBER = re.compile(r"-\.?\d")
 _SECRET = "hub_token"
 
 
-def parse(door: Door, arguments: Sequence[str]) -> ScriptFlags:
+def parse(script: Script, arguments: Sequence[str]) -> ScriptFlags:
     """The flags of a command line. Raises SettingsError that names every mistake in it."""
-    values, problems = _read(door, arguments)
+    values, problems = _read(script, arguments)
     told = {problem.partition(":")[0] for problem in problems}
     try:
-        flags = door.flags.model_validate(values)
+        flags = script.flags.model_validate(values)
     except ValidationError as error:
         lines = (_describe(dict(item)) for item in error.errors(include_url=False))
         problems += [line for line in lines if line.partition(":")[0] not in told]
@@ -32,9 +32,9 @@ def parse(door: Door, arguments: Sequence[str]) -> ScriptFlags:
     return flags
 
 
-def _read(door: Door, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[str]]:
+def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[str]]:
     """What stands on the command line by flag, and what cannot be understood of it."""
-    fields = door.flags.model_fields
+    fields = script.flags.model_fields
     values: dict[str, str | bool] = {}
     problems: list[str] = []
     rest = list(arguments)
@@ -45,7 +45,7 @@ def _read(door: Door, arguments: Sequence[str]) -> tuple[dict[str, str | bool], 
             continue
         name, equals, value = token[2:].partition("=")
         if name not in fields:
-            problems.append(_why_unknown(door, name))
+            problems.append(_why_unknown(script, name))
             _skip_values(rest)
         elif _is_switch(fields[name]):
             values[name] = True
@@ -74,11 +74,11 @@ def _skip_values(rest: list[str]) -> None:
         rest.pop(0)
 
 
-def _why_unknown(door: Door, name: str) -> str:
-    if name in door.refused:
-        return f"--{name}: not taken: {door.refused[name]}"
-    near = difflib.get_close_matches(name, list(door.flags.model_fields), n=1, cutoff=0.6)
-    hint = f"did you mean --{near[0]}?" if near else f"`{door.script} --help` lists all"
+def _why_unknown(script: Script, name: str) -> str:
+    if name in script.refused:
+        return f"--{name}: not taken: {script.refused[name]}"
+    near = difflib.get_close_matches(name, list(script.flags.model_fields), n=1, cutoff=0.6)
+    hint = f"did you mean --{near[0]}?" if near else f"`{script.name} --help` lists all"
     return f"--{name}: unknown flag; {hint}"
 
 
@@ -91,12 +91,12 @@ def _describe(error: dict[str, Any]) -> str:
     return f"--{name}: {error['msg']}, found {found}"
 
 
-def help_text(door: Door) -> str:
+def help_text(script: Script) -> str:
     """All flags with their defaults, one a line."""
-    about = (door.flags.__doc__ or "").strip()
-    launcher = "accelerate launch" if door.engine == "torch" else "python"
-    lines = [about, "", f"usage: {launcher} {door.script} --FLAG VALUE ...", ""]
-    for name, field in door.flags.model_fields.items():
+    about = (script.flags.__doc__ or "").strip()
+    launcher = "accelerate launch" if script.engine == "torch" else "python"
+    lines = [about, "", f"usage: {launcher} {script.name} --FLAG VALUE ...", ""]
+    for name, field in script.flags.model_fields.items():
         default = "must be given" if field.is_required() else f"default: {field.default}"
         shown = "" if _is_switch(field) else f" {_allowed(field)}"
         ends = "" if _is_switch(field) else f" ({default})"

@@ -1,4 +1,4 @@
-"""The data gate at the scripts' door: what cannot be used is told and left out."""
+"""The data gate at the scripts: what cannot be used is told and left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dreambooth_core.data import gate
 from dreambooth_core.errors import DataError
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import GateReport, Manifest
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.wording import in_flags
 from dreambooth_core.training.progress import say
 
@@ -18,7 +18,7 @@ FOLDER = "photos"
 """Below the run's own folder: normalised copies of the photos, and their manifest."""
 
 
-def accept_photos(plan: Plan, *, should_stop: StopSignal) -> Manifest:
+def accept_photos(plan: ScriptSettings, *, should_stop: StopSignal) -> Manifest:
     """Judge the photos and keep normalised copies; the user's files are only read.
 
     Raises DataError when none can be used, Stopped between two photos.
@@ -37,7 +37,7 @@ def accept_photos(plan: Plan, *, should_stop: StopSignal) -> Manifest:
         hint = "put 3 to 6 photos of the subject into --instance_data_dir"
         raise DataError(error.what, got=error.got, hint=hint) from None
     for line in _lines(inspection.report):
-        say(in_flags(line, plan.door.flags.model_fields))
+        say(in_flags(line, plan.script.flags.model_fields))
     digest = files.digest_of([photo.sha256 for photo in inspection.report.accepted])
     with files.atomic_dir(plan.state_dir / FOLDER) as out:
         return gate.write_accepted(inspection, out=out, fingerprint=digest)

@@ -14,7 +14,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, source
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
 from dreambooth_core.scripts import class_images, photos
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 
 CACHE = "cache"
@@ -23,7 +23,7 @@ _MOMENTS = "moments"
 
 
 def build_latents(
-    plan: Plan,
+    plan: ScriptSettings,
     *,
     instance: Manifest,
     class_: Manifest | None,
@@ -84,12 +84,12 @@ def _require_places(encoders: cache.Encoders) -> None:
             )
 
 
-def masks_text(plan: Plan) -> bool:
+def masks_text(plan: ScriptSettings) -> bool:
     """Whether the text encoder is given the attention mask."""
     return bool(getattr(plan.flags, "text_encoder_use_attention_mask", False))
 
 
-def _tokenizers(plan: Plan) -> tuple[CLIPTokenizer, ...]:
+def _tokenizers(plan: ScriptSettings) -> tuple[CLIPTokenizer, ...]:
     """The base model's, or the one of its own that a flag names; cut to the length of a flag."""
     root = Path.cwd()
     name = getattr(plan.flags, "tokenizer_name", None)

@@ -7,13 +7,13 @@ from pathlib import Path
 from dreambooth_core.models.footprint import state_bytes
 from dreambooth_core.scripts import resume
 from dreambooth_core.scripts.checkpoints import STATE
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.dry_run import Kept, check_disk
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainable import Trainee
 
 
-def kept(plan: Plan, *, last: int, first: int = 0, there: int = 0) -> Kept:
+def kept(plan: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> Kept:
     """What a run from `first` to `last` adds to `there` checkpoints, at the most at one time.
 
     Whole folders, one more than the limit while a new one is written, and the result itself.
@@ -24,7 +24,9 @@ def kept(plan: Plan, *, last: int, first: int = 0, there: int = 0) -> Kept:
     return Kept(checkpoints=new + 1, states=new)
 
 
-def check_resume(plan: Plan, job: TrainJob, trainee: Trainee, found: resume.Found) -> None:
+def check_resume(
+    plan: ScriptSettings, job: TrainJob, trainee: Trainee, found: resume.Found
+) -> None:
     """Raise StageError unless there is room for the rest of a run that goes on from `found`.
 
     A new run learns the sizes from its rehearsal, a resumed one from its checkpoint.

@@ -26,7 +26,7 @@ from dreambooth_core.scripts.checkpoints import ResumingRun
 from dreambooth_core.scripts.disk import make_folder, require_writable, unmade_on_wrong_input
 from dreambooth_core.scripts.notes import notes_on_pictures
 from dreambooth_core.scripts.prepare import CACHE, build_latents, masks_text
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
@@ -69,12 +69,12 @@ class _Sets:
         return tuple(each.fingerprint for each in (self.instance, self.class_) if each)
 
 
-def run(plan: Plan, *, stop: Stop) -> int:
+def run(plan: ScriptSettings, *, stop: Stop) -> int:
     """Do what the command line asks for; the exit code (1 when it was stopped).
 
     Raises DataError and SettingsError for what the user must mend, StageError for failed work.
     """
-    if plan.launched.by_accelerate:
+    if plan.launcher.by_accelerate:
         processes.die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
     made = unmade_on_wrong_input(plan.output_dir, scratch=plan.state_dir)
@@ -92,7 +92,7 @@ def run(plan: Plan, *, stop: Stop) -> int:
 class _Session:
     """One run on one of its processes."""
 
-    def __init__(self, plan: Plan, accelerator: Accelerator, stop: Stop) -> None:
+    def __init__(self, plan: ScriptSettings, accelerator: Accelerator, stop: Stop) -> None:
         self._plan, self._accelerator, self._stop = plan, accelerator, stop
         self._is_main = accelerator.is_main_process
         self._found: resume.Found | None = None
@@ -212,9 +212,9 @@ class _Session:
     def _trainer(
         self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
-        """Torch's, or JAX's for the door that trains through it."""
+        """Torch's, or JAX's for the script that trains through it."""
         accelerator, train = self._accelerator, job.train
-        if self._plan.door.engine == "jax":
+        if self._plan.script.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
 
             trainer = JaxTrainer(trainee, settings=train, rows_at=rows_at, state=state)
@@ -241,7 +241,7 @@ class _Session:
         run = from_main(self._accelerator, lambda: self._run_name(settings, sets))
         return checkpoints.ScriptLayout(
             self._plan.output_dir,
-            method=self._plan.door.method,
+            method=self._plan.script.method,
             every=flags.checkpointing_steps,
             limit=flags.checkpoints_total_limit,
             settings=settings,
@@ -308,8 +308,8 @@ class _Session:
         if self._is_main:
             for change in checkpoints.changes(record, settings):
                 say(f"note: another setting than the checkpoint's: {change}")
-        launched, shapes = self._plan.launched, {n: p.shape for n, p in trainee.trainable.items()}
-        kind = state_kind.of_launch(launched.strategy, num_processes=launched.num_processes)
+        launcher, shapes = self._plan.launcher, {n: p.shape for n, p in trainee.trainable.items()}
+        kind = state_kind.of_launch(launcher.strategy, num_processes=launcher.num_processes)
         run, scratch = ResumingRun(settings, kind, shapes), self._plan.state_dir / _RESUMED
         checkpoints.check_fits(path, shapes)
         state = from_main(
@@ -333,7 +333,7 @@ def _first_word(step: int, *, last: int) -> str:
     )
 
 
-def _checkpoint_to_resume(plan: Plan) -> resume.Found | None:
+def _checkpoint_to_resume(plan: ScriptSettings) -> resume.Found | None:
     name = plan.flags.resume_from_checkpoint
     if name is None:
         return None
@@ -345,7 +345,7 @@ def _checkpoint_to_resume(plan: Plan) -> resume.Found | None:
     return found
 
 
-def seed_of(plan: Plan, found: resume.Found | None) -> int:
+def seed_of(plan: ScriptSettings, found: resume.Found | None) -> int:
     """The seed that was given, else that of the checkpoint, else the script's own or a random one.
 
     A random one is told.
@@ -360,7 +360,7 @@ def seed_of(plan: Plan, found: resume.Found | None) -> int:
     return seed
 
 
-def _job(plan: Plan, train: TrainSettings) -> TrainJob:
+def _job(plan: ScriptSettings, train: TrainSettings) -> TrainJob:
     """The core's description of the work, with the script's folders."""
     state, log_every = plan.state_dir, max(1, min(_LOG_AT_MOST_EVERY, train.max_train_steps // 10))
     name = plan.flags.pretrained_model_name_or_path
@@ -382,7 +382,7 @@ def _job(plan: Plan, train: TrainSettings) -> TrainJob:
     )
 
 
-def _told_settings(plan: Plan, train: TrainSettings) -> dict[str, Any]:
+def _told_settings(plan: ScriptSettings, train: TrainSettings) -> dict[str, Any]:
     """The flags as numbers and words, for trackers and checkpoints; without secrets."""
     told = plan.flags.model_dump(exclude=set(_SECRETS))
     told |= {"seed": train.seed, "max_train_steps": train.max_train_steps}

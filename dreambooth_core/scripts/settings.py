@@ -21,9 +21,9 @@ from dreambooth_core.config import (
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
-from dreambooth_core.scripts.flags import TRACKER_PACKAGES, Door, ScriptFlags
+from dreambooth_core.scripts.flags import TRACKER_PACKAGES, Script, ScriptFlags
 from dreambooth_core.scripts.inputs import input_problems
-from dreambooth_core.scripts.launcher_env import Launched, launcher_problems, precision_problems
+from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems, precision_problems
 from dreambooth_core.scripts.notes import notes_on
 
 OFFSET_NOISE = 0.1
@@ -33,16 +33,16 @@ VIEWS_PER_PHOTO = 4
 CLASS_IMAGE_GUIDANCE = 7.5
 """What the base pipeline does when it is asked for nothing else, as that script asks."""
 CLASS_IMAGE_STEPS = 15
-"""Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/seed.md has figures)."""
+"""Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/guide.md has figures)."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScriptSettings:
     """A checked command line: what to do, and the core's settings for it."""
 
-    door: Door
+    script: Script
     flags: ScriptFlags
-    launched: Launched
+    launcher: LauncherEnv
     base_model: BaseModelSettings
     compute: ComputeSettings
     data: DataSettings
@@ -86,7 +86,7 @@ class Plan:
     def train(self, *, seed: int, max_train_steps: int) -> TrainSettings:
         """The settings of the training. Raises ValidationError."""
         return TrainSettings(
-            **_train_values(self.door, self.flags, self.launched, self.num_replicas),
+            **_train_values(self.script, self.flags, self.launcher, self.num_replicas),
             seed=seed,
             max_train_steps=max_train_steps,
         )
@@ -99,29 +99,29 @@ class Plan:
         return -(-micro_steps // self.flags.gradient_accumulation_steps)
 
 
-def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
+def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) -> ScriptSettings:
     """Check what belongs together. Raises SettingsError that names every mistake."""
-    launched = Launched.from_env(env)
+    launcher = LauncherEnv.from_env(env)
     problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += [*input_problems(flags), *_text_problems(flags), *launcher_problems(launched)]
-    problems += precision_problems(flags.mixed_precision or launched.precision, launched)
-    if launched.strategy == "fsdp" and flags.validation_prompt is not None:
+    problems += [*input_problems(flags), *_text_problems(flags), *launcher_problems(launcher)]
+    problems += precision_problems(flags.mixed_precision or launcher.precision, launcher)
+    if launcher.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
             "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
             "from a checkpoint instead"
         )
-    num_replicas = _num_replicas(door, launched)
-    plan = Plan(
-        door=door,
+    num_replicas = _num_replicas(script, launcher)
+    plan = ScriptSettings(
+        script=script,
         flags=flags,
-        launched=launched,
+        launcher=launcher,
         base_model=BaseModelSettings(
             pretrained_model_name_or_path=flags.pretrained_model_name_or_path,
             revision=flags.revision,
             variant=flags.variant,
         ),
         compute=ComputeSettings(
-            device="auto", num_threads=launched.num_threads, deterministic=False
+            device="auto", num_threads=launcher.num_threads, deterministic=False
         ),
         data=_data_settings(flags),
         notes=tuple(notes_on(flags)),
@@ -129,7 +129,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
     )
     try:
         train = plan.train(seed=0, max_train_steps=1)
-        if door.engine == "jax":
+        if script.engine == "jax":
             refuse_what_jax_cannot(train)
     except ValidationError as error:
         problems += [_describe(dict(item)) for item in error.errors(include_url=False)]
@@ -139,7 +139,7 @@ def make_plan(door: Door, flags: ScriptFlags, env: Mapping[str, str]) -> Plan:
 
 
 def _train_values(
-    door: Door, flags: ScriptFlags, launched: Launched, num_replicas: int
+    script: Script, flags: ScriptFlags, launcher: LauncherEnv, num_replicas: int
 ) -> dict[str, Any]:
     """The fields of TrainSettings: those of the same name, and those that flags say otherwise."""
     given = flags.model_dump()
@@ -150,11 +150,11 @@ def _train_values(
     if flags.scale_lr:
         rate *= flags.gradient_accumulation_steps * flags.train_batch_size * num_replicas
     values["learning_rate"] = rate
-    values["method"] = door.method
-    values["lora"] = _lora_settings(given) if door.method == "lora" else None
-    values["num_processes"] = launched.num_processes
-    values["accelerate_config"] = launched.strategy
-    values["mixed_precision"] = flags.mixed_precision or launched.precision
+    values["method"] = script.method
+    values["lora"] = _lora_settings(given) if script.method == "lora" else None
+    values["num_processes"] = launcher.num_processes
+    values["accelerate_config"] = launcher.strategy
+    values["mixed_precision"] = flags.mixed_precision or launcher.precision
     values["offset_noise"] = OFFSET_NOISE if given.get("offset_noise") else 0.0
     if not flags.train_text_encoder:
         values["text_encoder_lr"] = None
@@ -194,10 +194,10 @@ def _data_settings(flags: ScriptFlags) -> DataSettings:
     )
 
 
-def _num_replicas(door: Door, launched: Launched) -> int:
+def _num_replicas(script: Script, launcher: LauncherEnv) -> int:
     """The processes of the launcher, or all devices of this host's JAX. Raises SettingsError."""
-    if door.engine == "torch":
-        return launched.num_processes
+    if script.engine == "torch":
+        return launcher.num_processes
     from dreambooth_core.jax.devices import num_devices
 
     return num_devices()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from dreambooth_core.errors import Stopped
-from dreambooth_core.scripts.launcher_env import Launched
+from dreambooth_core.scripts.launcher_env import LauncherEnv
 
 _PARTING = "stopped before the training began; what is finished is kept: run the command again"
 _AT_ONCE = (
@@ -27,8 +27,8 @@ class Stop:
     went alone would take the others along, and its launcher sees to the end.
     """
 
-    def __init__(self, launched: Launched) -> None:
-        self._launched = launched
+    def __init__(self, launcher: LauncherEnv) -> None:
+        self._launcher = launcher
         self._is_wished = self._is_watched = False
         self._num_counted = 0
         self._parting = _PARTING
@@ -63,11 +63,11 @@ class Stop:
 
     @property
     def _is_shared(self) -> bool:
-        return self._launched.num_processes > 1
+        return self._launcher.num_processes > 1
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         # accelerate's launcher dies of a Ctrl-C, and its death sends SIGTERM here: no second wish.
-        self._num_counted += number == signal.SIGINT or not self._launched.by_accelerate
+        self._num_counted += number == signal.SIGINT or not self._launcher.by_accelerate
         self._is_wished = True
         if self._is_shared:
             return

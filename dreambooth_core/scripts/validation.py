@@ -13,7 +13,7 @@ from torch import nn
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
-from dreambooth_core.scripts.settings import Plan
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import say
 from dreambooth_core.training.trainer import StepByStep
 
@@ -50,7 +50,7 @@ class Validation:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ScriptSettings,
         *,
         prompt: str,
         is_due: IsDue,

@@ -13,7 +13,7 @@ import pytest
 from dreambooth_core import config
 from dreambooth_core.scripts.flags import DREAMBOOTH, ScriptFlags
 from dreambooth_core.scripts.parsing import parse
-from tests.contract.seed_blocks import block
+from tests.contract.guide_blocks import block
 
 ROOT = Path(__file__).parents[3]
 BLOCKS = {

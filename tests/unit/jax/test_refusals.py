@@ -1,4 +1,4 @@
-"""What is not trained through JAX is refused at the door, with the reason."""
+"""What is not trained through JAX is refused before it starts, with the reason."""
 
 import pytest
 

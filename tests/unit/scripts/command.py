@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from dreambooth_core.scripts import flags
-from dreambooth_core.scripts.flags import Door
+from dreambooth_core.scripts.flags import Script
 from dreambooth_core.scripts.main import main
 
 
@@ -36,13 +36,13 @@ def run(
     photos: Path,
     out: Path,
     *,
-    door: Door = flags.DREAMBOOTH,
+    script: Script = flags.DREAMBOOTH,
     **more: object,
 ) -> int:
     """Run a script as in a process of its own, after which nothing is left; its exit code."""
     receivers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return main(door, arguments(base_model, photos, out, **more))
+        return main(script, arguments(base_model, photos, out, **more))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         for number, receiver in receivers.items():

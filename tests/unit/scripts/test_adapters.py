@@ -1,4 +1,4 @@
-"""The LoRA doors: what their own flags do to the adapter, for Stable Diffusion and for XL."""
+"""The LoRA scripts: what their own flags do to the adapter, for Stable Diffusion and for XL."""
 
 import json
 import shutil
@@ -26,10 +26,10 @@ def subject(tmp_path_factory) -> Path:
     return tiny_models.build_photos(tmp_path_factory.mktemp("subject") / "photos")
 
 
-def train(model: Path, photos: Path, out: Path, *, door=DREAMBOOTH_LORA, **flags) -> dict:
+def train(model: Path, photos: Path, out: Path, *, script=DREAMBOOTH_LORA, **flags) -> dict:
     """The adapter's tensors after one step, or as many as the flags say."""
     flags = {"max_train_steps": 1, "learning_rate": 1e-2, **flags}
-    assert run(model, photos, out, door=door, **flags) == 0
+    assert run(model, photos, out, script=script, **flags) == 0
     return load_file(out / ADAPTER)
 
 
@@ -55,7 +55,7 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
 def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
     tiny_sd, subject, tmp_path, capsys, layers, said
 ):
-    flags = {"door": DREAMBOOTH_LORA, "lora_layers": layers, **prior(tmp_path / "class", 2)}
+    flags = {"script": DREAMBOOTH_LORA, "lora_layers": layers, **prior(tmp_path / "class", 2)}
     assert run(tiny_sd, subject, tmp_path / "out", **flags) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "class").exists()  # class images would have been made for nothing
@@ -82,7 +82,7 @@ def test_photos_are_encoded_in_fp32_whatever_the_training_computes_in(
 
     encode = AutoencoderKL.encode
     monkeypatch.setattr(AutoencoderKL, "encode", watch)
-    train(tiny_sdxl, subject, tmp_path, door=DREAMBOOTH_LORA_SDXL, mixed_precision="bf16")
+    train(tiny_sdxl, subject, tmp_path, script=DREAMBOOTH_LORA_SDXL, mixed_precision="bf16")
     assert set(seen) == {(torch.float32, torch.float32, False)}
 
 
@@ -92,7 +92,7 @@ def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
     flags = {"train_text_encoder": True, "output_kohya_format": True, "use_dora": True}
     out = tmp_path / "out"
     tensors = train(
-        tiny_sdxl, subject, out, door=DREAMBOOTH_LORA_SDXL, **flags, checkpointing_steps=1
+        tiny_sdxl, subject, out, script=DREAMBOOTH_LORA_SDXL, **flags, checkpointing_steps=1
     )
     assert {name.split(".")[0] for name in tensors} == {"unet", "text_encoder", "text_encoder_2"}
     assert any("lora_magnitude_vector" in name for name in tensors)
@@ -105,7 +105,7 @@ def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
 def test_the_text_encoders_of_xl_have_a_rate_of_their_own(tiny_sdxl, subject, tmp_path):
     """A B-matrix begins at 0, and AdamW's first update is its rate."""
     flags = {"train_text_encoder": True, "text_encoder_lr": 1e-3}
-    tensors = train(tiny_sdxl, subject, tmp_path / "out", door=DREAMBOOTH_LORA_SDXL, **flags)
+    tensors = train(tiny_sdxl, subject, tmp_path / "out", script=DREAMBOOTH_LORA_SDXL, **flags)
     largest = {
         part: max(t.abs().max().item() for n, t in tensors.items() if _is_b(n, part))
         for part in ("unet", "text_encoder", "text_encoder_2")
@@ -136,7 +136,7 @@ def test_mirrored_photos_are_trained_on_and_those_of_a_symmetric_subject_are_the
         pair = [
             train(
                 tiny_sdxl, photos, tmp_path / f"{photos.name}-{index}",
-                door=DREAMBOOTH_LORA_SDXL, train_batch_size=4, max_train_steps=2, **flags,
+                script=DREAMBOOTH_LORA_SDXL, train_batch_size=4, max_train_steps=2, **flags,
             )
             for index, flags in enumerate(({}, {"random_flip": True}))
         ]  # fmt: skip
@@ -144,21 +144,21 @@ def test_mirrored_photos_are_trained_on_and_those_of_a_symmetric_subject_are_the
 
 
 def test_repeats_make_an_epoch_longer(tiny_sdxl, subject, tmp_path):
-    flags = {"door": DREAMBOOTH_LORA_SDXL, "max_train_steps": None, "train_batch_size": 2}
+    flags = {"script": DREAMBOOTH_LORA_SDXL, "max_train_steps": None, "train_batch_size": 2}
     assert run(tiny_sdxl, subject, tmp_path, **flags, repeats=3, checkpointing_steps=6) == 0
     assert (tmp_path / "checkpoint-6").is_dir()  # 4 photos thrice, 2 a step
     assert not list(tmp_path.glob("checkpoint-7*"))
 
 
-def test_min_snr_and_adamws_name_are_taken_by_the_xl_door_and_prodigy_is_refused(
+def test_min_snr_and_adamws_name_are_taken_by_the_xl_script_and_prodigy_is_refused(
     tiny_sdxl, subject, tmp_path, capsys
 ):
-    door = DREAMBOOTH_LORA_SDXL
-    flags = {"door": door, "train_batch_size": 2, "max_train_steps": 2}
+    script = DREAMBOOTH_LORA_SDXL
+    flags = {"script": script, "train_batch_size": 2, "max_train_steps": 2}
     base = train(tiny_sdxl, subject, tmp_path / "a", **flags, optimizer="adamw")
     weighted = train(tiny_sdxl, subject, tmp_path / "b", **flags, snr_gamma=1.0)
     assert any(not torch.equal(base[name], weighted[name]) for name in base)
-    assert run(tiny_sdxl, subject, tmp_path / "c", door=door, optimizer="prodigy") == 2
+    assert run(tiny_sdxl, subject, tmp_path / "c", script=script, optimizer="prodigy") == 2
     assert "--optimizer: Input should be 'AdamW'" in capsys.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
     shutil.copytree(tiny_sdxl, model)
     edm = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
     (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(edm))
-    assert run(model, subject, tmp_path / "out", door=DREAMBOOTH_LORA_SDXL) == 2
+    assert run(model, subject, tmp_path / "out", script=DREAMBOOTH_LORA_SDXL) == 2
     said = capsys.readouterr()
     assert "edm was trained for another objective than the one here: EDM" in said.err
     assert "EDMDPMSolverMultistepScheduler" in said.err
@@ -210,7 +210,7 @@ def test_a_short_run_draws_at_its_end_and_learns_the_same_as_without_pictures(
 
 def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
     flags = {
-        "door": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
+        "script": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
         "validation_prompt": "a mug", "validation_epochs": 2, "num_validation_images": 1,
         "train_batch_size": 2, "max_train_steps": 8, "mixed_precision": "bf16",
     }  # fmt: skip
@@ -226,7 +226,7 @@ def test_another_sampler_of_validation_pictures_draws_others(tiny_sd, subject, t
     drawn = []
     for name in ("DPMSolverMultistepScheduler", "DDPMScheduler"):
         flags = {
-            "door": DREAMBOOTH, "report_to": "all", "validation_prompt": "a mug",
+            "script": DREAMBOOTH, "report_to": "all", "validation_prompt": "a mug",
             "validation_steps": 1, "num_validation_images": 1, "max_train_steps": 1,
             "validation_scheduler": name,
         }  # fmt: skip

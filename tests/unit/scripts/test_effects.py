@@ -1,6 +1,6 @@
 """What each flag of train_dreambooth.py does to the weights, in trainings of one or two steps.
 
-The other doors' own flags are in `test_adapters.py`; what runs leave behind in `test_runs.py`.
+The other scripts' own flags are in `test_adapters.py`; what runs leave behind in `test_runs.py`.
 """
 
 import csv

@@ -19,7 +19,7 @@ from dreambooth_core.scripts.flags import (
     DREAMBOOTH_LORA_SDXL,
 )
 from dreambooth_core.scripts.parsing import help_text, parse
-from dreambooth_core.scripts.settings import make_plan
+from dreambooth_core.scripts.settings import make_settings
 from dreambooth_core.scripts.wording import in_flags
 from tests.paths import ROOT
 
@@ -42,15 +42,15 @@ num_validation_images validation_steps report_to logging_dir seed push_to_hub hu
 """
 
 
-def problems(door, *arguments: str, env=None) -> str:
+def problems(script, *arguments: str, env=None) -> str:
     with pytest.raises(SettingsError) as caught:
-        make_plan(door, parse(door, arguments), env or {})
+        make_settings(script, parse(script, arguments), env or {})
     assert caught.value.exit_code == 2
     return str(caught.value)
 
 
-def train_settings(*arguments: str, door=DREAMBOOTH, env=None):
-    plan = make_plan(door, parse(door, [*NEEDED, *arguments]), env or {})
+def train_settings(*arguments: str, script=DREAMBOOTH, env=None):
+    plan = make_settings(script, parse(script, [*NEEDED, *arguments]), env or {})
     return plan.train(seed=0, max_train_steps=10)
 
 
@@ -59,8 +59,10 @@ def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
     for name in SEED_FLAGS.split():
         assert name in DREAMBOOTH.flags.model_fields
         assert f"--{name}" in text
-    for door in (DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL):
-        assert {"rank", "lora_alpha", "lora_dropout", "lora_layers"} <= set(door.flags.model_fields)
+    for script in (DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL):
+        assert {"rank", "lora_alpha", "lora_dropout", "lora_layers"} <= set(
+            script.flags.model_fields
+        )
 
 
 def kind(annotation: object) -> str:
@@ -81,7 +83,7 @@ def documented_flags(column: int) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("column", "door", "other"),
+    ("column", "script", "other"),
     [
         (0, DREAMBOOTH, {}),
         (1, DREAMBOOTH_LORA, {}),
@@ -90,10 +92,10 @@ def documented_flags(column: int) -> dict[str, tuple[str, str]]:
     ],
     ids=["dreambooth", "lora", "sdxl", "flax"],
 )
-def test_defaults_are_those_of_the_documented_scripts(column, door, other):
+def test_defaults_are_those_of_the_documented_scripts(column, script, other):
     """All of them, with their types; a flag that is not taken is refused with its reason."""
-    documented, fields = documented_flags(column), door.flags.model_fields
-    assert documented.keys() - fields.keys() <= door.refused.keys()
+    documented, fields = documented_flags(column), script.flags.model_fields
+    assert documented.keys() - fields.keys() <= script.refused.keys()
     expected = {n: (t, other.get(n, d)) for n, (t, d) in documented.items() if n in fields}
     assert len(expected) > 30
     assert expected == {
@@ -201,7 +203,7 @@ def deepspeed_launch(folder: Path, file: dict[str, object], precision: str) -> d
     }
 
 
-def test_save_steps_of_the_jax_door_is_another_name_of_checkpointing_steps():
+def test_save_steps_of_the_jax_script_is_another_name_of_checkpointing_steps():
     assert parse(DREAMBOOTH_FLAX, [*NEEDED, "--save_steps=7"]).checkpointing_steps == 7
 
 
@@ -272,7 +274,9 @@ def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
 
 def test_flags_that_do_nothing_here_are_named_before_the_run():
     def notes_on(*arguments: str) -> str:
-        return "; ".join(make_plan(DREAMBOOTH, parse(DREAMBOOTH, [*NEEDED, *arguments]), {}).notes)
+        return "; ".join(
+            make_settings(DREAMBOOTH, parse(DREAMBOOTH, [*NEEDED, *arguments]), {}).notes
+        )
 
     rate = "--text_encoder_lr=1e-4"
     notes = notes_on(rate, "--class_prompt=a dog", "--lr_warmup_steps=5")
@@ -283,9 +287,9 @@ def test_flags_that_do_nothing_here_are_named_before_the_run():
 
 
 def test_pictures_that_a_run_ends_before_are_told_before_it():
-    def note_on(*arguments: str, door=DREAMBOOTH) -> str:
-        flags = parse(door, [*NEEDED, "--validation_prompt=a mug", *arguments])
-        return "; ".join(make_plan(door, flags, {}).notes)
+    def note_on(*arguments: str, script=DREAMBOOTH) -> str:
+        flags = parse(script, [*NEEDED, "--validation_prompt=a mug", *arguments])
+        return "; ".join(make_settings(script, flags, {}).notes)
 
     assert note_on("--max_train_steps=99") == (
         "--validation_prompt: no picture is drawn: --validation_steps is 100, and the run ends at "
@@ -293,7 +297,7 @@ def test_pictures_that_a_run_ends_before_are_told_before_it():
     )
     assert note_on("--max_train_steps=100") == ""
     assert "--validation_steps is 9," in note_on("--max_train_steps=8", "--validation_steps=9")
-    assert note_on("--max_train_steps=2", door=DREAMBOOTH_LORA) == ""  # which draws at its end
+    assert note_on("--max_train_steps=2", script=DREAMBOOTH_LORA) == ""  # which draws at its end
 
 
 def test_flags_of_other_model_families_are_refused_with_the_reason():
@@ -304,22 +308,22 @@ def test_flags_of_other_model_families_are_refused_with_the_reason():
 
 
 @pytest.mark.parametrize(
-    "door",
+    "script",
     [DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX],
-    ids=lambda door: door.script,
+    ids=lambda script: script.name,
 )
-def test_every_refused_flag_is_told_with_its_reason(door):
-    assert door.refused
-    text = problems(door, *NEEDED, *(f"--{name}=x" for name in door.refused))
-    assert text.splitlines() == [f"--{n}: not taken: {why}" for n, why in door.refused.items()]
+def test_every_refused_flag_is_told_with_its_reason(script):
+    assert script.refused
+    text = problems(script, *NEEDED, *(f"--{name}=x" for name in script.refused))
+    assert text.splitlines() == [f"--{n}: not taken: {why}" for n, why in script.refused.items()]
 
 
 def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
-    for door, name in (
+    for script, name in (
         (DREAMBOOTH_LORA_SDXL, "pretrained_vae_model_name_or_path"),
         (DREAMBOOTH_FLAX, "pretrained_vae_name_or_path"),
     ):
-        text = problems(door, *NEEDED, f"--{name}=owner/vae-fp16-fix")
+        text = problems(script, *NEEDED, f"--{name}=owner/vae-fp16-fix")
         assert f"--{name}: not taken: leave it out: photos are encoded by the model's own" in text
         assert "in fp32" in text
 
@@ -328,7 +332,7 @@ def test_the_text_encoders_weight_decay_is_refused_with_the_difference():
     text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--adam_weight_decay_text_encoder=1e-3")
     assert "--adam_weight_decay (1e-4 unless given) holds for the adapters of all" in text
     assert "the text encoders' 1e-3" in text
-    both = train_settings("--train_text_encoder", door=DREAMBOOTH_LORA_SDXL)
+    both = train_settings("--train_text_encoder", script=DREAMBOOTH_LORA_SDXL)
     assert both.adam_weight_decay == 1e-4
 
 
@@ -369,36 +373,38 @@ def test_offset_noise_is_a_switch_of_strength_a_tenth():
 
 
 def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
-    lora = train_settings("--rank=8", door=DREAMBOOTH_LORA).lora
+    lora = train_settings("--rank=8", script=DREAMBOOTH_LORA).lora
     assert lora is not None
     assert (lora.rank, lora.lora_alpha) == (8, 8.0)
     assert lora.lora_layers == ("to_k", "to_q", "to_v", "to_out.0")
-    given = train_settings("--lora_alpha=2", "--lora_layers=to_q, to_v", door=DREAMBOOTH_LORA).lora
+    given = train_settings(
+        "--lora_alpha=2", "--lora_layers=to_q, to_v", script=DREAMBOOTH_LORA
+    ).lora
     assert given is not None
     assert (given.lora_alpha, given.lora_layers) == (2.0, ("to_q", "to_v"))
 
 
 @pytest.mark.parametrize(
-    ("door", "given", "found", "expected"),
+    ("script", "given", "found", "expected"),
     [
         (DREAMBOOTH, [], 7, 7), (DREAMBOOTH_FLAX, [], 7, 7), (DREAMBOOTH_FLAX, [], None, 0),
         (DREAMBOOTH, ["--seed=3"], 7, 3), (DREAMBOOTH_FLAX, ["--seed=0"], 7, 0),
     ],
 )  # fmt: skip
 def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
-    door, given, found, expected, monkeypatch
+    script, given, found, expected, monkeypatch
 ):
     monkeypatch.setattr(
         "dreambooth_core.scripts.settings._num_replicas", lambda *_: 1
     )  # without JAX
-    plan = make_plan(door, parse(door, [*NEEDED, *given]), {})
+    plan = make_settings(script, parse(script, [*NEEDED, *given]), {})
     record = ScriptCheckpoint(step=2, method="full", settings={"seed": found}, files={})
     assert run.seed_of(plan, None if found is None else (Path(), record)) == expected
 
 
 def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
     flags = [*NEEDED, *PRIOR, "--train_batch_size=2", "--gradient_accumulation_steps=2"]
-    plan = make_plan(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
+    plan = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
     assert plan.steps_per_epoch(num_instance=5, num_class=0) == 2  # 3 batches, 2 an update
     assert plan.steps_per_epoch(num_instance=5, num_class=20) == 5
 

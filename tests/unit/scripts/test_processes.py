@@ -1,4 +1,4 @@
-"""The door with two processes: DDP and DeepSpeed, started by `accelerate launch`."""
+"""A script with two processes: DDP and DeepSpeed, started by `accelerate launch`."""
 
 import csv
 import os

@@ -210,7 +210,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
 
 
 def test_another_rank_cannot_go_on_from_an_adapters_checkpoint(tiny_sd, photos, tmp_path, capsys):
-    flags = {"door": DREAMBOOTH_LORA, "checkpointing_steps": 2}
+    flags = {"script": DREAMBOOTH_LORA, "checkpointing_steps": 2}
     run(tiny_sd, photos, tmp_path / "out", **flags, rank=2)
     again = {**flags, "rank": 3, "resume_from_checkpoint": "latest", "max_train_steps": 4}
     assert run(tiny_sd, photos, tmp_path / "out", **again) == 2
@@ -222,7 +222,7 @@ def test_an_adapter_stands_in_output_dir_and_in_every_checkpoint_under_unet_name
 ):
     out = tmp_path / "out"
     flags = {"max_train_steps": 3, "checkpointing_steps": 2, "learning_rate": 1e-2}
-    assert run(tiny_sd, photos, out, door=DREAMBOOTH_LORA, **flags) == 0
+    assert run(tiny_sd, photos, out, script=DREAMBOOTH_LORA, **flags) == 0
     assert names(out) == ["checkpoint-2", "pytorch_lora_weights.safetensors"]
     for folder in (out, out / "checkpoint-2"):
         keys = load_file(folder / "pytorch_lora_weights.safetensors").keys()
@@ -427,7 +427,7 @@ def test_the_text_encoder_has_a_learning_rate_of_its_own(tiny_sd, photos, tmp_pa
 def test_an_adapter_of_the_text_encoder_stands_beside_the_unets(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     flags = {"train_text_encoder": True, "max_train_steps": 2, "learning_rate": 1e-2}
-    assert run(tiny_sd, photos, out, door=DREAMBOOTH_LORA, **flags) == 0
+    assert run(tiny_sd, photos, out, script=DREAMBOOTH_LORA, **flags) == 0
     keys = load_file(out / "pytorch_lora_weights.safetensors").keys()
     assert {key.split(".")[0] for key in keys} == {"unet", "text_encoder"}
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)

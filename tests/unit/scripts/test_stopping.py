@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.scripts.launcher_env import Launched
+from dreambooth_core.scripts.launcher_env import LauncherEnv
 from dreambooth_core.scripts.signals import Stop
 from tests.paths import ROOT
 from tests.unit.scripts.command import arguments
@@ -34,7 +34,7 @@ def stop_of(monkeypatch):
         raise Ended(code)
 
     def make(env: dict[str, str]) -> Stop:
-        stop = Stop(Launched.from_env(env))
+        stop = Stop(LauncherEnv.from_env(env))
         stop.install()
         return stop
 

@@ -1,4 +1,4 @@
-"""`train_dreambooth_flax.py`: its checkpoints, its pictures, and what is refused at the door."""
+"""`train_dreambooth_flax.py`: its checkpoints, its pictures, and the flags that it refuses."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit_and_torch_goes_on_from_
     tiny_sd, photos, tmp_path
 ):
     flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
-    jax = flags | {"door": DREAMBOOTH_FLAX}
+    jax = flags | {"script": DREAMBOOTH_FLAX}
     whole, resumed, in_torch = (tmp_path / name for name in ("whole", "resumed", "torch"))
     assert run(tiny_sd, photos, whole, **jax) == 0
     for out in (resumed, in_torch):
@@ -44,7 +44,7 @@ def test_save_steps_makes_checkpoints_and_validation_pictures_show_the_weights_o
 ):
     flags = {"train_text_encoder": True, "max_train_steps": 3, "save_steps": 2}
     pictures = {"validation_prompt": "a mug", "validation_steps": 1, "num_validation_images": 1}
-    flags |= pictures | {"door": DREAMBOOTH_FLAX, "report_to": "tensorboard"}
+    flags |= pictures | {"script": DREAMBOOTH_FLAX, "report_to": "tensorboard"}
     assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
     events = EventAccumulator(str(tmp_path / "out/logs/dreambooth"), size_guidance={"images": 0})

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.paths import ROOT
 
-BLOCKS = Path(__file__).with_name("seed_blocks.md").read_text()
+BLOCKS = Path(__file__).with_name("guide_blocks.md").read_text()
 HAS_GPU = torch.cuda.is_available()
 
 

@@ -1,4 +1,4 @@
-"""docs/seed.md: every flag of every door and every block, with tests that exist."""
+"""docs/guide.md: every flag of every script and every block, with tests that exist."""
 
 import fnmatch
 import re
@@ -12,11 +12,11 @@ from dreambooth_core.scripts.flags import (
     DREAMBOOTH_LORA,
     DREAMBOOTH_LORA_SDXL,
 )
-from tests.contract.seed_blocks import BLOCKS
+from tests.contract.guide_blocks import BLOCKS
 from tests.paths import ROOT
 
-DOORS = (DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX)
-PAGE = (ROOT / "docs/seed.md").read_text()
+SCRIPTS = (DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX)
+PAGE = (ROOT / "docs/guide.md").read_text()
 TESTS = sorted(
     chain.from_iterable(
         re.findall(r"def (test_\w+)", path.read_text())
@@ -44,7 +44,7 @@ def test_every_test_that_the_page_names_exists():
 
 
 def test_the_page_names_every_refused_flag_and_no_other():
-    refused = {name for door in DOORS for name in door.refused}
+    refused = {name for script in SCRIPTS for name in script.refused}
     told = [name for row in rows("Flags", "Refused with the reason") for name in quoted(row[0])]
     assert sorted(told) == sorted(refused)
 
@@ -59,12 +59,12 @@ def test_every_row_names_tests_and_all_of_them_exist(heading):
             assert fnmatch.filter(TESTS, name.replace("...", "*")), name
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.script)
-def test_every_flag_of_every_door_has_a_row(door):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_every_flag_of_every_script_has_a_row(script):
     patterns = list(chain.from_iterable(quoted(row[0]) for row in rows("Flags")))
     missing = [
         name
-        for name in door.flags.model_fields
+        for name in script.flags.model_fields
         if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
     assert missing == []

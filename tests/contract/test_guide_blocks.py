@@ -1,11 +1,11 @@
 """The seed document's torch blocks run as printed, and its snippets load what they leave.
 
-What is changed in them stands in `seed_blocks.py`; the JAX blocks are in `tests/unit/jax`.
+What is changed in them stands in `guide_blocks.py`; the JAX blocks are in `tests/unit/jax`.
 """
 
 import pytest
 
-from tests.contract.seed_blocks import (
+from tests.contract.guide_blocks import (
     assert_a_checkpoint_loads,
     assert_class_images_are_made,
     assert_the_result_draws,

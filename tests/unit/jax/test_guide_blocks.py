@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.contract.seed_blocks import (
+from tests.contract.guide_blocks import (
     assert_a_checkpoint_loads,
     assert_class_images_are_made,
     assert_the_result_draws,
