@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return workspaces.run_in(root, sys.executable, "-m", "flows", "plan", *options, check=False)
+    return workspaces.run_in(root, sys.executable, "-m", "cli", "plan", *options, check=False)
 
 
 def with_preset(root: Path, name: str) -> None:

@@ -27,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dreambooth(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return workspaces.run_in(root, sys.executable, "-m", "flows", *options, check=False)
+    return workspaces.run_in(root, sys.executable, "-m", "cli", *options, check=False)
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

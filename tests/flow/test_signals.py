@@ -37,7 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def _start(workspace: Workspace, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as sink:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows", "run", SUBJECT],
+            [sys.executable, "-m", "cli", "run", SUBJECT],
             cwd=workspace.root,
             env=workspaces.environment(workspace.root),
             stdout=sink,

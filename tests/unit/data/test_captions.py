@@ -46,7 +46,7 @@ def test_captions_come_from_both_kinds_of_file_into_the_manifest(
     ]  # fmt: skip
     assert Manifest.read(tmp_path / "out") == manifest
     told = {each.name: each.reason for each in inspection.report.skipped}
-    assert told == dict.fromkeys(["metadata.jsonl", "photo-0.txt"], gate.wording.CAPTION_READ)
+    assert told == dict.fromkeys(["metadata.jsonl", "photo-0.txt"], gate.messages.CAPTION_READ)
     assert inspection.report.warnings == (
         "without a caption, so trained on the instance prompt: photo-1.png",
     )

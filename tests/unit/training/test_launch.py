@@ -223,7 +223,7 @@ def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_
     script = (
         "import subprocess, sys; from pathlib import Path\n"
         "from dreambooth_core import locks\n"
-        "from dreambooth_core.training import processes\n"
+        "from dreambooth_core.training.launch import processes\n"
         f"command = processes.guarded([sys.executable, '-c', {launcher!r}], variables={{}})\n"
         "with locks.hold(Path(sys.argv[1]), timeout_s=1, inheritable=True) as fd:\n"
         "    subprocess.run(command, start_new_session=True, pass_fds=(fd,))\n"
