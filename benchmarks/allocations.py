@@ -54,5 +54,5 @@ def counting() -> Iterator[Allocations]:
             found.peaks.append(highest)
             highest = held
         else:
-            held += event.nbytes()
+            held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
             highest = max(highest, held)

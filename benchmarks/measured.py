@@ -89,7 +89,7 @@ def class_images(workspace: Path, model: Path, num: int) -> Path:
 
 
 def _draw(
-    pipe: StableDiffusionPipeline, *, noun: str, num: int, steps: int, guidance: float
+    pipe: load.Pipeline, *, noun: str, num: int, steps: int, guidance: float
 ) -> list[Image.Image]:
     seeds = [derive_seed(HELD_OUT_SEED, "class", index) for index in range(num)]
     return sampling.sample(
@@ -102,7 +102,9 @@ def _draw(
 def pipeline(model: Path) -> StableDiffusionPipeline:
     """The base model's pipeline, loaded once."""
     torch.set_num_threads(1)
-    return load.load_pipeline_folder(model, device=torch.device("cpu"))
+    pipe = load.load_pipeline_folder(model, device=torch.device("cpu"))
+    assert isinstance(pipe, StableDiffusionPipeline)
+    return pipe
 
 
 # ---- learning -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -345,7 +346,7 @@ def main() -> None:
             )
 
 
-def as_data(row: Row) -> dict[str, object]:
+def as_data(row: Row) -> dict[str, Any]:
     """A row for JSON."""
     intervals = {"dino_closed": row.dino_closed, "class_div_kept": row.class_div_kept}
     return asdict(row) | {name: interval.to_json() for name, interval in intervals.items()}

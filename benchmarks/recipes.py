@@ -186,13 +186,14 @@ def build(model: str, folder: Path) -> Path:
 def _pipeline(model: str) -> Pipeline:
     architecture, blocks = ARCHITECTURES[model], 4
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "assets" / "pocket-sd" / "tokenizer")
+    vae: dict[str, Any] = {
+        "block_out_channels": (32,) * blocks,
+        "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+    }
     networks: dict[str, Any] = {
-        "vae": AutoencoderKL(
-            block_out_channels=(32,) * blocks,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-        ),
+        "vae": AutoencoderKL(**vae),
         "tokenizer": tokenizer,
         "unet": architecture.build_unet(),
         "scheduler": DDPMScheduler(

@@ -33,7 +33,7 @@ def _context(session: Session, subject: str | None = None) -> StageContext:
     )
 
 
-def generate(
+def generate(  # noqa: PLR0913 - one parameter per option
     *,
     model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder.")],
     prompt: Annotated[str, typer.Option(help='Such as "a photo of sks mug on the beach".')],

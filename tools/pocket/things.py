@@ -34,9 +34,10 @@ def polygon(role: str, *points: tuple[float, float], outlined: bool = True) -> P
 
 def ellipse(
     role: str, x: float, y: float, rx: float, ry: float, *, outlined: bool = True,
-    start: float = 0.0, stop: float = 360.0,
+    arc: tuple[float, float] = (0.0, 360.0),
 ) -> Part:  # fmt: skip
-    """An ellipse, or its arc from `start` to `stop` degrees closed by a chord."""
+    """An ellipse, or its arc (from, to, in degrees) closed by a chord."""
+    start, stop = arc
     angles = np.radians(np.linspace(start, stop, 36, endpoint=stop - start < 360))
     return Part(role, np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1), outlined)
 
@@ -191,7 +192,7 @@ def _rocket() -> Groups:
 
 
 def _umbrella() -> Groups:
-    dome = ellipse("body", 0.0, 0.06, 1.0, 0.96, start=180, stop=360).points
+    dome = ellipse("body", 0.0, 0.06, 1.0, 0.96, arc=(180, 360)).points
     scallops = [
         (x + 0.25 * math.cos(a), 0.06 - 0.13 * math.sin(a))
         for x in (0.75, 0.25, -0.25, -0.75)
