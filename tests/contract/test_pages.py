@@ -1,4 +1,4 @@
-"""What the pages point to is there."""
+"""Every path, function and link that a page names exists."""
 
 from __future__ import annotations
 
@@ -9,16 +9,38 @@ import pytest
 
 from tests.paths import ROOT
 
-_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_PAGES = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 _FILE = re.compile(
-    r"(?:dreambooth_core|flows|tasks|tests|benchmarks|infra)/[\w/.-]+\.(?:py|yaml)\b"
+    r"(?:dreambooth_core|cli|flows|tasks|tests|tools|benchmarks|infra|presets)/"
+    r"[\w/.-]+\.(?:py|yaml|json|txt)\b"
 )
+_FUNCTION = re.compile(r"`([\w/.-]+\.py):(\w+)`")
+_FOLDER = re.compile(r"`((?:dreambooth_core|cli|flows|tasks|tests|tools|benchmarks)/[\w/]*)`")
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+each_page = pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_source_file_that_a_page_names_exists(page: Path) -> None:
-    named = set(_FILE.findall(page.read_text()))
-    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+@each_page
+def test_every_source_file_named_by_a_page_exists(page: Path) -> None:
+    text = page.read_text()
+    named = {*_FILE.findall(text), *_FOLDER.findall(text)}
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@each_page
+def test_every_function_named_by_a_page_exists(page: Path) -> None:
+    named = sorted(set(_FUNCTION.findall(page.read_text())))
+    assert [f"{file}:{name}" for file, name in named if not _defines(ROOT / file, name)] == []
+
+
+@each_page
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    links = sorted(set(_LINK.findall(page.read_text())))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_no_list_of_links_names_a_page_twice() -> None:
@@ -26,3 +48,7 @@ def test_no_list_of_links_names_a_page_twice() -> None:
         if line.count(" · ") > 1:
             links = re.findall(r"\]\(([^)]+)\)", line)
             assert sorted(links) == sorted(set(links))
+
+
+def _defines(file: Path, name: str) -> bool:
+    return bool(re.search(rf"^\s*(?:def|class) {name}\b", file.read_text(), re.MULTILINE))
