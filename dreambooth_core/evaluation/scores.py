@@ -142,10 +142,10 @@ def score_checkpoint(
         should_stop=should_stop,
     )
     key = score_key(evaluator, model.sha256)
-    row = evaluator.store.scores(key)
+    row = evaluator.store.load_scores(key)
     if row is None:
         row = score_features(evaluator, model=model, features=_features(evaluator, images))
-        evaluator.store.keep_scores(key, row)
+        evaluator.store.save_scores(key, row)
     own = {"name": model.name, "step": model.step, "checkpoint_sha256": model.checkpoint_sha256}
     return row.model_copy(update=own)
 

@@ -1,38 +1,27 @@
-"""The score store: images and scores that survive kills and are never made twice.
+"""The score store: evaluation images and rows of scores that survive a kill.
 
-    images/<sampling key>/block-00000/{000.png..., record.json}, made.log
+    images/<sampling key>/    blocks of images (dreambooth_core.blocks)
     scores/<score key>/record.json
 
-The sampling key says which model makes which images how; the score key adds the scorers and the
-instance photos. So other photos of the subject rescore a model without sampling again.
+The sampling key covers the model and the sampling; the score key adds the scorers and the instance
+photos. So new photos of a subject change the scores without sampling again.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from dreambooth_core import files, locks
-from dreambooth_core.errors import Stopped
+from dreambooth_core import blocks
 from dreambooth_core.evaluation.suites import EvaluationPlan
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import CheckpointScore, Record
+from dreambooth_core.records import CheckpointScore
 
 Sampler = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
-"""(prompts, seeds) of one block -> its images; image i depends on its prompt and seed alone."""
-
-
-_LOCK_WAIT_S = 3600.0  # longer than any one block takes
-
-
-class ImageBlock(Record):
-    """A finished block of images: the sha256 of every file in it."""
-
-    files: dict[str, str]
+"""(prompts, seeds) of one block -> its images; each image depends on its prompt and seed alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +38,11 @@ class ScoreStore:
 
     root: Path
 
-    def scores(self, key: str) -> CheckpointScore | None:
-        """The row under a score key, if it is there whole."""
+    def load_scores(self, key: str) -> CheckpointScore | None:
+        """The row under a score key, or None."""
         return CheckpointScore.read_if_there(self.root / "scores" / key)
 
-    def keep_scores(self, key: str, row: CheckpointScore) -> None:
+    def save_scores(self, key: str, row: CheckpointScore) -> None:
         """Write the row under its score key."""
         row.write(self.root / "scores" / key)
 
@@ -66,58 +55,25 @@ class ScoreStore:
         progress: Progress = no_progress,
         should_stop: StopSignal = never_stop,
     ) -> RowImages:
-        """The plan's images from the model with that hash; only missing blocks are sampled.
+        """The plan's images from the model with that hash; samples only missing blocks.
 
-        A kill loses at most the block in work. Raises Stopped between blocks.
+        Subjects with the same words and base model share images. Raises Stopped between blocks.
         """
-        folder = self.root / "images" / plan.sampling_key(model_sha256)
+        key = plan.sampling_key(model_sha256)
         requests, size = plan.requests, plan.batch_size
+
+        def sample(indices: Sequence[int]) -> Sequence[Image.Image]:
+            block = [requests[index] for index in indices]
+            return sampler([prompt for prompt, _ in block], [seed for _, seed in block])
+
         paths: list[Path] = []
-        for start in range(0, len(requests), size):
-            block = requests[start : start + size]
-            place = folder / f"block-{start // size:05d}"
-            # Subjects that share words and base model share images too: one process makes a block.
-            with locks.hold(folder / "block.lock", timeout_s=_LOCK_WAIT_S):
-                if not _is_whole(place, count=len(block)):
-                    if should_stop():
-                        raise Stopped(
-                            f"stopped after {start} of {len(requests)} evaluation images",
-                            hint="run the same command again: it continues there",
-                        )
-                    files.remove_asides(folder)
-                    _sample_block(place, block, sampler=sampler)
-            paths += [place / _image_name(i) for i in range(len(block))]
-            progress(start + len(block), len(requests), "evaluation images")
+        for first in range(0, len(requests), size):
+            indices = range(first, min(first + size, len(requests)))
+            block = blocks.complete_block(
+                self.root / "images" / key, key, indices, sampler=sample, should_stop=should_stop
+            )
+            paths += [image.path for image in block]
+            progress(indices.stop, len(requests), "evaluation images")
         return RowImages(
             suite=tuple(paths[: plan.num_images]), class_prompt=tuple(paths[plan.num_images :])
         )
-
-
-def _image_name(index: int) -> str:
-    return f"{index:03d}.png"
-
-
-def _is_whole(place: Path, *, count: int) -> bool:
-    """Whether a block is there with the right bytes; a damaged one is removed, to be made again."""
-    block = ImageBlock.read_if_there(place)
-    if block is not None and len(block.files) == count and not files.mismatches(place, block.files):
-        return True
-    shutil.rmtree(place, ignore_errors=True)
-    return False
-
-
-def _sample_block(place: Path, block: Sequence[tuple[str, int]], *, sampler: Sampler) -> None:
-    images = sampler([prompt for prompt, _ in block], [seed for _, seed in block])
-    with (place.parent / "made.log").open("a", encoding="utf-8") as log:
-        # Written before the block is kept: the log counts what was made, kept or lost.
-        log.write(f"{place.name} {len(images)}\n")
-    with files.atomic_dir(place) as aside:
-        for index, image in enumerate(images):
-            image.save(aside / _image_name(index), format="PNG", optimize=False)
-        ImageBlock(files=files.tree_hashes(aside)).write(aside)
-
-
-def images_made(root: Path) -> int:
-    """How many images were sampled below a store's root, over all attempts, kept or lost."""
-    logs = (root / "images").glob("*/made.log")
-    return sum(int(line.split()[1]) for log in logs for line in log.read_text().splitlines())

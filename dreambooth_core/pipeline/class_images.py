@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from dreambooth_core import files
+from dreambooth_core.blocks import Sampler
 from dreambooth_core.config import PriorSettings, SubjectView
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling, solvers
@@ -53,9 +54,7 @@ def _key(context: StageContext, view: SubjectView, prior: PriorSettings) -> str:
     )
 
 
-def _sampler(
-    context: StageContext, view: SubjectView, prior: PriorSettings
-) -> class_images.Sampler:
+def _sampler(context: StageContext, view: SubjectView, prior: PriorSettings) -> Sampler:
     """Draws class images with the base model, which is loaded when the first is needed."""
 
     @functools.cache

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dreambooth_core import files
+from dreambooth_core.blocks import png_bytes
 from dreambooth_core.config import PriorSettings
-from dreambooth_core.data.class_images import class_image_key, class_seed, png_bytes
+from dreambooth_core.data.class_images import class_image_key, class_seed
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline, native_side

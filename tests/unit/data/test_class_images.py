@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core import files
+from dreambooth_core import blocks, files
 from dreambooth_core.config import BaseModelSettings, PriorSettings
 from dreambooth_core.data import class_images
 from dreambooth_core.data.class_images import class_seed, make_class_images
@@ -152,11 +152,11 @@ def test_killed_twice_it_completes_with_the_same_bytes_and_one_block_lost_per_ki
     log = tmp_path / "log"
     log.touch()
     command = [sys.executable, "-c", _SLOW_RUN, str(tmp_path), str(log)]
-    for blocks in (2, 4):
+    for num_blocks in (2, 4):
         process = subprocess.Popen(command)
         try:
             deadline = time.monotonic() + 120
-            while len(log.read_text().split()) < blocks * BLOCK and time.monotonic() < deadline:
+            while len(log.read_text().split()) < num_blocks * BLOCK and time.monotonic() < deadline:
                 time.sleep(0.01)
         finally:
             process.kill()
@@ -224,8 +224,8 @@ def test_png_is_lossless_and_carries_nothing_but_pixels() -> None:
     tagged = noise.copy()
     tagged.info["comment"] = "made yesterday"
     tagged.info["dpi"] = (300, 300)
-    assert class_images.png_bytes(noise) == class_images.png_bytes(tagged)
-    with Image.open(io.BytesIO(class_images.png_bytes(noise))) as again:
+    assert blocks.png_bytes(noise) == blocks.png_bytes(tagged)
+    with Image.open(io.BytesIO(blocks.png_bytes(noise))) as again:
         assert again.tobytes() == noise.tobytes()
 
 
