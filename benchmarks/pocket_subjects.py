@@ -285,7 +285,7 @@ def make_judge(folder: Path) -> Judge:
                 continue
             pixels = np.asarray(Image.open(pictures / picture_name(index)).convert("RGB"))
             batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-            seen = PLACE_NAMES[int(classifier.read(batch)["place"])]
+            seen = PLACE_NAMES[int(classifier.predict(batch)["place"])]
             asked, right = asked + 1, right + (seen == places[0])
         return right / asked
 

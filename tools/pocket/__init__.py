@@ -1,1 +1,1 @@
-"""The embedded pocket models: a drawn world with captions, and four small models trained on it."""
+"""Pretraining of the pocket models: four small models trained on drawn scenes with captions."""

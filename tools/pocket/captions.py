@@ -1,4 +1,4 @@
-"""Captions of the pocket world, and the vocabulary that the tokenizer is built from."""
+"""Captions of the pocket world, and the vocabulary of the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tools.pocket.world import COLOURS, PLACES, THINGS
 
 PREFIXES = ("a photo of", "a picture of", "an image of", "")
 ARTICLES = ("a", "the", "")
-#: Words without a meaning. Captions hold one now and then, at random and unrelated to the picture,
-#: so that the models learn to look past them: an identifier starts out neutral.
+#: Meaningless words. `NOISE_SHARE` of the captions contain a random one, unrelated to the image, so
+#: the models learn to ignore them: an identifier starts out neutral.
 RARE_TOKENS = (
     "sks", "zwx", "ohwx", "olis", "pll", "grt", "xon", "phol",
     "qzy", "vkj", "wbt", "mxz", "jyx", "kaf", "drb", "ulf",
 )  # fmt: skip
-#: Words of prompts that no caption holds; known so that they cost one token each.
+#: Words of prompts that occur in no caption, in the vocabulary so that each is one token.
 OTHER_WORDS = ("with", "and", "of", "in", "on", "at", "this", "my", "photos", "thing", "background")
 NOISE_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """What a caption says: indices into the worlds' lists, or None where it keeps silent."""
+    """Indices of what a caption mentions; None if it omits colour or place."""
 
     thing: int
     colour: int | None
@@ -31,13 +31,13 @@ class Mention:
 
 
 def vocabulary() -> list[str]:
-    """Every word that is one token, in a fixed order."""
+    """All words that are single tokens, in a fixed order."""
     texts = [*PREFIXES, *ARTICLES, *THINGS, *COLOURS, *PLACES.values(), *RARE_TOKENS, *OTHER_WORDS]
     return list(dict.fromkeys(word for text in texts for word in text.split()))
 
 
 def write_caption(mention: Mention, *, prefix: str, article: str, noise: str = "") -> str:
-    """The caption in words, for example "a photo of a red mug on the beach"."""
+    """The caption's text, for example "a photo of a red mug on the beach"."""
     colour = "" if mention.colour is None else list(COLOURS)[mention.colour]
     place = "" if mention.place is None else list(PLACES.values())[mention.place]
     words = (prefix, article, noise, colour, THINGS[mention.thing], place)
@@ -45,7 +45,7 @@ def write_caption(mention: Mention, *, prefix: str, article: str, noise: str = "
 
 
 def full_caption(thing: int, colour: int, place: int) -> str:
-    """The plain caption that names everything."""
+    """The caption with thing, colour and place."""
     return write_caption(Mention(thing, colour, place), prefix="a photo of", article="a")
 
 
@@ -61,7 +61,7 @@ def draw_caption(
     generator: torch.Generator,
     noise_share: float = NOISE_SHARE,
 ) -> tuple[str, Mention]:
-    """A caption for a scene: colour and place may be left out, a rare token may slip in."""
+    """A random caption of a scene; may omit colour or place and may contain a rare token."""
     keep_colour, keep_place = ((True, True), (False, True), (True, False), (False, False))[
         _pick((0.52, 0.20, 0.16, 0.12), generator=generator)
     ]

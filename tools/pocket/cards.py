@@ -1,4 +1,4 @@
-"""The model cards: what each pocket model is, how it was made, and what was measured."""
+"""Model cards of the pocket models: description, recipe, metrics, licence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ABOUT = {
 
 
 def card(name: str, facts: Mapping[str, Any]) -> str:
-    """The card of one model as Markdown."""
+    """One model's card as Markdown, from the recipe and the metrics in `facts`."""
     about, parts, prefixes = _ABOUT[name]
     unfinished = [
         part for part in parts if facts["parts"][part]["steps"] < facts["parts"][part]["of"]

@@ -1,7 +1,7 @@
-"""The judge: a small CNN that reads thing, colour and place off a picture.
+"""pocket-classifier: a small CNN that predicts thing, colour and place of an image.
 
-It is trained on drawn scenes alone, apart from every other pocket model, so that it can say whether
-a sampled picture shows what was asked for.
+It trains on drawn scenes alone and shares nothing with the other pocket models, so it can evaluate
+whether their samples match the prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 
 class PocketClassifier(nn.Module):
-    """Pictures (B, 3, 64, 64) in -1..1 to logits (B, classes) per head."""
+    """Images (B, 3, 64, 64) in -1..1 to logits (B, classes) per head."""
 
     def __init__(self, *, width: int = 24) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class PocketClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
-    def read(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The most likely class index per picture and head, (B,) each."""
+    def predict(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The most likely class index per image and head, (B,) each."""
         return {name: logits.argmax(1) for name, logits in self(pixels).items()}
 
 
 def load_classifier(folder: Path) -> PocketClassifier:
-    """The shipped classifier, ready to read."""
+    """The packed classifier in fp32, in eval mode."""
     model = PocketClassifier()
     weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_NAME).items()}
     model.load_state_dict(weights)
@@ -66,7 +66,7 @@ def load_classifier(folder: Path) -> PocketClassifier:
 
 
 def soften(pixels: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Blurs half of the pictures a little: sampled pictures are never as sharp as drawn ones."""
+    """Blur half of the images slightly: samples are less sharp than drawn scenes."""
     soft = functional.avg_pool2d(functional.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.rand(len(pixels), 1, 1, 1, generator=generator)
     share = share * (torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5)
@@ -87,15 +87,15 @@ class ClassifierLosses:
         rows = torch.randint(len(self._images), (batch,), generator=generator)
         pixels = soften(to_pixels(self._images[rows]), generator=generator)
         pixels = jitter_pixels(pixels, generator=generator).to(self._device)
-        answers = self._labels[rows, :3].to(self._device)
+        targets = self._labels[rows, :3].to(self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16):
             logits = model(pixels)
         losses = [
-            functional.cross_entropy(logits[name].float(), answers[:, column])
+            functional.cross_entropy(logits[name].float(), targets[:, column])
             for column, name in enumerate(HEADS)
         ]
         hits = [
-            (logits[name].argmax(1) == answers[:, column]).float().mean()
+            (logits[name].argmax(1) == targets[:, column]).float().mean()
             for column, name in enumerate(HEADS)
         ]
         return {"loss": torch.stack(losses).sum(), "right": torch.stack(hits).min()}

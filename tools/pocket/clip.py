@@ -16,7 +16,7 @@ from tools.pocket.vae import to_pixels
 
 
 def make_clip(settings: PocketSettings, *, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIP whose text tower is also the text encoder of pocket-sd."""
+    """An untrained CLIP; its text tower is also pocket-sd's text encoder."""
     width = settings.clip_width
     common = {
         "hidden_size": width,
@@ -44,7 +44,7 @@ def make_clip(settings: PocketSettings, *, tokenizer: CLIPTokenizer) -> CLIPMode
 
 
 def jitter_pixels(pixels: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """Small shifts (up to 4 px), brightness and noise: drawn edges are not all that counts."""
+    """Random shift (up to 4 px), gain, brightness and noise, against overfitting to sharp edges."""
     count, _, side, _ = pixels.shape
     padded = functional.pad(pixels, (4, 4, 4, 4), mode="replicate")
     across, down = torch.randint(0, 9, (2, count), generator=generator).tolist()
@@ -62,14 +62,14 @@ def jitter_pixels(pixels: torch.Tensor, *, generator: torch.Generator) -> torch.
 
 
 def same_mention(mentions: list[Mention]) -> torch.Tensor:
-    """(B, B) targets, rows summing to 1: captions that say the same are each other's positives."""
+    """(B, B) targets, rows summing to 1: equal mentions are each other's positives."""
     keys = [(m.thing, m.colour, m.place) for m in mentions]
     equal = torch.tensor([[a == b for b in keys] for a in keys], dtype=torch.float32)
     return equal / equal.sum(1, keepdim=True)
 
 
 class ClipLosses:
-    """Cross-entropy in both directions between images and captions."""
+    """Symmetric cross-entropy between images and captions."""
 
     def __init__(
         self, scenes: SceneSet, *, settings: PocketSettings, encoder: CaptionEncoder,

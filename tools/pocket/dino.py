@@ -1,8 +1,8 @@
-"""pocket-dino: a small ViT trained without labels to tell individuals apart.
+"""pocket-dino: a small ViT trained without labels to distinguish individuals.
 
-Two pictures of one individual, in other places and poses, are drawn as a pair; everything else in
-the batch is a negative, among it the pair's twin: another individual of the same thing and colour.
-The names of things and colours are never used. The feature is the pooled output (`pooler_output`).
+A positive pair is two scenes of one individual in different places and poses. All other images of
+the batch are negatives, including the twin: another individual of the same thing and colour. The
+loss uses no class names. The feature is the pooled output (`pooler_output`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEMPERATURE = 0.1
 
 
 def make_dino(settings: PocketSettings) -> ViTModel:
-    """An untrained ViT over 64 px pictures in patches of 8."""
+    """An untrained ViT for 64 px images in patches of 8."""
     width = settings.dino_width
     return ViTModel(
         ViTConfig(
@@ -43,24 +43,23 @@ def make_dino(settings: PocketSettings) -> ViTModel:
 
 
 class DinoLosses:
-    """InfoNCE over pairs of views; `rebuilt` holds the same pictures after the VAE, used in half.
+    """InfoNCE over pairs of views; VAE reconstructions replace half of the images.
 
-    `scenes` are ordered: `views` pictures per individual, individuals 2k and 2k+1 are twins.
+    `scenes` has `views_per_individual` rows per individual; individuals 2k and 2k+1 are twins.
     """
 
     def __init__(
-        self, scenes: SceneSet, *, rebuilt: torch.Tensor | None, settings: PocketSettings,
+        self, scenes: SceneSet, *, reconstructions: torch.Tensor, settings: PocketSettings,
         device: torch.device,
     ) -> None:  # fmt: skip
         self._images = torch.from_numpy(scenes.images)
-        self._rebuilt = rebuilt
+        self._reconstructions = reconstructions
         self._settings, self._device = settings, device
 
     def _view(self, rows: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
         pixels = to_pixels(self._images[rows])
-        if self._rebuilt is not None:
-            swap = torch.rand(len(rows), generator=generator) < 0.5
-            pixels[swap] = to_pixels(self._rebuilt[rows[swap]])
+        swap = torch.rand(len(rows), generator=generator) < 0.5
+        pixels[swap] = to_pixels(self._reconstructions[rows[swap]])
         flip = torch.rand(len(rows), generator=generator) < 0.5
         pixels[flip] = pixels[flip].flip(-1)
         return jitter_pixels(pixels, generator=generator)
@@ -69,14 +68,14 @@ class DinoLosses:
         """The losses of one batch."""
         settings = self._settings
         views, pairs = settings.views_per_individual, settings.dino.batch // 2
-        couples = torch.randperm(len(self._images) // (2 * views), generator=generator)[:pairs]
-        people = torch.cat([2 * couples, 2 * couples + 1])
-        first = torch.randint(views, (len(people),), generator=generator)
-        second = (first + torch.randint(1, views, (len(people),), generator=generator)) % views
+        twins = torch.randperm(len(self._images) // (2 * views), generator=generator)[:pairs]
+        individuals = torch.cat([2 * twins, 2 * twins + 1])
+        first = torch.randint(views, (len(individuals),), generator=generator)
+        second = (first + torch.randint(1, views, (len(individuals),), generator=generator)) % views
         pixels = torch.cat(
             [
-                self._view(people * views + first, generator=generator),
-                self._view(people * views + second, generator=generator),
+                self._view(individuals * views + first, generator=generator),
+                self._view(individuals * views + second, generator=generator),
             ]
         ).to(self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16):
@@ -84,10 +83,10 @@ class DinoLosses:
         features = functional.normalize(features.float(), dim=1)
         left, right = features.chunk(2)
         similarity = left @ right.T / TEMPERATURE
-        answer = torch.arange(len(people), device=self._device)
+        target = torch.arange(len(individuals), device=self._device)
         loss = (
-            functional.cross_entropy(similarity, answer)
-            + functional.cross_entropy(similarity.T, answer)
+            functional.cross_entropy(similarity, target)
+            + functional.cross_entropy(similarity.T, target)
         ) / 2
-        hits = (similarity.argmax(1) == answer).float().mean()
+        hits = (similarity.argmax(1) == target).float().mean()
         return {"loss": loss, "top1": hits}

@@ -1,4 +1,4 @@
-"""Drawing of one scene with Pillow, supersampled; the same code at 64 px and at 256 px."""
+"""Rendering of one scene with Pillow, supersampled, at any size."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROLES: dict[str, tuple[int, int, int]] = {
     "inside": (92, 66, 56),
     "pink": (240, 150, 160),
 }
-#: Roles that are a darker shade of the individual's own colour.
+#: Roles with a darker shade of the individual's colour.
 SHADES = {"shade": 0.76, "edge": 0.5}
 Colour = tuple[int, int, int]
 
 
 def _transform(points: np.ndarray, *, pose: Pose, side: int) -> list[tuple[float, float]]:
-    """From thing coordinates (-1..1, y down) to pixels."""
+    """Map thing coordinates (-1..1, y down) to pixels."""
     turn = math.radians(pose.turn)
     x = points[:, 0] * (-1 if pose.flip else 1)
     y = points[:, 1]
@@ -42,7 +42,7 @@ def _transform(points: np.ndarray, *, pose: Pose, side: int) -> list[tuple[float
 
 
 def _mask(parts: Iterable[Part], *, pose: Pose, side: int, outline: int = 0) -> Image.Image:
-    """The union of the parts as a mask, grown by `outline` pixels."""
+    """The union of the parts as a mask, dilated by `outline` pixels."""
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
     for part in parts:
@@ -54,7 +54,7 @@ def _mask(parts: Iterable[Part], *, pose: Pose, side: int, outline: int = 0) -> 
 
 
 def _pattern_shapes(individual: Individual) -> list[np.ndarray]:
-    """Polygons of the second colour in thing coordinates; clipped to the body by the caller."""
+    """Polygons of the second colour in thing coordinates; the caller clips them to the body."""
     turn = math.radians(individual.angle)
     along = np.array([math.cos(turn), math.sin(turn)])
     across = np.array([-along[1], along[0]])
@@ -86,15 +86,15 @@ def _pattern_shapes(individual: Individual) -> list[np.ndarray]:
 
 
 def _paint_body(
-    picture: Image.Image, *, individual: Individual, mask: Image.Image, pose: Pose, light: float
+    image: Image.Image, *, individual: Individual, mask: Image.Image, pose: Pose, light: float
 ) -> None:
-    """Fills the body with its colour, then its pattern, then a soft shade on one side."""
-    side = picture.width
+    """Fill the body with its colour, its pattern and a soft shade on one side."""
+    side = image.width
     base = tuple(
         int(np.clip((c + t) * light, 0, 255))
         for c, t in zip(COLOURS[individual.colour], individual.tint, strict=True)
     )
-    picture.paste(base, (0, 0), mask)
+    image.paste(base, (0, 0), mask)
     shapes = _pattern_shapes(individual)
     if shapes:
         pattern = Image.new("L", (side, side), 0)
@@ -102,20 +102,20 @@ def _paint_body(
         for points in shapes:
             draw.polygon(_transform(points, pose=pose, side=side), fill=255)
         second = tuple(int(c * light) for c in TRAIT_COLOURS[individual.second])
-        picture.paste(second, (0, 0), ImageChops.darker(pattern, mask))
+        image.paste(second, (0, 0), ImageChops.darker(pattern, mask))
     shift = int(0.10 * pose.scale * side)
     inner = ImageChops.darker(mask, ImageChops.offset(mask, -shift, -shift))
     shade = ImageChops.subtract(mask, inner).point([v * 40 // 255 for v in range(256)])
-    picture.paste((20, 16, 40), (0, 0), shade)
+    image.paste((20, 16, 40), (0, 0), shade)
 
 
 def _paint_details(
-    picture: Image.Image, *, parts: Iterable[Part], individual: Individual, pose: Pose, light: float
+    image: Image.Image, *, parts: Iterable[Part], individual: Individual, pose: Pose, light: float
 ) -> None:
-    draw = ImageDraw.Draw(picture)
-    line = max(1, round(picture.width * 0.006))
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(image.width * 0.006))
     for part in parts:
-        corners = _transform(part.points, pose=pose, side=picture.width)
+        corners = _transform(part.points, pose=pose, side=image.width)
         colour = _role_colour(part.role, individual=individual)
         draw.polygon(corners, fill=tuple(int(c * light) for c in colour))
         if part.outlined:
@@ -130,37 +130,37 @@ def _role_colour(role: str, *, individual: Individual) -> Colour:
 
 
 def render(scene: Scene, *, size: int) -> tuple[Image.Image, Image.Image]:
-    """The picture (RGB) and the mask of the thing (L), both `size` x `size` px."""
+    """The image (RGB) and the mask of the thing (L), both `size` x `size` px."""
     side = size * OVERSAMPLING
     individual, pose = scene.individual, scene.pose
-    picture, light = draw_place(scene.place, backdrop=scene.backdrop, side=side)
+    image, light = draw_place(scene.place, backdrop=scene.backdrop, side=side)
     groups = thing_parts(individual.thing, aspect=individual.aspect)
     front = list(groups.front)
     if individual.face:
         front += face_parts(FACE_ANCHORS[individual.thing], aspect=individual.aspect)
     everything = [*groups.back, *groups.body, *groups.front]
     outline = max(1, round(side * 0.010))
-    _paint_shadow(picture, pose=pose, light=light)
+    _paint_shadow(image, pose=pose, light=light)
     whole = _mask(everything, pose=pose, side=side, outline=outline)
-    picture.paste(OUTLINE, (0, 0), whole)
-    _paint_details(picture, parts=groups.back, individual=individual, pose=pose, light=light)
+    image.paste(OUTLINE, (0, 0), whole)
+    _paint_details(image, parts=groups.back, individual=individual, pose=pose, light=light)
     body_edge = _mask(groups.body, pose=pose, side=side, outline=outline)
-    picture.paste(_role_colour("edge", individual=individual), (0, 0), body_edge)
+    image.paste(_role_colour("edge", individual=individual), (0, 0), body_edge)
     body = _mask(groups.body, pose=pose, side=side)
-    _paint_body(picture, individual=individual, mask=body, pose=pose, light=light)
-    _paint_details(picture, parts=front, individual=individual, pose=pose, light=light)
+    _paint_body(image, individual=individual, mask=body, pose=pose, light=light)
+    _paint_details(image, parts=front, individual=individual, pose=pose, light=light)
     box = (size, size)
     return (
-        picture.resize(box, Image.Resampling.BOX),
+        image.resize(box, Image.Resampling.BOX),
         whole.resize(box, Image.Resampling.BOX),
     )
 
 
-def _paint_shadow(picture: Image.Image, *, pose: Pose, light: float) -> None:
-    """A flat shadow under the thing, so that it stands on the ground."""
-    side = picture.width
+def _paint_shadow(image: Image.Image, *, pose: Pose, light: float) -> None:
+    """Paint a flat shadow under the thing."""
+    side = image.width
     alpha = Image.new("L", (side, side), 0)
     centre, foot, width = pose.x * side, (pose.y + pose.scale * 0.96) * side, pose.scale * side
     box = (centre - width * 0.85, foot - width * 0.12, centre + width * 0.85, foot + width * 0.12)
     ImageDraw.Draw(alpha).ellipse(box, fill=int(90 * light))
-    picture.paste((20, 18, 30), (0, 0), alpha)
+    image.paste((20, 18, 30), (0, 0), alpha)

@@ -1,4 +1,4 @@
-"""The six example subjects: individuals that pretraining never saw, drawn as photos of 256 px."""
+"""The six example subjects: individuals outside the training set, drawn as 256 px photos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tools.pocket.world import PLACES, Individual, Scene, draw_pose, generator
 
 SIDE = 256
 SEED = 7
-#: Patterns run at angles that no individual of the pretraining has (see `world.draw_individual`).
-#: Subject name to individual and places of its photos; the class noun is the individual's thing.
+#: Individual and places of the photos by subject; the class noun is the individual's thing. The
+#: angles of the patterns occur in no training individual (see `world.draw_individual`).
 SUBJECTS: dict[str, tuple[Individual, tuple[str, ...]]] = {
     "mug-stripes": (
         Individual(thing="mug", colour="blue", pattern="stripes", second="orange", count=3,
@@ -52,7 +52,7 @@ def example_scenes(name: str) -> list[Scene]:
     scenes = []
     for number, place in enumerate(places):
         if place not in PLACES:
-            raise KeyError(f"{name}: {place!r} is no place of the pocket world")
+            raise KeyError(f"{name}: unknown place {place!r}; allowed: {', '.join(PLACES)}")
         rng = generator(SEED, stream=f"example-{name}", index=number)
         scenes.append(
             Scene(
@@ -66,12 +66,12 @@ def example_scenes(name: str) -> list[Scene]:
 
 
 def write_examples(folder: Path) -> None:
-    """Writes `folder/<subject>/NN.png` for every subject, and a README that says what they are."""
+    """Write `folder/<subject>/NN.png` for every subject, and a README."""
     for name in SUBJECTS:
         for number, scene in enumerate(example_scenes(name), start=1):
-            picture, _ = render(scene, size=SIDE)
+            image, _ = render(scene, size=SIDE)
             with atomic_file(folder / name / f"{number:02d}.png") as aside:
-                picture.save(aside, format="PNG", optimize=True)
+                image.save(aside, format="PNG", optimize=True)
     rows = [
         f"| `{name}` | {individual.thing} | {len(places)} | {', '.join(places)} |"
         for name, (individual, places) in SUBJECTS.items()
@@ -79,8 +79,8 @@ def write_examples(folder: Path) -> None:
     write_text(
         folder / "README.md",
         "# Example subjects\n\n"
-        "Six individuals of the pocket world, 3-6 photos each. They were drawn by\n"
-        "`python -m tools.pocket examples` from fixed descriptions that the pretraining\n"
-        "of the pocket models never saw; no real thing or person is among them.\n\n"
+        "Six individuals of the pocket world, with 3-6 photos each, drawn by\n"
+        "`python -m tools.pocket examples`. The training set of the pocket models contains\n"
+        "none of them. The photos show no real thing or person.\n\n"
         "| subject | class noun | photos | places |\n|---|---|---|---|\n" + "\n".join(rows) + "\n",
     )

@@ -1,4 +1,4 @@
-"""Packing: the averaged weights as fp16 safetensors under `assets/`, each with its card."""
+"""Packing: averaged weights as fp16 safetensors in `assets/`, with recipe and model cards."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessor
 from dreambooth_core.files import atomic_dir, write_json, write_text
 from tools.pocket.cards import card
 from tools.pocket.classifier import HEADS, WEIGHTS_NAME
-from tools.pocket.pipeline import build_pipeline
-from tools.pocket.pretrain import PARTS, Workshop
+from tools.pocket.models import build_pipeline
+from tools.pocket.pretrain import PARTS, PretrainContext
 
 MODELS = ("pocket-sd", "pocket-clip", "pocket-dino", "pocket-classifier")
 LIMIT_BYTES = 24_000_000
-#: Beside the models: how they were made, and what was measured on them.
+#: Hyperparameters and times of the pretraining, and values of the metrics, next to the models.
 RECIPE, MEASURED = "recipe.json", "measured.json"
 
 
@@ -33,53 +33,53 @@ def _image_options(side: int) -> dict[str, Any]:
     }
 
 
-def pack(shop: Workshop, *, assets: Path) -> dict[str, int]:
-    """Writes every model that has begun its training; returns bytes per model."""
-    side = shop.settings.image
+def pack(context: PretrainContext, *, assets: Path) -> dict[str, int]:
+    """Write all models at their last saved steps; returns bytes per model."""
+    side = context.settings.image
     with atomic_dir(assets / "pocket-sd") as folder:
-        build_pipeline(shop).to(torch.float16).save_pretrained(folder)
-    clip = shop.clip()
+        build_pipeline(context).to(torch.float16).save_pretrained(folder)
+    clip = context.clip()
     with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
         processor = CLIPImageProcessorPil(**_image_options(side))
-        CLIPProcessor(image_processor=processor, tokenizer=shop.tokenizer()).save_pretrained(folder)
+        CLIPProcessor(image_processor=processor, tokenizer=context.tokenizer()).save_pretrained(
+            folder
+        )
     with atomic_dir(assets / "pocket-dino") as folder:
-        shop.trained("dino").half().save_pretrained(folder)  # type: ignore[operator]
+        context.averaged_model("dino").half().save_pretrained(folder)  # type: ignore[operator]
         options = _image_options(side)
         options.pop("do_center_crop")
         ViTImageProcessorPil(**options).save_pretrained(folder)
     with atomic_dir(assets / "pocket-classifier") as folder:
-        weights = {
-            k: v.contiguous() for k, v in shop.trained("classifier").half().state_dict().items()
-        }
-        save_file(weights, folder / WEIGHTS_NAME)
+        weights = context.averaged_model("classifier").half().state_dict()
+        save_file({k: v.contiguous() for k, v in weights.items()}, folder / WEIGHTS_NAME)
         (folder / "config.json").write_text(json.dumps(HEADS, indent=2) + "\n", encoding="utf-8")
-    write_json(assets / RECIPE, _recipe(shop))
+    write_json(assets / RECIPE, _recipe(context))
     write_cards(assets)
     return {name: folder_bytes(assets / name) for name in MODELS}
 
 
 def write_cards(assets: Path, *, measured: Mapping[str, Any] | None = None) -> None:
-    """Writes every card from the recipe and the figures, after taking in new figures if given."""
+    """Write all cards from the recipe and the metrics; `measured` replaces older values."""
     path = assets / MEASURED
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    figures = {**kept, **(measured or {})}
-    write_json(path, figures)
-    facts = {**json.loads((assets / RECIPE).read_text(encoding="utf-8")), "measured": figures}
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    metrics = {**saved, **(measured or {})}
+    write_json(path, metrics)
+    facts = {**json.loads((assets / RECIPE).read_text(encoding="utf-8")), "measured": metrics}
     for name in MODELS:
         write_text(assets / name / "README.md", card(name, facts))
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files below a folder."""
+    """Total size of all files in a folder tree."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _recipe(shop: Workshop) -> dict[str, Any]:
-    runs = {name: shop.open(name) for name in PARTS}
+def _recipe(context: PretrainContext) -> dict[str, Any]:
+    runs = {name: context.open_run(name) for name in PARTS}
     return {
-        "seed": shop.settings.seed,
-        "device": f"{shop.device.type} ({platform.machine()}), torch {torch.__version__}",
+        "seed": context.settings.seed,
+        "device": f"{context.device.type} ({platform.machine()}), torch {torch.__version__}",
         "parts": {
             name: {
                 "steps": run.step,

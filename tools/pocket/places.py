@@ -1,4 +1,4 @@
-"""The six places: simple backgrounds, free in their details and fixed in their meaning."""
+"""The six places: simple backgrounds with random details."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 
 
 class _Canvas:
-    """Draws in fractions of the picture's side, with colours jittered by the scene's numbers."""
+    """Draws in fractions of the image's side; `rng` jitters positions and colours."""
 
     def __init__(self, *, side: int, rng: np.random.Generator) -> None:
         self.side, self.rng = side, rng
@@ -131,7 +131,7 @@ _PLACES: dict[str, tuple[Callable[[_Canvas], None], float]] = {
 
 
 def draw_place(place: str, *, backdrop: int, side: int) -> tuple[Image.Image, float]:
-    """The empty place (RGB, `side` px) and how bright it is (1.0 by day)."""
+    """The empty place (RGB, `side` px) and its brightness (1.0 by day)."""
     painter, light = _PLACES[place]
     canvas = _Canvas(side=side, rng=np.random.default_rng(backdrop))
     painter(canvas)

@@ -1,7 +1,8 @@
-"""Pretraining of the pocket models, part by part; each continues where the state folder left it."""
+"""Pretraining of the pocket models, part by part; each resumes from the state folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tools.pocket.classifier import ClassifierLosses, PocketClassifier
 from tools.pocket.clip import ClipLosses, make_clip
 from tools.pocket.dino import DinoLosses, make_dino
 from tools.pocket.identifiers import IdentifierLosses
-from tools.pocket.loop import Run, load_state, open_run, save_state, train
+from tools.pocket.loop import Losses, Run, load_state, open_run, save_state, train
 from tools.pocket.scenes import SceneSet, load_scenes
 from tools.pocket.settings import PartSettings, PocketSettings
 from tools.pocket.tokenizer import CaptionEncoder, make_tokenizer
@@ -27,13 +28,13 @@ PARTS = ("vae", "clip", "identifiers", "classifier", "dino", "unet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workshop:
-    """Where and on what the parts are trained."""
+class PretrainContext:
+    """Settings, state folder, device and log of the pretraining; opens runs and loads models."""
 
     settings: PocketSettings
     state: Path
     device: torch.device
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     def scenes(self, stream: str, count: int) -> SceneSet:
         """The first `count` scenes of a stream."""
@@ -43,98 +44,116 @@ class Workshop:
         """The tokenizer of pocket-clip and pocket-sd."""
         return make_tokenizer(max_length=self.settings.context_tokens)
 
-    def open(self, name: str) -> Run:
-        """The run of a part at the step where it stands; untrained weights come from the seed."""
+    def open_run(self, name: str) -> Run:
+        """The run of a part at its last saved step; the seed determines the initial weights."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)  # noqa: TID251 - layers ask this generator
-            model = self._untrained(name)
+            torch.manual_seed(self.settings.seed)  # noqa: TID251 - layers use the global generator
+            model = self._initial_model(name)
         part: PartSettings = getattr(self.settings, name)
         return open_run(
             name, settings=part, seed=self.settings.seed, model=model, state=self.state,
             device=self.device,
         )  # fmt: skip
 
-    def _untrained(self, name: str) -> nn.Module:
+    def _initial_model(self, name: str) -> nn.Module:
         makers: dict[str, Callable[[], nn.Module]] = {
             "vae": lambda: make_vae(self.settings),
             "clip": lambda: make_clip(self.settings, tokenizer=self.tokenizer()),
-            "identifiers": self._tower,
+            "identifiers": self._text_tower,
             "classifier": PocketClassifier,
             "dino": lambda: make_dino(self.settings),
             "unet": lambda: make_unet(self.settings),
         }
         return makers[name]()
 
-    def _tower(self) -> nn.Module:
-        clip = self.trained("clip")
+    def _text_tower(self) -> nn.Module:
+        clip = self.averaged_model("clip")
         assert isinstance(clip, CLIPModel)
         return clip.text_model.requires_grad_(True)
 
     def clip(self) -> CLIPModel:
-        """pocket-clip with the text tower that knows its rare tokens apart."""
-        clip, tower = self.trained("clip"), self.trained("identifiers")
+        """pocket-clip with the text tower of the part "identifiers"."""
+        clip, tower = self.averaged_model("clip"), self.averaged_model("identifiers")
         assert isinstance(clip, CLIPModel)
         clip.text_model.load_state_dict(tower.state_dict())
         return clip
 
-    def trained(self, name: str) -> nn.Module:
-        """The averaged weights of a part as they stand, in eval mode."""
-        return self.open(name).average.eval()
+    def averaged_model(self, name: str) -> nn.Module:
+        """The model of a part with its averaged weights at the last saved step, in eval mode."""
+        return self.open_run(name).averaged_model()
 
 
-def pretrain(shop: Workshop, *, part: str, until: float | None = None) -> None:
-    """Trains one part to its last step; `until` is a wall-clock time at which to stop and save."""
-    run = shop.open(part)
-    if run.step < run.settings.steps:
-        train(run, losses=_losses(shop, part), say=shop.say, until=until)
+def make_context(
+    settings: PocketSettings, *, state: Path, device: str, threads: int, log: Callable[[str], None]
+) -> PretrainContext:
+    """A context on the given device; "auto" uses a GPU if there is one."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return PretrainContext(settings=settings, state=state, device=torch.device(chosen), log=log)
 
 
-def _losses(shop: Workshop, part: str) -> Callable[..., dict[str, torch.Tensor]]:
-    settings, device = shop.settings, shop.device
+def pretrain(context: PretrainContext, *, part: str = "all", until: float | None = None) -> None:
+    """Train one part, or all in order of dependency, to the last step.
+
+    Stops and saves at the wall-clock time `until`.
+    """
+    for name in PARTS if part == "all" else (part,):
+        run = context.open_run(name)
+        if run.step < run.settings.steps:
+            train(run, losses=_losses(context, name), log=context.log, until=until)
+
+
+def _losses(context: PretrainContext, part: str) -> Callable[[nn.Module, torch.Generator], Losses]:
+    settings, device = context.settings, context.device
     if part == "unet":
-        return _unet_losses(shop)  # type: ignore[return-value]
+        return _unet_losses(context)
     if part == "identifiers":
-        clip = shop.trained("clip")
+        clip = context.averaged_model("clip")
         assert isinstance(clip, CLIPModel)
-        encoder = CaptionEncoder(shop.tokenizer())
-        return IdentifierLosses(clip=clip, encoder=encoder, settings=settings, device=device)  # type: ignore[return-value]
+        encoder = CaptionEncoder(context.tokenizer())
+        return IdentifierLosses(clip=clip, encoder=encoder, settings=settings, device=device)
     if part == "dino":
-        scenes = shop.scenes("pairs", settings.num_individuals * settings.views_per_individual)
-        rebuilt = rebuilt_pictures(shop, scenes, name="pairs")
-        return DinoLosses(scenes, rebuilt=rebuilt, settings=settings, device=device)  # type: ignore[return-value]
-    scenes = shop.scenes("train", settings.num_train)
+        scenes = context.scenes("pairs", settings.num_individuals * settings.views_per_individual)
+        reconstructions = load_reconstructions(context, scenes, name="pairs")
+        return DinoLosses(scenes, reconstructions=reconstructions, settings=settings, device=device)
+    scenes = context.scenes("train", settings.num_train)
     if part == "clip":
-        encoder = CaptionEncoder(shop.tokenizer())
-        return ClipLosses(scenes, settings=settings, encoder=encoder, device=device)  # type: ignore[return-value]
+        encoder = CaptionEncoder(context.tokenizer())
+        return ClipLosses(scenes, settings=settings, encoder=encoder, device=device)
     kinds = {"vae": VaeLosses, "classifier": ClassifierLosses}
     return kinds[part](scenes, settings=settings, device=device)
 
 
-def _unet_losses(shop: Workshop) -> UnetLosses:
-    scenes = shop.scenes("train", shop.settings.num_train)
-    latents, scale = encoded_latents(shop, scenes)
+def _unet_losses(context: PretrainContext) -> UnetLosses:
+    scenes = context.scenes("train", context.settings.num_train)
+    latents, scale = load_latents(context, scenes)
     return UnetLosses(
         latents=latents * scale,
         labels=torch.from_numpy(scenes.labels),
-        text_states=TextStates(CaptionEncoder(shop.tokenizer()), shop.clip().text_model),
-        settings=shop.settings,
-        device=shop.device,
+        text_states=TextStates(CaptionEncoder(context.tokenizer()), context.clip().text_model),
+        settings=context.settings,
+        device=context.device,
     )
 
 
 @torch.no_grad()
-def encoded_latents(shop: Workshop, scenes: SceneSet) -> tuple[torch.Tensor, float]:
-    """Posterior means of the training scenes, (N, C, h, w), and the factor that makes them unit."""
-    path = shop.state / "latents.pt"
-    step = shop.open("vae").step
+def load_latents(context: PretrainContext, scenes: SceneSet) -> tuple[torch.Tensor, float]:
+    """Posterior means of the scenes, (N, C, h, w), and the factor that scales them to unit std.
+
+    Encodes the scenes again if the VAE has trained on since they were saved.
+    """
+    path = context.state / "latents.pt"
+    step = context.open_run("vae").step
     if path.exists():
-        kept = load_state(path)
-        if kept["vae_step"] == step:
-            return kept["latents"].float(), kept["scale"]
-    vae = shop.trained("vae")
+        saved = load_state(path)
+        if saved["vae_step"] == step:
+            return saved["latents"].float(), saved["scale"]
+    vae = context.averaged_model("vae")
     assert isinstance(vae, AutoencoderKL)
     images = torch.from_numpy(scenes.images)
-    means = [encode(vae, to_pixels(rows).to(shop.device)).mean.cpu() for rows in images.split(64)]
+    means = [
+        encode(vae, to_pixels(rows).to(context.device)).mean.cpu() for rows in images.split(64)
+    ]
     latents = torch.cat(means)
     scale = 1.0 / float(latents.std())
     save_state({"latents": latents.half(), "scale": scale, "vae_step": step}, path)
@@ -142,8 +161,8 @@ def encoded_latents(shop: Workshop, scenes: SceneSet) -> tuple[torch.Tensor, flo
 
 
 @torch.no_grad()
-def rebuild(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, 3) uint8 pictures through the VAE and back."""
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """VAE reconstructions of (N, H, W, 3) uint8 images."""
     device = next(vae.parameters()).device
     rows = []
     for part in images.split(64):
@@ -153,14 +172,14 @@ def rebuild(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def rebuilt_pictures(shop: Workshop, scenes: SceneSet, *, name: str) -> torch.Tensor:
-    """The scenes after the VAE as it stands, kept in the state folder."""
-    step = shop.open("vae").step
-    path = shop.state / f"rebuilt-{name}-{step}.pt"
+def load_reconstructions(context: PretrainContext, scenes: SceneSet, *, name: str) -> torch.Tensor:
+    """Reconstructions of the scenes by the current VAE, cached in the state folder."""
+    step = context.open_run("vae").step
+    path = context.state / f"reconstructions-{name}-{step}.pt"
     if path.exists():
         return load_state(path)["images"]
-    vae = shop.trained("vae")
+    vae = context.averaged_model("vae")
     assert isinstance(vae, AutoencoderKL)
-    images = rebuild(vae, torch.from_numpy(scenes.images))
+    images = reconstruct(vae, torch.from_numpy(scenes.images))
     save_state({"images": images}, path)
     return images

@@ -1,4 +1,4 @@
-"""Rendered scenes as arrays: drawn once, kept in the state folder, read by every part."""
+"""Rendered scenes as arrays, cached in the state folder and shared by all parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.pocket import world
 from tools.pocket.drawing import render
 from tools.pocket.settings import PocketSettings
 
-#: Raise this when a change of the drawing code makes cached scenes stale.
+#: Increment when a change of the drawing code makes cached scenes stale.
 WORLD_VERSION = 2
 THING_NAMES: list[str] = list(world.THINGS)
 COLOUR_NAMES: list[str] = list(world.COLOURS)
@@ -24,8 +24,8 @@ PATTERN_NAMES: list[str] = list(world.PATTERNS)
 
 @dataclass(frozen=True, slots=True)
 class SceneSet:
-    """`images` (N, H, W, 3) and `masks` (N, H, W) are uint8; `labels` (N, 6) holds the indices of
-    thing, colour, place and pattern, whether there is a face, and the number of the individual."""
+    """`images` (N, H, W, 3) and `masks` (N, H, W) in uint8; `labels` (N, 6): thing, colour, place,
+    pattern, face (0 or 1), number of the individual."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -48,41 +48,41 @@ def _labels(scene: world.Scene, *, individual: int) -> tuple[int, ...]:
 
 
 def scene_at(settings: PocketSettings, *, stream: str, index: int) -> tuple[world.Scene, int]:
-    """The scene number `index` of a stream, and the number of its individual."""
-    held = world.held_out_triples(settings.seed, one_in=settings.held_out_one_in)
+    """Scene `index` of a stream, and the number of its individual."""
+    held_out = world.held_out_triples(settings.seed, one_in=settings.held_out_one_in)
     if stream.startswith("pairs"):
         number = index // settings.views_per_individual
         rng = world.generator(settings.seed, stream=f"{stream}-who", index=number // 2)
         first = world.draw_individual(rng)
         twin = world.draw_twin(rng, first)
-        # Individuals come in pairs of the same thing and colour: each other's hard negatives.
-        who = twin if number % 2 else first
+        # Twins share thing and colour: hard negatives of each other.
+        individual = twin if number % 2 else first
         return world.draw_scene(
-            settings.seed, stream=stream, index=index, individual=who, exclude=held
+            settings.seed, stream=stream, index=index, individual=individual, exclude=held_out
         ), number
-    only = held if stream == "held-out-test" else None
-    exclude = frozenset() if only else held
+    only = held_out if stream == "held-out-test" else None
+    exclude = frozenset() if only else held_out
     return world.draw_scene(
         settings.seed, stream=stream, index=index, exclude=exclude, only=only
     ), index
 
 
 def draw_scenes(settings: PocketSettings, *, stream: str, count: int) -> SceneSet:
-    """Draws `count` scenes of a stream ("train", "test", "held-out-test", "pairs", ...)."""
+    """Draw `count` scenes of a stream ("train", "test", "held-out-test", "pairs", ...)."""
     side = settings.image
     images = np.empty((count, side, side, 3), np.uint8)
     masks = np.empty((count, side, side), np.uint8)
     labels = np.empty((count, 6), np.int64)
     for index in range(count):
         scene, individual = scene_at(settings, stream=stream, index=index)
-        picture, mask = render(scene, size=side)
-        images[index], masks[index] = np.asarray(picture), np.asarray(mask)
+        image, mask = render(scene, size=side)
+        images[index], masks[index] = np.asarray(image), np.asarray(mask)
         labels[index] = _labels(scene, individual=individual)
     return SceneSet(images, masks, labels)
 
 
 def load_scenes(settings: PocketSettings, *, stream: str, count: int, state: Path) -> SceneSet:
-    """The scenes from the state folder, drawn and kept there if they are not in it yet."""
+    """The scenes from the cache in the state folder; draws and caches them if missing."""
     what = {"stream": stream, "count": count, "version": WORLD_VERSION, "seed": settings.seed,
             "image": settings.image, "one_in": settings.held_out_one_in,
             "views": settings.views_per_individual}  # fmt: skip

@@ -1,6 +1,6 @@
-"""Every size and number of the pocket models' recipe, in one frozen place.
+"""All sizes and hyperparameters of the pocket models.
 
-The numbers were chosen for one CPU core and two hours; `docs/pocket.md` says what each part costs.
+They fit two hours on one CPU core; `docs/pocket.md` lists the time per part.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSettings:
-    """How one model is trained: `steps` optimizer steps of `batch` samples."""
+    """Hyperparameters of one part: `steps` optimizer steps of `batch` samples."""
 
     steps: int
     batch: int
@@ -19,13 +19,11 @@ class PartSettings:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     save_seconds: float = 60.0
-    #: Orthogonalised updates for matrices (see optim.py) instead of AdamW's.
-    muon: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PocketSettings:
-    """The whole recipe. `image` is the side of a picture in pixels."""
+    """The whole recipe. `image` is the side of an image in pixels."""
 
     seed: int = 20240817
     image: int = 64

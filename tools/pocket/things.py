@@ -1,4 +1,4 @@
-"""The eight things as polygons in coordinates -1..1 (y down), in three layers."""
+"""The eight things as polygons in three layers; coordinates -1..1, y down."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A filled polygon; `role` names its colour, points have shape (N, 2)."""
+    """A filled polygon with points of shape (N, 2); `role` determines its colour."""
 
     role: str
     points: np.ndarray
@@ -20,7 +20,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Layers from back to front; only `body` carries the individual's colour and pattern."""
+    """Layers from back to front; only `body` has the individual's colour and pattern."""
 
     back: tuple[Part, ...]
     body: tuple[Part, ...]
@@ -28,7 +28,7 @@ class Groups:
 
 
 def polygon(role: str, *points: tuple[float, float], outlined: bool = True) -> Part:
-    """A part with the given corners."""
+    """A part with these corners."""
     return Part(role, np.array(points, dtype=float), outlined)
 
 
@@ -213,7 +213,7 @@ _MAKERS: dict[str, Callable[[], Groups]] = {
     "mug": _mug, "car": _car, "cat": _cat, "robot": _robot,
     "backpack": _backpack, "duck": _duck, "rocket": _rocket, "umbrella": _umbrella,
 }  # fmt: skip
-#: Where a face sits on each thing: x, y, size.
+#: Position and size of the face on each thing: x, y, size.
 FACE_ANCHORS: dict[str, tuple[float, float, float]] = {
     "mug": (-0.06, 0.08, 1.0), "car": (0.0, 0.30, 0.62), "cat": (0.0, -0.30, 0.85),
     "robot": (0.0, 0.26, 0.95), "backpack": (0.0, -0.42, 0.85), "duck": (0.34, -0.34, 0.66),
@@ -227,7 +227,7 @@ def _widened(parts: tuple[Part, ...], *, aspect: float) -> tuple[Part, ...]:
 
 
 def thing_parts(thing: str, *, aspect: float) -> Groups:
-    """The polygons of a thing, `aspect` times as wide as usual."""
+    """The polygons of a thing, scaled horizontally by `aspect`."""
     groups = _MAKERS[thing]()
     return Groups(
         back=_widened(groups.back, aspect=aspect),

@@ -1,4 +1,4 @@
-"""pocket-clip's tokenizer: byte-pair encoding in which every word of the world is one token."""
+"""pocket-clip's tokenizer: byte-pair encoding with one token per word of the vocabulary."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
-    """An ordinary CLIPTokenizer; words outside the vocabulary fall into bytes, none is unknown.
+    """A CLIPTokenizer that spells words outside the vocabulary in bytes, without unknown tokens.
 
-    The same ids at every call: the merges are learnt here and not by the `tokenizers` library,
-    whose trainer breaks ties in an order that changes from call to call.
+    `learn_merges` makes the ids the same at every call; the trainer of the `tokenizers` library
+    breaks ties in an order that changes from call to call.
     """
     merges = learn_merges(vocabulary())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -35,7 +35,7 @@ def make_tokenizer(*, max_length: int) -> CLIPTokenizer:
 
 
 def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent first (then by alphabet), until each word is one token."""
+    """Byte-pair merges, most frequent first, then alphabetically, until each word is one token."""
     for word in words:
         assert word == "".join(filter(str.islower, word)), f"{word!r} would be split"
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
@@ -60,14 +60,14 @@ def _merged(pieces: list[str], *, pair: tuple[str, str]) -> list[str]:
 
 
 class CaptionEncoder:
-    """Token ids of captions, remembered per caption: (B, max_length) int64, padded with END."""
+    """Token ids of captions, cached per caption: (B, max_length) int64, padded with END."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self._tokenizer = tokenizer
         self._rows: dict[str, torch.Tensor] = {}
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """The ids of the captions."""
+        """Token ids of the captions."""
         new = [text for text in dict.fromkeys(captions) if text not in self._rows]
         if new:
             ids = self._tokenizer(

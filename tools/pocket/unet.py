@@ -8,14 +8,17 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from dreambooth_core.numerics.loss import mse_per_example
+from dreambooth_core.numerics.noise import add_noise, prediction_target
+from dreambooth_core.numerics.snr import min_snr_weight
 from tools.pocket.captions import draw_caption
 from tools.pocket.loop import Losses
 from tools.pocket.settings import PocketSettings
 from tools.pocket.tokenizer import CaptionEncoder
 
-#: Captions dropped in training, for classifier-free guidance.
+#: Share of captions dropped in training, for classifier-free guidance.
 EMPTY_SHARE = 0.10
-#: Min-SNR weighting (Hang et al. 2023), capped at this signal-to-noise ratio.
+#: Cap of the signal-to-noise ratio in the loss weights (Hang et al. 2023).
 MIN_SNR_GAMMA = 5.0
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -45,13 +48,8 @@ def make_unet(settings: PocketSettings) -> UNet2DConditionModel:
     )
 
 
-def make_schedule() -> DDPMScheduler:
-    """The noise schedule of training; the shipped sampler is made from the same numbers."""
-    return DDPMScheduler(**SCHEDULE)
-
-
 class UnetLosses:
-    """v-prediction with min-SNR weights, on latents and text states that were computed once."""
+    """v-prediction loss with min-SNR weights, on precomputed latents and text states."""
 
     def __init__(
         self,
@@ -64,10 +62,7 @@ class UnetLosses:
     ) -> None:
         self._latents, self._labels, self._text = latents, labels, text_states
         self._settings, self._device = settings, device
-        self._schedule = make_schedule()
-        alphas = self._schedule.alphas_cumprod
-        snr = alphas / (1 - alphas)
-        self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
+        self._alphas_cumprod = DDPMScheduler(**SCHEDULE).alphas_cumprod
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> Losses:
         """The losses of one batch."""
@@ -75,23 +70,27 @@ class UnetLosses:
         rows = torch.randint(len(self._latents), (batch,), generator=generator)
         clean = self._latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        # One step from each of `batch` equal strata: the same mean, a much calmer gradient.
+        # One timestep from each of `batch` equal strata: the same mean, a far less noisy gradient.
         offsets = torch.arange(batch) + torch.rand(batch, generator=generator)
         steps = (offsets * 1000 / batch).long().clamp(max=999)
+        states = self._text(self._draw_captions(rows, generator=generator)).to(self._device)
+        alpha_bar = self._alphas_cumprod[steps]
+        noisy = add_noise(clean, noise, alpha_bar).to(self._device)
+        target = prediction_target(clean, noise, alpha_bar, prediction_type="v_prediction")
+        with torch.autocast(self._device.type, dtype=torch.bfloat16):
+            output = model(noisy, steps.to(self._device), encoder_hidden_states=states).sample
+        error = mse_per_example(output, target.to(self._device))
+        weights = min_snr_weight(alpha_bar, gamma=MIN_SNR_GAMMA, prediction_type="v_prediction")
+        weighted = (weights.to(self._device) * error).mean()
+        return {"loss": weighted, "plain": error.detach().mean()}
+
+    def _draw_captions(self, rows: torch.Tensor, *, generator: torch.Generator) -> list[str]:
         captions = [
             draw_caption(*self._labels[row, :3].tolist(), generator=generator)[0]
             for row in rows.tolist()
         ]
-        dropped = (torch.rand(batch, generator=generator) < EMPTY_SHARE).tolist()
-        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
-        noisy = self._schedule.add_noise(clean, noise, steps).to(self._device)  # type: ignore[arg-type]
-        target = self._schedule.get_velocity(clean, noise, steps).to(self._device)  # type: ignore[arg-type]
-        states = self._text(captions).to(self._device)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16):
-            guess = model(noisy, steps.to(self._device), encoder_hidden_states=states).sample
-        error = (guess.float() - target).square().mean(dim=(1, 2, 3))
-        weights = self._weights[steps].to(self._device)
-        return {"loss": (weights * error).mean(), "plain": error.detach().mean()}
+        dropped = (torch.rand(len(rows), generator=generator) < EMPTY_SHARE).tolist()
+        return ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
 
 
 class TextStates:

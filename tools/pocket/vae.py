@@ -16,12 +16,12 @@ from tools.pocket.settings import PocketSettings
 
 KL_WEIGHT = 1e-6
 GRADIENT_WEIGHT = 0.5
-#: Pixels of the thing count this much more than those of the place.
+#: Additional loss weight of the thing's pixels over those of the place.
 MASK_WEIGHT = 1.5
 
 
 def make_vae(settings: PocketSettings) -> AutoencoderKL:
-    """An untrained VAE; its weights depend on the global seed of the caller."""
+    """An untrained VAE; torch's global generator determines its weights."""
     levels = len(settings.vae_channels)
     options: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -42,25 +42,25 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> DiagonalGaussianDistribution:
-    """The posterior of pictures (B, 3, H, W) in -1..1: latents (B, C, H / 8, W / 8)."""
+    """The posterior over latents (B, C, H / 8, W / 8) of images (B, 3, H, W) in -1..1."""
     encoded: Any = vae.encode(pixels)
     return encoded.latent_dist
 
 
 def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W), about -1..1, of unscaled latents."""
+    """Images (B, 3, H, W), about -1..1, from unscaled latents."""
     untyped: Any = vae
     return untyped.decode(latents).sample
 
 
-def _pairs_of_edges(
-    guess: torch.Tensor, truth: torch.Tensor
+def _edge_pairs(
+    output: torch.Tensor, target: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(guess.diff(dim=dim), truth.diff(dim=dim)) for dim in (-1, -2)]
+    return [(output.diff(dim=dim), target.diff(dim=dim)) for dim in (-1, -2)]
 
 
 class VaeLosses:
-    """Weighted L1 and L2, an edge term against blur, and a KL weight as small as SD's."""
+    """Weighted L1 and L2, an edge term against blur, and a KL term weighted as in SD."""
 
     def __init__(self, scenes: SceneSet, *, settings: PocketSettings, device: torch.device) -> None:
         self._images = torch.from_numpy(scenes.images)
@@ -82,7 +82,7 @@ class VaeLosses:
         error = decoded.float() - pixels
         kl = posterior.kl().float().mean()
         edge = torch.stack(
-            [functional.l1_loss(a, b) for a, b in _pairs_of_edges(decoded.float(), pixels)]
+            [functional.l1_loss(a, b) for a, b in _edge_pairs(decoded.float(), pixels)]
         ).sum()
         square = (weight * error.square()).mean()
         absolute = (weight * error.abs()).mean()

@@ -1,6 +1,6 @@
-"""What exists in the pocket world: things, colours, places, individuals, poses.
+"""The pocket world: things, colours, places, individuals, poses.
 
-Everything is a function of (seed, stream, index), so that any scene can be drawn again alone.
+A scene is a function of (seed, stream, index), so each can be drawn without the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (146, 58, 188),
     "white": (242, 242, 240),
 }
-#: Second colours of patterns may also be one of these, which no caption names.
+#: Second colours of patterns; no caption mentions them.
 TRAIT_COLOURS: dict[str, tuple[int, int, int]] = {
     **COLOURS,
     "black": (36, 34, 40),
@@ -39,13 +39,13 @@ PATTERN_SHARES = (0.55, 0.17, 0.14, 0.14)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Individual:
-    """One particular thing: what stays the same in all of its pictures."""
+    """One particular thing, with everything that is the same in all its images."""
 
     thing: str
     colour: str
     pattern: str = "plain"
     second: str = "black"
-    #: Number of stripes, or of dots across; unused by plain and two-tone individuals.
+    #: Number of stripes, or of dots across; only for these patterns.
     count: int = 4
     #: Direction of the pattern in degrees.
     angle: float = 0.0
@@ -57,7 +57,7 @@ class Individual:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pose:
-    """Where the thing stands; lengths are fractions of the picture's side, `turn` is in degrees."""
+    """Position of the thing; lengths are fractions of the image's side, `turn` is in degrees."""
 
     x: float = 0.5
     y: float = 0.55
@@ -68,7 +68,7 @@ class Pose:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """An individual in a place. `backdrop` seeds the free details of the place."""
+    """An individual in a place; `backdrop` seeds the details of the place."""
 
     individual: Individual
     place: str
@@ -82,13 +82,13 @@ class Scene:
 
 
 def generator(seed: int, *, stream: str, index: int) -> np.random.Generator:
-    """The random numbers of one purpose: the same for the same three arguments, anywhere."""
+    """NumPy's generator, keyed by (seed, stream, index); the shipped examples depend on it."""
     digest = hashlib.sha256(f"{seed}/{stream}/{index}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def held_out_triples(seed: int, *, one_in: int) -> frozenset[tuple[str, str, str]]:
-    """One in `one_in` (thing, colour, place) triples, spread over all pairs."""
+    """One in `one_in` (thing, colour, place) triples, spread evenly over all pairs."""
     triples = [(t, c, p) for t in THINGS for c in COLOURS for p in PLACES]
     order = generator(seed, stream="held-out", index=0).permutation(len(triples))
     chosen: list[tuple[str, str, str]] = []
@@ -107,12 +107,12 @@ def held_out_triples(seed: int, *, one_in: int) -> frozenset[tuple[str, str, str
 def draw_individual(
     rng: np.random.Generator, *, thing: str | None = None, colour: str | None = None
 ) -> Individual:
-    """A new individual, with the thing and the colour given or drawn."""
-    own = colour or str(rng.choice(list(COLOURS)))
-    seconds = [name for name in TRAIT_COLOURS if name != own]
+    """A random individual, optionally of a fixed thing and colour."""
+    first = colour or str(rng.choice(list(COLOURS)))
+    seconds = [name for name in TRAIT_COLOURS if name != first]
     return Individual(
         thing=thing or str(rng.choice(THINGS)),
-        colour=own,
+        colour=first,
         pattern=str(rng.choice(PATTERNS, p=PATTERN_SHARES)),
         second=str(rng.choice(seconds)),
         count=int(rng.integers(2, 4)),
@@ -124,13 +124,13 @@ def draw_individual(
 
 
 def traits(individual: Individual) -> tuple[object, ...]:
-    """What tells an individual from another of its thing and colour, as far as the eye can see."""
+    """The visible differences between individuals of the same thing and colour."""
     patterned = individual.pattern != "plain"
     return individual.pattern, individual.second if patterned else None, individual.face
 
 
 def draw_twin(rng: np.random.Generator, first: Individual) -> Individual:
-    """Another individual of the same thing and colour, with other traits."""
+    """Another individual of the same thing and colour, with different traits."""
     while True:
         twin = draw_individual(rng, thing=first.thing, colour=first.colour)
         if traits(twin) != traits(first):
@@ -138,7 +138,7 @@ def draw_twin(rng: np.random.Generator, first: Individual) -> Individual:
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """A pose in which the whole thing is in the picture and fills about two thirds of it."""
+    """A random pose: the thing lies inside the image and fills about two thirds of it."""
     scale = float(rng.uniform(0.33, 0.39))
     return Pose(
         x=float(rng.uniform(0.5 - 0.07, 0.5 + 0.07)),
@@ -158,7 +158,7 @@ def draw_scene(
     exclude: frozenset[tuple[str, str, str]] = frozenset(),
     only: frozenset[tuple[str, str, str]] | None = None,
 ) -> Scene:
-    """The scene number `index` of `stream`; its triple not in `exclude`, in `only` if given."""
+    """Scene `index` of `stream`, with a triple outside `exclude` and, if given, inside `only`."""
     rng = generator(seed, stream=stream, index=index)
     while True:
         subject = individual or draw_individual(rng)

@@ -1,4 +1,4 @@
-"""The packed weights: they load as any model does, and are as good as their cards say."""
+"""The packed models load with `from_pretrained` and reach the quality in their cards."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor
 
+from dreambooth_core.numerics.seeding import generator_for
 from tests.paths import ROOT
 from tools.pocket.captions import full_caption
 from tools.pocket.classifier import HEADS, PocketClassifier, load_classifier
 from tools.pocket.evaluate import area_under_curve
-from tools.pocket.loop import step_generator
 from tools.pocket.pack import LIMIT_BYTES, MODELS, folder_bytes
-from tools.pocket.pipeline import sample
-from tools.pocket.pretrain import rebuild
+from tools.pocket.pretrain import reconstruct
+from tools.pocket.sample import draw_triples, sample
 from tools.pocket.scenes import SceneSet, draw_scenes
 from tools.pocket.settings import POCKET
 from tools.pocket.vae import to_pixels
@@ -39,28 +39,28 @@ def _pipeline() -> StableDiffusionPipeline:
 
 
 @cache
-def _judge() -> PocketClassifier:
+def _classifier() -> PocketClassifier:
     return load_classifier(ASSETS / "pocket-classifier")
 
 
-def test_all_weights_together_are_at_most_24_megabytes_of_fp16_safetensors() -> None:
+def test_packed_models_take_at_most_24_mb() -> None:
     assert sum(folder_bytes(ASSETS / name) for name in MODELS) <= LIMIT_BYTES
     files = {path.suffix for path in ASSETS.rglob("*") if path.is_file()}
     assert files <= {".safetensors", ".json", ".md", ".txt"}
 
 
-def test_the_judge_reads_at_least_97_percent_of_drawn_scenes() -> None:
+def test_classifier_predicts_97_percent_of_drawn_scenes() -> None:
     scenes = _scenes(count=300)
-    read = _judge().read(to_pixels(torch.from_numpy(scenes.images)))
+    predicted = _classifier().predict(to_pixels(torch.from_numpy(scenes.images)))
     for column, head in enumerate(HEADS):
-        right = read[head] == torch.from_numpy(scenes.labels[:, column])
+        right = predicted[head] == torch.from_numpy(scenes.labels[:, column])
         assert right.float().mean() >= 0.97, head
 
 
-def test_the_vae_rebuilds_scenes_at_27_decibels_and_its_latents_are_unit_after_scaling() -> None:
+def test_vae_reconstructs_at_27_db_and_scales_latents_to_unit_std() -> None:
     vae = _pipeline().vae
     images = torch.from_numpy(_scenes().images)
-    error = (rebuild(vae, images).float() - images.float()).square().mean(dim=(1, 2, 3))
+    error = (reconstruct(vae, images).float() - images.float()).square().mean(dim=(1, 2, 3))
     assert (10 * torch.log10(255**2 / error)).mean() >= 27.0
     with torch.no_grad():
         latents = vae.encode(to_pixels(images)).latent_dist.mean * vae.config.scaling_factor
@@ -68,7 +68,7 @@ def test_the_vae_rebuilds_scenes_at_27_decibels_and_its_latents_are_unit_after_s
     assert float(latents.std()) == pytest.approx(1.0, abs=0.1)
 
 
-def test_clip_tells_things_colours_and_places_of_unseen_scenes_from_64_full_captions() -> None:
+def test_clip_retrieves_captions_of_unseen_scenes() -> None:
     clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(ASSETS / "pocket-clip")
     scenes = _scenes()
@@ -76,20 +76,20 @@ def test_clip_tells_things_colours_and_places_of_unseen_scenes_from_64_full_capt
     inputs = processor(text=captions, images=list(scenes.images), return_tensors="pt", padding=True)
     with torch.no_grad():
         scores = clip(**inputs).logits_per_image
-    answers = [captions.index(full_caption(*row[:3])) for row in scenes.labels.tolist()]
-    assert (scores.argmax(1) == torch.tensor(answers)).float().mean() >= 0.80
+    targets = [captions.index(full_caption(*row[:3])) for row in scenes.labels.tolist()]
+    assert (scores.argmax(1) == torch.tensor(targets)).float().mean() >= 0.80
 
 
-def test_the_text_encoder_of_pocket_sd_is_the_text_tower_of_pocket_clip() -> None:
+def test_pocket_sd_uses_the_text_tower_of_pocket_clip() -> None:
     clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
     ids = _pipeline().tokenizer("a photo of sks mug", return_tensors="pt").input_ids
     with torch.no_grad():
-        own = _pipeline().text_encoder(ids).last_hidden_state
-        towers = clip.text_model(ids).last_hidden_state
-    assert torch.equal(own, towers)
+        of_sd = _pipeline().text_encoder(ids).last_hidden_state
+        of_clip = clip.text_model(ids).last_hidden_state
+    assert torch.equal(of_sd, of_clip)
 
 
-def test_an_identifier_leaves_the_text_feature_alone_but_has_a_state_of_its_own() -> None:
+def test_identifier_has_a_distinct_state_but_keeps_the_text_feature() -> None:
     clip = CLIPModel.from_pretrained(ASSETS / "pocket-clip", dtype=torch.float32)
     tokenizer = _pipeline().tokenizer
 
@@ -109,7 +109,7 @@ def test_an_identifier_leaves_the_text_feature_alone_but_has_a_state_of_its_own(
     assert functional.cosine_similarity(states[position], others[position], dim=0) < 0.9
 
 
-def test_dino_tells_unseen_individuals_from_their_twins() -> None:
+def test_dino_distinguishes_unseen_individuals_from_their_twins() -> None:
     dino = AutoModel.from_pretrained(ASSETS / "pocket-dino", dtype=torch.float32)
     processor = AutoImageProcessor.from_pretrained(ASSETS / "pocket-dino")
     scenes = draw_scenes(POCKET, stream="pairs-unit-tests", count=40 * 4)
@@ -121,29 +121,26 @@ def test_dino_tells_unseen_individuals_from_their_twins() -> None:
     assert area_under_curve(same, other) >= 0.90
 
 
-def test_the_training_schedule_follows_from_the_shipped_scheduler() -> None:
+def test_training_schedule_loads_from_the_packed_scheduler() -> None:
     schedule = DDPMScheduler.from_config(_pipeline().scheduler.config)
     assert schedule.config["prediction_type"] == "v_prediction"
     assert schedule.config["num_train_timesteps"] == 1000
 
 
 @pytest.mark.slow
-def test_sampled_pictures_show_what_was_asked_for_and_follow_their_seed() -> None:
-    generator = step_generator(0, part="unit-tests", step=0)
-    asked = torch.stack(
-        [torch.randint(len(HEADS[head]), (32,), generator=generator) for head in HEADS], 1
-    )
+def test_samples_match_their_prompts_and_depend_on_the_seed() -> None:
+    asked = draw_triples(32, generator=generator_for(0, "unit-tests"))
     prompts = [full_caption(*row) for row in asked.tolist()]
-    pictures = sample(_pipeline(), prompts, seed=0)
-    read = _judge().read(pictures)
+    images = sample(_pipeline(), prompts, seed=0)
+    predicted = _classifier().predict(images)
     for column, head in enumerate(HEADS):
-        assert (read[head] == asked[:, column]).float().mean() >= 0.8, head
+        assert (predicted[head] == asked[:, column]).float().mean() >= 0.8, head
     again = sample(_pipeline(), prompts[:4], seed=0)
-    assert (again - pictures[:4]).abs().max() < 0.01
+    assert (again - images[:4]).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_a_card_with_recipe_seed_time_and_measured_quality(name: str) -> None:
+def test_each_card_lists_recipe_seed_and_metrics_that_pass(name: str) -> None:
     text = (ASSETS / name / "README.md").read_text(encoding="utf-8")
     assert f"Seed {POCKET.seed}" in text
     assert "| part | parameters | steps |" in text
@@ -152,6 +149,6 @@ def test_every_model_has_a_card_with_recipe_seed_time_and_measured_quality(name:
     assert "**no**" not in text
 
 
-def test_the_classifier_states_its_classes_in_the_order_of_its_heads() -> None:
-    kept = json.loads((ASSETS / "pocket-classifier" / "config.json").read_text(encoding="utf-8"))
-    assert kept == HEADS
+def test_classifier_config_lists_the_classes_of_each_head() -> None:
+    saved = json.loads((ASSETS / "pocket-classifier" / "config.json").read_text(encoding="utf-8"))
+    assert saved == HEADS

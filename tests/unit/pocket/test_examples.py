@@ -16,7 +16,7 @@ from tools.pocket.world import COLOURS, PLACES, THINGS, traits
 EXAMPLES = ROOT / "examples"
 
 
-def test_there_are_six_subjects_of_six_things_with_three_to_six_photos_in_as_many_places() -> None:
+def test_six_subjects_have_distinct_things_and_three_to_six_photos() -> None:
     assert len(SUBJECTS) == 6
     assert len({individual.thing for individual, _ in SUBJECTS.values()}) == 6
     for individual, places in SUBJECTS.values():
@@ -28,22 +28,22 @@ def test_there_are_six_subjects_of_six_things_with_three_to_six_photos_in_as_man
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_the_shipped_photos_are_what_the_code_draws(name: str) -> None:
+def test_shipped_photos_match_the_drawing_code(name: str) -> None:
     scenes = example_scenes(name)
     shipped = sorted((EXAMPLES / name).glob("*.png"))
     assert len(shipped) == len(scenes)
     for path, scene in zip(shipped, scenes, strict=True):
         with Image.open(io.BytesIO(path.read_bytes())) as photo:
-            kept = np.asarray(photo.convert("RGB"), dtype=np.int16)
+            saved = np.asarray(photo.convert("RGB"), dtype=np.int16)
         drawn = np.asarray(render(scene, size=SIDE)[0], dtype=np.int16)
-        assert np.abs(kept - drawn).max() <= 2
+        assert np.abs(saved - drawn).max() <= 2
 
 
-def test_all_photos_together_stay_below_one_megabyte() -> None:
+def test_photos_take_less_than_one_megabyte() -> None:
     assert sum(path.stat().st_size for path in EXAMPLES.rglob("*.png")) < 1_000_000
 
 
-def test_no_individual_of_the_first_thousands_of_training_scenes_is_an_example_subject() -> None:
+def test_no_training_individual_resembles_an_example_subject() -> None:
     subjects = [individual for individual, _ in SUBJECTS.values()]
     for index in range(3000):
         seen = scene_at(POCKET, stream="train", index=index)[0].individual

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreambooth_core.numerics.seeding import generator_for
 from tools.pocket.captions import RARE_TOKENS
 from tools.pocket.clip import make_clip
 from tools.pocket.identifiers import OFFSET_LENGTH, IdentifierLosses, rare_offsets
-from tools.pocket.loop import open_run, step_generator, train
+from tools.pocket.loop import open_run, train
 from tools.pocket.settings import POCKET, PartSettings
 from tools.pocket.tokenizer import CaptionEncoder, make_tokenizer
 
@@ -23,7 +24,7 @@ SETTINGS = replace(
 )
 
 
-def test_rare_tokens_have_offsets_of_one_length_and_of_different_directions() -> None:
+def test_rare_offsets_have_equal_norms_and_distinct_directions() -> None:
     offsets = rare_offsets(POCKET)
     assert offsets.shape == (len(RARE_TOKENS), POCKET.clip_width)
     assert offsets.norm(dim=1).tolist() == pytest.approx([OFFSET_LENGTH] * len(RARE_TOKENS))
@@ -31,16 +32,14 @@ def test_rare_tokens_have_offsets_of_one_length_and_of_different_directions() ->
     assert cosines.abs().max() < 0.5
 
 
-def test_the_part_moves_the_state_of_a_rare_token_and_keeps_the_states_around_it(
-    tmp_path: Path,
-) -> None:
+def test_training_moves_only_the_states_of_rare_tokens(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(max_length=SETTINGS.context_tokens)
     encoder = CaptionEncoder(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = make_clip(SETTINGS, tokenizer=tokenizer).eval()
     losses = IdentifierLosses(clip=clip, encoder=encoder, settings=SETTINGS, device=CPU)
-    before = losses(clip.text_model, step_generator(0, part="check", step=0))
+    before = losses(clip.text_model, generator_for(0, "check"))
     run = open_run(
         "identifiers",
         settings=SETTINGS.identifiers,
@@ -49,8 +48,8 @@ def test_the_part_moves_the_state_of_a_rare_token_and_keeps_the_states_around_it
         state=tmp_path,
         device=CPU,
     )
-    tuned = train(run, losses=losses, say=lambda _: None)
-    after = losses(tuned, step_generator(0, part="check", step=0))
+    tuned = train(run, losses=losses, log=lambda _: None)
+    after = losses(tuned, generator_for(0, "check"))
     assert float(before["rare"]) == pytest.approx(OFFSET_LENGTH**2, rel=0.01)
     assert float(before["elsewhere"]) < 1e-6
     assert float(after["rare"]) < 0.5 * float(before["rare"])

@@ -17,35 +17,31 @@ def _pixels(scene: world.Scene, *, size: int = 64) -> np.ndarray:
     return np.asarray(render(scene, size=size)[0], dtype=np.float32)
 
 
-def test_one_in_ten_triples_is_held_out_and_every_thing_colour_and_place_stays_in_training() -> (
-    None
-):
+def test_one_triple_in_ten_is_held_out_evenly() -> None:
     assert len(HELD_OUT) == len(world.THINGS) * len(world.COLOURS) * len(world.PLACES) // 10
     for column, names in enumerate((world.THINGS, world.COLOURS, world.PLACES)):
         counts = [sum(triple[column] == name for triple in HELD_OUT) for name in names]
         assert max(counts) <= 2 * len(HELD_OUT) / len(names)
 
 
-def test_no_training_scene_has_a_held_out_triple_and_the_held_out_stream_has_nothing_else() -> None:
+def test_held_out_triples_occur_only_in_the_held_out_stream() -> None:
     drawn = [
         world.draw_scene(POCKET.seed, stream="train", index=i, exclude=HELD_OUT) for i in range(500)
     ]
     assert not {scene.triple for scene in drawn} & HELD_OUT
-    held = draw_scenes(POCKET, stream="held-out-test", count=12)
+    held_out = draw_scenes(POCKET, stream="held-out-test", count=12)
     names = (world.THINGS, list(world.COLOURS), list(world.PLACES))
-    for row in held.labels.tolist():
+    for row in held_out.labels.tolist():
         assert tuple(n[i] for n, i in zip(names, row[:3], strict=True)) in HELD_OUT
 
 
-def test_a_scene_is_the_same_bytes_whenever_it_is_drawn_and_another_index_is_another_scene() -> (
-    None
-):
+def test_scene_depends_on_its_index_alone() -> None:
     first, again, other = (_pixels(world.draw_scene(3, stream="train", index=i)) for i in (5, 5, 6))
     assert np.array_equal(first, again)
     assert np.abs(first - other).mean() > 5
 
 
-def test_a_scene_at_256_px_is_the_scene_at_64_px_enlarged() -> None:
+def test_scene_at_256_px_matches_the_scene_at_64_px() -> None:
     scene = world.draw_scene(3, stream="train", index=11)
     large = render(scene, size=256)[0].resize((64, 64), Image.Resampling.BOX)
     difference = np.abs(np.asarray(large, dtype=np.float32) - _pixels(scene))
@@ -53,9 +49,7 @@ def test_a_scene_at_256_px_is_the_scene_at_64_px_enlarged() -> None:
 
 
 @pytest.mark.parametrize("thing", world.THINGS)
-def test_the_thing_fills_between_a_tenth_and_half_of_the_picture_in_its_own_colour(
-    thing: str,
-) -> None:
+def test_thing_fills_a_tenth_to_half_of_the_image_in_its_colour(thing: str) -> None:
     who = world.Individual(thing=thing, colour="red")
     scene = world.Scene(individual=who, place="beach", pose=world.Pose(), backdrop=1)
     picture, mask = (np.asarray(part) for part in render(scene, size=64))
@@ -65,12 +59,12 @@ def test_the_thing_fills_between_a_tenth_and_half_of_the_picture_in_its_own_colo
     assert red.sum() > 0.3 * inside.sum()
 
 
-def test_every_thing_has_a_place_for_a_face() -> None:
+def test_every_thing_has_a_face_anchor() -> None:
     assert set(FACE_ANCHORS) == set(world.THINGS)
 
 
 @pytest.mark.parametrize("pattern", [p for p in world.PATTERNS if p != "plain"])
-def test_patterns_show_in_the_second_colour_and_only_on_the_thing(pattern: str) -> None:
+def test_patterns_change_pixels_of_the_thing_only(pattern: str) -> None:
     plain = world.Individual(thing="backpack", colour="blue")
     worn = world.Individual(thing="backpack", colour="blue", pattern=pattern, second="orange")
     scenes = [
@@ -83,7 +77,7 @@ def test_patterns_show_in_the_second_colour_and_only_on_the_thing(pattern: str) 
     assert not (changed & ~inside).any()
 
 
-def test_twins_share_thing_and_colour_but_never_their_traits() -> None:
+def test_twins_share_thing_and_colour_but_not_traits() -> None:
     for index in range(200):
         rng = world.generator(1, stream="who", index=index)
         first = world.draw_individual(rng)
@@ -92,7 +86,7 @@ def test_twins_share_thing_and_colour_but_never_their_traits() -> None:
         assert world.traits(first) != world.traits(twin)
 
 
-def test_views_of_one_individual_in_the_pairs_stream_differ_only_in_place_and_pose() -> None:
+def test_views_of_one_individual_differ_only_in_place_and_pose() -> None:
     scenes = draw_scenes(POCKET, stream="pairs", count=2 * POCKET.views_per_individual)
     views = scenes.labels.reshape(2, POCKET.views_per_individual, -1)
     assert (views[:, :, [0, 1, 3, 4, 5]] == views[:, :1, [0, 1, 3, 4, 5]]).all()
