@@ -155,7 +155,7 @@ def make_job(
         state_dir=folder / "state",
         out_dir=folder / "out",
         log_file=folder / "log",
-        rehearse=False,
+        dry_run=False,
     )
 
 

@@ -30,13 +30,13 @@ from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.training import worker
 from dreambooth_core.training.checkpoints import async_save, layout, resume_state
 from dreambooth_core.training.optim import snapshot
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 PARTS = {
     "the loop is held": [(async_save.Saver, "save"), (async_save.Saver, "check")],
     "of it: copying": [(snapshot.Snapshots, "take")],
     "a save as a whole": [(layout.PipelineLayout, "save")],
-    "of it: serialising": [(snapshot.StateFiles, "write"), (Trainee, "write")],
+    "of it: serialising": [(snapshot.StateFiles, "write"), (TrainableModel, "write")],
     "of it: hashing": [(files, "tree_hashes")],
     "of it: verifying": [(resume_state, "_verified")],
     "of it: fsync of folders": [(files, "fsync_tree")],

@@ -14,7 +14,7 @@ from dreambooth_core.jax import adamw
 from dreambooth_core.jax.adamw import Moments
 from dreambooth_core.jax.functional import Arrays, Tensors, micro_step_loss
 from dreambooth_core.training.step import StepInput
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 Sums = tuple[jax.Array, Arrays]
 """LossParts [3] and gradients by parameter, added up over micro-steps."""
@@ -23,11 +23,11 @@ Sums = tuple[jax.Array, Arrays]
 class CompiledSteps:
     """Compiled at the first call of each, for the shapes of the run."""
 
-    def __init__(self, trainee: Trainee, settings: TrainSettings) -> None:
-        self._trainee, self._settings = trainee, settings
+    def __init__(self, model: TrainableModel, settings: TrainSettings) -> None:
+        self._model, self._settings = model, settings
         self._optimizer = adamw.adamw(settings)
         self._group_of = {
-            name: index for index, group in enumerate(trainee.groups) for name in group.parameters
+            name: index for index, group in enumerate(model.groups) for name in group.parameters
         }
         self._compiled_gradients: Any = None
         self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
@@ -43,9 +43,9 @@ class CompiledSteps:
         """
         if self._compiled_gradients is None:
             loss = micro_step_loss(
-                self._trainee.denoiser,
+                self._model.denoiser,
                 inputs,
-                prior_loss_weight=self._trainee.loss.prior_loss_weight,
+                prior_loss_weight=self._model.loss.prior_loss_weight,
                 settings=self._settings,
             )
             self._compiled_gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -1,4 +1,4 @@
-"""The weights and moments of a trainee on JAX's devices, in the files that the torch trainer has.
+"""The weights and moments of a model on JAX's devices, in the files that the torch trainer has.
 
 A state saved by one of the two trainers is read by the other: same names, same layout.
 """
@@ -21,32 +21,32 @@ from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
 from dreambooth_core.jax.placement import Placement
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
 from dreambooth_core.training.protocols import Outcome
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 class JaxState:
-    """A `training.updates.HeldState`; the trainee's own tensors are those of its beginning."""
+    """A `training.updates.HeldState`; the model's own tensors are those of its beginning."""
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: TrainableModel,
         *,
         settings: TrainSettings,
         placement: Placement,
         state: Path | None,
     ) -> None:
         """Continue from the verified state in the folder `state`, or begin (None)."""
-        self.trainee = trainee
-        self._name_of = {id(p): name for name, p in trainee.trainable.items()}
-        start = {name: to_numpy(p) for name, p in trainee.trainable.items()}
+        self.model = model
+        self._name_of = {id(p): name for name, p in model.trainable.items()}
+        start = {name: to_numpy(p) for name, p in model.trainable.items()}
         moments = adamw.adamw(settings).init(start)
         if state is not None:
             start = {name: to_numpy(weight) for name, weight in load_file(state / WEIGHTS).items()}
-            assert start.keys() == trainee.trainable.keys(), "the state is of another model"
+            assert start.keys() == model.trainable.keys(), "the state is of another model"
             moments = adamw.from_torch_state(moments, load_file(state / OPTIMIZER))
         self.parameters: Arrays = placement.on_all(start)
         self.moments: Moments = placement.on_all(moments)
-        self.frozen: Arrays = placement.on_all(_frozen_tensors(trainee))
+        self.frozen: Arrays = placement.on_all(_frozen_tensors(model))
         self.gradients: Arrays | None = None
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
@@ -74,14 +74,14 @@ class JaxState:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """The trainee gets the weights of now, and keeps them until it is asked again."""
+        """The model gets the weights of now, and keeps them until it is asked again."""
         with torch.no_grad():
-            for parameter in self.trainee.trainable.values():
+            for parameter in self.model.trainable.values():
                 parameter.copy_(self.value(parameter))
         yield
 
 
-def _frozen_tensors(trainee: Trainee) -> dict[str, np.ndarray]:
+def _frozen_tensors(model: TrainableModel) -> dict[str, np.ndarray]:
     """Buffers, and parameters that are not trained: the networks read them, nothing moves them."""
-    every = {**dict(trainee.denoiser.named_parameters()), **dict(trainee.denoiser.named_buffers())}
-    return {name: to_numpy(t) for name, t in every.items() if name not in trainee.trainable}
+    every = {**dict(model.denoiser.named_parameters()), **dict(model.denoiser.named_buffers())}
+    return {name: to_numpy(t) for name, t in every.items() if name not in model.trainable}

@@ -25,7 +25,7 @@ from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import uses_dropout
 from dreambooth_core.training.step import prepare
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 from dreambooth_core.training.trainer import UpdateReport, learning_rate
 
 _CPU = torch.device("cpu")
@@ -38,25 +38,25 @@ class JaxTrainer:
     """
 
     def __init__(
-        self, trainee: Trainee, *, settings: TrainSettings, rows_at: RowsAt, state: Path | None
+        self, model: TrainableModel, *, settings: TrainSettings, rows_at: RowsAt, state: Path | None
     ) -> None:
         """Continue from the verified state in the folder `state`, or begin (None).
 
         Raises SettingsError for settings and networks that this path cannot train.
         """
         refuse_what_jax_cannot(settings)
-        if uses_dropout(trainee.denoiser):
+        if uses_dropout(model.denoiser):
             raise SettingsError(
                 "the base model has dropout, and compiled once it would drop the same at each step",
                 hint="train with train_dreambooth.py",
             )
-        self.trainee = trainee
+        self.model = model
         self._settings, self._rows_at = settings, rows_at
-        self._rates = [learning_rate(settings, peak=g.learning_rate) for g in trainee.groups]
+        self._rates = [learning_rate(settings, peak=g.learning_rate) for g in model.groups]
         self._placement = Placement(jax.devices())
-        recompute_through_jax(trainee.denoiser)
-        self._steps = CompiledSteps(trainee, settings)
-        self.updates = JaxState(trainee, settings=settings, placement=self._placement, state=state)
+        recompute_through_jax(model.denoiser)
+        self._steps = CompiledSteps(model, settings)
+        self.updates = JaxState(model, settings=settings, placement=self._placement, state=state)
 
     @property
     def reading_waits(self) -> bool:
@@ -73,7 +73,7 @@ class JaxTrainer:
         micro_steps: list[RowErrors] = []
         for micro in range(self._settings.gradient_accumulation_steps):
             rows = self._rows_at(self._positions(step, micro))
-            inputs = prepare(rows, self.trainee.loss, device=_CPU)
+            inputs = prepare(rows, self.model.loss, device=_CPU)
             new, error_B = self._steps.gradients(
                 inputs,
                 self.updates.parameters,
@@ -83,7 +83,7 @@ class JaxTrainer:
             sums = new if sums is None else self._steps.add(sums, new)
             micro_steps.append(RowErrors(rows.image_B, inputs.timesteps, _numbers(error_B)))
         assert sums is not None
-        trained = np.array([group.is_trained_at(step) for group in self.trainee.groups])
+        trained = np.array([group.is_trained_at(step) for group in self.model.groups])
         values, self.updates.gradients = self._steps.finish(*sums, trained, np.float32(stop))
         return UpdateReport(step + 1, _numbers(values), self.rate_at(step), micro_steps)
 
@@ -96,7 +96,7 @@ class JaxTrainer:
         # Moments alone would go on moving a group that rests.
         rates = [
             rate.at(step) if group.is_trained_at(step) else 0.0
-            for rate, group in zip(self._rates, self.trainee.groups, strict=True)
+            for rate, group in zip(self._rates, self.model.groups, strict=True)
         ]
         held.parameters, held.moments = self._steps.update(
             held.parameters,

@@ -30,7 +30,7 @@ from dreambooth_core.training.checkpoints.published import METRICS, checkpoint_n
 from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.optim.ddp import WEIGHTS
 from dreambooth_core.training.optim.state_kind import StateKind
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.protocols import Outcome
 
 STATE = "training_state"
@@ -104,7 +104,7 @@ class ScriptLayout:
                 self._record(aside, step=step)
         if processes.is_main_process:
             self._verify(path)
-            say(f"saved {path}")
+            log_line(f"saved {path}")
             self._prune(keep=step)
         processes.wait_for_everyone()
 
@@ -114,7 +114,7 @@ class ScriptLayout:
         state.mkdir(exist_ok=True)
         with outcome.whole():
             if PartialState().is_main_process:
-                outcome.trainee.write(aside)
+                outcome.model.write(aside)
         outcome.save(state)
 
     def _record(self, folder: Path, *, step: int) -> None:
@@ -181,7 +181,7 @@ def state_to_resume(
     if is_fitting and shared_weights.is_whole(state):
         return state
     if made_by != run.kind:
-        say(
+        log_line(
             f"note: the state of {folder.name} is {made_by}, that of this run {run.kind}: the "
             "weights go on, the optimizer's moments begin anew"
         )

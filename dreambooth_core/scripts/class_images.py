@@ -23,7 +23,7 @@ from dreambooth_core.scripts import class_folder
 from dreambooth_core.scripts.agreement import from_main
 from dreambooth_core.scripts.disk import make_folder, require_writable
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 
 FOLDER = "class"
 """Below the run's own folder: links to the class images, or copies, and their manifest."""
@@ -94,7 +94,7 @@ def _look(
     _refuse_other_prompts(plan, folder)
     usable = class_folder.list_usable(folder, plan.data)
     for line in usable.unusable:
-        say(f"warning: class image {line}; it does not count")
+        log_line(f"warning: class image {line}; it does not count")
     num_missing = prior.num_class_images - len(usable.paths)
     if num_missing <= 0:
         return _Found(usable.paths, key="", missing=[])
@@ -141,7 +141,7 @@ def _draw(
     blocks = class_folder.blocks_of(found.missing, size=prior.sample_batch_size)
     own = list(blocks.items())[accelerator.process_index :: accelerator.num_processes]
     if accelerator.is_main_process:
-        say(f"making {len(found.missing)} class images in {folder}")
+        log_line(f"making {len(found.missing)} class images in {folder}")
     dtype = _dtype(plan, accelerator.device)
     pipe = load.load_pipeline(plan.base_model, Path.cwd(), device=accelerator.device, dtype=dtype)
     solvers.give_solver(pipe, prior.solver)
@@ -154,7 +154,7 @@ def _draw(
                 name = class_folder.made_name(index, found.key)
                 files.write_bytes(folder / name, png_bytes(image))
         if accelerator.is_main_process:
-            say(f"class images: {turn} of {len(own)} batches")
+            log_line(f"class images: {turn} of {len(own)} batches")
     del pipe
     load.free_memory(accelerator.device)
 
@@ -190,7 +190,7 @@ def _write_manifest(plan: ScriptSettings, folder: Path, key: str, prior: PriorSe
         )
     except OSError as error:
         where = class_folder.manifest_path(folder)
-        say(f"warning: {where} cannot be written ({error.strerror}); the images are complete")
+        log_line(f"warning: {where} cannot be written ({error.strerror}); the images are complete")
 
 
 def _gather(plan: ScriptSettings, paths: Sequence[Path]) -> Manifest:

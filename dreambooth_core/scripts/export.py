@@ -13,8 +13,8 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora, source, weights
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.progress import say
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.trainable import TrainableModel
 
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
 """As the documented script calls it."""
@@ -25,21 +25,21 @@ _OF_MODELS = ("*.json", "*.safetensors", "*.bin", "*.msgpack", "*.model", "merge
 """Files of saved networks, tokenizers and schedulers: an older result's are not left over."""
 
 
-def write_result(plan: ScriptSettings, trainee: Trainee) -> None:
+def write_result(plan: ScriptSettings, model: TrainableModel) -> None:
     """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
     with files.atomic_dir(plan.state_dir / "result") as aside:
         if plan.script.method == "lora":
-            trainee.write(aside)
+            model.write(aside)
             if getattr(plan.flags, "output_kohya_format", False):
                 lora.write_kohya(aside, out=aside / KOHYA_FILE)
         else:
-            _write_pipeline(plan, trainee, aside)
+            _write_pipeline(plan, model, aside)
     for entry in sorted((plan.state_dir / "result").iterdir()):
         _move_over(entry, plan.output_dir / entry.name)
-    say(f"the result is in {plan.output_dir}")
+    log_line(f"the result is in {plan.output_dir}")
 
 
-def _write_pipeline(plan: ScriptSettings, trainee: Trainee, out: Path) -> None:
+def _write_pipeline(plan: ScriptSettings, model: TrainableModel, out: Path) -> None:
     """The base pipeline, its safety checker included, with the trained networks in their places."""
     settings = plan.base_model
     found = source.find_model(
@@ -49,7 +49,7 @@ def _write_pipeline(plan: ScriptSettings, trainee: Trainee, out: Path) -> None:
         variant=settings.variant,
         patterns=(*source.PIPELINE_PATTERNS, *_BESIDE),
     )
-    parts: dict[str, Any] = dict(trainee.denoiser.parts)
+    parts: dict[str, Any] = dict(model.denoiser.parts)
     if getattr(plan.flags, "skip_save_text_encoder", False):
         parts["text_encoder"] = None
     index = source.read_json_file(found.folder / "model_index.json", what="a saved pipeline")

@@ -8,7 +8,7 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models import source
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
 """What only a resume on this machine needs."""
@@ -54,7 +54,7 @@ def upload(plan: ScriptSettings, repository: str) -> None:
             got=f"{type(error).__name__}: {error}",
             hint=_by_hand(plan, repository),
         ) from error
-    say(f"uploaded to {repository}")
+    log_line(f"uploaded to {repository}")
 
 
 def not_uploaded(plan: ScriptSettings, repository: str) -> str:

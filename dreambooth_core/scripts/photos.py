@@ -12,7 +12,7 @@ from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import GateReport, Manifest
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.wording import in_flags
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 
 FOLDER = "photos"
 """Below the run's own folder: normalised copies of the photos, and their manifest."""
@@ -37,7 +37,7 @@ def accept_photos(plan: ScriptSettings, *, should_stop: StopSignal) -> Manifest:
         hint = "put 3 to 6 photos of the subject into --instance_data_dir"
         raise DataError(error.what, got=error.got, hint=hint) from None
     for line in _lines(inspection.report):
-        say(in_flags(line, plan.script.flags.model_fields))
+        log_line(in_flags(line, plan.script.flags.model_fields))
     digest = files.digest_of([photo.sha256 for photo in inspection.report.accepted])
     with files.atomic_dir(plan.state_dir / FOLDER) as out:
         return gate.write_accepted(inspection, out=out, fingerprint=digest)

@@ -15,7 +15,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.scripts import checkpoints
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 
 LATEST = "latest"
 
@@ -91,12 +91,12 @@ def _latest(folder: Path) -> Found | None:
         )
     for path in there:
         if checkpoints.ScriptCheckpoint.read_if_there(path) is None:
-            say(f"warning: {path.name} {_why_not(path)}: passed by")
+            log_line(f"warning: {path.name} {_why_not(path)}: passed by")
     last = written_last(folder)
     for path, record in reversed(records(folder, run=last[1].run)) if last else ():
         if checkpoints.read_whole(path):
             return path, record
-        say(f"warning: {path.name} is not whole: passed by")
+        log_line(f"warning: {path.name} is not whole: passed by")
     return None
 
 

@@ -10,7 +10,7 @@ from dreambooth_core.scripts.checkpoints import STATE
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.dry_run import Kept, check_disk
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 def kept(plan: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> Kept:
@@ -25,11 +25,11 @@ def kept(plan: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> 
 
 
 def check_resume(
-    plan: ScriptSettings, job: TrainJob, trainee: Trainee, found: resume.Found
+    plan: ScriptSettings, job: TrainJob, model: TrainableModel, found: resume.Found
 ) -> None:
     """Raise StageError unless there is room for the rest of a run that goes on from `found`.
 
-    A new run learns the sizes from its rehearsal, a resumed one from its checkpoint.
+    A new run learns the sizes from its dry run, a resumed one from its checkpoint.
     """
     path, record = found
     there = len(resume.records(plan.output_dir, run=record.run))
@@ -37,7 +37,7 @@ def check_resume(
         plan.output_dir,
         kept(plan, last=job.train.max_train_steps, first=record.step, there=there),
         checkpoint_bytes=_published_bytes(path),
-        state_bytes=state_bytes([tuple(p.shape) for p in trainee.trainable.values()], job.train),
+        state_bytes=state_bytes([tuple(p.shape) for p in model.trainable.values()], job.train),
     )
 
 

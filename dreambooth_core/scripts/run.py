@@ -32,13 +32,13 @@ from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.training import metrics
 from dreambooth_core.training.distributed import make_updates, start_accelerator
-from dreambooth_core.training.dry_run import rehearse
+from dreambooth_core.training.dry_run import dry_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import processes
-from dreambooth_core.training.loop import Loop, Visitor
+from dreambooth_core.training.loop import Callback, Loop
 from dreambooth_core.training.optim import state_kind
-from dreambooth_core.training.progress import say
-from dreambooth_core.training.trainable import Trainee, load_trainee
+from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.trainable import TrainableModel, load_trainable_model
 from dreambooth_core.training.trainer import StepByStep, Trainer
 
 _LOG_AT_MOST_EVERY = 10
@@ -83,7 +83,7 @@ def run(plan: ScriptSettings, *, stop: Stop) -> int:
             return _Session(plan, accelerator, stop).run()
     except Stopped as stopped:
         if accelerator.is_main_process:
-            say(f"{stopped}")
+            log_line(f"{stopped}")
         return stopped.exit_code
     finally:
         accelerator.end_training()
@@ -110,7 +110,7 @@ class _Session:
         train = plan.train(seed=seed, max_train_steps=self._num_steps(sets))
         if self._is_main and not plan.flags.max_train_steps:  # else it was told at the beginning
             for note in notes_on_pictures(plan.flags, num_steps=train.max_train_steps):
-                say(f"note: {note}")
+                log_line(f"note: {note}")
         from_main(
             self._accelerator,
             lambda: build_latents(
@@ -124,7 +124,7 @@ class _Session:
         trainer = self._train(_job(plan, train), sets)
         with trainer.updates.whole():
             if self._is_main:
-                export.write_result(plan, trainer.trainee)
+                export.write_result(plan, trainer.model)
         if self._is_main:
             shutil.rmtree(plan.state_dir, ignore_errors=True)
             if repository:
@@ -137,7 +137,7 @@ class _Session:
         """Tell what is worth telling, and sweep up after killed runs. Raises SettingsError."""
         plan = self._plan
         for note in plan.notes:
-            say(f"note: {note}")
+            log_line(f"note: {note}")
         _require_folder(plan.output_dir)
         files.remove_asides(plan.output_dir)
         base = load.find_base_model(plan.base_model, Path.cwd()).folder
@@ -178,18 +178,18 @@ class _Session:
         """Train to the last step. Raises Stopped when a stop came first; its step is saved."""
         accelerator = self._accelerator
         settings = _told_settings(self._plan, job.train)
-        trainee = load_trainee(job, device=accelerator.device)
-        trainee.denoiser.masks_text = masks_text(self._plan)
-        resumed = self._resumed(trainee, settings)
+        model = load_trainable_model(job, device=accelerator.device)
+        model.denoiser.masks_text = masks_text(self._plan)
+        resumed = self._resumed(model, settings)
         data = LatentDataset(
             job.cache_dir, seed=job.train.seed, with_class_rows=sets.class_ is not None
         )
-        trainer = self._trainer(job, trainee, data.rows_at, resumed.state)
+        trainer = self._trainer(job, model, data.rows_at, resumed.state)
         accelerator.wait_for_everyone()
         if self._is_main:
             shutil.rmtree(self._plan.state_dir / _RESUMED, ignore_errors=True)  # it has been read
         if self._is_main:
-            say(_first_word(resumed.step, last=job.train.max_train_steps))
+            log_line(_first_word(resumed.step, last=job.train.max_train_steps))
         with self._sink(settings) as sink:
             loop = Loop(
                 job,
@@ -198,7 +198,7 @@ class _Session:
                 layout=self._layout(settings, sets),
                 sink=sink,
                 rows=metrics.from_csv(resumed.metrics, last_step=resumed.step),
-                visitors=self._visitors(sink, sets, train=job.train),
+                callbacks=self._callbacks(sink, sets, train=job.train),
             )
             self._stop.watch()  # until the result is written
             ended = loop.run(resumed.step, should_stop=self._stop)
@@ -210,31 +210,29 @@ class _Session:
         return trainer
 
     def _trainer(
-        self, job: TrainJob, trainee: Trainee, rows_at: RowsAt, state: Path | None
+        self, job: TrainJob, model: TrainableModel, rows_at: RowsAt, state: Path | None
     ) -> StepByStep:
         """Torch's, or JAX's for the script that trains through it."""
         accelerator, train = self._accelerator, job.train
         if self._plan.script.engine == "jax":
             from dreambooth_core.jax.trainer import JaxTrainer  # an optional extra
 
-            trainer = JaxTrainer(trainee, settings=train, rows_at=rows_at, state=state)
+            trainer = JaxTrainer(model, settings=train, rows_at=rows_at, state=state)
         else:
-            updates = make_updates(trainee, accelerator=accelerator, settings=train, state=state)
+            updates = make_updates(model, accelerator=accelerator, settings=train, state=state)
             trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
         self._require_room(job, trainer)
         return trainer
 
     def _require_room(self, job: TrainJob, trainer: StepByStep) -> None:
-        """Raise StageError unless the disk has room; a new run rehearses step 0 for that."""
+        """Raise StageError unless the disk has room; a new run learns the sizes by a dry run."""
         plan = self._plan
         if self._found is None:
             kept = room.kept(plan, last=job.train.max_train_steps)
-            rehearse(job, trainer.updates, kept, is_main=self._is_main)
+            dry_run(job, trainer.updates, kept, is_main=self._is_main)
         else:
             found = self._found
-            from_main(
-                self._accelerator, lambda: room.check_resume(plan, job, trainer.trainee, found)
-            )
+            from_main(self._accelerator, lambda: room.check_resume(plan, job, trainer.model, found))
 
     def _layout(self, settings: dict[str, Any], sets: _Sets) -> checkpoints.ScriptLayout:
         flags = self._plan.flags
@@ -253,10 +251,10 @@ class _Session:
         """Which run the checkpoints will belong to; what is there of others is told."""
         folder, images = self._plan.output_dir, sets.fingerprints
         if self._found and self._found[1].images not in ((), images):
-            say("note: other photos or class images than the checkpoint's")
+            log_line("note: other photos or class images than the checkpoint's")
         run = resume.name_run(folder, self._found, settings=settings, images=images)
         if others := resume.strangers(folder, run):
-            say(
+            log_line(
                 f"note: {', '.join(others)} in {folder} are of another run: they stay, until a "
                 "checkpoint of the same step takes their place; `latest` is of this run as soon as "
                 "it has saved one"
@@ -276,7 +274,7 @@ class _Session:
         finally:
             sink.close(status="FINISHED")
 
-    def _visitors(self, sink: TrackerSink, sets: _Sets, *, train: TrainSettings) -> list[Visitor]:
+    def _callbacks(self, sink: TrackerSink, sets: _Sets, *, train: TrainSettings) -> list[Callback]:
         flags = self._plan.flags
         if flags.validation_prompt is None:
             return []
@@ -300,15 +298,15 @@ class _Session:
         epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
         return after_epochs(epochs, steps_per_epoch=self._steps_per_epoch(sets), last=last)
 
-    def _resumed(self, trainee: Trainee, settings: dict[str, Any]) -> _Resumed:
+    def _resumed(self, model: TrainableModel, settings: dict[str, Any]) -> _Resumed:
         """Where to go on from. Raises SettingsError when other weights are trained now."""
         if self._found is None:
             return _Resumed()
         path, record = self._found
         if self._is_main:
             for change in checkpoints.changes(record, settings):
-                say(f"note: another setting than the checkpoint's: {change}")
-        launcher, shapes = self._plan.launcher, {n: p.shape for n, p in trainee.trainable.items()}
+                log_line(f"note: another setting than the checkpoint's: {change}")
+        launcher, shapes = self._plan.launcher, {n: p.shape for n, p in model.trainable.items()}
         kind = state_kind.of_launch(launcher.strategy, num_processes=launcher.num_processes)
         run, scratch = ResumingRun(settings, kind, shapes), self._plan.state_dir / _RESUMED
         checkpoints.check_fits(path, shapes)
@@ -339,9 +337,9 @@ def _checkpoint_to_resume(plan: ScriptSettings) -> resume.Found | None:
         return None
     found = resume.find_checkpoint(plan.output_dir, name)
     if found is None:
-        say(f"no whole checkpoint in {plan.output_dir}: a new run begins")
+        log_line(f"no whole checkpoint in {plan.output_dir}: a new run begins")
     else:
-        say(f"resuming from {found[0].name}")
+        log_line(f"resuming from {found[0].name}")
     return found
 
 
@@ -356,7 +354,7 @@ def seed_of(plan: ScriptSettings, found: resume.Found | None) -> int:
     if seed is not None:
         return seed
     seed = secrets.randbelow(2**31)
-    say(f"seed {seed} (a random one; give it as --seed to have the same run again)")
+    log_line(f"seed {seed} (a random one; give it as --seed to have the same run again)")
     return seed
 
 

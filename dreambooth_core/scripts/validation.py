@@ -14,7 +14,7 @@ from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainer import StepByStep
 
 _STEPS = 25
@@ -46,7 +46,7 @@ def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
 
 
 class Validation:
-    """A visitor of the loop that draws with the weights of now, in the main process."""
+    """A callback of the loop that draws with the weights of now, in the main process."""
 
     def __init__(
         self,
@@ -66,15 +66,15 @@ class Validation:
         """After the steps that the script's flags name."""
         return self._is_due(step)
 
-    def visit(self, trainer: StepByStep, *, step: int) -> None:
-        """Draw num_validation_images pictures, each of its own seed, the same at every visit.
+    def on_step_end(self, trainer: StepByStep, *, step: int) -> None:
+        """Draw num_validation_images pictures, each of its own seed, the same every time.
 
         All processes come here: some kinds of updates need them to put the weights together.
         """
         with trainer.updates.whole():
             if self._is_main:
-                say(f"validation pictures at step {step}: {self._prompt!r}")
-                self._take(self._draw(trainer.trainee.denoiser.parts), step)
+                log_line(f"validation pictures at step {step}: {self._prompt!r}")
+                self._take(self._draw(trainer.model.denoiser.parts), step)
 
     def _draw(self, parts: Mapping[str, nn.Module]) -> list[Image.Image]:
         """The pictures, in the type and on the device that the trained networks have."""

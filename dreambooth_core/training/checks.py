@@ -29,7 +29,7 @@ class Motion:
         self._only = only
         self._trained = {
             name: parameter
-            for name, parameter in updates.trainee.trained_at(step).items()
+            for name, parameter in updates.model.trained_at(step).items()
             if only is None or name in only
         }
         self._sums = self._bit_sums(updates)
@@ -45,7 +45,7 @@ class Motion:
     def _bit_sums(self, updates: HeldState) -> dict[str, torch.Tensor]:
         return {
             name: bit_sum(updates.value(parameter))
-            for name, parameter in updates.trainee.denoiser.named_parameters()
+            for name, parameter in updates.model.denoiser.named_parameters()
             if self._only is None or name in self._only
         }
 

@@ -17,7 +17,7 @@ from dreambooth_core.training.optim.ddp import PlainUpdates
 from dreambooth_core.training.optim.fused_backward import FusedUpdates
 from dreambooth_core.training.precision import check_compute_type
 from dreambooth_core.training.protocols import Updates
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:
@@ -64,17 +64,17 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
 
 
 def make_updates(
-    trainee: Trainee, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
+    model: TrainableModel, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
 ) -> Updates:
     """The kind of updates that the processes were launched for, from a verified state or new."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from dreambooth_core.training.optim.deepspeed import DeepSpeedUpdates
 
-        return DeepSpeedUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+        return DeepSpeedUpdates(model, accelerator=accelerator, settings=settings, state=state)
     if accelerator.distributed_type == DistributedType.FSDP or uses_fsdp(settings):
         from dreambooth_core.training.optim.fsdp import FsdpUpdates
 
-        return FsdpUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+        return FsdpUpdates(model, accelerator=accelerator, settings=settings, state=state)
     if settings.fused_backward:
-        return FusedUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
-    return PlainUpdates(trainee, accelerator=accelerator, settings=settings, state=state)
+        return FusedUpdates(model, accelerator=accelerator, settings=settings, state=state)
+    return PlainUpdates(model, accelerator=accelerator, settings=settings, state=state)

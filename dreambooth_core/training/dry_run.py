@@ -20,9 +20,9 @@ from dreambooth_core.models.weights import applied, export_pipeline
 from dreambooth_core.records import Checkpoint
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.protocols import HeldState
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 _T = TypeVar("_T")
 
@@ -51,37 +51,37 @@ def kept_in_store(job: TrainJob) -> Kept:
     )
 
 
-def rehearse(job: TrainJob, updates: HeldState, kept: Kept, *, is_main: bool) -> None:
+def dry_run(job: TrainJob, updates: HeldState, kept: Kept, *, is_main: bool) -> None:
     """Try step 0 in the main process; called by all, as they put the weights together.
 
     Raises StageError.
     """
     with updates.whole():
         if is_main:
-            _rehearse(job, updates.trainee, kept)
+            _dry_run(job, updates.model, kept)
 
 
-def _rehearse(job: TrainJob, trainee: Trainee, kept: Kept) -> None:
+def _dry_run(job: TrainJob, model: TrainableModel, kept: Kept) -> None:
     """Save, export, load and sample the networks of step 0, then check the free disk.
 
     All of it on the CPU (beside the training, a card may have no room for a pipeline) and in a
     folder that is removed.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=job.state_dir, prefix=".aside-rehearsal-") as name:
+    with tempfile.TemporaryDirectory(dir=job.state_dir, prefix=".aside-dry-run-") as name:
         folder = Path(name)
-        checkpoint = _tried("save a checkpoint", lambda: _save(job, trainee, folder))
+        checkpoint = _tried("save a checkpoint", lambda: _save(job, model, folder))
         checkpoint_bytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         _tried("export it", lambda: _export(job, folder, checkpoint))
         _tried("load it again and sample from it", lambda: _sample(job, folder, checkpoint))
-    shapes = [tuple(parameter.shape) for parameter in trainee.trainable.values()]
+    shapes = [tuple(parameter.shape) for parameter in model.trainable.values()]
     check_disk(
         job.state_dir,
         kept,
         checkpoint_bytes=checkpoint_bytes,
         state_bytes=state_bytes(shapes, job.train),
     )
-    say(f"saved, exported, loaded and sampled step 0 in {time.monotonic() - began:.1f} s")
+    log_line(f"saved, exported, loaded and sampled step 0 in {time.monotonic() - began:.1f} s")
 
 
 def _tried(what: str, act: Callable[[], _T]) -> _T:
@@ -97,9 +97,9 @@ def _tried(what: str, act: Callable[[], _T]) -> _T:
         ) from error
 
 
-def _save(job: TrainJob, trainee: Trainee, folder: Path) -> Checkpoint:
+def _save(job: TrainJob, model: TrainableModel, folder: Path) -> Checkpoint:
     return published.write_checkpoint(
-        folder, step=0, method=job.train.method, write_weights=trainee.write
+        folder, step=0, method=job.train.method, write_weights=model.write
     )
 
 
@@ -128,17 +128,17 @@ def _sample(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_room_to_go_on(job: TrainJob, trainee: Trainee) -> None:
+def check_room_to_go_on(job: TrainJob, model: TrainableModel) -> None:
     """Raise StageError unless there is room for the rest of a resumed run, which may be longer.
 
-    Sizes are those of the newest checkpoint; before the first one the run's rehearsal counts.
+    Sizes are those of the newest checkpoint; before the first one the dry run has checked it.
     """
     made = sorted(job.checkpoints_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     if not made:
         return
     kept = kept_in_store(job)
     states = max(1, kept.states - len(list(job.resume_dir.glob("step-*"))))
-    shapes = [tuple(parameter.shape) for parameter in trainee.trainable.values()]
+    shapes = [tuple(parameter.shape) for parameter in model.trainable.values()]
     check_disk(
         job.state_dir,
         Kept(checkpoints=kept.checkpoints, states=states),

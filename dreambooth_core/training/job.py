@@ -29,7 +29,7 @@ class TrainJob(Record):
     `out_dir` is made whole at the end. `launch` is what `train.accelerate_config` names.
     `tracking` is for the metric sink. `entry` is the module that every process runs, with its
     arguments before the job's path. `copies_of_checkpoints` is how often each lies on the disk in
-    the end; `rehearse`: whether a fresh run begins with a dry run.
+    the end; `dry_run`: whether a fresh run begins with a dry run.
     """
 
     subject: str
@@ -50,7 +50,7 @@ class TrainJob(Record):
     tracking: dict[str, str] = Field(default_factory=dict)
     entry: tuple[str, ...] = ("dreambooth_core", "train-worker")
     copies_of_checkpoints: int = 1
-    rehearse: bool = True
+    dry_run: bool = True
 
     @property
     def resume_dir(self) -> Path:

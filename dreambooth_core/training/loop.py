@@ -15,7 +15,7 @@ from dreambooth_core.training.checkpoints.layout import CheckpointLayout
 from dreambooth_core.training.checks import Lookout, Motion
 from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.metrics import MetricsRow
-from dreambooth_core.training.progress import Narrator, say
+from dreambooth_core.training.progress import ProgressReporter, log_line
 from dreambooth_core.training.trainer import StepByStep, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
@@ -25,14 +25,14 @@ _MOST_LEFT_OUT_LAST = 2
 """The same at the end of a run: more is no overflow of a scale that has just grown."""
 
 
-class Visitor(Protocol):
+class Callback(Protocol):
     """Looks at the networks between updates (validation pictures); called on every process."""
 
     def is_due(self, step: int) -> bool:
         """Whether to come after `step`."""
         ...
 
-    def visit(self, trainer: StepByStep, *, step: int) -> None:
+    def on_step_end(self, trainer: StepByStep, *, step: int) -> None:
         """Look; the networks must be left as they were."""
         ...
 
@@ -49,17 +49,17 @@ class Loop:
         layout: CheckpointLayout,
         sink: MetricSink,
         rows: list[MetricsRow],
-        visitors: Sequence[Visitor] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._job, self._trainer, self._accelerator = job, trainer, accelerator
         self.rows = rows
         self._unread: list[UpdateReport] = []
-        self._layout, self._visitors = layout, visitors
+        self._layout, self._callbacks = layout, callbacks
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
         self._lookout = Lookout()
         self._left_out = 0
-        self._narrator = Narrator(job, sink=sink, is_main=accelerator.is_main_process)
+        self._progress = ProgressReporter(job, sink=sink, is_main=accelerator.is_main_process)
         at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
         self._read_every = at_most if trainer.reading_waits else 1
 
@@ -69,7 +69,7 @@ class Loop:
         Raises StageError at the first non-finite update and when the wrong parameters move, and
         what a save raises. What was saved is on the disk in the end, however the run ends.
         """
-        self._narrator.begin(start)
+        self._progress.begin(start)
         self._layout.begin(self._trainer.updates, step=start)
         with self._saver:
             return self._update(start, should_stop)
@@ -92,18 +92,18 @@ class Loop:
                 continue
             stop = self._read()
             self._verify(motion, report)
-            self._narrator.tell(self.rows)
+            self._progress.tell(self.rows)
             if stop or self._layout.is_due(step):
                 rows = metrics.to_csv(self.rows)
                 self._saver.save(step=step, metrics=rows, goes_on=not stop and step < last)
-            self._receive_visitors(step)
+            self._run_callbacks(step)
             if stop and step < last:
                 return Ended(how="stopped", step=step)
         return Ended(how="done", step=last)
 
     def _must_read(self, step: int) -> bool:
         logged = step % self._job.log_every_steps == 0
-        due = self._layout.is_due(step) or any(v.is_due(step) for v in self._visitors)
+        due = self._layout.is_due(step) or any(v.is_due(step) for v in self._callbacks)
         return step % self._read_every == 0 or logged or due or step == self._last
 
     def _motion_before(self, step: int) -> Motion | None:
@@ -114,7 +114,7 @@ class Loop:
         if motion is not None and not report.was_skipped:
             silent = self._lookout.verify(motion, self._trainer.updates)
             if silent and self._accelerator.is_main_process:
-                say(f"note: gradients of zero in two updates: {checks.named(silent)}")
+                log_line(f"note: gradients of zero in two updates: {checks.named(silent)}")
 
     def _read(self) -> bool:
         """Turn what is unread into rows; whether any process wants to stop."""
@@ -159,10 +159,10 @@ class Loop:
             with self._job.executed_log.open("a") as log:
                 log.write(f"{step}\n")
 
-    def _receive_visitors(self, step: int) -> None:
-        for visitor in self._visitors:
-            if visitor.is_due(step):
-                visitor.visit(self._trainer, step=step)
+    def _run_callbacks(self, step: int) -> None:
+        for callback in self._callbacks:
+            if callback.is_due(step):
+                callback.on_step_end(self._trainer, step=step)
 
 
 def _row_of(report: UpdateReport, *, has_class: bool) -> tuple[MetricsRow, bool, bool]:

@@ -31,7 +31,7 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(found[1]), int(found[2]), found[3]) if found else None
 
 
-class Narrator:
+class ProgressReporter:
     """Speaks for the main process and is silent on the others."""
 
     def __init__(self, job: TrainJob, *, sink: MetricSink, is_main: bool) -> None:
@@ -60,7 +60,7 @@ class Narrator:
             self._told = step
         if now - self._spoke >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._spoke = now
-            say(self._line(rows[-1], rate))
+            log_line(self._line(rows[-1], rate))
 
     def _line(self, row: MetricsRow, rate: float) -> str:
         left_s = round((self._total - row.step) / rate)
@@ -70,7 +70,7 @@ class Narrator:
         )
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Print a line for the parent process; a parent that is gone does not stop the trainer."""
     with contextlib.suppress(OSError):
         # One write, as a save speaks from a thread of its own.

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 # Every method is called on all processes of a run, in the same order: some of them exchange data.
 
@@ -35,8 +35,8 @@ class Outcome(Protocol):
     """What a run has made by a step: what a layout writes."""
 
     @property
-    def trainee(self) -> Trainee:
-        """The trainee; its own tensors need not be those of now."""
+    def model(self) -> TrainableModel:
+        """The model; its own tensors need not be those of now."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -44,12 +44,12 @@ class Outcome(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Inside, the main process has the weights to publish whole in the trainee's networks."""
+        """Inside, the main process has the weights to publish whole in the model's networks."""
         ...
 
 
 class HeldState(Outcome, Protocol):
-    """Where the weights and moments of a trainee are: what a loop may look at and save."""
+    """Where the weights and moments of a model are: what a loop may look at and save."""
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole of a parameter; of a trained one in the precision that is updated."""
@@ -80,9 +80,9 @@ class HeldState(Outcome, Protocol):
 
 
 class Updates(HeldState, Protocol):
-    """A trainee's optimizer, and how its processes share the work."""
+    """A model's optimizer, and how its processes share the work."""
 
-    model: nn.Module
+    wrapped_model: nn.Module
     """What a micro-step calls, with the arguments of the network it stands for."""
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:

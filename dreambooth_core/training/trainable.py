@@ -44,7 +44,7 @@ class ParameterGroup:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainableModel:
     """The networks in training mode, and the groups of their parameters that are trained."""
 
     denoiser: Denoiser
@@ -76,7 +76,7 @@ class Trainee:
         write(self.denoiser.parts, folder)
 
 
-def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
+def load_trainable_model(job: TrainJob, *, device: torch.device) -> TrainableModel:
     """Load the base model's networks, choose what is trained, and put it on `device`.
 
     Raises SettingsError when adapters are asked for where there are no such layers.
@@ -97,14 +97,14 @@ def load_trainee(job: TrainJob, *, device: torch.device) -> Trainee:
     if job.train.compile_blocks:
         compile_blocks(denoiser.unet, device=device)
     denoiser.train()
-    trainee = Trainee(
+    model = TrainableModel(
         denoiser=denoiser,
         groups=_groups(denoiser, job.train),
         loss=_loss_settings(job),
         method=job.train.method,
     )
-    cast_trainable(trainee.trainable, job.train)
-    return trainee
+    cast_trainable(model.trainable, job.train)
+    return model
 
 
 def _load_denoiser(job: TrainJob, *, device: torch.device) -> Denoiser:

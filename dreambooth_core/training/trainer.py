@@ -17,7 +17,7 @@ from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import has_unkeyed_dropout, key_by_rows, keyed_dropout
 from dreambooth_core.training.protocols import HeldState, Updates
 from dreambooth_core.training.step import loss_of, prepare
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StepByStep(Protocol):
         ...
 
     @property
-    def trainee(self) -> Trainee:
+    def model(self) -> TrainableModel:
         """What is trained; the weights of now are in it inside `updates.whole()`."""
         ...
 
@@ -73,7 +73,7 @@ class StepByStep(Protocol):
 
 
 class Trainer:
-    """A trainee and its updates on the processes of an accelerator."""
+    """A model and its updates on the processes of an accelerator."""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class Trainer:
         settings: TrainSettings,
         rows_at: RowsAt,
     ) -> None:
-        self.trainee, self.updates = updates.trainee, updates
+        self.model, self.updates = updates.model, updates
         self._accelerator = accelerator
         self._settings = settings
         self._rows_at = rows_at
         self._rates = [
-            learning_rate(settings, peak=group.learning_rate) for group in self.trainee.groups
+            learning_rate(settings, peak=group.learning_rate) for group in self.model.groups
         ]
-        self._dropped_rows = key_by_rows(self.trainee.denoiser, seed=settings.seed)
-        self._has_unkeyed_dropout = has_unkeyed_dropout(self.trainee.denoiser)
+        self._dropped_rows = key_by_rows(self.model.denoiser, seed=settings.seed)
+        self._has_unkeyed_dropout = has_unkeyed_dropout(self.model.denoiser)
 
     @property
     def reading_waits(self) -> bool:
@@ -112,15 +112,15 @@ class Trainer:
         for micro in range(accumulation):
             last = micro == accumulation - 1
             inputs = prepare(
-                self._rows_at(self._positions(step, micro)), self.trainee.loss, device=device
+                self._rows_at(self._positions(step, micro)), self.model.loss, device=device
             )
             batch = inputs.batch
             self._dropped_rows.keys = list(zip(batch.is_class_B, batch.position_B, strict=True))
             with self.updates.micro_step(last=last), self._unkeyed_dropout(step, micro):
                 loss, error_B = loss_of(
-                    self.updates.model,
+                    self.updates.wrapped_model,
                     inputs,
-                    prior_loss_weight=self.trainee.loss.prior_loss_weight,
+                    prior_loss_weight=self.model.loss.prior_loss_weight,
                 )
                 self.updates.backward(loss.total / accumulation, last=last)
             sums += torch.stack(loss).detach()
@@ -152,12 +152,12 @@ class Trainer:
 
     def _rates_of(self, step: int) -> list[float]:
         """A rate for each group; 0 for those that rest, where updates are part of the backward."""
-        groups = zip(self.trainee.groups, self._rates, strict=True)
+        groups = zip(self.model.groups, self._rates, strict=True)
         return [rate.at(step) if group.is_trained_at(step) else 0.0 for group, rate in groups]
 
     def _rest(self, step: int) -> None:
         """Drop the gradients of groups that rest: neither the norm nor the update sees them."""
-        for group in self.trainee.groups:
+        for group in self.model.groups:
             if not group.is_trained_at(step):
                 self.updates.drop_gradients(group.parameters.values())
 

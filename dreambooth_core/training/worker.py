@@ -22,12 +22,12 @@ from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.checkpoints.resume_state import read_metrics, state_dir
 from dreambooth_core.training.checkpoints.start import Start, find_start
 from dreambooth_core.training.distributed import make_updates, start_accelerator
-from dreambooth_core.training.dry_run import check_room_to_go_on, kept_in_store, rehearse
+from dreambooth_core.training.dry_run import check_room_to_go_on, dry_run, kept_in_store
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.launch import processes
 from dreambooth_core.training.loop import Loop
-from dreambooth_core.training.progress import say
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 
 OpenRows = Callable[[TrainJob], RowsAt]
@@ -58,7 +58,7 @@ def _work_or_explain(
         ended = work(job, open_rows=open_rows, open_sink=open_sink, should_stop=should_stop)
     except DreamBoothError as error:
         ended = Ended(how="failed", step=0, error=str(error), exit_code=error.exit_code)
-        say(f"error: {error}")
+        log_line(f"error: {error}")
     except Exception as error:
         # The edge of the process: whatever it is, the user must see it, with its traceback.
         with contextlib.suppress(OSError):
@@ -111,24 +111,24 @@ def _train(
     sink = open_sink(job) if accelerator.is_main_process else NullSink()
     status = "FAILED"
     try:
-        trainee = load_trainee(job, device=accelerator.device)
+        model = load_trainable_model(job, device=accelerator.device)
         first, rows, state = 0, [], None
         if start.record is not None:
             first, state = start.record.step, state_dir(job.resume_dir, start.record)
             rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
-        updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=state)
+        updates = make_updates(model, accelerator=accelerator, settings=job.train, state=state)
         trainer = Trainer(
             updates,
             accelerator=accelerator,
             settings=job.train,
             rows_at=open_rows(job),
         )
-        if job.rehearse and start.record is None:
-            rehearse(job, updates, kept_in_store(job), is_main=accelerator.is_main_process)
+        if job.dry_run and start.record is None:
+            dry_run(job, updates, kept_in_store(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
             if start.record is not None:
-                check_room_to_go_on(job, trainee)
-            say(f"training starts after step {first} of {job.train.max_train_steps}")
+                check_room_to_go_on(job, model)
+            log_line(f"training starts after step {first} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
         loop = Loop(job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=rows)
         ended = loop.run(first, should_stop=should_stop)

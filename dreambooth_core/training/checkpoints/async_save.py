@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from dreambooth_core.training.checkpoints.layout import CheckpointLayout
-from dreambooth_core.training.progress import say
+from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainer import StepByStep
 
 
@@ -59,4 +59,4 @@ class Saver:
         if error is None:
             self.wait()
         elif self._writing is not None and (failed := self._writing.exception()):
-            say(f"error: the last save has failed, too: {failed}")
+            log_line(f"error: the last save has failed, too: {failed}")

@@ -11,7 +11,7 @@ from typing import Protocol
 from dreambooth_core.training.checkpoints import published, resume_state
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.protocols import Outcome
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 class CheckpointLayout(Protocol):
@@ -70,14 +70,14 @@ class PipelineLayout:
             return
         with outcome.whole():
             if self._is_main:
-                self._write(outcome.trainee, step)
+                self._write(outcome.model, step)
 
-    def _write(self, trainee: Trainee, step: int) -> None:
+    def _write(self, model: TrainableModel, step: int) -> None:
         folder = self._job.checkpoints_dir
         if published.read_checkpoint(folder, step=step) is None:
             published.write_checkpoint(
                 folder,
                 step=step,
                 method=self._job.train.method,
-                write_weights=trainee.write,
+                write_weights=model.write,
             )

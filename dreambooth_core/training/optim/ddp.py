@@ -27,7 +27,7 @@ from dreambooth_core.training.optim.per_parameter import (
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.precision import check_types
 from dreambooth_core.training.protocols import Applied, Outcome
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -40,7 +40,7 @@ class PlainUpdates:
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: TrainableModel,
         *,
         accelerator: Accelerator,
         settings: TrainSettings,
@@ -51,18 +51,18 @@ class PlainUpdates:
         A state without moments or without a scaler has been made with other settings: these begin.
         """
         self._step = 0
-        self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
-        check_types(trainee.trainable, settings)
-        self._raw_optimizer = build_optimizer(trainee, settings)
+        self.model, self._accelerator, self._settings = model, accelerator, settings
+        check_types(model.trainable, settings)
+        self._raw_optimizer = build_optimizer(model, settings)
         if state is not None:
             self._restore(state)
         if accelerator.scaler is not None:
             # The fused kernel would leave an overflow out unseen; the scaler tells that it has.
             self._raw_optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
-        self._average = _average_of(trainee, settings, state)
-        self._snapshots = Snapshots(trainee)
-        model, optimizer = accelerator.prepare(trainee.denoiser, self._raw_optimizer)
-        self.model: nn.Module = model
+        self._average = _average_of(model, settings, state)
+        self._snapshots = Snapshots(model)
+        wrapped, optimizer = accelerator.prepare(model.denoiser, self._raw_optimizer)
+        self.wrapped_model: nn.Module = wrapped
         self._optimizer: AcceleratedOptimizer = optimizer
         if accelerator.scaler is not None and state is not None and (state / _SCALER).is_file():
             accelerator.scaler.load_state_dict(json.loads((state / _SCALER).read_bytes()))
@@ -75,7 +75,7 @@ class PlainUpdates:
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         """Leave out the exchange of gradients in all micro-steps but the last."""
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.model)
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.wrapped_model)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of `loss`; after the last they are in its units, under fp16 too."""
@@ -135,9 +135,9 @@ class PlainUpdates:
         return self._snapshots.take(self._state(), published=published)
 
     def _state(self) -> StateFiles:
-        names = list(self.trainee.trainable)
+        names = list(self.model.trainable)
         tensors = {
-            WEIGHTS: {n: p.detach().contiguous() for n, p in self.trainee.trainable.items()},
+            WEIGHTS: {n: p.detach().contiguous() for n, p in self.model.trainable.items()},
             OPTIMIZER: optimizer_tensors(self._raw_optimizer, names),
         }
         if self._average is not None:
@@ -150,7 +150,7 @@ class PlainUpdates:
         return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def _parameters(self) -> list[nn.Parameter]:
-        return list(self.trainee.trainable.values())
+        return list(self.model.trainable.values())
 
     def _grad_norm(self) -> torch.Tensor:
         """Global norm of the gradients before clipping, in units of the loss."""
@@ -159,9 +159,9 @@ class PlainUpdates:
 
     def _restore(self, folder: Path) -> None:
         """Put a verified state's weights and moments in place."""
-        self.trainee.put(load_file(folder / WEIGHTS))
+        self.model.put(load_file(folder / WEIGHTS))
         if (folder / OPTIMIZER).is_file():
-            tensors, names = load_file(folder / OPTIMIZER), list(self.trainee.trainable)
+            tensors, names = load_file(folder / OPTIMIZER), list(self.model.trainable)
             load_optimizer_tensors(self._raw_optimizer, tensors, names=names)
 
 
@@ -182,12 +182,12 @@ def global_norm(grads: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _average_of(
-    trainee: Trainee, settings: TrainSettings, state: Path | None
+    model: TrainableModel, settings: TrainSettings, state: Path | None
 ) -> MovingAverage | None:
     """The average of the weights as the state has it; one that begins where there is none yet."""
     if settings.ema_decay is None:
         return None
-    average = MovingAverage(trainee.trainable, decay=settings.ema_decay)
+    average = MovingAverage(model.trainable, decay=settings.ema_decay)
     if state is not None and (state / _AVERAGE).is_file():
         average.restore(load_file(state / _AVERAGE))
     return average

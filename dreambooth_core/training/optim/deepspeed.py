@@ -22,7 +22,7 @@ from dreambooth_core.training.optim.ddp import read_bare_weights
 from dreambooth_core.training.optim.per_parameter import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG
 from dreambooth_core.training.protocols import Applied, Outcome
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 class DeepSpeedUpdates:
@@ -34,7 +34,7 @@ class DeepSpeedUpdates:
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: TrainableModel,
         *,
         accelerator: Accelerator,
         settings: TrainSettings,
@@ -47,8 +47,8 @@ class DeepSpeedUpdates:
         """
         deepspeed = _import_deepspeed()
         weights = read_bare_weights(state)
-        trainee.put(weights)
-        self.trainee, self._accelerator, self._settings = trainee, accelerator, settings
+        model.put(weights)
+        self.model, self._accelerator, self._settings = model, accelerator, settings
         plugin = accelerator.state.deepspeed_plugin
         assert plugin is not None, "accelerate was not launched for DeepSpeed"
         config = deepspeed_config(plugin.deepspeed_config, settings)
@@ -59,13 +59,11 @@ class DeepSpeedUpdates:
         )
         config["zero_allow_untested_optimizer"] = True
         _check_stage(config)
-        optimizer = _optimizer(trainee, settings, offload=offloads(config))
-        engine, *_ = deepspeed.initialize(
-            model=trainee.denoiser, optimizer=optimizer, config=config
-        )
+        optimizer = _optimizer(model, settings, offload=offloads(config))
+        engine, *_ = deepspeed.initialize(model=model.denoiser, optimizer=optimizer, config=config)
         self._engine: Any = engine
         self._check(optimizer)
-        self.model: nn.Module = _InEngineType(engine)
+        self.wrapped_model: nn.Module = _InEngineType(engine)
         self._put_fp32(weights)
         if state is not None and not weights:
             # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
@@ -143,7 +141,7 @@ class DeepSpeedUpdates:
     def whole(self) -> Iterator[None]:
         """Inside, the main process has the fp32 copies in the networks, in the CPU's memory."""
         own: dict[nn.Parameter, torch.Tensor] = {}
-        for parameter in self.trainee.trainable.values():
+        for parameter in self.model.trainable.values():
             if parameter.dtype == torch.float32:
                 continue
             value = self.value(parameter)
@@ -160,7 +158,7 @@ class DeepSpeedUpdates:
         """Give the fp32 copies the numbers that the engine has rounded to half precision."""
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for name, parameter in self.trainee.trainable.items() if weights else ():
+        for name, parameter in self.model.trainable.items() if weights else ():
             safe_set_full_fp32_param(parameter, weights[name])
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
@@ -243,14 +241,14 @@ def _check_stage(config: dict[str, Any]) -> None:
 
 
 def _optimizer(
-    trainee: Trainee, settings: TrainSettings, *, offload: bool
+    model: TrainableModel, settings: TrainSettings, *, offload: bool
 ) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay: DeepSpeed's for the CPU when it updates there."""
     if not offload:
-        return fused_adamw(trainee, settings)
+        return fused_adamw(model, settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(parameter_groups(trainee), adamw_mode=True, **adam_options(settings))
+    return DeepSpeedCPUAdam(parameter_groups(model), adamw_mode=True, **adam_options(settings))
 
 
 def _multiply_betas_up(optimizer: torch.optim.Optimizer) -> None:

@@ -33,7 +33,7 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ddp import read_bare_weights
 from dreambooth_core.training.optim.per_parameter import fused_adamw
 from dreambooth_core.training.protocols import Applied, Outcome
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
 """Modules whose weights are gathered together, used and dropped again."""
@@ -45,7 +45,7 @@ class FsdpUpdates:
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: TrainableModel,
         *,
         accelerator: Accelerator,
         settings: TrainSettings,
@@ -56,12 +56,12 @@ class FsdpUpdates:
         A state of weights alone was made without FSDP: the moments begin.
         """
         weights = read_bare_weights(state)
-        trainee.put(weights)
+        model.put(weights)
         self._accelerator, self._settings = accelerator, settings
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        self.model: nn.Module = _split(trainee.denoiser, self._mesh, settings)
-        self.trainee = _with_split_parameters(trainee)
-        self._optimizer = fused_adamw(self.trainee, settings)
+        self.wrapped_model: nn.Module = _split(model.denoiser, self._mesh, settings)
+        self.model = _with_split_parameters(model)
+        self._optimizer = fused_adamw(self.model, settings)
         if state is not None and not weights:
             self._restore(state)
 
@@ -83,7 +83,7 @@ class FsdpUpdates:
 
     def apply(self, loss: torch.Tensor) -> Applied:
         """Clip and update. The decision is made on the device, so nothing waits for it."""
-        parameters = list(self.trainee.trainable.values())
+        parameters = list(self.model.trainable.values())
         total: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm: torch.Tensor = total.full_tensor()
         if self._settings.max_grad_norm is not None:
@@ -126,28 +126,32 @@ class FsdpUpdates:
     def whole(self) -> Iterator[None]:
         """Inside, the main process has the trained weights whole, in the CPU's memory."""
         own: dict[str, nn.Parameter] = {}
-        for name, parameter in self.trainee.trainable.items():
+        for name, parameter in self.model.trainable.items():
             value = self.value(parameter)
             if self._accelerator.is_main_process:
                 own[name] = parameter
-                _put(self.trainee.denoiser, name, nn.Parameter(value.cpu()))
+                _put(self.model.denoiser, name, nn.Parameter(value.cpu()))
         try:
             yield
         finally:
             for name, parameter in own.items():
-                _put(self.trainee.denoiser, name, parameter)
+                _put(self.model.denoiser, name, parameter)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "weights": {n: p.detach() for n, p in self.trainee.trainable.items()},
-            "optimizer": get_optimizer_state_dict(self.model, self._optimizer, options=_OPTIONS),
+            "weights": {n: p.detach() for n, p in self.model.trainable.items()},
+            "optimizer": get_optimizer_state_dict(
+                self.wrapped_model, self._optimizer, options=_OPTIONS
+            ),
         }
 
     def _restore(self, folder: Path) -> None:
         """Read a verified state of this workspace's store into the parts that are here."""
         state = self._state()
         dcp.load(state, checkpoint_id=folder)  # weights are read in place
-        set_optimizer_state_dict(self.model, self._optimizer, state["optimizer"], options=_OPTIONS)
+        set_optimizer_state_dict(
+            self.wrapped_model, self._optimizer, state["optimizer"], options=_OPTIONS
+        )
 
 
 def _split(denoiser: nn.Module, mesh: DeviceMesh, settings: TrainSettings) -> nn.Module:
@@ -165,14 +169,14 @@ def _split(denoiser: nn.Module, mesh: DeviceMesh, settings: TrainSettings) -> nn
     return denoiser
 
 
-def _with_split_parameters(trainee: Trainee) -> Trainee:
-    """The trainee with the parameters that its networks have now: splitting made new ones."""
-    now = dict(trainee.denoiser.named_parameters())
+def _with_split_parameters(model: TrainableModel) -> TrainableModel:
+    """The model with the parameters that its networks have now: splitting made new ones."""
+    now = dict(model.denoiser.named_parameters())
     groups = [
         replace(group, parameters={name: now[name] for name in group.parameters})
-        for group in trainee.groups
+        for group in model.groups
     ]
-    return replace(trainee, groups=tuple(groups))
+    return replace(model, groups=tuple(groups))
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ddp import PlainUpdates
 from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
 from dreambooth_core.training.protocols import Applied
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.trainable import TrainableModel
 
 
 class FusedUpdates(PlainUpdates):
@@ -25,21 +25,21 @@ class FusedUpdates(PlainUpdates):
 
     def __init__(
         self,
-        trainee: Trainee,
+        model: TrainableModel,
         *,
         accelerator: Accelerator,
         settings: TrainSettings,
         state: Path | None,
     ) -> None:
-        super().__init__(trainee, accelerator=accelerator, settings=settings, state=state)
+        super().__init__(model, accelerator=accelerator, settings=settings, state=state)
         assert isinstance(self._raw_optimizer, PerParameter)
         self._fused = FusedBackward(self._raw_optimizer)
-        self._name_of = {p: name for name, p in trainee.trainable.items()}
+        self._name_of = {p: name for name, p in model.trainable.items()}
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
         """Set the rates, and which groups rest: their gradients are freed unused."""
         super().begin(step, learning_rates=learning_rates)
-        resting = [g for g in self.trainee.groups if not g.is_trained_at(step - 1)]
+        resting = [g for g in self.model.groups if not g.is_trained_at(step - 1)]
         self._fused.rest({p for group in resting for p in group.parameters.values()})
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

@@ -23,7 +23,7 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
-from dreambooth_core.training.trainable import ParameterGroup, Trainee
+from dreambooth_core.training.trainable import ParameterGroup, TrainableModel
 
 BITSANDBYTES = "bitsandbytes>=0.50,<0.51"
 """What is asked for when it is missing; the extra `adam8bit` in pyproject.toml."""
@@ -34,24 +34,24 @@ Single = Callable[[list[nn.Parameter]], Optimizer]
 """Makes a library's optimizer for one parameter."""
 
 
-def build_optimizer(trainee: Trainee, settings: TrainSettings) -> Optimizer:
+def build_optimizer(model: TrainableModel, settings: TrainSettings) -> Optimizer:
     """The optimizer of the settings over the groups of trainable parameters, in their order.
 
     Raises SettingsError for a missing library.
     """
     if updates_in_one_kernel(settings):
-        return fused_adamw(trainee, settings)
-    return PerParameter(trainee.groups, _single_of(settings), seed=settings.seed)
+        return fused_adamw(model, settings)
+    return PerParameter(model.groups, _single_of(settings), seed=settings.seed)
 
 
-def fused_adamw(trainee: Trainee, settings: TrainSettings) -> torch.optim.AdamW:
+def fused_adamw(model: TrainableModel, settings: TrainSettings) -> torch.optim.AdamW:
     """Torch's AdamW, one kernel over all parameters."""
-    return torch.optim.AdamW(parameter_groups(trainee), fused=True, **adam_options(settings))
+    return torch.optim.AdamW(parameter_groups(model), fused=True, **adam_options(settings))
 
 
-def parameter_groups(trainee: Trainee) -> list[dict[str, list[nn.Parameter]]]:
+def parameter_groups(model: TrainableModel) -> list[dict[str, list[nn.Parameter]]]:
     """The groups as an optimizer takes them, in their order."""
-    return [{"params": list(group.parameters.values())} for group in trainee.groups]
+    return [{"params": list(group.parameters.values())} for group in model.groups]
 
 
 def begin_update(optimizer: Optimizer, *, step: int, healthy: torch.Tensor) -> None:

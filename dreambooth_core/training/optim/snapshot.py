@@ -20,8 +20,8 @@ from torch import nn
 from dreambooth_core import files
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.training.host_memory import available_bytes
-from dreambooth_core.training.progress import say
-from dreambooth_core.training.trainable import Trainee
+from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.trainable import TrainableModel
 
 _ROOM = 1.5
 """How often a snapshot must fit into the free memory: something is left for all else."""
@@ -52,7 +52,7 @@ class StateFiles:
 class Snapshot:
     """An `updates.Outcome` that stays as it is until the next one is taken."""
 
-    trainee: Trainee
+    model: TrainableModel
     state: StateFiles
 
     def save(self, folder: Path) -> None:
@@ -65,15 +65,15 @@ class Snapshot:
 
 
 class Snapshots:
-    """Takes snapshots of a trainee, each into the memory of the one before it.
+    """Takes snapshots of a model, each into the memory of the one before it.
 
     Memory that a process has had before is copied into many times faster than new memory.
     """
 
-    def __init__(self, trainee: Trainee) -> None:
-        self._trainee = trainee
+    def __init__(self, model: TrainableModel) -> None:
+        self._model = model
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
-        self._shadow: Trainee | None = None
+        self._shadow: TrainableModel | None = None
         self._is_refused = False
 
     def take(self, state: StateFiles, *, published: str) -> Snapshot | None:
@@ -88,7 +88,7 @@ class Snapshots:
             for file, tensors in state.tensors.items()
         }
         if self._shadow is None:
-            self._shadow = _shadow_of(self._trainee)
+            self._shadow = _shadow_of(self._model)
         for name, parameter in self._shadow.trainable.items():
             parameter.data = copies[published][name].to(parameter.dtype)
         return Snapshot(self._shadow, replace(state, tensors=copies))
@@ -99,7 +99,7 @@ class Snapshots:
         needed, free = _ROOM * state.num_bytes, available_bytes()
         self._is_refused = free < needed
         if self._is_refused:
-            say(
+            log_line(
                 "note: the training waits for each save: writing beside it takes "
                 f"{needed / _GIB:.1f} GiB of free memory, {free / _GIB:.1f} GiB are there"
             )
@@ -112,18 +112,18 @@ class Snapshots:
         return kept.copy_(tensor)
 
 
-def _shadow_of(trainee: Trainee) -> Trainee:
+def _shadow_of(model: TrainableModel) -> TrainableModel:
     """The same networks with other trainable parameters, still empty; all that is frozen is shared.
 
     What wraps the networks for the training cannot be copied and is left out.
     """
-    own = {n: nn.Parameter(torch.empty(0, dtype=p.dtype)) for n, p in trainee.trainable.items()}
-    replaced = {id(p): own[name] for name, p in trainee.trainable.items()}
-    tensors = (*trainee.denoiser.parameters(), *trainee.denoiser.buffers())
+    own = {n: nn.Parameter(torch.empty(0, dtype=p.dtype)) for n, p in model.trainable.items()}
+    replaced = {id(p): own[name] for name, p in model.trainable.items()}
+    tensors = (*model.denoiser.parameters(), *model.denoiser.buffers())
     memo: dict[int, Any] = {id(tensor): replaced.get(id(tensor), tensor) for tensor in tensors}
-    parts: dict[str, Any] = copy.deepcopy(trainee.denoiser.parts, memo)
+    parts: dict[str, Any] = copy.deepcopy(model.denoiser.parts, memo)
     groups = tuple(
         replace(group, parameters={name: own[name] for name in group.parameters})
-        for group in trainee.groups
+        for group in model.groups
     )
-    return replace(trainee, denoiser=Denoiser(parts.pop("unet"), parts), groups=groups)
+    return replace(model, denoiser=Denoiser(parts.pop("unet"), parts), groups=groups)

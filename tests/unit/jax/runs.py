@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.optim.ddp import PlainUpdates
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import StepByStep, Trainer
 from tests.unit.training import tiny
 
@@ -26,8 +26,8 @@ NUM_STEPS = 10
 
 def torch_trainer(job: TrainJob, *, state: Path | None = None) -> Trainer:
     accelerator = Accelerator(cpu=True, mixed_precision=job.train.mixed_precision)
-    trainee = load_trainee(job, device=CPU)
-    updates = PlainUpdates(trainee, accelerator=accelerator, settings=job.train, state=state)
+    model = load_trainable_model(job, device=CPU)
+    updates = PlainUpdates(model, accelerator=accelerator, settings=job.train, state=state)
     return Trainer(
         updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
     )
@@ -36,8 +36,8 @@ def torch_trainer(job: TrainJob, *, state: Path | None = None) -> Trainer:
 def jax_trainer(job: TrainJob, *, state: Path | None = None):
     from dreambooth_core.jax.trainer import JaxTrainer
 
-    trainee = load_trainee(job, device=CPU)
-    return JaxTrainer(trainee, settings=job.train, rows_at=tiny.open_rows(job), state=state)
+    model = load_trainable_model(job, device=CPU)
+    return JaxTrainer(model, settings=job.train, rows_at=tiny.open_rows(job), state=state)
 
 
 def losses(trainer: StepByStep, steps: Sequence[int]) -> list[float]:

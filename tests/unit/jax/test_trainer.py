@@ -82,11 +82,11 @@ def test_a_non_finite_loss_leaves_weights_and_moments_alone(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer = runs.jax_trainer(job)
     runs.losses(trainer, [0, 1, 2])
-    before = {n: trainer.updates.value(p) for n, p in trainer.trainee.trainable.items()}
+    before = {n: trainer.updates.value(p) for n, p in trainer.model.trainable.items()}
     trainer._rows_at = _with_a_broken_row
     (loss,) = runs.losses(trainer, [3])
     assert loss != loss
-    for name, parameter in trainer.trainee.trainable.items():
+    for name, parameter in trainer.model.trainable.items():
         assert torch.equal(before[name], trainer.updates.value(parameter)), name
     assert int(trainer.updates.moments[0].count) == 3
 
@@ -106,11 +106,11 @@ def test_with_text_encoder_and_recomputed_activations_the_losses_are_torchs_to_1
     assert runs.losses(ours, steps) == pytest.approx(runs.losses(theirs, steps), abs=1e-5)
     with ours.updates.whole():
         assert _largest_difference(ours, theirs, part="text_encoder") < 1e-4
-    assert {name.split(".")[0] for name in ours.trainee.trainable} == {"unet", "text_encoder"}
+    assert {name.split(".")[0] for name in ours.model.trainable} == {"unet", "text_encoder"}
 
 
 def _largest_difference(ours, theirs, *, part):
-    own, other = ours.trainee.trainable, theirs.trainee.trainable
+    own, other = ours.model.trainable, theirs.model.trainable
     return max((own[n] - other[n]).abs().max().item() for n in own if n.startswith(part))
 
 
@@ -139,9 +139,9 @@ def _bytes_kept(job):
     from dreambooth_core.jax.functional import micro_step_loss, tensors_of
 
     trainer = runs.jax_trainer(job)
-    inputs = prepare(tiny.rows_at(range(16)), trainer.trainee.loss, device=runs.CPU)
+    inputs = prepare(tiny.rows_at(range(16)), trainer.model.loss, device=runs.CPU)
     loss = micro_step_loss(
-        trainer.trainee.denoiser, inputs, prior_loss_weight=1.0, settings=job.train
+        trainer.model.denoiser, inputs, prior_loss_weight=1.0, settings=job.train
     )
 
     def backward(parameters, frozen, tensors):

@@ -13,7 +13,7 @@ from torch import nn
 
 from dreambooth_core.training.dropout import RowDropout, Rows, key_by_rows
 from dreambooth_core.training.optim.ddp import WEIGHTS, PlainUpdates
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny
 
@@ -112,12 +112,12 @@ def test_an_attentions_own_dropout_is_keyed_by_step_and_micro_step(tmp_path, tin
         tmp_path, tiny_sd, train_text_encoder=True, train_batch_size=1,
         gradient_accumulation_steps=2,
     )  # fmt: skip
-    trainee = load_trainee(job, device=torch.device("cpu"))
-    for module in trainee.denoiser.text_encoders[0].modules():
+    model = load_trainable_model(job, device=torch.device("cpu"))
+    for module in model.denoiser.text_encoders[0].modules():
         if hasattr(module, "k_proj"):
             module.dropout = 0.5
     accelerator = Accelerator(cpu=True)
-    updates = PlainUpdates(trainee, accelerator=accelerator, settings=job.train, state=None)
+    updates = PlainUpdates(model, accelerator=accelerator, settings=job.train, state=None)
     trainer = Trainer(
         updates,
         accelerator=accelerator,

@@ -12,7 +12,7 @@ from dreambooth_core.models.families import text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.training.optim.ddp import WEIGHTS
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -31,9 +31,9 @@ METHODS = {
 }
 
 
-def _predictions(trainee, rows) -> torch.Tensor:
-    """What the trainee predicts for made-up rows, in evaluation mode."""
-    denoiser = trainee.denoiser.eval()
+def _predictions(model, rows) -> torch.Tensor:
+    """What the model predicts for made-up rows, in evaluation mode."""
+    denoiser = model.denoiser.eval()
     with torch.inference_mode():
         return denoiser(
             rows.latents_BCHW,
@@ -50,11 +50,11 @@ def _state(job, *, step: int) -> dict[str, torch.Tensor]:
 
 
 def _trained(job):
-    """The trainee with the weights of the job's newest state."""
-    trainee = load_trainee(job, device=CPU)
+    """The model with the weights of the job's newest state."""
+    model = load_trainable_model(job, device=CPU)
     for name, value in _state(job, step=job.train.max_train_steps).items():
-        trainee.trainable[name].data.copy_(value)
-    return trainee
+        model.trainable[name].data.copy_(value)
+    return model
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -105,7 +105,7 @@ def test_the_text_encoder_has_its_own_rate_and_rests_after_its_last_step(tmp_pat
     )
     tiny.train(job)
     states = [_state(job, step=step) for step in range(1, 5)]
-    base = {n: p.detach() for n, p in load_trainee(job, device=CPU).trainable.items()}
+    base = {n: p.detach() for n, p in load_trainable_model(job, device=CPU).trainable.items()}
     text, unet = "text_encoder.final_layer_norm.weight", "unet.conv_in.weight"
     # AdamW's first update moves a weight by its rate, plus the decay of 1 % of it
     assert (states[0][text] - base[text]).abs().max().item() == pytest.approx(1e-4, rel=0.05)
@@ -120,8 +120,8 @@ def test_adapters_are_fp32_beside_frozen_weights_in_the_type_that_is_computed_in
     tmp_path, tiny_sdxl
 ):
     job = tiny.make_job(tmp_path, tiny_sdxl, mixed_precision="bf16", **METHODS["lora with text"])
-    trainee = load_trainee(job, device=CPU)
-    for name, parameter in trainee.denoiser.named_parameters():
+    model = load_trainable_model(job, device=CPU)
+    for name, parameter in model.denoiser.named_parameters():
         expected = torch.float32 if ".lora_" in name else torch.bfloat16
         assert parameter.dtype == expected, name
         assert not parameter.requires_grad or ".lora_" in name
@@ -133,4 +133,4 @@ def test_a_layers_name_that_fits_nothing_is_refused_beside_one_that_fits(tmp_pat
     lora = {**tiny.LORA, "lora_layers": ("to_k", "to_xx")}
     job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=lora)
     with pytest.raises(SettingsError, match=r"train\.lora\.lora_layers: .*has the name: to_xx;"):
-        load_trainee(job, device=CPU)
+        load_trainable_model(job, device=CPU)

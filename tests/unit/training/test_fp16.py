@@ -50,7 +50,7 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch):
         def begin(self: PlainUpdates, step: int, *, learning_rates: Sequence[float]) -> None:
             own(self, step, learning_rates=learning_rates)
             if step == first:
-                weight = next(iter(self.trainee.trainable.values()))
+                weight = next(iter(self.model.trainable.values()))
                 weight.register_hook(lambda gradient: gradient * torch.nan)
 
         monkeypatch.setattr(PlainUpdates, "begin", begin)

@@ -19,7 +19,7 @@ from dreambooth_core.training.checks import Motion
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, PlainUpdates
 from dreambooth_core.training.optim.per_parameter import build_optimizer
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny
 
@@ -48,7 +48,7 @@ def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp
     tiny.train(job)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
     pipe.load_lora_weights(job.out_dir / "checkpoint-6")
-    trained = load_trainee(job, device=CPU)
+    trained = load_trainable_model(job, device=CPU)
     for name, value in load_file(_state(job, step=6) / WEIGHTS).items():
         trained.trainable[name].data.copy_(value)
     inputs = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -148,7 +148,7 @@ def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad,
     report = trainer.accumulate(1, stop=False)
     loss = report.values[0]
     if bad == "gradient":
-        next(iter(trainer.trainee.trainable.values())).grad.view(-1)[0] = torch.nan
+        next(iter(trainer.model.trainable.values())).grad.view(-1)[0] = torch.nan
     else:
         loss = loss * torch.nan
     updates.apply(loss)
@@ -158,7 +158,7 @@ def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad,
 
 def _updates(job: TrainJob) -> PlainUpdates:
     return PlainUpdates(
-        load_trainee(job, device=CPU),
+        load_trainable_model(job, device=CPU),
         accelerator=Accelerator(cpu=True),
         settings=job.train,
         state=None,
@@ -182,15 +182,15 @@ def _new(folder: Path) -> Path:
 def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
     updates = _updates(job)
-    trainee = updates.trainee
-    for parameter in trainee.trainable.values():
+    model = updates.model
+    for parameter in model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
-    build_optimizer(trainee, job.train).step()
+    build_optimizer(model, job.train).step()
     motion.verify(updates)
     with torch.no_grad():
-        trainee.denoiser.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
+        model.denoiser.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(StageError, match=r"frozen parameters were changed.*unet\.conv_in\.weight"):
         motion.verify(updates)
 
@@ -198,17 +198,17 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
 def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
     updates = _updates(job)
-    trainee = updates.trainee
-    for parameter in trainee.trainable.values():
+    model = updates.model
+    for parameter in model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
     with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
         motion.verify(updates)
-    trainee.trainable["unet.conv_out.bias"].grad = None
+    model.trainable["unet.conv_out.bias"].grad = None
     motion = Motion(updates, step=0)
     motion.see_gradients(updates, epsilon=1e-8)
-    build_optimizer(trainee, job.train).step()
+    build_optimizer(model, job.train).step()
     with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
         motion.verify(updates)
 
@@ -241,7 +241,7 @@ def test_gradient_clipping_bounds_the_step_and_the_table_shows_the_norm_before_i
 
 def test_v_prediction_of_the_base_models_scheduler_is_what_is_trained(tmp_path, tiny_sd_v):
     job = tiny.make_job(tmp_path, tiny_sd_v, max_train_steps=1, snr_gamma=5.0)
-    assert load_trainee(job, device=CPU).loss.prediction_type == "v_prediction"
+    assert load_trainable_model(job, device=CPU).loss.prediction_type == "v_prediction"
     assert tiny.train(job).how == "done"
 
 
@@ -271,7 +271,7 @@ def test_an_output_that_was_changed_is_not_taken_for_finished(tmp_path, tiny_sd)
 def test_a_text_encoder_that_moves_while_it_rests_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, train_text_encoder=True, text_encoder_stop_step=2)
     updates = _updates(job)
-    for parameter in updates.trainee.trainable.values():
+    for parameter in updates.model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     motion = Motion(updates, step=2)
     motion.see_gradients(updates, epsilon=1e-8)
@@ -288,7 +288,7 @@ def test_a_text_encoder_that_rests_does_not_count_in_the_gradients_norm(tmp_path
         updates = _updates(job)
         trainer = _trainer(job, updates)
         report = trainer.accumulate(step, stop=False)
-        grads = {n: p.grad for n, p in updates.trainee.trainable.items() if p.grad is not None}
+        grads = {n: p.grad for n, p in updates.model.trainable.items() if p.grad is not None}
         unet = [grad for name, grad in grads.items() if name.startswith("unet.")]
         own = torch.stack([grad.square().sum() for grad in unet]).sum().sqrt().item()
         norms[step] = (trainer.apply(report).values[4].item(), own)

@@ -21,7 +21,7 @@ def _zero_gradients(monkeypatch: pytest.MonkeyPatch, is_meant: Callable[[str], b
 
     def backward(self, loss, *, last):
         real(self, loss, last=last)
-        for name, parameter in self.trainee.trainable.items():
+        for name, parameter in self.model.trainable.items():
             if is_meant(name):
                 parameter.grad.zero_()
 
@@ -76,7 +76,7 @@ def test_an_adapters_factor_with_a_gradient_that_does_not_move_is_named(
     real = PlainUpdates.apply
 
     def apply(self, loss):
-        name, stuck = next((n, p) for n, p in self.trainee.trainable.items() if ".lora_A." in n)
+        name, stuck = next((n, p) for n, p in self.model.trainable.items() if ".lora_A." in n)
         before = stuck.detach().clone()
         applied = real(self, loss)
         stuck.data.copy_(before)

@@ -18,7 +18,7 @@ from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.training import checks, precision
 from dreambooth_core.training.optim import per_parameter
 from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
-from dreambooth_core.training.trainable import ParameterGroup, Trainee
+from dreambooth_core.training.trainable import ParameterGroup, TrainableModel
 from tests.unit.training.tiny import FULL
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -66,8 +66,8 @@ class Run:
         precision.cast_trainable(self.parameters, settings)
         precision.check_types(self.parameters, settings)
         group = ParameterGroup("unet", self.parameters, settings.learning_rate)
-        trainee = cast("Trainee", SimpleNamespace(groups=(group,)))
-        self.optimizer = per_parameter.build_optimizer(trainee, settings)
+        model = cast("TrainableModel", SimpleNamespace(groups=(group,)))
+        self.optimizer = per_parameter.build_optimizer(model, settings)
         self.fused = None
         if settings.fused_backward:
             assert isinstance(self.optimizer, PerParameter)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dreambooth_core.training.distributed import make_updates
 from dreambooth_core.training.optim.ddp import OPTIMIZER
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny
 from tests.unit.training.tiny import BF16, FUSED
@@ -40,12 +40,12 @@ class Moves:
             tmp_path, base, train_text_encoder=True, text_encoder_stop_step=STOP,
             adam_weight_decay=0.0, adam_epsilon=1e-12, **settings,
         )  # fmt: skip
-        trainee = load_trainee(job, device=torch.device("cpu"))
+        model = load_trainable_model(job, device=torch.device("cpu"))
         accelerator = Accelerator(cpu=True, mixed_precision=job.train.mixed_precision)
-        for parameter in trainee.trainable.values():
+        for parameter in model.trainable.values():
             parameter.register_hook(torch.ones_like)
-        updates = make_updates(trainee, accelerator=accelerator, settings=job.train, state=None)
-        self._groups = trainee.groups
+        updates = make_updates(model, accelerator=accelerator, settings=job.train, state=None)
+        self._groups = model.groups
         self._trainer = Trainer(
             updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
         )

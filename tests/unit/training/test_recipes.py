@@ -100,7 +100,7 @@ def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd,
     real = ddp.PlainUpdates.apply
 
     def apply(self, loss):
-        gradients.update({n: p.grad.double() for n, p in self.trainee.trainable.items()})
+        gradients.update({n: p.grad.double() for n, p in self.model.trainable.items()})
         return real(self, loss)
 
     monkeypatch.setattr(ddp.PlainUpdates, "apply", apply)
@@ -120,7 +120,7 @@ def spoil_gradient(monkeypatch: pytest.MonkeyPatch, name: str, *, from_update: i
 
     def backward(self, loss, *, last):
         if self._step == from_update:
-            self.trainee.trainable[name].register_hook(lambda grad: grad * torch.nan)
+            self.model.trainable[name].register_hook(lambda grad: grad * torch.nan)
         real(self, loss, last=last)
 
     monkeypatch.setattr(fused_backward.FusedUpdates, "backward", backward)

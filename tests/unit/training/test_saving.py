@@ -18,7 +18,7 @@ from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch.launcher import run_trainer
 from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from tests.unit.training import tiny
 
 VARIANTS = {
@@ -227,17 +227,17 @@ def test_a_kill_in_the_middle_of_a_save_is_resumed_to_the_same_bytes(tmp_path, t
 
 
 def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny_sd):
-    trainee = load_trainee(_job(tmp_path, tiny_sd), device=torch.device("cpu"))
-    live = {name: p.detach() for name, p in trainee.trainable.items()}
+    model = load_trainable_model(_job(tmp_path, tiny_sd), device=torch.device("cpu"))
+    live = {name: p.detach() for name, p in model.trainable.items()}
     state = StateFiles({"weights": live}, {})
-    snapshots = Snapshots(trainee)
+    snapshots = Snapshots(model)
     first = snapshots.take(state, published="weights")
     assert first is not None
     copies = first.state.tensors["weights"]
     before = {name: t.clone() for name, t in live.items()}
     for value in live.values():
         value.add_(1)
-    for name, parameter in first.trainee.trainable.items():
+    for name, parameter in first.model.trainable.items():
         assert torch.equal(copies[name], before[name])
         assert parameter.data_ptr() == copies[name].data_ptr()
     second = snapshots.take(state, published="weights")
@@ -249,12 +249,12 @@ def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny
 
 def test_adapters_are_copied_without_the_network_that_they_sit_in(tmp_path, tiny_sd):
     job = _job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
-    trainee = load_trainee(job, device=torch.device("cpu"))
-    live = {name: p.detach() for name, p in trainee.trainable.items()}
-    taken = Snapshots(trainee).take(StateFiles({"weights": live}, {}), published="weights")
+    model = load_trainable_model(job, device=torch.device("cpu"))
+    live = {name: p.detach() for name, p in model.trainable.items()}
+    taken = Snapshots(model).take(StateFiles({"weights": live}, {}), published="weights")
     assert taken is not None
-    own = {p.data_ptr() for p in trainee.denoiser.parameters()}
-    copied = [p for p in taken.trainee.denoiser.parameters() if p.data_ptr() not in own]
+    own = {p.data_ptr() for p in model.denoiser.parameters()}
+    copied = [p for p in taken.model.denoiser.parameters() if p.data_ptr() not in own]
     assert len(copied) == len(live)
 
 

@@ -77,7 +77,7 @@ def make_job(
     prior: float | None = 1.0,
     name: str = "run",
     tracking: dict[str, str] | None = None,
-    rehearse: bool = False,
+    dry_run: bool = False,
     async_checkpointing: bool = False,
     **train: Any,
 ) -> TrainJob:
@@ -102,7 +102,7 @@ def make_job(
         log_file=folder / "train.log",
         launch=read_launch_config(Workspace(REPOSITORY), settings),
         tracking=tracking or {},
-        rehearse=rehearse,
+        dry_run=dry_run,
         entry=("tests.unit.training.tiny_worker",),
     )
 

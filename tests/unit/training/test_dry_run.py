@@ -14,7 +14,7 @@ from dreambooth_core.errors import DreamBoothError, StageError
 from dreambooth_core.models.footprint import optimizer_bytes, state_bytes
 from dreambooth_core.training import dry_run
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
-from dreambooth_core.training.trainable import load_trainee
+from dreambooth_core.training.trainable import load_trainable_model
 from tests.unit.training import tiny
 
 _Usage = namedtuple("_Usage", "total used free")
@@ -23,8 +23,8 @@ _Usage = namedtuple("_Usage", "total used free")
 @pytest.mark.parametrize(
     "settings", [{}, {"method": "lora", "lora": tiny.LORA}], ids=["full", "lora"]
 )
-def test_a_fresh_run_rehearses_step_0_and_leaves_nothing_of_it(settings, tmp_path, tiny_sd, capsys):
-    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, rehearse=True, **settings)
+def test_fresh_run_does_dry_run_and_leaves_nothing_behind(settings, tmp_path, tiny_sd, capsys):
+    job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, dry_run=True, **settings)
     plain = tiny.make_job(tmp_path, tiny_sd, name="plain", max_train_steps=1, **settings)
     tiny.train(job)
     assert "saved, exported, loaded and sampled step 0 in" in capsys.readouterr().out
@@ -34,8 +34,8 @@ def test_a_fresh_run_rehearses_step_0_and_leaves_nothing_of_it(settings, tmp_pat
     assert published[0] == published[1]
 
 
-def test_a_resumed_run_does_not_rehearse_again(tmp_path, tiny_sd, capsys):
-    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True, max_train_steps=2)
+def test_resumed_run_skips_dry_run(tmp_path, tiny_sd, capsys):
+    job = tiny.make_job(tmp_path, tiny_sd, dry_run=True, max_train_steps=2)
     assert tiny.train(job, should_stop=tiny.stop_after(1)).how == "stopped"
     capsys.readouterr()
     tiny.train(job)
@@ -46,7 +46,7 @@ def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_p
     broken = tmp_path / "base"
     shutil.copytree(tiny_sd, broken)
     shutil.rmtree(broken / "vae")
-    job = tiny.make_job(tmp_path, broken, rehearse=True)
+    job = tiny.make_job(tmp_path, broken, dry_run=True)
     with pytest.raises(DreamBoothError):
         tiny.train(job)
     assert not job.executed_log.exists()
@@ -62,7 +62,7 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(dry_run, fails, fail)
-    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
+    job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
     with pytest.raises(StageError, match=f"dry run before the first step could not {told}"):
         tiny.train(job)
     assert not job.executed_log.exists()
@@ -85,7 +85,7 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     tmp_path, tiny_sd, monkeypatch
 ):
     """Checkpoints 3 and 6 once each, and three resume states (two are kept), in MiB."""
-    job = tiny.make_job(tmp_path, tiny_sd, rehearse=True)
+    job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
     with pytest.raises(StageError, match="no room for this run") as caught:
         tiny.train(job)
@@ -127,8 +127,8 @@ def test_the_size_of_a_state_is_known_before_there_is_one(settings, tmp_path, ti
     """To the byte, but for counters of steps and the files' headers."""
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **settings)
     tiny.train(job)
-    trainee = load_trainee(job, device=torch.device("cpu"))
-    shapes = [tuple(p.shape) for p in trainee.trainable.values()]
+    model = load_trainable_model(job, device=torch.device("cpu"))
+    shapes = [tuple(p.shape) for p in model.trainable.values()]
     (folder,) = job.resume_dir.glob("step-*")
     weights = _bytes(load_file(folder / WEIGHTS))
     moments = _bytes({k: t for k, t in load_file(folder / OPTIMIZER).items() if t.ndim})
