@@ -36,6 +36,7 @@ from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
+from dreambooth_core import config  # noqa: E402
 from dreambooth_core.evaluation.extractors import DinoScorer, load_dino  # noqa: E402
 from dreambooth_core.evaluation.scores import open_image  # noqa: E402
 from dreambooth_core.numerics.similarity import (  # noqa: E402
@@ -127,12 +128,15 @@ def key_of(name: str, variant: str) -> str:
     return f"{name}_{variant}".replace("-", "_")
 
 
-def train(context: StageContext, name: str, variant: str) -> dict[str, float]:
+def train(workspace: Workspace, name: str, variant: str) -> dict[str, float]:
     """Run the stages; seconds of each."""
+    key = key_of(name, variant)
+    view, places = config.load_view(workspace, key), workspace.places(key)
+    context = StageContext(view, places, env={"DVC_EXP_NAME": key})  # no registry
     seconds: dict[str, float] = {}
     for stage in STAGES:
         began = time.monotonic()
-        run_stage(context, key_of(name, variant), stage)
+        run_stage(context, stage)
         seconds[stage] = round(time.monotonic() - began, 1)
     return seconds
 
@@ -323,12 +327,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     workspace = Workspace(arguments.workspace.resolve())
     write_settings(workspace.root)
-    context = StageContext(workspace, experiment=True)
     judge = make_judge(arguments.judge)
     rows: list[Row] = []
     for variant in arguments.variants.split(","):
         for name in arguments.subjects.split(","):
-            seconds = train(context, name, variant)
+            seconds = train(workspace, name, variant)
             rows.append(row_of(workspace, name, variant, seconds=seconds, judge=judge))
             print(table(rows[-1:]).splitlines()[-1], seconds, file=sys.stderr, flush=True)
     complete = {"shipped", "no-prior"} <= {row.variant for row in rows}

@@ -1,4 +1,4 @@
-"""`python -m flows`: the command `dreambooth` of this interpreter."""
+"""`python -m cli`: the command `dreambooth` of this interpreter."""
 
 from cli.main import main
 

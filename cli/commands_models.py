@@ -25,12 +25,9 @@ def add_to(app: typer.Typer) -> None:
     app.command()(rollback)
 
 
-def _context(session: Session, subject: str | None = None) -> StageContext:
-    if subject is not None:
-        config.load_view(session.workspace, subject)
-    return StageContext(
-        session.workspace, tracking_uri=session.env["MLFLOW_TRACKING_URI"], env=session.env
-    )
+def _context(session: Session, subject: str) -> StageContext:
+    view = config.load_view(session.workspace, subject)
+    return StageContext(view, session.workspace.places(subject), env=session.env)
 
 
 def generate(  # noqa: PLR0913 - one parameter per option
@@ -48,8 +45,9 @@ def generate(  # noqa: PLR0913 - one parameter per option
     session = open_session(as_json=json)
     from cli.generation import Request, draw  # torch: after the environment is complete
 
+    tracking_uri = session.env["MLFLOW_TRACKING_URI"]
     request = Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
-    result = draw(_context(session), model, request, out)
+    result = draw(session.workspace, model, request, out, tracking_uri=tracking_uri)
     session.terminal.finish(
         result,
         lambda console: console.print("\n".join(result["images"]), markup=False, soft_wrap=True),
@@ -70,7 +68,7 @@ def compare(
 
     session = open_session(as_json=json)
     wanted = [*(versions or ()), *(more or ())]
-    found = stage.side_by_side(_context(session, subject), subject, wanted or None)
+    found = stage.side_by_side(_context(session, subject), wanted or None)
     rows = [_as_row(info) for info in found]
     session.terminal.finish(
         {"subject": subject, "versions": rows},
@@ -94,7 +92,7 @@ def promote(
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
-    info = stage.promote(_context(session, subject), subject, version, why=why)
+    info = stage.promote(_context(session, subject), version, why=why)
     _tell_champion(session, info)
 
 
@@ -105,7 +103,7 @@ def rollback(
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
-    info = stage.rollback(_context(session, subject), subject, why=why)
+    info = stage.rollback(_context(session, subject), why=why)
     _tell_champion(session, info)
 
 

@@ -62,12 +62,10 @@ def report(
 ) -> None:
     """Build the HTML report of a subject's last run."""
     session = open_session(as_json=json)
-    config.load_view(session.workspace, subject)
-    context = StageContext(
-        session.workspace, tracking_uri=session.env["MLFLOW_TRACKING_URI"], env=session.env
-    )
-    run_stage(context, subject, "report")
-    page = session.workspace.report_page(subject)
+    places = session.workspace.places(subject)
+    context = StageContext(config.load_view(session.workspace, subject), places, env=session.env)
+    run_stage(context, "report")
+    page = places.report_page
     if open_page:
         webbrowser.open(page.as_uri())
     session.terminal.finish(

@@ -38,9 +38,12 @@ def validate(
     from dreambooth_core.pipeline import validate as stage
 
     session = open_session(as_json=json)
-    config.load_view(session.workspace, subject)
-    photos.restore(session.workspace, subject, Dvc(session.workspace, env=session.env))
-    with stage.inspected(StageContext(session.workspace, env=session.env), subject) as inspection:
+    workspace = session.workspace
+    context = StageContext(
+        config.load_view(workspace, subject), workspace.places(subject), env=session.env
+    )
+    photos.restore(workspace, subject, Dvc(workspace, env=session.env))
+    with stage.inspected(context) as inspection:
         report = inspection.report
     result = report.to_json()
     session.terminal.finish(result, lambda console: screens.show_gate(console, result))

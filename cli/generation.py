@@ -14,10 +14,9 @@ from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
-from dreambooth_core.pipeline import StageContext
-from dreambooth_core.pipeline.common import hash_cache
 from dreambooth_core.records import Checkpoint
 from dreambooth_core.registry import tracking, versions
+from dreambooth_core.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,18 @@ class Request:
     guidance: float | None
 
 
-def draw(context: StageContext, model: str, request: Request, out: Path) -> dict[str, Any]:
+def draw(
+    workspace: Workspace, model: str, request: Request, out: Path, *, tracking_uri: str
+) -> dict[str, Any]:
     """Draw into `out`, a PNG per image; says which files and from what.
 
     Raises SettingsError for a folder that is no model, RegistryError for an unknown version.
     """
-    settings = config.load_settings(context.workspace.params)
+    settings = config.load_settings(workspace.params)
     load.configure_torch(settings.compute)
     device = load.pick_device(settings.compute)
-    with _opened(context, settings, model, device) as pipe:
+    store = tracking.resolve_tracking(workspace, uri=tracking_uri)
+    with _opened(workspace, settings, model, device=device, store=store) as pipe:
         images = sampling.sample(
             pipe,
             prompts=[request.prompt] * request.num,
@@ -50,8 +52,6 @@ def draw(context: StageContext, model: str, request: Request, out: Path) -> dict
             ),
             resolution=settings.data.resolution,
             batch_size=settings.evaluate.sample_batch_size,
-            should_stop=context.should_stop,
-            progress=context.progress,
         )
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{request.seed + index:06d}.png" for index in range(request.num)]
@@ -67,13 +67,17 @@ def draw(context: StageContext, model: str, request: Request, out: Path) -> dict
 
 @contextlib.contextmanager
 def _opened(
-    context: StageContext, settings: config.Settings, model: str, device: torch.device
+    workspace: Workspace,
+    settings: config.Settings,
+    model: str,
+    *,
+    device: torch.device,
+    store: tracking.Tracking,
 ) -> Iterator[Pipeline]:
     """The pipeline that a reference or a folder means."""
-    root, cache = context.workspace.root, hash_cache(context.workspace)
+    root, cache = workspace.root, workspace.hash_cache
     folder = Path(model)
     if model.startswith("models:/"):
-        store = tracking.resolve_tracking(context.workspace, uri=context.tracking_uri)
         exported = versions.fetch(store, model)
         yield weights.load_exported(exported, root, device=device, hash_cache=cache)
     elif checkpoint := Checkpoint.read_if_there(folder):

@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dreambooth_core import locks
+from dreambooth_core import config, locks
 from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, Stopped
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dreambooth_core")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for stage in (*STAGES, "report"):
+    for stage in STAGES:
         command = commands.add_parser(stage, help=f"run the stage {stage} of one subject")
         command.add_argument("--subject", required=True)
         command.set_defaults(run=_run_stage, stage=stage)
@@ -72,17 +72,15 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     lock = workspace.subject_lock(arguments.subject)
     with locks.hold(lock, timeout_s=_LOCK_WAIT_S, on_wait=_say_waiting, inheritable=True) as fd:
         context = StageContext(
-            workspace,
+            config.load_view(workspace, arguments.subject),
+            workspace.places(arguments.subject),
             progress=print_progress,
             should_stop=stop.is_set,
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"),
             lock_fd=fd,
-            # DVC sets it inside `dvc exp run`: an experiment never registers (design, section 4).
-            experiment="DVC_EXP_NAME" in os.environ,
             env=dict(os.environ),
         )
         try:
-            run_stage(context, arguments.subject, arguments.stage)
+            run_stage(context, arguments.stage)
         except Stopped as stopped:
             print(f"{stopped}", file=sys.stderr)
             return 1
@@ -100,10 +98,17 @@ def _run_node(arguments: argparse.Namespace) -> int:
     with gc_paused():
         from dreambooth_core.pipeline.train_node import take_part
 
-    context = StageContext(
-        Workspace(Path.cwd()), should_stop=stop_on_signals().is_set, env=dict(os.environ)
-    )
-    take_part(context, arguments.subject, wait_s=60 * arguments.wait_min)
+    workspace, stop = Workspace(Path.cwd()), stop_on_signals()
+
+    def open_context() -> StageContext:
+        return StageContext(
+            config.load_view(workspace, arguments.subject),
+            workspace.places(arguments.subject),
+            should_stop=stop.is_set,
+            env=dict(os.environ),
+        )
+
+    take_part(open_context, wait_s=60 * arguments.wait_min)
     return 0
 
 

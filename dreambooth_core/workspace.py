@@ -7,8 +7,60 @@ from pathlib import Path
 
 from dreambooth_core.errors import SettingsError
 
-STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select", "register")
-"""The stages that publish into `work/<subject>/`, in order."""
+STAGES = (
+    *("validate", "class-images", "cache", "train"),
+    *("evaluate", "select", "register", "report"),
+)
+"""Every stage, in order; the last one writes a page instead of a record."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders in which the stages of one subject work."""
+
+    root: Path
+    """The folder that relative paths of the settings start from."""
+    outputs: Path
+    """The folder of the stages' outputs."""
+    store: Path
+    """The folder of everything that survives a kill and is no output."""
+    subject: str
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the settings: absolute as it is, else relative to `root`."""
+        return self.root / path
+
+    def stage_dir(self, stage: str) -> Path:
+        """The published output of a stage."""
+        return self.outputs / stage
+
+    def store_dir(self, stage: str, fingerprint: str) -> Path:
+        """The folder in which a stage works; the stage creates it."""
+        return self.store / stage / fingerprint
+
+    def log_file(self, stage: str) -> Path:
+        """The log of a stage: times, hosts and rates go here, never into outputs."""
+        return self.store / "logs" / self.subject / f"{stage}.log"
+
+    @property
+    def report_page(self) -> Path:
+        """The HTML report."""
+        return self.stage_dir("report") / "index.html"
+
+    @property
+    def verdict_dir(self) -> Path:
+        """The folder of the last verdict, which the report shows (not a DVC output)."""
+        return self.store / "verdicts" / self.subject
+
+    @property
+    def hash_cache(self) -> Path:
+        """The file that caches the sha256 of large files by path, size and time."""
+        return self.store / "hashes.json"
+
+    @property
+    def publish_lock(self) -> Path:
+        """The lock held for seconds, around DVC status, publish and DVC commit."""
+        return self.store / "locks" / "workspace.lock"
 
 
 @dataclass(frozen=True)
@@ -26,17 +78,13 @@ class Workspace:
         """A path of the settings file: absolute as it is, else relative to the workspace."""
         return self.root / path
 
-    def subject_dir(self, subject: str) -> Path:
-        """`work/<subject>`."""
-        return self.root / "work" / subject
+    def places(self, subject: str) -> Places:
+        """The folders of a subject: outputs in `work/<subject>`, the rest in the store."""
+        return Places(self.root, self.root / "work" / subject, self.state, subject)
 
     def stage_dir(self, subject: str, stage: str) -> Path:
         """`work/<subject>/<stage>`: the published, DVC-tracked output of a stage."""
-        return self.subject_dir(subject) / stage
-
-    def report_page(self, subject: str) -> Path:
-        """The HTML report of a subject."""
-        return self.stage_dir(subject, "report") / "index.html"
+        return self.places(subject).stage_dir(stage)
 
     @property
     def accelerate_configs(self) -> Path:
@@ -48,26 +96,19 @@ class Workspace:
         """The store: outside DVC and git, survives everything but `dreambooth clean`."""
         return self.root / ".state"
 
-    def store_dir(self, stage: str, fingerprint: str) -> Path:
-        """`.state/<stage>/<fingerprint>`, where a stage works (created by the stage)."""
-        return self.state / stage / fingerprint
-
-    def log_file(self, subject: str, stage: str) -> Path:
-        """The log of a subject's stage: times, hosts and rates go here, never into outputs."""
-        return self.state / "logs" / subject / f"{stage}.log"
+    @property
+    def hash_cache(self) -> Path:
+        """The file that caches the sha256 of large files by path, size and time."""
+        return self.state / "hashes.json"
 
     def subject_lock(self, subject: str) -> Path:
-        """Held for the whole run of a subject's stages."""
+        """The lock held for the whole run of a subject's stages."""
         return self.state / "locks" / f"subject-{subject}.lock"
 
     @property
     def workspace_lock(self) -> Path:
-        """Held for seconds, around DVC status, publish and DVC commit."""
+        """The lock held for seconds, around DVC status, publish and DVC commit."""
         return self.state / "locks" / "workspace.lock"
-
-    def verdict_dir(self, subject: str) -> Path:
-        """Where the flow leaves the last verdict for the report (not a DVC output)."""
-        return self.state / "verdicts" / subject
 
 
 def find_workspace(start: Path) -> Path:

@@ -27,7 +27,7 @@ def _key(run: SubjectRun, what: str) -> str:
 
 def gate_report(run: SubjectRun) -> None:
     """The data gate's verdict on every file."""
-    folder = run.workspace.stage_dir(run.subject, "validate")
+    folder = run.places.stage_dir("validate")
     report = GateReport.read(folder, "report.json")
     lines = [f"# Photos of {run.subject}", "", "| file | verdict |", "|---|---|"]
     lines += [
@@ -65,13 +65,13 @@ def _spell(interval: Interval | None) -> str:
 
 def score_table(run: SubjectRun) -> None:
     """CLIP-T, CLIP-I, DINO, PRES and DIV of every row."""
-    scores = Scores.read(run.workspace.stage_dir(run.subject, "evaluate"), "scores.json")
+    scores = Scores.read(run.places.stage_dir("evaluate"), "scores.json")
     create_table_artifact(score_rows(scores, None), key=_key(run, "scores"))
 
 
 def picture_grid(run: SubjectRun) -> None:
     """The grid of prompts x checkpoints; inline where it is small enough, else as a link."""
-    path = run.workspace.stage_dir(run.subject, "evaluate") / "grid.png"
+    path = run.places.stage_dir("evaluate") / "grid.png"
     if path.stat().st_size <= _INLINE_BYTES:
         source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     else:
@@ -82,7 +82,7 @@ def picture_grid(run: SubjectRun) -> None:
 
 def verdict(run: SubjectRun, result: Verdict) -> None:
     """The decision, its reason, and where to look."""
-    selection = Selection.read(run.workspace.stage_dir(run.subject, "select"))
+    selection = Selection.read(run.places.stage_dir("select"))
     lines = [
         f"# {run.subject}: {'promoted' if result.promote else 'stays challenger'}",
         "",
@@ -92,7 +92,7 @@ def verdict(run: SubjectRun, result: Verdict) -> None:
         f"- champion before: {result.champion or 'none'}",
         f"- chosen checkpoint: {selection.best}. {selection.rule}",
         *_differences(result.difference.items()),
-        f"- page: {run.workspace.report_page(run.subject).as_uri()}",
+        f"- page: {run.places.report_page.as_uri()}",
         f"- registry: {run.env.get('MLFLOW_TRACKING_URI', 'mlflow.db in the workspace')}",
     ]
     create_markdown_artifact("\n".join(lines), key=_key(run, "verdict"))

@@ -67,7 +67,7 @@ def _guarded(
     """Bring a stage up to date inside the guard, then show what it made."""
 
     def work() -> None:
-        pipeline.run_stage(run.context(stage), run.subject, stage)
+        pipeline.run_stage(run.context(stage), stage)
 
     with run.timed(stage) as ran:
         ran.append(run.guard.run(stage, work, is_lost=is_lost))
@@ -138,7 +138,7 @@ def evaluate(run: SubjectRun) -> State[Any]:
 def gather_scores(run: SubjectRun) -> None:
     """Publish the rows that the score store now holds."""
     silent = dataclasses.replace(run.context("evaluate"), progress=no_progress)
-    pipeline.run_stage(silent, run.subject, "evaluate")
+    pipeline.run_stage(silent, "evaluate")
 
 
 @task(**_options("evaluate", hours=1))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from dreambooth_core.config import SubjectView
 from dreambooth_core.pipeline import preflight
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import STAGES, Workspace
 from tasks.dvc import Busy
-from tasks.stage_guard import ALL_STAGES, Guard
+from tasks.stage_guard import Guard
 
 
 def stages_ahead(workspace: Workspace, subject: str, *, env: Mapping[str, str]) -> dict[str, str]:
@@ -19,7 +19,7 @@ def stages_ahead(workspace: Workspace, subject: str, *, env: Mapping[str, str]) 
     """
     stale = Guard(workspace, subject, env=env).peek()
     ahead: dict[str, str] = {}
-    for stage in ALL_STAGES:
+    for stage in STAGES:
         runs = stage in stale or "run" in ahead.values()
         ahead[stage] = "run" if runs else "skip"
     return ahead
@@ -34,12 +34,12 @@ def refuse_the_impossible(
     anything up to the training would run. While another DVC process is at work that is not known,
     and the first stage that runs tells it.
     """
-    problem = preflight.problem(workspace, view, env)
+    problem = preflight.problem(workspace.root, view, env)
     if problem is None:
         return
     try:
         ahead = stages_ahead(workspace, view.name, env=env)
     except Busy:
         return
-    if any(ahead[stage] == "run" for stage in preflight.STAGES):
+    if any(ahead[stage] == "run" for stage in preflight.TRAINING_STAGES):
         raise problem

@@ -11,28 +11,28 @@ def rows_to_score(run: SubjectRun) -> tuple[str, ...]:
     """Names of the rows of the score table."""
     from dreambooth_core.pipeline import evaluate
 
-    return evaluate.rows_to_score(run.context("evaluate"), run.subject)
+    return evaluate.rows_to_score(run.context("evaluate"))
 
 
 def score_row(run: SubjectRun, row: str) -> None:
     """Score one row into the store. Raises Stopped between sampling blocks."""
     from dreambooth_core.pipeline import evaluate
 
-    evaluate.score_row(run.context(f"score {row}"), run.subject, row)
+    evaluate.score_row(run.context(f"score {row}"), row)
 
 
 def compare(run: SubjectRun) -> Verdict:
     """Decide between challenger and champion, and act on it."""
     from dreambooth_core.pipeline import compare as stage
 
-    return stage.run(run.context("compare"), run.subject)
+    return stage.run(run.context("compare"))
 
 
 def registered_version(run: SubjectRun) -> RegisteredVersion | None:
     """The version in the registry that the published selection stands for."""
     from dreambooth_core.pipeline import registered
 
-    return registered.find(run.context("register"), run.subject)
+    return registered.find(run.context("register"))
 
 
 def is_version_lost(run: SubjectRun) -> bool:
@@ -41,17 +41,17 @@ def is_version_lost(run: SubjectRun) -> bool:
         return False  # an experiment never registers
     from dreambooth_core.pipeline import registered
 
-    return not registered.is_complete(run.context("register"), run.subject)
+    return not registered.is_complete(run.context("register"))
 
 
 def _verdict_digest(run: SubjectRun) -> str:
-    return files.digest_of(files.tree_hashes(run.workspace.verdict_dir(run.subject)))
+    return files.digest_of(files.tree_hashes(run.places.verdict_dir))
 
 
 def is_page_old(run: SubjectRun) -> bool:
     """Whether the page is missing or shows another verdict than the present one."""
     note = run.workspace.state / "report" / run.subject
-    page = run.workspace.report_page(run.subject)
+    page = run.places.report_page
     return not (page.is_file() and note.is_file() and note.read_text() == _verdict_digest(run))
 
 

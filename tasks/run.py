@@ -30,6 +30,7 @@ class SubjectRun:
     ) -> None:
         self.workspace, self.guard, self.stop, self.env = workspace, guard, stop, env
         self.subject = guard.subject
+        self.places = workspace.places(guard.subject)
         self.times: list[StageTime] = []
 
     def view(self) -> SubjectView:
@@ -39,12 +40,11 @@ class SubjectRun:
     def context(self, stage: str) -> StageContext:
         """The context that a stage of this run works in."""
         return StageContext(
-            self.workspace,
+            self.view(),
+            self.places,
             progress=current().progress(stage),
             should_stop=self.stop.is_set,
-            tracking_uri=self.env.get("MLFLOW_TRACKING_URI"),
             lock_fd=self.guard.lock_fd,
-            experiment="DVC_EXP_NAME" in self.env,
             env=self.env,
         )
 

@@ -22,7 +22,6 @@ from tasks.photos import pointer_of
 
 logger = logging.getLogger("dreambooth")
 
-ALL_STAGES = (*STAGES, "report")
 _SUBJECT_LOCK_TIMEOUT_S = 48 * 3600.0
 _COMMIT_TIMEOUT_S = 120.0
 _BUSY_POLL_S = 2.0
@@ -78,8 +77,8 @@ class Guard:
         """The stages that are stale now, asked without holding the subject. Raises Busy."""
         stale = self._status()
         if self._pointer() in stale:
-            return set(ALL_STAGES)
-        return {stage for stage in ALL_STAGES if self._key(stage) in stale}
+            return set(STAGES)
+        return {stage for stage in STAGES if self._key(stage) in stale}
 
     def _key(self, stage: str) -> str:
         return f"{stage}@{self.subject}"
@@ -87,7 +86,7 @@ class Guard:
     def _status(self) -> Status:
         """What DVC says of the subject's stages and photos. Raises Busy."""
         pointer = self._pointer()
-        stages = [self._key(stage) for stage in ALL_STAGES]
+        stages = [self._key(stage) for stage in STAGES]
         return self.dvc.status([*stages, pointer] if pointer else stages)
 
     def _ask(self) -> Status:

@@ -11,8 +11,8 @@ from tasks.run import SubjectRun
 
 def of(run: SubjectRun, verdict: Verdict | None) -> dict[str, Any]:
     """The summary of a run that has come to its end."""
-    scores = Scores.read(run.workspace.stage_dir(run.subject, "evaluate"), "scores.json")
-    selection = Selection.read(run.workspace.stage_dir(run.subject, "select"))
+    scores = Scores.read(run.places.stage_dir("evaluate"), "scores.json")
+    selection = Selection.read(run.places.stage_dir("select"))
     version = products.registered_version(run)
     return {
         "subject": run.subject,
@@ -20,7 +20,7 @@ def of(run: SubjectRun, verdict: Verdict | None) -> dict[str, Any]:
         "selection": selection.to_json(),
         "version": version.to_json() if version else None,
         "verdict": verdict.to_json() if verdict else None,
-        "report": str(run.workspace.report_page(run.subject)),
+        "report": str(run.places.report_page),
         "tracking_uri": run.env.get("MLFLOW_TRACKING_URI"),
         "stages": [
             {"stage": time.stage, "seconds": round(time.seconds, 2), "skipped": time.skipped}

@@ -1,7 +1,8 @@
 """One function per stage: settings and records in, record out.
 
 `dvc.yaml` calls them through `python -m dreambooth_core STAGE --subject NAME`, Prefect through a
-task. The stages are imported when they run: the data gate needs no torch, a selection no pipeline.
+task. A stage's module is imported when it runs: the data gate needs no torch, a selection no
+pipeline.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from dreambooth_core.workspace import STAGES
 __all__ = ["STAGES", "StageContext", "run_stage"]
 
 
-def run_stage(context: StageContext, subject: str, stage: str) -> Record:
-    """Run one stage of a subject; its output stands in `work/<subject>/<stage>` afterwards.
+def run_stage(context: StageContext, stage: str) -> Record:
+    """Run one stage and publish its output in `context.places.stage_dir(stage)`.
 
-    Raises SettingsError and DataError for what the user must mend, StageError for work that
-    failed, and Stopped when the context asked to stop (run it again to continue). Settings that
-    this machine cannot train are refused by every stage that only a training is for.
+    Raises SettingsError and DataError for wrong input, StageError for work that failed, and
+    Stopped when the context asked to stop (run the stage again to continue). The stages up to the
+    training raise SettingsError first for settings that this machine cannot train.
     """
     name = f"{__name__}.{stage.replace('-', '_')}"
     with gc_paused() if name not in sys.modules else contextlib.nullcontext():
-        if stage in preflight.STAGES:
-            _refuse_the_impossible(context, subject)
+        if stage in preflight.TRAINING_STAGES:
+            _check_machine(context)
         module = importlib.import_module(name)
-    return module.run(context, subject)
+    return module.run(context)
 
 
-def _refuse_the_impossible(context: StageContext, subject: str) -> None:
-    problem = preflight.problem(context.workspace, context.view(subject), context.env)
+def _check_machine(context: StageContext) -> None:
+    problem = preflight.problem(context.places.root, context.settings, context.env)
     if problem is not None:
         raise problem

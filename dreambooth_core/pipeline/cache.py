@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dreambooth_core.config import SubjectView
 from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.models import load
 from dreambooth_core.pipeline.common import (
@@ -16,20 +15,20 @@ from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.records import LatentCache, Manifest
 
 
-def run(context: StageContext, subject: str) -> LatentCache:
+def run(context: StageContext) -> LatentCache:
     """Publish the latent cache of the instance and the class images."""
-    view, workspace = context.view(subject), context.workspace
-    instance_dir = workspace.stage_dir(subject, "validate")
-    class_dir = workspace.stage_dir(subject, "class-images")
+    view, places = context.settings, context.places
+    instance_dir = places.stage_dir("validate")
+    class_dir = places.stage_dir("class-images")
     instance, class_ = Manifest.read(instance_dir), Manifest.read(class_dir)
     load.configure_torch(view.compute)
-    device, identity = load.pick_device(view.compute), base_identity(context, view)
+    device, identity = load.pick_device(view.compute), base_identity(context)
     encoders = cache.Encoders(
-        vae=load.load_component("vae", view.base_model, workspace.root, device=device),
+        vae=load.load_component("vae", view.base_model, places.root, device=device),
         text_encoders=tuple(
-            load.load_text_encoders(view.base_model, workspace.root, device=device).values()
+            load.load_text_encoders(view.base_model, places.root, device=device).values()
         ),
-        tokenizers=load.load_tokenizers(view.base_model, workspace.root),
+        tokenizers=load.load_tokenizers(view.base_model, places.root),
         identity=identity,
     )
     own = fingerprint(
@@ -44,7 +43,7 @@ def run(context: StageContext, subject: str) -> LatentCache:
         },
     )
     words = view.subject
-    with publishing(context, subject, "cache") as out:
+    with publishing(context.places, "cache") as out:
         return cache.build_cache(
             [
                 cache.ImageSet(
@@ -54,11 +53,11 @@ def run(context: StageContext, subject: str) -> LatentCache:
             ],
             encoders=encoders,
             settings=view.data,
-            content_store=workspace.state / "cache",
+            content_store=places.store / "cache",
             out=out,
             fingerprint=own,
             warnings=(
-                *_mix_ups(context, view, instance, class_),
+                *_mix_ups(context, instance, class_),
                 *captions.without_identifier(instance.images, words.identifier),
             ),
             should_stop=context.should_stop,
@@ -66,15 +65,12 @@ def run(context: StageContext, subject: str) -> LatentCache:
         )
 
 
-def _mix_ups(
-    context: StageContext, view: SubjectView, instance: Manifest, class_: Manifest
-) -> tuple[str, ...]:
-    """Warnings for instance photos that also stand among the class images."""
+def _mix_ups(context: StageContext, instance: Manifest, class_: Manifest) -> tuple[str, ...]:
+    """Warnings for instance photos that are also among the class images."""
     sets = [
         duplicates.read_likenesses(
-            {image.file: context.workspace.stage_dir(view.name, stage) / image.file
-             for image in manifest.images}
+            {image.file: context.places.stage_dir(stage) / image.file for image in manifest.images}
         )
         for stage, manifest in (("validate", instance), ("class-images", class_))
     ]  # fmt: skip
-    return duplicates.also_among(*sets, distance=view.data.near_duplicate_distance)
+    return duplicates.also_among(*sets, distance=context.settings.data.near_duplicate_distance)

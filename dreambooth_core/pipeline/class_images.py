@@ -9,7 +9,7 @@ from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.blocks import Sampler
-from dreambooth_core.config import PriorSettings, SubjectView
+from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling, solvers
 from dreambooth_core.models.families import Pipeline
@@ -17,51 +17,53 @@ from dreambooth_core.pipeline.common import StageContext, base_identity, machine
 from dreambooth_core.records import Manifest
 
 
-def run(context: StageContext, subject: str) -> Manifest:
+def run(context: StageContext) -> Manifest:
     """Publish exactly `num_class_images` images; an empty set without prior preservation."""
-    view = context.view(subject)
-    with publishing(context, subject, "class-images") as out:
+    view = context.settings
+    with publishing(context.places, "class-images") as out:
         if view.prior is None:
             manifest = Manifest(role="class", fingerprint=files.digest_of(None), images=())
             manifest.write(out)
             return manifest
-        key = _key(context, view, view.prior)
+        key = _key(context, view.prior)
         return class_images.make_class_images(
-            state=context.workspace.store_dir("class-images", key),
+            state=context.places.store_dir("class-images", key),
             out=out,
             key=key,
             fingerprint=key,
             num=view.prior.num_class_images,
             block_size=view.prior.sample_batch_size,
-            sampler=_sampler(context, view, view.prior),
+            sampler=_sampler(context, view.prior),
             warnings=gate.class_set_warnings(view.prior),
             should_stop=context.should_stop,
             progress=context.progress,
         )
 
 
-def _key(context: StageContext, view: SubjectView, prior: PriorSettings) -> str:
-    """Names the set: subjects of one class share it through the store."""
+def _key(context: StageContext, prior: PriorSettings) -> str:
+    """The key of the set in the store, which subjects of one class share."""
+    view = context.settings
     return class_images.class_image_key(
-        base_identity(context, view),
+        base_identity(context),
         class_prompt=view.subject.class_prompt,
         prior=prior,
         resolution=view.data.resolution,
         sampler=solvers.solver_name(
-            prior.solver, own=load.sampler_name(view.base_model, context.workspace.root)
+            prior.solver, own=load.sampler_name(view.base_model, context.places.root)
         ),
         compute=[*machine(view), view.versions.class_images],
     )
 
 
-def _sampler(context: StageContext, view: SubjectView, prior: PriorSettings) -> Sampler:
-    """Draws class images with the base model, which is loaded when the first is needed."""
+def _sampler(context: StageContext, prior: PriorSettings) -> Sampler:
+    """A sampler by the base model, which is loaded when the first image is missing."""
+    view = context.settings
 
     @functools.cache
     def pipeline() -> Pipeline:
         load.configure_torch(view.compute)
         pipe = load.load_pipeline(
-            view.base_model, context.workspace.root, device=load.pick_device(view.compute)
+            view.base_model, context.places.root, device=load.pick_device(view.compute)
         )
         solvers.give_solver(pipe, prior.solver)
         return pipe

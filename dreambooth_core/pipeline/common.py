@@ -13,7 +13,7 @@ from dreambooth_core import config, files, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import BaseModelIdentity, Evaluation, ScoreRow, Scores
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import Places
 
 PUBLISH_TIMEOUT_S = 120.0
 
@@ -25,19 +25,24 @@ logger = logging.getLogger("dreambooth")
 
 @dataclass(frozen=True)
 class StageContext:
-    """The world around a stage: where, who watches, who may stop it. Nothing here moves a bit."""
+    """Everything a stage needs from its caller: settings, folders, progress, stop signal."""
 
-    workspace: Workspace
+    settings: SubjectView
+    places: Places
     progress: Progress = no_progress
     should_stop: StopSignal = never_stop
-    tracking_uri: str | None = None
     lock_fd: int | None = None
-    experiment: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
 
-    def view(self, subject: str) -> SubjectView:
-        """The subject's settings as params.yaml holds them now."""
-        return config.load_view(self.workspace, subject)
+    @property
+    def tracking_uri(self) -> str | None:
+        """The MLflow store that the environment names."""
+        return self.env.get("MLFLOW_TRACKING_URI")
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether this is a `dvc exp run`, which never registers a version."""
+        return "DVC_EXP_NAME" in self.env
 
 
 def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str:
@@ -48,26 +53,28 @@ def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str
 
 
 @contextlib.contextmanager
-def publishing(context: StageContext, subject: str, stage: str) -> Iterator[Path]:
+def publishing(places: Places, stage: str) -> Iterator[Path]:
     """Yield the folder to assemble a stage's output in; on success it becomes the output.
 
-    Only the exchange is under the workspace lock: nobody asks DVC about a folder meanwhile. The
-    caller holds the subject's lock, so leftovers beside the output are those of a killed process.
+    The exchange alone holds the publish lock, so that DVC never reads a folder during it. The
+    caller holds the subject's lock, so leftovers next to the output are those of a killed process.
     """
-    target = context.workspace.stage_dir(subject, stage)
+    target = places.stage_dir(stage)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.remove_asides(target.parent)
-    exchange = locks.hold(context.workspace.workspace_lock, timeout_s=PUBLISH_TIMEOUT_S)
+    exchange = locks.hold(places.publish_lock, timeout_s=PUBLISH_TIMEOUT_S)
     with files.atomic_dir(target, during_exchange=exchange) as out:
         yield out
 
 
-def base_identity(context: StageContext, view: SubjectView) -> BaseModelIdentity:
-    """Which base model the settings mean, by content."""
+def base_identity(context: StageContext) -> BaseModelIdentity:
+    """The base model of the settings, by content."""
     from dreambooth_core.models import load  # torch takes seconds, and the data gate needs none
 
-    root = context.workspace.root
-    return load.resolve_base_model(view.base_model, root, hash_cache=hash_cache(context.workspace))
+    places = context.places
+    return load.resolve_base_model(
+        context.settings.base_model, places.root, hash_cache=places.hash_cache
+    )
 
 
 def machine(view: SubjectView) -> list[str | int]:
@@ -84,9 +91,9 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
     return {section: dumped[section] for section in sections}
 
 
-def evaluation_of(context: StageContext, subject: str) -> Evaluation:
+def evaluation_of(context: StageContext) -> Evaluation:
     """What the evaluate stage has published. Raises CorruptRecordError where it has not."""
-    return Evaluation.read(context.workspace.stage_dir(subject, "evaluate"))
+    return Evaluation.read(context.places.stage_dir("evaluate"))
 
 
 def table_of(evaluation: Evaluation) -> Scores:
@@ -112,8 +119,3 @@ def picture_name(index: int) -> str:
 def run_name(method: str, training_fingerprint: str) -> str:
     """A readable name for the MLflow run of a training."""
     return f"{method}-{training_fingerprint[:8]}"
-
-
-def hash_cache(workspace: Workspace) -> Path:
-    """The file that remembers the sha256 of large files by path, size and time."""
-    return workspace.state / "hashes.json"

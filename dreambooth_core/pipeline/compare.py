@@ -9,7 +9,6 @@ import datetime
 import getpass
 
 from dreambooth_core import files
-from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
@@ -23,21 +22,21 @@ from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
 
 
-def run(context: StageContext, subject: str) -> Verdict:
+def run(context: StageContext) -> Verdict:
     """Compare, write the verdict into the version's tags, and promote if it says so."""
-    view, tracking = context.view(subject), tracking_of(context)
-    challenger = registered.get(context, subject)
+    tracking = tracking_of(context)
+    challenger = registered.get(context)
     champion = aliases.champion(tracking, name=challenger.name)
     verdict = comparison.compare(
-        _challenger(context, subject, challenger),
-        _champion(context, view, champion, challenger),
-        settings=view.select,
-        noise=_noise(context, view),
+        _challenger(context, challenger),
+        _champion(context, champion, challenger),
+        settings=context.settings.select,
+        noise=_noise(context),
     )
     reigns = champion is not None and champion.version.version == challenger.version
-    if reigns and _is_of(last_verdict(context, subject), challenger):
+    if reigns and _is_of(last_verdict(context), challenger):
         return verdict  # the page keeps what was decided when it became the champion
-    verdict.write(context.workspace.verdict_dir(subject), VERDICT)
+    verdict.write(context.places.verdict_dir, VERDICT)
     if not reigns:
         _carry_out(tracking, challenger, verdict)
     return verdict
@@ -47,9 +46,9 @@ def _is_of(verdict: Verdict | None, version: RegisteredVersion) -> bool:
     return verdict is not None and verdict.challenger == label(version)
 
 
-def last_verdict(context: StageContext, subject: str) -> Verdict | None:
+def last_verdict(context: StageContext) -> Verdict | None:
     """The verdict of the last comparison, for the page."""
-    return Verdict.read_if_there(context.workspace.verdict_dir(subject), VERDICT)
+    return Verdict.read_if_there(context.places.verdict_dir, VERDICT)
 
 
 def decision(why: str) -> Decision:
@@ -63,8 +62,8 @@ def label(version: RegisteredVersion) -> str:
     return f"{version.name}/{version.version}"
 
 
-def _challenger(context: StageContext, subject: str, version: RegisteredVersion) -> Contender:
-    evaluation = evaluation_of(context, subject)
+def _challenger(context: StageContext, version: RegisteredVersion) -> Contender:
+    evaluation = evaluation_of(context)
     return Contender(
         name=label(version),
         qualified=version.qualified,
@@ -75,7 +74,6 @@ def _challenger(context: StageContext, subject: str, version: RegisteredVersion)
 
 def _champion(
     context: StageContext,
-    view: SubjectView,
     champion: VersionInfo | None,
     challenger: RegisteredVersion,
 ) -> Contender | None:
@@ -84,24 +82,24 @@ def _champion(
         return None
     version = champion.version
     if version.version == challenger.version:
-        row = evaluation_of(context, view.name).row(version.checkpoint)
+        row = evaluation_of(context).row(version.checkpoint)
     else:
         from dreambooth_core.pipeline import rescore  # torch: only when there is something to score
 
-        row = rescore.score_version(context, view, champion)
+        row = rescore.score_version(context, champion)
     return Contender(
         name=label(version),
         qualified=version.qualified,
         row=row,
-        harness=evaluation_of(context, view.name).harness,
+        harness=evaluation_of(context).harness,
     )
 
 
-def _noise(context: StageContext, view: SubjectView) -> Noise:
+def _noise(context: StageContext) -> Noise:
     return Noise(
-        samples=view.evaluate.bootstrap_samples,
-        seed=view.evaluate.seed,
-        text_range=evaluation_of(context, view.name).text_range,
+        samples=context.settings.evaluate.bootstrap_samples,
+        seed=context.settings.evaluate.seed,
+        text_range=evaluation_of(context).text_range,
     )
 
 
@@ -120,28 +118,26 @@ def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict)
         )
 
 
-def promote(context: StageContext, subject: str, version: int, *, why: str) -> VersionInfo:
+def promote(context: StageContext, version: int, *, why: str) -> VersionInfo:
     """Make a version the champion by hand. Raises RegistryError."""
-    name = context.view(subject).model_name
+    name = context.settings.model_name
     return aliases.promote(tracking_of(context), name=name, version=version, decision=decision(why))
 
 
-def rollback(context: StageContext, subject: str, *, why: str) -> VersionInfo:
+def rollback(context: StageContext, *, why: str) -> VersionInfo:
     """Make the champion before this one the champion again. Raises RegistryError."""
-    name = context.view(subject).model_name
+    name = context.settings.model_name
     return aliases.rollback(tracking_of(context), name=name, decision=decision(why))
 
 
-def side_by_side(
-    context: StageContext, subject: str, numbers: list[int] | None = None
-) -> list[VersionInfo]:
+def side_by_side(context: StageContext, numbers: list[int] | None = None) -> list[VersionInfo]:
     """The registry's versions of a subject (all, or some). Raises RegistryError."""
-    found = versions.list_versions(tracking_of(context), name=context.view(subject).model_name)
+    found = versions.list_versions(tracking_of(context), name=context.settings.model_name)
     wanted = [v for v in found if not numbers or v.version.version in numbers]
     missing = set(numbers or ()) - {v.version.version for v in wanted}
     if missing:
         raise UnknownModelError(
-            f"{subject} has no version {', '.join(map(str, sorted(missing)))}",
+            f"{context.settings.name} has no version {', '.join(map(str, sorted(missing)))}",
             allowed=", ".join(str(v.version.version) for v in found),
         )
     return wanted

@@ -27,7 +27,6 @@ from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import (
     StageContext,
-    hash_cache,
     picture_name,
     publishing,
     row_pictures,
@@ -44,38 +43,38 @@ from dreambooth_core.records import (
     TrainingRun,
 )
 from dreambooth_core.report import grid
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import Places
 
 CURVES = ("clip_t", "clip_i", "dino", "pres", "div")
 
 
-def rows_to_score(context: StageContext, subject: str) -> tuple[str, ...]:
+def rows_to_score(context: StageContext) -> tuple[str, ...]:
     """Names of the rows: `step 0`, every checkpoint in order of steps, `real`."""
-    run = _training_run(context.workspace, subject)
+    run = _training_run(context)
     return (STEP_0, *(checkpoint.name for checkpoint in run.checkpoints), REAL)
 
 
-def score_row(context: StageContext, subject: str, name: str) -> CheckpointScore:
+def score_row(context: StageContext, name: str) -> CheckpointScore:
     """Score one row, or find it in the store. Raises Stopped between sampling blocks."""
-    session = open_session(context, subject)
+    session = open_session(context)
     if name == REAL:
         return scores.score_real(session.evaluator)
-    checkpoint = None if name == STEP_0 else _checkpoint(context.workspace, subject, name)
-    folder = context.workspace.stage_dir(subject, "train") / name
+    checkpoint = None if name == STEP_0 else _checkpoint(context, name)
+    folder = context.places.stage_dir("train") / name
     return session.score(context, name=name, checkpoint=checkpoint, folder=folder)
 
 
-def run(context: StageContext, subject: str) -> Evaluation:
+def run(context: StageContext) -> Evaluation:
     """Score all rows, then publish samples, scores, curves and the grid."""
-    names = rows_to_score(context, subject)
-    rows = [score_row(context, subject, name) for name in names]
-    session = open_session(context, subject)
+    names = rows_to_score(context)
+    rows = [score_row(context, name) for name in names]
+    session = open_session(context)
     text_range = next(row.text_range for row in rows if row.name == STEP_0)
     assert text_range is not None  # noqa: S101 - step 0 always has prompts
     evaluation = Evaluation(
         harness=session.evaluator.harness, text_range=text_range, rows=tuple(rows)
     )
-    with publishing(context, subject, "evaluate") as out:
+    with publishing(context.places, "evaluate") as out:
         _write_pictures(session, evaluation, out)
         table_of(evaluation).write(out, "scores.json")
         files.write_text(out / "curves.csv", _curves(rows))
@@ -165,35 +164,33 @@ class Session:
         return scores.row_images(self.evaluator, self.model_sha256(checkpoint_sha256))
 
 
-def open_session(context: StageContext, subject: str) -> Session:
-    """The session of this process for the subject's present settings and photos."""
-    view = context.view(subject)
+def open_session(context: StageContext) -> Session:
+    """The session of this process for the context's settings and photos."""
+    view = context.settings
     load.configure_torch(view.compute)
-    photos = context.workspace.stage_dir(subject, "validate")
+    photos = context.places.stage_dir("validate")
     manifest = Manifest.read(photos)
     paths = tuple(photos / image.file for image in manifest.images)
     digest = images_digest(manifest)  # same names, other photos: another session
-    return _session(context.workspace, view.model_dump_json(by_alias=True), paths, digest)
+    return _session(context.places, view.model_dump_json(by_alias=True), paths, digest)
 
 
 @functools.lru_cache(maxsize=1)  # one resident pipeline per process: a GPU may not hold two
 def _session(
-    workspace: Workspace, view_json: str, photos: tuple[Path, ...], _photos_sha256: str
+    places: Places, view_json: str, photos: tuple[Path, ...], _photos_sha256: str
 ) -> Session:
     view = SubjectView.model_validate_json(view_json)
     device = load.pick_device(view.compute)
-    identity = load.resolve_base_model(
-        view.base_model, workspace.root, hash_cache=hash_cache(workspace)
-    )
+    identity = load.resolve_base_model(view.base_model, places.root, hash_cache=places.hash_cache)
     return Session(
         evaluator=make_evaluator(
-            view, workspace.root, photos=photos, store=workspace.state / "evaluate", device=device
+            view, places.root, photos=photos, store=places.store / "evaluate", device=device
         ),
         identity=identity,
         device=device,
         num_threads=view.compute.num_threads,
         pipeline=functools.cache(
-            lambda: load.load_pipeline(view.base_model, workspace.root, device=device)
+            lambda: load.load_pipeline(view.base_model, places.root, device=device)
         ),
     )
 
@@ -223,12 +220,12 @@ def make_evaluator(
     )
 
 
-def _training_run(workspace: Workspace, subject: str) -> TrainingRun:
-    return TrainingRun.read(workspace.stage_dir(subject, "train"))
+def _training_run(context: StageContext) -> TrainingRun:
+    return TrainingRun.read(context.places.stage_dir("train"))
 
 
-def _checkpoint(workspace: Workspace, subject: str, name: str) -> Checkpoint:
-    return next(c for c in _training_run(workspace, subject).checkpoints if c.name == name)
+def _checkpoint(context: StageContext, name: str) -> Checkpoint:
+    return next(c for c in _training_run(context).checkpoints if c.name == name)
 
 
 def _curves(rows: Sequence[CheckpointScore]) -> str:

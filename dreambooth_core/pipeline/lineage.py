@@ -8,12 +8,12 @@ from pathlib import Path
 from dreambooth_core import config
 from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.records import Manifest, TrainingRun
-from dreambooth_core.workspace import STAGES, Workspace
+from dreambooth_core.workspace import STAGES, Places
 
 
-def data_sha256(workspace: Workspace, subject: str) -> str:
+def data_sha256(places: Places) -> str:
     """One sha256 for the accepted photos."""
-    return images_digest(Manifest.read(workspace.stage_dir(subject, "validate")))
+    return images_digest(Manifest.read(places.stage_dir("validate")))
 
 
 def dvc_hashes(root: Path, subject: str) -> dict[str, str]:
@@ -42,15 +42,15 @@ def git_commit(root: Path) -> str | None:
     return described.stdout.strip()
 
 
-def lineage_names(workspace: Workspace, subject: str, training: TrainingRun) -> dict[str, str]:
+def lineage_names(places: Places, training: TrainingRun) -> dict[str, str]:
     """Lineage as names with hashes, in order, for the page and the model card."""
     base = training.base_model
     names = {
         f"base model {base.name}": base.sha256,
-        "photos": data_sha256(workspace, subject),
+        "photos": data_sha256(places),
         "training": training.fingerprint,
     }
     if base.revision:
         names["base model commit"] = base.revision
-    commit = git_commit(workspace.root)
+    commit = git_commit(places.root)
     return names | ({"code (git)": commit} if commit else {})

@@ -7,6 +7,7 @@ settings ask for something that not every machine has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_core.config import ComputeSettings, SubjectView, read_launch_config
@@ -17,22 +18,19 @@ from dreambooth_core.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-STAGES = ("class-images", "cache", "train")
-"""The stages that only a training is for, and the training. The data gate before them is told of
-nothing but photos, on any machine; what follows them needs none of this."""
+TRAINING_STAGES = ("class-images", "cache", "train")
+"""The training and the stages that only a training needs. The data gate runs on any machine."""
 
 _Check = Callable[[], object]
 
 
-def problem(
-    workspace: Workspace, view: SubjectView, env: Mapping[str, str]
-) -> SettingsError | None:
+def problem(root: Path, view: SubjectView, env: Mapping[str, str]) -> SettingsError | None:
     """One error that names all that this machine cannot do of the settings; None: it can do all.
 
     Raises SettingsError for a launch configuration that the settings do not fit.
     """
     found: list[str] = []
-    for check in _checks(workspace, view, env):
+    for check in _checks(root, view, env):
         try:
             check()
         except SettingsError as error:
@@ -40,7 +38,7 @@ def problem(
     return SettingsError("\n".join(found)) if found else None
 
 
-def _checks(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> Iterator[_Check]:
+def _checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> Iterator[_Check]:
     train = view.train
     if view.compute.device == "cuda":
         yield lambda: _pick_device(view.compute)
@@ -54,7 +52,7 @@ def _checks(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> 
         yield _adam_8bit
     if uses_deepspeed(train):
         yield _deepspeed
-    yield lambda: _node(workspace, view, env)
+    yield lambda: _node(root, view, env)
 
 
 def _pick_device(compute: ComputeSettings) -> torch.device:
@@ -103,7 +101,7 @@ def _deepspeed() -> None:
     check_deepspeed()
 
 
-def _node(workspace: Workspace, view: SubjectView, env: Mapping[str, str]) -> None:
+def _node(root: Path, view: SubjectView, env: Mapping[str, str]) -> None:
     from dreambooth_core.training.launch.accelerate_config import check_node, node_of
 
-    check_node(view.train, read_launch_config(workspace, view.train), node_of(env))
+    check_node(view.train, read_launch_config(Workspace(root), view.train), node_of(env))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
 from dreambooth_core.pipeline import lineage
@@ -39,29 +38,28 @@ PARITY_BLOCKS = 1
 """Sampling blocks that the parity check draws again: the first ones of the suite."""
 
 
-def run(context: StageContext, subject: str) -> ModelVersion:
+def run(context: StageContext) -> ModelVersion:
     """Register the selected checkpoint (an experiment only says what it would be) and publish."""
-    view = context.view(subject)
-    version = describe(context, subject)
-    if not context.experiment:
-        _register(context, view, version)
-    with publishing(context, subject, "register") as out:
+    version = describe(context)
+    if not context.is_experiment:
+        _register(context, version)
+    with publishing(context.places, "register") as out:
         version.write(out, "version.json")
         version.write(out)
     return version
 
 
-def describe(context: StageContext, subject: str) -> ModelVersion:
+def describe(context: StageContext) -> ModelVersion:
     """What stands, or will stand, in the registry. Raises StageError when nothing was selected."""
-    view = context.view(subject)
-    selection, checkpoint = selected(context, subject)
+    view = context.settings
+    selection, checkpoint = selected(context)
     own = fingerprint(
         view,
         "register",
         {
             "checkpoint": checkpoint.sha256,
             "selection": selection.to_json(),
-            "evaluation": evaluation_of(context, subject).harness.to_json(),
+            "evaluation": evaluation_of(context).harness.to_json(),
         },
     )
     return ModelVersion(
@@ -69,36 +67,36 @@ def describe(context: StageContext, subject: str) -> ModelVersion:
     )
 
 
-def selected(context: StageContext, subject: str) -> tuple[Selection, Checkpoint]:
+def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
     """The selection and its checkpoint. Raises StageError when there is none."""
-    selection = Selection.read(context.workspace.stage_dir(subject, "select"))
+    selection = Selection.read(context.places.stage_dir("select"))
     if selection.best is None:
         raise StageError("no checkpoint was selected", got=selection.rule)
-    training = TrainingRun.read(context.workspace.stage_dir(subject, "train"))
+    training = TrainingRun.read(context.places.stage_dir("train"))
     return selection, next(c for c in training.checkpoints if c.name == selection.best)
 
 
-def _register(context: StageContext, view: SubjectView, version: ModelVersion) -> None:
+def _register(context: StageContext, version: ModelVersion) -> None:
     """Scores of all checkpoints, the upload of the best, the parity check, the alias."""
-    tracking, subject = tracking_of(context), view.name
-    run_ref = _record_run(context, view, tracking)
-    scratch = context.workspace.state / "upload"
+    tracking = tracking_of(context)
+    run_ref = _record_run(context, tracking)
+    scratch = context.places.store / "upload"
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{subject}-", dir=scratch) as folder:
-        candidate = _candidate(context, view, version, export=Path(folder) / "export")
+    with tempfile.TemporaryDirectory(prefix=f"{context.settings.name}-", dir=scratch) as folder:
+        candidate = _candidate(context, version, export=Path(folder) / "export")
         registered_version = versions.register_version(
             tracking, run_ref, candidate, scratch=Path(folder)
         )
-    _check_parity(context, view, tracking, registered_version)
+    _check_parity(context, tracking, registered_version)
     aliases.set_challenger(
         tracking, name=registered_version.name, version=registered_version.version
     )
 
 
-def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) -> runs.RunRef:
+def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
     """The training's run with its data, the scores of every checkpoint and the selection."""
-    subject, workspace = view.name, context.workspace
-    training = TrainingRun.read(workspace.stage_dir(subject, "train"))
+    view, places = context.settings, context.places
+    training = TrainingRun.read(places.stage_dir("train"))
     run_ref = runs.find_or_create_run(
         tracking,
         experiment=view.model_name,
@@ -109,12 +107,12 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
     runs.log_dataset(
         tracking,
         run_ref,
-        name=subject,
-        folder=str(workspace.stage_dir(subject, "validate")),
-        sha256=lineage.data_sha256(workspace, subject),
+        name=view.name,
+        folder=str(places.stage_dir("validate")),
+        sha256=lineage.data_sha256(places),
         context="instance",
     )
-    evaluated = workspace.stage_dir(subject, "evaluate")
+    evaluated = places.stage_dir("evaluate")
     scores = Scores.read(evaluated, "scores.json")
     logged_models.record_scores(
         tracking,
@@ -123,23 +121,21 @@ def _record_run(context: StageContext, view: SubjectView, tracking: Tracking) ->
         scores=scores,
         grid=evaluated / "grid.png",
     )
-    selection, _ = selected(context, subject)
+    selection, _ = selected(context)
     logged_models.record_selection(tracking, run_ref, selection=selection, scores=scores)
     return run_ref
 
 
-def _candidate(
-    context: StageContext, view: SubjectView, version: ModelVersion, *, export: Path
-) -> versions.Candidate:
-    subject, workspace = view.name, context.workspace
-    selection, checkpoint = selected(context, subject)
-    evaluation = evaluation_of(context, subject)
-    training = TrainingRun.read(workspace.stage_dir(subject, "train"))
+def _candidate(context: StageContext, version: ModelVersion, *, export: Path) -> versions.Candidate:
+    view, places = context.settings, context.places
+    selection, checkpoint = selected(context)
+    evaluation = evaluation_of(context)
+    training = TrainingRun.read(places.stage_dir("train"))
     weights.export_pipeline(
         view.base_model,
-        workspace.root,
+        places.root,
         identity=training.base_model,
-        checkpoint_dir=workspace.stage_dir(subject, "train") / checkpoint.name,
+        checkpoint_dir=places.stage_dir("train") / checkpoint.name,
         checkpoint=checkpoint,
         out=export,
     )
@@ -150,28 +146,29 @@ def _candidate(
         row=next(row for row in scores.rows if row.name == checkpoint.name),
         selection=selection,
         export=export,
-        serving=_serving(view, context, training.base_model),
-        lineage=lineage_of(context, view, training.base_model),
+        serving=_serving(context, training.base_model),
+        lineage=lineage_of(context, training.base_model),
         card=card.render_card(
             card.CardContent(
                 model_name=view.model_name,
-                subject=subject,
+                subject=view.name,
                 identifier=view.subject.identifier,
                 class_noun=view.subject.class_noun,
                 base_model=training.base_model,
                 method=training.method,
                 scores=scores,
                 selection=selection,
-                lineage=lineage.lineage_names(workspace, subject, training),
+                lineage=lineage.lineage_names(places, training),
             )
         ),
     )
 
 
-def _serving(view: SubjectView, context: StageContext, identity: BaseModelIdentity) -> Serving:
-    """How the version draws when a request does not say: as it was scored."""
+def _serving(context: StageContext, identity: BaseModelIdentity) -> Serving:
+    """The version's defaults for a request: those that it was scored with."""
+    view = context.settings
     lora = view.train.method == "lora"
-    base = load.find_base_model(view.base_model, context.workspace.root)
+    base = load.find_base_model(view.base_model, context.places.root)
     hub_or_folder = identity.name if base.commit else str(base.folder)
     return Serving(
         steps=view.evaluate.num_inference_steps,
@@ -183,35 +180,31 @@ def _serving(view: SubjectView, context: StageContext, identity: BaseModelIdenti
     )
 
 
-def lineage_of(
-    context: StageContext, view: SubjectView, identity: BaseModelIdentity
-) -> versions.Lineage:
+def lineage_of(context: StageContext, identity: BaseModelIdentity) -> versions.Lineage:
     """Where a version comes from: enough to make it again."""
     return versions.Lineage(
-        settings=settings_that_count(view),
-        data_sha256=lineage.data_sha256(context.workspace, view.name),
+        settings=settings_that_count(context.settings),
+        data_sha256=lineage.data_sha256(context.places),
         base_model=identity,
-        dvc_hashes=lineage.dvc_hashes(context.workspace.root, view.name),
-        git_commit=lineage.git_commit(context.workspace.root),
+        dvc_hashes=lineage.dvc_hashes(context.places.root, context.settings.name),
+        git_commit=lineage.git_commit(context.places.root),
     )
 
 
-def _check_parity(
-    context: StageContext, view: SubjectView, tracking: Tracking, version: RegisteredVersion
-) -> None:
+def _check_parity(context: StageContext, tracking: Tracking, version: RegisteredVersion) -> None:
     """Load the upload in a fresh process; its images must be those that were scored."""
     info = versions.get_version(tracking, name=version.name, version=version.version)
     if info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED:
         return
-    harness = evaluation_of(context, view.name).harness
+    harness = evaluation_of(context).harness
     result = parity.check_parity(
         tracking,
         parity.ParityPlan(
             model_uri=info.uri,
-            requests=parity.requests_of(_scored_pictures(context, view.name, version)),
+            requests=parity.requests_of(_scored_pictures(context, version)),
             steps=harness.steps,
             guidance=harness.guidance,
-            compute=view.compute,
+            compute=context.settings.compute,
         ),
         should_stop=context.should_stop,
     )
@@ -228,11 +221,11 @@ def _check_parity(
 
 
 def _scored_pictures(
-    context: StageContext, subject: str, version: RegisteredVersion
+    context: StageContext, version: RegisteredVersion
 ) -> list[tuple[str, int, Path]]:
     """(prompt, seed, file) of the version's first scored images, as the evaluation published."""
-    evaluation = evaluation_of(context, subject)
+    evaluation = evaluation_of(context)
     scored = evaluation.row(version.checkpoint).images
-    folder = row_pictures(context.workspace.stage_dir(subject, "evaluate"), version.checkpoint)
+    folder = row_pictures(context.places.stage_dir("evaluate"), version.checkpoint)
     first = scored[: PARITY_BLOCKS * evaluation.harness.batch_size]
     return [(s.prompt, s.seed, folder / picture_name(i)) for i, s in enumerate(first)]

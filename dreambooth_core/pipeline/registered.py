@@ -7,16 +7,17 @@ from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.records import ModelVersion, RegisteredVersion
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
+from dreambooth_core.workspace import Workspace
 
 
 def tracking_of(context: StageContext) -> Tracking:
     """The MLflow store of the context's workspace."""
-    return resolve_tracking(context.workspace, uri=context.tracking_uri)
+    return resolve_tracking(Workspace(context.places.root), uri=context.tracking_uri)
 
 
-def find(context: StageContext, subject: str) -> RegisteredVersion | None:
+def find(context: StageContext) -> RegisteredVersion | None:
     """The registry's version of what is published, or None where either is missing."""
-    published = ModelVersion.read_if_there(context.workspace.stage_dir(subject, "register"))
+    published = ModelVersion.read_if_there(context.places.stage_dir("register"))
     if published is None:
         return None
     return versions.find_version(
@@ -24,10 +25,11 @@ def find(context: StageContext, subject: str) -> RegisteredVersion | None:
     )
 
 
-def get(context: StageContext, subject: str) -> RegisteredVersion:
+def get(context: StageContext) -> RegisteredVersion:
     """The registry's version of what is published. Raises RegistryError when it is not there."""
-    version = find(context, subject)
+    version = find(context)
     if version is None:
+        subject = context.settings.name
         raise RegistryError(
             f"the best checkpoint of {subject} is not in the registry yet",
             hint=f"`dreambooth run {subject}` registers it",
@@ -35,9 +37,9 @@ def get(context: StageContext, subject: str) -> RegisteredVersion:
     return version
 
 
-def is_complete(context: StageContext, subject: str) -> bool:
+def is_complete(context: StageContext) -> bool:
     """Whether the published version is in the registry and has passed its parity check."""
-    version = find(context, subject)
+    version = find(context)
     if version is None:
         return False
     info = versions.get_version(tracking_of(context), name=version.name, version=version.version)

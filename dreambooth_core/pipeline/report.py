@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_core import files
-from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.evaluation import selection as selection_rule
 from dreambooth_core.pipeline.common import (
@@ -32,49 +31,49 @@ from dreambooth_core.records import (
     Verdict,
 )
 from dreambooth_core.report import page
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import Places
 
 
-def run(context: StageContext, subject: str) -> Path:
+def run(context: StageContext) -> Path:
     """Write the page from what is published and the last verdict; returns its path."""
-    view, workspace = context.view(subject), context.workspace
-    evaluation = evaluation_of(context, subject)
+    view, places = context.settings, context.places
+    evaluation = evaluation_of(context)
     scores = table_of(evaluation)
-    gate_dir = workspace.stage_dir(subject, "validate")
+    gate_dir = places.stage_dir("validate")
     limits = selection_rule.limits_of(scores, view.select)
     content = page.PageContent(
-        subject=subject,
+        subject=view.name,
         identifier=view.subject.identifier,
         class_noun=view.subject.class_noun,
-        gate=_gate_report(workspace, subject),
+        gate=_gate_report(places),
         photos=[gate_dir / image.file for image in Manifest.read(gate_dir).images],
         scores=scores,
-        images=_images(workspace, subject, evaluation),
-        selection=Selection.read(workspace.stage_dir(subject, "select")),
-        registered=_registered(context, subject),
-        verdict=Verdict.read_if_there(workspace.verdict_dir(subject), VERDICT),
-        losses=_losses(workspace.stage_dir(subject, "train") / "metrics.csv"),
+        images=_images(places, evaluation),
+        selection=Selection.read(places.stage_dir("select")),
+        registered=_registered(context),
+        verdict=Verdict.read_if_there(places.verdict_dir, VERDICT),
+        losses=_losses(places.stage_dir("train") / "metrics.csv"),
         limits={"clip_t": limits.min_clip_t, "pres": limits.max_pres},
         settings=settings_that_count(view),
-        lineage=_lineage(context, view),
+        lineage=_lineage(context),
     )
-    path = workspace.report_page(subject)
+    path = places.report_page
     page.write_page(path, content)
     return path
 
 
-def _gate_report(workspace: Workspace, subject: str) -> GateReport:
+def _gate_report(places: Places) -> GateReport:
     """The gate's report, with what later stages had to warn about."""
-    report = GateReport.read(workspace.stage_dir(subject, "validate"), "report.json")
-    class_ = Manifest.read(workspace.stage_dir(subject, "class-images"))
-    cache = LatentCache.read(workspace.stage_dir(subject, "cache"))
+    report = GateReport.read(places.stage_dir("validate"), "report.json")
+    class_ = Manifest.read(places.stage_dir("class-images"))
+    cache = LatentCache.read(places.stage_dir("cache"))
     warnings = (*report.warnings, *class_.warnings, *cache.warnings)
     return report.model_copy(update={"warnings": warnings})
 
 
-def _images(workspace: Workspace, subject: str, evaluation: Evaluation) -> dict[str, list[Path]]:
+def _images(places: Places, evaluation: Evaluation) -> dict[str, list[Path]]:
     """Every sampled row's suite images, as the evaluate stage published them."""
-    folder = workspace.stage_dir(subject, "evaluate")
+    folder = places.stage_dir("evaluate")
     return {
         row.name: [row_pictures(folder, row.name) / picture_name(i) for i in range(row.n)]
         for row in evaluation.rows
@@ -82,14 +81,14 @@ def _images(workspace: Workspace, subject: str, evaluation: Evaluation) -> dict[
     }
 
 
-def _registered(context: StageContext, subject: str) -> RegisteredVersion | None:
+def _registered(context: StageContext) -> RegisteredVersion | None:
     """The registry's version, or None where nothing is registered or nobody answers."""
     from dreambooth_core.pipeline import registered  # MLflow takes seconds to import
 
-    if context.experiment:
+    if context.is_experiment:
         return None
     try:
-        return registered.find(context, subject)
+        return registered.find(context)
     except RegistryError:
         return None
 
@@ -99,12 +98,12 @@ def _losses(path: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(table)]
 
 
-def _lineage(context: StageContext, view: SubjectView) -> Mapping[str, str]:
+def _lineage(context: StageContext) -> Mapping[str, str]:
     """Names and hashes of everything the chosen checkpoint was made from."""
-    workspace, subject = context.workspace, view.name
-    training = TrainingRun.read(workspace.stage_dir(subject, "train"))
-    version = ModelVersion.read_if_there(workspace.stage_dir(subject, "register"))
-    names = lineage_names(workspace, subject, training)
+    places = context.places
+    training = TrainingRun.read(places.stage_dir("train"))
+    version = ModelVersion.read_if_there(places.stage_dir("register"))
+    names = lineage_names(places, training)
     if version is not None:
         names |= {"version fingerprint": version.fingerprint, "checkpoint": version.sha256}
-    return names | {"settings": files.digest_of(settings_that_count(view))}
+    return names | {"settings": files.digest_of(settings_that_count(context.settings))}

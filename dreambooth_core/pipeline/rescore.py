@@ -7,34 +7,33 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.scores import ScoredModel
 from dreambooth_core.models import weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline import evaluate
-from dreambooth_core.pipeline.common import StageContext, hash_cache
+from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore
 from dreambooth_core.registry import versions
 from dreambooth_core.registry.versions import VersionInfo
 
 
-def score_version(context: StageContext, view: SubjectView, info: VersionInfo) -> CheckpointScore:
+def score_version(context: StageContext, info: VersionInfo) -> CheckpointScore:
     """A registered version's row under the present harness: found in the store, or made.
 
     Its images are found when it was trained on the present base model on a machine like this one;
     otherwise the version is fetched from the registry and sampled.
     """
-    session, version = evaluate.open_session(context, view.name), info.version
+    session, version = evaluate.open_session(context), info.version
 
     @functools.cache
     def pipeline() -> Pipeline:
         return weights.load_exported(
             versions.fetch(tracking_of(context), info.uri),
-            context.workspace.root,
+            context.places.root,
             device=session.device,
-            hash_cache=hash_cache(context.workspace),
+            hash_cache=context.places.hash_cache,
         )
 
     def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

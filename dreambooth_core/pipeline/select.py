@@ -8,11 +8,11 @@ from dreambooth_core.pipeline.common import StageContext, publishing
 from dreambooth_core.records import Scores, Selection
 
 
-def run(context: StageContext, subject: str) -> Selection:
+def run(context: StageContext) -> Selection:
     """Publish the selection, and the flat numbers that `dvc metrics` compares."""
-    scores = Scores.read(context.workspace.stage_dir(subject, "evaluate"), "scores.json")
-    selected = selection.select_best(scores, context.view(subject).select)
-    with publishing(context, subject, "select") as out:
+    scores = Scores.read(context.places.stage_dir("evaluate"), "scores.json")
+    selected = selection.select_best(scores, context.settings.select)
+    with publishing(context.places, "select") as out:
         files.write_json(out / "metrics.json", selection.flat_metrics(scores, selected))
         selected.write(out, "selection.json")
         selected.write(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dreambooth_core import files
-from dreambooth_core.config import SubjectView, read_launch_config
+from dreambooth_core.config import read_launch_config
 from dreambooth_core.errors import Stopped
 from dreambooth_core.pipeline.common import (
     StageContext,
@@ -18,17 +18,18 @@ from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import node_of
+from dreambooth_core.workspace import Workspace
 
 _COPIES_OF_CHECKPOINTS = 3
 """In the store, in the stage's output and in DVC's cache: one on a disk that can share blocks."""
 
 
-def run(context: StageContext, subject: str) -> TrainingRun:
+def run(context: StageContext) -> TrainingRun:
     """Train (or continue) and publish. Raises Stopped, StageError and SettingsError."""
-    job = make_job(context, context.view(subject))
+    job = make_job(context)
     outcome = launcher.run_trainer(
         job,
-        grace_s=context.view(subject).runtime.stop_grace_s,
+        grace_s=context.settings.runtime.stop_grace_s,
         on_line=logger.info,
         progress=context.progress,
         should_stop=context.should_stop,
@@ -38,16 +39,16 @@ def run(context: StageContext, subject: str) -> TrainingRun:
     if outcome.run is None:
         saved = "nothing new was saved" if outcome.step is None else f"saved at step {outcome.step}"
         raise Stopped(f"the training was stopped, {saved}", hint="run it again to continue")
-    with publishing(context, subject, "train") as out:
+    with publishing(context.places, "train") as out:
         files.copy_tree(job.out_dir, out)
     return outcome.run
 
 
-def make_job(context: StageContext, view: SubjectView) -> TrainJob:
-    """What the trainer is told. Its fingerprint names the folder that it works in."""
-    workspace = context.workspace
-    identity = base_identity(context, view)
-    cache_dir = workspace.stage_dir(view.name, "cache")
+def make_job(context: StageContext) -> TrainJob:
+    """The trainer's job. Its fingerprint is the name of the folder that the trainer works in."""
+    view, places, workspace = context.settings, context.places, Workspace(context.places.root)
+    identity = base_identity(context)
+    cache_dir = places.stage_dir("cache")
     launched = read_launch_config(workspace, view.train)
     own = fingerprint(
         view,
@@ -59,7 +60,7 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
             **({"launch": launched.to_json()} if launched else {}),
         },
     )
-    state = workspace.store_dir("train", own)
+    state = places.store_dir("train", own)
     tracking = resolve_tracking(workspace, uri=context.tracking_uri)
     return TrainJob(
         subject=view.name,
@@ -71,13 +72,13 @@ def make_job(context: StageContext, view: SubjectView) -> TrainJob:
         prior_loss_weight=view.prior.prior_loss_weight if view.prior else None,
         log_every_steps=view.runtime.log_every_steps,
         async_checkpointing=view.runtime.async_checkpointing,
-        workspace_root=workspace.root,
+        workspace_root=places.root,
         cache_dir=cache_dir,
         state_dir=state,
         out_dir=state / "out",
         copies_of_checkpoints=_COPIES_OF_CHECKPOINTS,
         launch=launched,
-        log_file=workspace.log_file(view.name, "train"),
+        log_file=places.log_file("train"),
         # An experiment of DVC's leaves no trace in the registry's store.
-        tracking={} if context.experiment else {"uri": tracking.uri, "name": view.model_name},
+        tracking={} if context.is_experiment else {"uri": tracking.uri, "name": view.model_name},
     )

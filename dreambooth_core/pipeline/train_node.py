@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
 from dreambooth_core.pipeline import train
@@ -15,13 +16,14 @@ from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS, 
 _POLL_S = 2.0
 
 
-def take_part(context: StageContext, subject: str, *, wait_s: float) -> None:
+def take_part(open_context: Callable[[], StageContext], *, wait_s: float) -> None:
     """Start this machine's processes of the subject's training and wait for their end.
 
-    The machine of rank 0 runs the flow (or the train stage); this one waits until it has come to
-    the training, whose folder both see, but no longer than `wait_s` seconds. Raises Stopped,
-    StageError and SettingsError.
+    The machine of rank 0 runs the flow (or the train stage). This one waits for its job, in the
+    folder that both see, but no longer than `wait_s` seconds, and opens the context anew for each
+    look, as the settings may change meanwhile. Raises Stopped, StageError and SettingsError.
     """
+    context = open_context()
     node = node_of(context.env)
     if node is None or node.rank == 0:
         raise SettingsError(
@@ -29,12 +31,12 @@ def take_part(context: StageContext, subject: str, *, wait_s: float) -> None:
             got="rank 0" if node else "neither rank nor rendezvous",
             allowed=f"{RANK}=1 or higher, and {RENDEZVOUS}=host:port of machine 0",
         )
-    job = _wait_for_job(context, subject, wait_s=wait_s)
+    job = _wait_for_job(open_context, wait_s=wait_s)
     if finished_run(job) is not None:
         return
     outcome = launcher.run_trainer(
         job,
-        grace_s=context.view(subject).runtime.stop_grace_s,
+        grace_s=context.settings.runtime.stop_grace_s,
         on_line=logger.info,
         should_stop=context.should_stop,
         node=node,
@@ -43,11 +45,13 @@ def take_part(context: StageContext, subject: str, *, wait_s: float) -> None:
         raise Stopped("the training was stopped", hint="start it again on every machine")
 
 
-def _wait_for_job(context: StageContext, subject: str, *, wait_s: float) -> TrainJob:
+def _wait_for_job(open_context: Callable[[], StageContext], *, wait_s: float) -> TrainJob:
     """The job of the settings as they are now, as soon as the leading machine has written it.
 
-    Raises StageError when it has not in time: it may have failed, and nobody would be told.
+    Raises StageError after `wait_s` seconds: the leading machine may have failed.
     """
+    context = open_context()
+    subject = context.settings.name
     logger.info(
         "waiting at most %g min for the machine of rank 0 to come to the training of %s",
         wait_s / 60,
@@ -56,7 +60,7 @@ def _wait_for_job(context: StageContext, subject: str, *, wait_s: float) -> Trai
     deadline = time.monotonic() + wait_s
     while not context.should_stop():
         try:
-            job = train.make_job(context, context.view(subject))
+            job = train.make_job(open_context())
             return TrainJob.load(job.path)
         except CorruptRecordError:
             if time.monotonic() >= deadline:

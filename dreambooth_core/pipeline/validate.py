@@ -14,33 +14,33 @@ from dreambooth_core.records import Manifest
 
 
 @contextlib.contextmanager
-def inspected(context: StageContext, subject: str) -> Iterator[gate.Inspection]:
-    """Yield the gate's verdict on a subject's photos; the normalised copies live that long."""
-    view = context.view(subject)
-    scratch_root = context.workspace.state / "validate"
+def inspected(context: StageContext) -> Iterator[gate.Inspection]:
+    """Yield the gate's verdict on the photos; their normalised copies exist inside the block."""
+    settings = context.settings
+    scratch_root = context.places.store / "validate"
     scratch_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{subject}-", dir=scratch_root) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"{settings.name}-", dir=scratch_root) as scratch:
         yield gate.inspect_folder(
-            context.workspace.resolve(view.subject.instance_dir),
-            view.data,
-            subject=subject,
+            context.places.resolve(settings.subject.instance_dir),
+            settings.data,
+            subject=settings.name,
             scratch=Path(scratch),
             progress=context.progress,
             should_stop=context.should_stop,
         )
 
 
-def run(context: StageContext, subject: str) -> Manifest:
+def run(context: StageContext) -> Manifest:
     """Publish the report and the accepted photos. Raises DataError when none was accepted."""
-    with inspected(context, subject) as inspection:
+    with inspected(context) as inspection:
         gate.require_usable(inspection.report)
-        view = context.view(subject)
-        if view.data.captions:
+        settings = context.settings
+        if settings.data.captions:
             gate.require_captions(inspection)
         photos = [[image.name, image.sha256] for image in inspection.report.accepted]
         captions = list(inspection.captions)
-        own = fingerprint(view, "validate", {"photos": photos, "captions": captions})
-        with publishing(context, subject, "validate") as out:
+        own = fingerprint(settings, "validate", {"photos": photos, "captions": captions})
+        with publishing(context.places, "validate") as out:
             return gate.write_accepted(inspection, out=out, fingerprint=own)
 
 

@@ -67,7 +67,7 @@ def _run(workspace: Workspace, stage: str) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = _build(tmp_path_factory.mktemp("undisturbed"))
-    for stage in STAGES:
+    for stage in STAGES[:-1]:
         _run(workspace, stage)
     return workspace
 
@@ -76,10 +76,10 @@ def test_killed_in_every_stage_the_same_bytes_are_published_and_nothing_is_made_
     undisturbed: Workspace, tmp_path: Path
 ) -> None:
     killed = _build(tmp_path / "killed")
-    kills = {stage: _kill_and_rerun(killed, stage) for stage in STAGES}
+    kills = {stage: _kill_and_rerun(killed, stage) for stage in STAGES[:-1]}
 
-    assert files.tree_hashes(killed.subject_dir(SUBJECT)) == files.tree_hashes(
-        undisturbed.subject_dir(SUBJECT)
+    assert files.tree_hashes(killed.places(SUBJECT).outputs) == files.tree_hashes(
+        undisturbed.places(SUBJECT).outputs
     )
     assert kills["class-images"]
     assert kills["train"]
@@ -114,5 +114,5 @@ def _leftovers(workspace: Workspace) -> list[str]:
         for p in psutil.process_iter(["cmdline", "cwd"])
         if p.info["cwd"] == root and p.pid != psutil.Process().pid
     ]
-    halves = [str(p) for p in workspace.subject_dir(SUBJECT).iterdir() if files.is_aside(p.name)]
+    halves = [str(p) for p in workspace.places(SUBJECT).outputs.iterdir() if files.is_aside(p.name)]
     return processes + halves

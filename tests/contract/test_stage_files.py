@@ -32,7 +32,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[st
     root = tmp_path_factory.mktemp("audited")
     workspace = workspaces.build(root / "w")
     seen: dict[str, set[str]] = {}
-    for stage in STAGES:
+    for stage in STAGES[:-1]:
         log = root / f"{stage}.log"
         code = (
             "import os, subprocess, sys;"
@@ -55,12 +55,12 @@ def _outside(workspace: Workspace, lines: set[str], mode: str, allowed: list[Pat
     return sorted(str(p.relative_to(workspace.root)) for p in strangers if not p.is_dir())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_stage_reads_only_what_dvc_yaml_names(
     opened: tuple[Workspace, dict[str, set[str]]], stage: str
 ) -> None:
     workspace, seen = opened
-    own = workspace.subject_dir(SUBJECT)
+    own = workspace.places(SUBJECT).outputs
     names = (*ALWAYS_READ, *ALSO_READ.get(stage, ()), *ALSO_WRITTEN.get(stage, ()))
     allowed = [workspace.root / name for name in names]
     allowed += dependencies(workspace, SUBJECT, stage)
@@ -70,7 +70,7 @@ def test_a_stage_reads_only_what_dvc_yaml_names(
     assert seen[stage], "the hook has seen nothing"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES[:-1])
 def test_a_stage_writes_only_its_output_and_the_store(
     opened: tuple[Workspace, dict[str, set[str]]], stage: str
 ) -> None:

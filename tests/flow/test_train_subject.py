@@ -53,7 +53,7 @@ def first(harness: None, prepared: Workspace) -> dict[str, Any]:
 
 
 def test_the_first_run_runs_every_stage_and_registers_version_1(first: dict[str, Any]) -> None:
-    assert [s["stage"] for s in first["stages"]] == [*STAGES, "compare", "report"]
+    assert [s["stage"] for s in first["stages"]] == [*STAGES[:-1], "compare", "report"]
     assert not any(s["skipped"] for s in first["stages"])
     assert first["version"]["version"] == 1
     assert [row["name"] for row in first["scores"]["rows"]] == [
@@ -79,7 +79,7 @@ def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
 ) -> None:
     (prepared.root / "dvc.lock").unlink()
     ran = dvc(prepared.root, "repro", "--no-run-cache").stdout
-    assert ran.count("Running stage") == len(STAGES) + 1  # and the page
+    assert ran.count("Running stage") == len(STAGES)
     again = _run(prepared, monkeypatch)
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
 

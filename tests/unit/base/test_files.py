@@ -13,7 +13,7 @@ import pytest
 
 from dreambooth_core import files, locks
 from dreambooth_core.errors import CorruptRecordError, StageError
-from dreambooth_core.pipeline import StageContext, common
+from dreambooth_core.pipeline import common
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, TurnedAway
 from dreambooth_core.workspace import Workspace
 
@@ -101,17 +101,17 @@ def test_canonical_json_refuses_nan_and_ignores_key_order() -> None:
 def test_an_output_is_exchanged_under_the_workspace_lock_and_leftovers_are_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = StageContext(Workspace(tmp_path))
-    target = context.workspace.stage_dir("mug", "cache")
+    places = Workspace(tmp_path).places("mug")
+    target = places.stage_dir("cache")
     (target.parent / ".aside-cache-dead").mkdir(parents=True)
 
     def publish() -> None:
-        with common.publishing(context, "mug", "cache") as out:
+        with common.publishing(places, "cache") as out:
             (out / "f").write_text("x")
 
     monkeypatch.setattr(common, "PUBLISH_TIMEOUT_S", 0.1)
     with (
-        locks.hold(context.workspace.workspace_lock, timeout_s=1),
+        locks.hold(places.publish_lock, timeout_s=1),
         pytest.raises(StageError, match=r"workspace\.lock is held"),
     ):
         publish()

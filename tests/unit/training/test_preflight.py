@@ -20,7 +20,7 @@ from dreambooth_core.pipeline import StageContext, preflight, run_stage
 from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.wording import in_flags
 from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import STAGES, Workspace
 from tasks import planning
 from tests.unit.base.test_config import ROOT, changed, subject_of_shipped
 
@@ -57,7 +57,11 @@ def workspace_of(tmp_path: Path, **changes: Any) -> Workspace:
 
 
 def problem_of(workspace: Workspace, env: dict[str, str] | None = None) -> SettingsError | None:
-    return preflight.problem(workspace, config.load_view(workspace, SUBJECT), env or {})
+    return preflight.problem(workspace.root, config.load_view(workspace, SUBJECT), env or {})
+
+
+def context_of(workspace: Workspace) -> StageContext:
+    return StageContext(config.load_view(workspace, SUBJECT), workspace.places(SUBJECT))
 
 
 def lines_of(workspace: Workspace) -> list[str]:
@@ -120,12 +124,12 @@ def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
     assert "does not say which of several machines" in str(half)
 
 
-@pytest.mark.parametrize("stage", preflight.STAGES)
+@pytest.mark.parametrize("stage", preflight.TRAINING_STAGES)
 def test_no_stage_up_to_the_training_begins_what_cannot_be_trained(tmp_path, stage):
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SettingsError, match="fp16 needs a GPU"):
-        run_stage(StageContext(workspace), SUBJECT, stage)
+        run_stage(context_of(workspace), stage)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -133,7 +137,7 @@ def test_the_data_gate_is_refused_nothing_on_a_machine_that_cannot_train(tmp_pat
     """Photos are looked at before a GPU is hired; what is missing here is a subject's photos."""
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     with pytest.raises(DreamBoothError) as caught:
-        run_stage(StageContext(workspace), SUBJECT, "validate")
+        run_stage(context_of(workspace), "validate")
     assert "fp16" not in str(caught.value)
 
 
@@ -152,7 +156,7 @@ def test_settings_that_every_machine_can_train_are_looked_at_without_torch(tmp_p
         "import sys; from pathlib import Path\n"
         "from dreambooth_core import config\n"
         "from dreambooth_core.pipeline import preflight\n"
-        "from dreambooth_core.workspace import Workspace\n"
+        "from dreambooth_core.workspace import STAGES, Workspace\n"
         "workspace = Workspace(Path(sys.argv[1]))\n"
         "view = config.load_view(workspace, sys.argv[2])\n"
         "assert preflight.problem(workspace, view, {}) is None\n"
@@ -168,7 +172,7 @@ def test_a_run_is_refused_only_where_something_up_to_the_training_would_run(
 ):
     """What was trained on a GPU can be compared and registered on a laptop."""
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
-    ahead = {**dict.fromkeys(planning.ALL_STAGES, "skip"), "train": does, "register": "run"}
+    ahead = {**dict.fromkeys(STAGES, "skip"), "train": does, "register": "run"}
     monkeypatch.setattr(planning, "stages_ahead", lambda *_, **__: ahead)
     view = config.load_view(workspace, SUBJECT)
     if not refused:
