@@ -20,12 +20,12 @@ from dreambooth_core.jax.adamw import Moments
 from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
 from dreambooth_core.jax.placement import Placement
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
-from dreambooth_core.training.protocols import Outcome
+from dreambooth_core.training.protocols import CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 
 class JaxState:
-    """A `training.updates.HeldState`; the model's own tensors are those of its beginning."""
+    """A `training.protocols.TrainingState`; the model's own tensors are those of its beginning."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class JaxState:
         save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)
         save_file(adamw.to_torch_state(self.moments), folder / OPTIMIZER)
 
-    def snapshot(self) -> Outcome | None:
+    def snapshot(self) -> CheckpointSource | None:
         """None: it is copied off the devices and written before the next update."""
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """The model gets the weights of now, and keeps them until it is asked again."""
         with torch.no_grad():
             for parameter in self.model.trainable.values():

@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 
 class JaxTrainer:
-    """A `training.trainer.StepByStep` on all devices of this host.
+    """A `training.trainer.StepTrainer` on all devices of this host.
 
     Its batches are those of as many processes of the torch trainer as there are devices.
     """
@@ -56,7 +56,7 @@ class JaxTrainer:
         self._placement = Placement(jax.devices())
         recompute_through_jax(model.denoiser)
         self._steps = CompiledSteps(model, settings)
-        self.updates = JaxState(model, settings=settings, placement=self._placement, state=state)
+        self.state = JaxState(model, settings=settings, placement=self._placement, state=state)
 
     @property
     def reading_waits(self) -> bool:
@@ -76,15 +76,15 @@ class JaxTrainer:
             inputs = prepare(rows, self.model.loss, device=_CPU)
             new, error_B = self._steps.gradients(
                 inputs,
-                self.updates.parameters,
-                self.updates.frozen,
+                self.state.parameters,
+                self.state.frozen,
                 self._placement.by_rows(tensors_of(inputs)),
             )
             sums = new if sums is None else self._steps.add(sums, new)
             micro_steps.append(RowErrors(rows.image_B, inputs.timesteps, _numbers(error_B)))
         assert sums is not None
         trained = np.array([group.is_trained_at(step) for group in self.model.groups])
-        values, self.updates.gradients = self._steps.finish(*sums, trained, np.float32(stop))
+        values, self.state.gradients = self._steps.finish(*sums, trained, np.float32(stop))
         return UpdateReport(step + 1, _numbers(values), self.rate_at(step), micro_steps)
 
     def apply(self, report: UpdateReport) -> UpdateReport:
@@ -92,7 +92,7 @@ class JaxTrainer:
 
         The decision is made on the device, so nothing waits for it.
         """
-        held, step = self.updates, report.step - 1
+        held, step = self.state, report.step - 1
         # Moments alone would go on moving a group that rests.
         rates = [
             rate.at(step) if group.is_trained_at(step) else 0.0
@@ -109,7 +109,7 @@ class JaxTrainer:
 
     def clear_gradients(self) -> None:
         """Drop the gradients and their memory."""
-        self.updates.gradients = None
+        self.state.gradients = None
 
     def _positions(self, step: int, micro: int) -> range:
         size = self._settings.train_batch_size * self._placement.num_devices

@@ -31,7 +31,7 @@ from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.optim.ddp import WEIGHTS
 from dreambooth_core.training.optim.state_kind import StateKind
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.protocols import Outcome
+from dreambooth_core.training.protocols import CheckpointSource
 
 STATE = "training_state"
 
@@ -82,21 +82,21 @@ class ScriptLayout:
         self._every, self._limit = every, limit
         self._settings, self._run, self._images = settings, run, images
 
-    def begin(self, outcome: Outcome, *, step: int) -> None:
+    def begin(self, source: CheckpointSource, *, step: int) -> None:
         """Nothing to do: a run makes checkpoints only as it goes."""
 
     def is_due(self, step: int) -> bool:
         """At every multiple of checkpointing_steps; the last step's weights are the result."""
         return step % self._every == 0
 
-    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
+    def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
         """Write the checkpoint aside, rename it, verify it, and only then prune older ones.
 
         Raises StageError when the disk gives back other bytes.
         """
         path, processes = self._folder / checkpoint_name(step), PartialState()
         with resume_state.shared_aside(path) as aside:
-            self._write(outcome, aside)
+            self._write(source, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:
                 shared_weights.leave_out(aside / STATE, checkpoint=aside)
@@ -108,14 +108,14 @@ class ScriptLayout:
             self._prune(keep=step)
         processes.wait_for_everyone()
 
-    def _write(self, outcome: Outcome, aside: Path) -> None:
+    def _write(self, source: CheckpointSource, aside: Path) -> None:
         """The networks by the main process, and each process's part of the training state."""
         state = aside / STATE
         state.mkdir(exist_ok=True)
-        with outcome.whole():
+        with source.gathered_weights():
             if PartialState().is_main_process:
-                outcome.model.write(aside)
-        outcome.save(state)
+                source.model.write(aside)
+        source.save(state)
 
     def _record(self, folder: Path, *, step: int) -> None:
         hashes = files.tree_hashes(folder)
@@ -168,7 +168,7 @@ class ResumingRun:
 def state_to_resume(
     folder: Path, record: ScriptCheckpoint, run: ResumingRun, *, scratch: Path
 ) -> Path:
-    """The folder that `Updates` continue from: the checkpoint's own, or one made in `scratch`.
+    """The folder that `Strategy` continues from: the checkpoint's own, or one made in `scratch`.
 
     There the weights are put together, and the rest is linked. Where another optimizer made the
     checkpoint, or other processes split its state, it is the weights alone: moments of one kind

@@ -31,7 +31,7 @@ from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
 from dreambooth_core.training import metrics
-from dreambooth_core.training.distributed import make_updates, start_accelerator
+from dreambooth_core.training.distributed import make_strategy, start_accelerator
 from dreambooth_core.training.dry_run import dry_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import processes
@@ -39,7 +39,7 @@ from dreambooth_core.training.loop import Callback, Loop
 from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import TrainableModel, load_trainable_model
-from dreambooth_core.training.trainer import StepByStep, Trainer
+from dreambooth_core.training.trainer import StepTrainer, Trainer
 
 _LOG_AT_MOST_EVERY = 10
 _SECRETS = ("hub_token",)
@@ -122,7 +122,7 @@ class _Session:
             ),
         )
         trainer = self._train(_job(plan, train), sets)
-        with trainer.updates.whole():
+        with trainer.state.gathered_weights():
             if self._is_main:
                 export.write_result(plan, trainer.model)
         if self._is_main:
@@ -174,7 +174,7 @@ class _Session:
         num_instance = len(sets.instance.images)
         return self._plan.steps_per_epoch(num_instance=num_instance, num_class=num_class)
 
-    def _train(self, job: TrainJob, sets: _Sets) -> StepByStep:
+    def _train(self, job: TrainJob, sets: _Sets) -> StepTrainer:
         """Train to the last step. Raises Stopped when a stop came first; its step is saved."""
         accelerator = self._accelerator
         settings = _told_settings(self._plan, job.train)
@@ -211,7 +211,7 @@ class _Session:
 
     def _trainer(
         self, job: TrainJob, model: TrainableModel, rows_at: RowsAt, state: Path | None
-    ) -> StepByStep:
+    ) -> StepTrainer:
         """Torch's, or JAX's for the script that trains through it."""
         accelerator, train = self._accelerator, job.train
         if self._plan.script.engine == "jax":
@@ -219,17 +219,17 @@ class _Session:
 
             trainer = JaxTrainer(model, settings=train, rows_at=rows_at, state=state)
         else:
-            updates = make_updates(model, accelerator=accelerator, settings=train, state=state)
-            trainer = Trainer(updates, accelerator=accelerator, settings=train, rows_at=rows_at)
+            strategy = make_strategy(model, accelerator=accelerator, settings=train, state=state)
+            trainer = Trainer(strategy, accelerator=accelerator, settings=train, rows_at=rows_at)
         self._require_room(job, trainer)
         return trainer
 
-    def _require_room(self, job: TrainJob, trainer: StepByStep) -> None:
+    def _require_room(self, job: TrainJob, trainer: StepTrainer) -> None:
         """Raise StageError unless the disk has room; a new run learns the sizes by a dry run."""
         plan = self._plan
         if self._found is None:
             kept = room.kept(plan, last=job.train.max_train_steps)
-            dry_run(job, trainer.updates, kept, is_main=self._is_main)
+            dry_run(job, trainer.state, kept, is_main=self._is_main)
         else:
             found = self._found
             from_main(self._accelerator, lambda: room.check_resume(plan, job, trainer.model, found))

@@ -15,7 +15,7 @@ from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.trainer import StepByStep
+from dreambooth_core.training.trainer import StepTrainer
 
 _STEPS = 25
 _GUIDANCE = 7.5
@@ -66,12 +66,12 @@ class Validation:
         """After the steps that the script's flags name."""
         return self._is_due(step)
 
-    def on_step_end(self, trainer: StepByStep, *, step: int) -> None:
+    def on_step_end(self, trainer: StepTrainer, *, step: int) -> None:
         """Draw num_validation_images pictures, each of its own seed, the same every time.
 
         All processes come here: some kinds of updates need them to put the weights together.
         """
-        with trainer.updates.whole():
+        with trainer.state.gathered_weights():
             if self._is_main:
                 log_line(f"validation pictures at step {step}: {self._prompt!r}")
                 self._take(self._draw(trainer.model.denoiser.parts), step)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.training.protocols import HeldState
+from dreambooth_core.training.protocols import TrainingState
 
 _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHOWN = 5
@@ -24,15 +24,15 @@ _SURE_MOVES = 30
 class Motion:
     """Whether an update moves what is trained and nothing else: by bit sums before and after it."""
 
-    def __init__(self, updates: HeldState, *, step: int, only: Set[str] | None = None) -> None:
+    def __init__(self, state: TrainingState, *, step: int, only: Set[str] | None = None) -> None:
         """Take the sums for the update after `step`, before the forward pass; of all or some."""
         self._only = only
         self._trained = {
             name: parameter
-            for name, parameter in updates.model.trained_at(step).items()
+            for name, parameter in state.model.trained_at(step).items()
             if only is None or name in only
         }
-        self._sums = self._bit_sums(updates)
+        self._sums = self._bit_sums(state)
         self._largest: dict[str, float | None] = {}
         self.still: set[str] = set()
         """Tensors that need not move: their gradients are all within AdamW's epsilon of zero.
@@ -40,18 +40,18 @@ class Motion:
         The first factor of a new adapter is such a tensor, as the second is zero.
         """
         self._expected_moves: dict[str, torch.Tensor] = {}
-        updates.watch(self._expected_moves)
+        state.watch(self._expected_moves)
 
-    def _bit_sums(self, updates: HeldState) -> dict[str, torch.Tensor]:
+    def _bit_sums(self, state: TrainingState) -> dict[str, torch.Tensor]:
         return {
-            name: bit_sum(updates.value(parameter))
-            for name, parameter in updates.model.denoiser.named_parameters()
+            name: bit_sum(state.value(parameter))
+            for name, parameter in state.model.denoiser.named_parameters()
             if self._only is None or name in self._only
         }
 
-    def see_gradients(self, updates: HeldState, *, epsilon: float) -> None:
+    def see_gradients(self, state: TrainingState, *, epsilon: float) -> None:
         """Note the size of each parameter's gradient, after the backward pass."""
-        self._largest = {n: _largest(updates.gradient(p)) for n, p in self._trained.items()}
+        self._largest = {n: _largest(state.gradient(p)) for n, p in self._trained.items()}
         sizes = self._largest.items()
         self.still = {name for name, size in sizes if size is not None and size <= epsilon}
 
@@ -65,12 +65,12 @@ class Motion:
         by_chance = expected is not None and 0 < expected.item() < _SURE_MOVES
         return name in self.still or by_chance
 
-    def verify(self, updates: HeldState) -> None:
+    def verify(self, state: TrainingState) -> None:
         """Raise StageError unless what is trained has moved by its gradient and all else has not.
 
         Weight decay moves weights without a gradient, so each network must have one somewhere.
         """
-        moved, stuck = self._moved_and_stuck(updates)
+        moved, stuck = self._moved_and_stuck(state)
         strayed = sorted(moved - self._trained.keys())
         if without := [name for name, size in self._largest.items() if size is None]:
             _stop("trainable parameters got no gradient", without)
@@ -86,13 +86,13 @@ class Motion:
                 hint="raise train.learning_rate: the update is smaller than their last bit",
             )
 
-    def verify_again(self, updates: HeldState) -> list[str]:
+    def verify_again(self, state: TrainingState) -> list[str]:
         """Those whose gradient is zero, of tensors that were still before.
 
         Raises StageError where one has a gradient and does not move, or where all of a kind of an
         adapter's tensors are without one: then half of the adapter learns nothing.
         """
-        _, stuck = self._moved_and_stuck(updates)
+        _, stuck = self._moved_and_stuck(state)
         if stuck:
             _stop("trainable parameters have a gradient and are not moved by it", stuck)
         silent = [name for name, size in self._largest.items() if not size]
@@ -101,10 +101,10 @@ class Motion:
                 _stop(f"the gradients of every {kind} are zero in a second update, too", names)
         return silent
 
-    def _moved_and_stuck(self, updates: HeldState) -> tuple[set[str], list[str]]:
+    def _moved_and_stuck(self, state: TrainingState) -> tuple[set[str], list[str]]:
         """What has moved, and what is trained and has stayed without a reason."""
-        updates.watch(None)
-        after = self._bit_sums(updates)
+        state.watch(None)
+        after = self._bit_sums(state)
         moved = {name for name, total in self._sums.items() if not torch.equal(total, after[name])}
         return moved, [n for n in self._trained if n not in moved and not self._may_stay(n)]
 
@@ -125,22 +125,22 @@ class Lookout:
         """Whether an update is known to have moved what is trained."""
         return not self._is_first
 
-    def before(self, step: int, updates: HeldState, *, rate: float, rises: bool) -> Motion | None:
+    def before(self, step: int, state: TrainingState, *, rate: float, rises: bool) -> Motion | None:
         """The sums before the update after `step` of this rate, if it is one to look at."""
         if rate == 0:  # a warm-up begins there
             return None
         if self._is_first:
-            return Motion(updates, step=step)
-        return Motion(updates, step=step, only=self._still) if self._still and not rises else None
+            return Motion(state, step=step)
+        return Motion(state, step=step, only=self._still) if self._still and not rises else None
 
-    def verify(self, motion: Motion, updates: HeldState) -> list[str]:
+    def verify(self, motion: Motion, state: TrainingState) -> list[str]:
         """Names of tensors without a gradient in both updates, to be told. Raises StageError."""
         if self._is_first:
-            motion.verify(updates)
+            motion.verify(state)
             self._is_first, self._still = False, motion.still
             return []
         self._still = set()
-        return motion.verify_again(updates)
+        return motion.verify_again(state)
 
 
 def _by(key: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:

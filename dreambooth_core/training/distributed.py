@@ -13,10 +13,10 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.optim.ddp import PlainUpdates
-from dreambooth_core.training.optim.fused_backward import FusedUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
+from dreambooth_core.training.optim.fused_backward import FusedBackwardStrategy
 from dreambooth_core.training.precision import check_compute_type
-from dreambooth_core.training.protocols import Updates
+from dreambooth_core.training.protocols import Strategy
 from dreambooth_core.training.trainable import TrainableModel
 
 
@@ -63,18 +63,18 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
             raise SettingsError("; ".join(problems))
 
 
-def make_updates(
+def make_strategy(
     model: TrainableModel, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
-) -> Updates:
+) -> Strategy:
     """The kind of updates that the processes were launched for, from a verified state or new."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from dreambooth_core.training.optim.deepspeed import DeepSpeedUpdates
+        from dreambooth_core.training.optim.deepspeed import DeepSpeedStrategy
 
-        return DeepSpeedUpdates(model, accelerator=accelerator, settings=settings, state=state)
+        return DeepSpeedStrategy(model, accelerator=accelerator, settings=settings, state=state)
     if accelerator.distributed_type == DistributedType.FSDP or uses_fsdp(settings):
-        from dreambooth_core.training.optim.fsdp import FsdpUpdates
+        from dreambooth_core.training.optim.fsdp import FsdpStrategy
 
-        return FsdpUpdates(model, accelerator=accelerator, settings=settings, state=state)
+        return FsdpStrategy(model, accelerator=accelerator, settings=settings, state=state)
     if settings.fused_backward:
-        return FusedUpdates(model, accelerator=accelerator, settings=settings, state=state)
-    return PlainUpdates(model, accelerator=accelerator, settings=settings, state=state)
+        return FusedBackwardStrategy(model, accelerator=accelerator, settings=settings, state=state)
+    return DdpStrategy(model, accelerator=accelerator, settings=settings, state=state)

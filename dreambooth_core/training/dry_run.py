@@ -21,7 +21,7 @@ from dreambooth_core.records import Checkpoint
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.protocols import HeldState
+from dreambooth_core.training.protocols import TrainingState
 from dreambooth_core.training.trainable import TrainableModel
 
 _T = TypeVar("_T")
@@ -51,14 +51,14 @@ def kept_in_store(job: TrainJob) -> Kept:
     )
 
 
-def dry_run(job: TrainJob, updates: HeldState, kept: Kept, *, is_main: bool) -> None:
+def dry_run(job: TrainJob, state: TrainingState, kept: Kept, *, is_main: bool) -> None:
     """Try step 0 in the main process; called by all, as they put the weights together.
 
     Raises StageError.
     """
-    with updates.whole():
+    with state.gathered_weights():
         if is_main:
-            _dry_run(job, updates.model, kept)
+            _dry_run(job, state.model, kept)
 
 
 def _dry_run(job: TrainJob, model: TrainableModel, kept: Kept) -> None:

@@ -16,7 +16,7 @@ from dreambooth_core.training.checks import Lookout, Motion
 from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.metrics import MetricsRow
 from dreambooth_core.training.progress import ProgressReporter, log_line
-from dreambooth_core.training.trainer import StepByStep, UpdateReport
+from dreambooth_core.training.trainer import StepTrainer, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
 _MOST_LEFT_OUT = 30
@@ -32,7 +32,7 @@ class Callback(Protocol):
         """Whether to come after `step`."""
         ...
 
-    def on_step_end(self, trainer: StepByStep, *, step: int) -> None:
+    def on_step_end(self, trainer: StepTrainer, *, step: int) -> None:
         """Look; the networks must be left as they were."""
         ...
 
@@ -43,7 +43,7 @@ class Loop:
     def __init__(
         self,
         job: TrainJob,
-        trainer: StepByStep,
+        trainer: StepTrainer,
         *,
         accelerator: Accelerator,
         layout: CheckpointLayout,
@@ -70,7 +70,7 @@ class Loop:
         what a save raises. What was saved is on the disk in the end, however the run ends.
         """
         self._progress.begin(start)
-        self._layout.begin(self._trainer.updates, step=start)
+        self._layout.begin(self._trainer.state, step=start)
         with self._saver:
             return self._update(start, should_stop)
 
@@ -82,7 +82,7 @@ class Loop:
             report = self._trainer.accumulate(step, stop=should_stop())
             if motion is not None:
                 epsilon = self._job.train.adam_epsilon
-                motion.see_gradients(self._trainer.updates, epsilon=epsilon)
+                motion.see_gradients(self._trainer.state, epsilon=epsilon)
             report = self._trainer.apply(report)
             self._trainer.clear_gradients()
             step += 1
@@ -108,11 +108,11 @@ class Loop:
 
     def _motion_before(self, step: int) -> Motion | None:
         rate, next_rate = (self._trainer.rate_at(n) for n in (step, step + 1))
-        return self._lookout.before(step, self._trainer.updates, rate=rate, rises=next_rate > rate)
+        return self._lookout.before(step, self._trainer.state, rate=rate, rises=next_rate > rate)
 
     def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
         if motion is not None and not report.was_skipped:
-            silent = self._lookout.verify(motion, self._trainer.updates)
+            silent = self._lookout.verify(motion, self._trainer.state)
             if silent and self._accelerator.is_main_process:
                 log_line(f"note: gradients of zero in two updates: {checks.named(silent)}")
 

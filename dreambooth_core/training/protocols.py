@@ -31,7 +31,7 @@ class Applied:
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class Outcome(Protocol):
+class CheckpointSource(Protocol):
     """What a run has made by a step: what a layout writes."""
 
     @property
@@ -43,12 +43,12 @@ class Outcome(Protocol):
         """Write all that the next update depends on into `folder`: each process its part."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """Inside, the main process has the weights to publish whole in the model's networks."""
         ...
 
 
-class HeldState(Outcome, Protocol):
+class TrainingState(CheckpointSource, Protocol):
     """Where the weights and moments of a model are: what a loop may look at and save."""
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
@@ -70,7 +70,7 @@ class HeldState(Outcome, Protocol):
         """
         ...
 
-    def snapshot(self) -> Outcome | None:
+    def snapshot(self) -> CheckpointSource | None:
         """A copy of the outcome in the host's memory, good until the next is taken.
 
         None where it must be written before the next update: as the processes write it together,
@@ -79,7 +79,7 @@ class HeldState(Outcome, Protocol):
         ...
 
 
-class Updates(HeldState, Protocol):
+class Strategy(TrainingState, Protocol):
     """A model's optimizer, and how its processes share the work."""
 
     wrapped_model: nn.Module

@@ -15,7 +15,7 @@ from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import has_unkeyed_dropout, key_by_rows, keyed_dropout
-from dreambooth_core.training.protocols import HeldState, Updates
+from dreambooth_core.training.protocols import Strategy, TrainingState
 from dreambooth_core.training.step import loss_of, prepare
 from dreambooth_core.training.trainable import TrainableModel
 
@@ -37,17 +37,17 @@ class UpdateReport:
     norms: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-class StepByStep(Protocol):
+class StepTrainer(Protocol):
     """What a loop drives: one update at a time, computed on whatever device."""
 
     @property
-    def updates(self) -> HeldState:
+    def state(self) -> TrainingState:
         """Where weights, gradients and moments are."""
         ...
 
     @property
     def model(self) -> TrainableModel:
-        """What is trained; the weights of now are in it inside `updates.whole()`."""
+        """What is trained; the weights of now are in it inside `state.gathered_weights()`."""
         ...
 
     @property
@@ -73,17 +73,18 @@ class StepByStep(Protocol):
 
 
 class Trainer:
-    """A model and its updates on the processes of an accelerator."""
+    """A model and its strategy on the processes of an accelerator."""
 
     def __init__(
         self,
-        updates: Updates,
+        strategy: Strategy,
         *,
         accelerator: Accelerator,
         settings: TrainSettings,
         rows_at: RowsAt,
     ) -> None:
-        self.model, self.updates = updates.model, updates
+        self.model, self._strategy = strategy.model, strategy
+        self.state: TrainingState = strategy
         self._accelerator = accelerator
         self._settings = settings
         self._rows_at = rows_at
@@ -106,7 +107,7 @@ class Trainer:
         """Add up the gradients of the update after `step` completed ones, over all processes."""
         accumulation = self._settings.gradient_accumulation_steps
         device = self._accelerator.device
-        self.updates.begin(step + 1, learning_rates=self._rates_of(step))
+        self._strategy.begin(step + 1, learning_rates=self._rates_of(step))
         sums = torch.zeros(3, device=device)
         micro_steps: list[RowErrors] = []
         for micro in range(accumulation):
@@ -116,13 +117,13 @@ class Trainer:
             )
             batch = inputs.batch
             self._dropped_rows.keys = list(zip(batch.is_class_B, batch.position_B, strict=True))
-            with self.updates.micro_step(last=last), self._unkeyed_dropout(step, micro):
+            with self._strategy.micro_step(last=last), self._unkeyed_dropout(step, micro):
                 loss, error_B = loss_of(
-                    self.updates.wrapped_model,
+                    self._strategy.wrapped_model,
                     inputs,
                     prior_loss_weight=self.model.loss.prior_loss_weight,
                 )
-                self.updates.backward(loss.total / accumulation, last=last)
+                self._strategy.backward(loss.total / accumulation, last=last)
             sums += torch.stack(loss).detach()
             micro_steps.append(RowErrors(inputs.batch.image_B, inputs.timesteps, error_B))
         self._rest(step)
@@ -132,13 +133,13 @@ class Trainer:
 
     def apply(self, report: UpdateReport) -> UpdateReport:
         """Make the update of a report, unless a number is not finite; returns the report of it."""
-        applied = self.updates.apply(report.values[0])
+        applied = self._strategy.apply(report.values[0])
         values = torch.cat([report.values, applied.grad_norm[None]])
         return replace(report, values=values, was_skipped=applied.was_skipped, norms=applied.norms)
 
     def clear_gradients(self) -> None:
         """Drop the gradients and their memory."""
-        self.updates.clear_gradients()
+        self._strategy.clear_gradients()
 
     def _positions(self, step: int, micro: int) -> range:
         """Global sample positions of this process: the same rows for any split of a batch.
@@ -159,7 +160,7 @@ class Trainer:
         """Drop the gradients of groups that rest: neither the norm nor the update sees them."""
         for group in self.model.groups:
             if not group.is_trained_at(step):
-                self.updates.drop_gradients(group.parameters.values())
+                self._strategy.drop_gradients(group.parameters.values())
 
     def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         if self._accelerator.num_processes == 1:

@@ -21,7 +21,7 @@ from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.checkpoints.resume_state import read_metrics, state_dir
 from dreambooth_core.training.checkpoints.start import Start, find_start
-from dreambooth_core.training.distributed import make_updates, start_accelerator
+from dreambooth_core.training.distributed import make_strategy, start_accelerator
 from dreambooth_core.training.dry_run import check_room_to_go_on, dry_run, kept_in_store
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.launch import processes
@@ -116,15 +116,15 @@ def _train(
         if start.record is not None:
             first, state = start.record.step, state_dir(job.resume_dir, start.record)
             rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
-        updates = make_updates(model, accelerator=accelerator, settings=job.train, state=state)
+        strategy = make_strategy(model, accelerator=accelerator, settings=job.train, state=state)
         trainer = Trainer(
-            updates,
+            strategy,
             accelerator=accelerator,
             settings=job.train,
             rows_at=open_rows(job),
         )
         if job.dry_run and start.record is None:
-            dry_run(job, updates, kept_in_store(job), is_main=accelerator.is_main_process)
+            dry_run(job, strategy, kept_in_store(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
             if start.record is not None:
                 check_room_to_go_on(job, model)

@@ -8,7 +8,7 @@ from typing import Self
 
 from dreambooth_core.training.checkpoints.layout import CheckpointLayout
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.trainer import StepByStep
+from dreambooth_core.training.trainer import StepTrainer
 
 
 class Saver:
@@ -18,7 +18,7 @@ class Saver:
     or at the end.
     """
 
-    def __init__(self, layout: CheckpointLayout, trainer: StepByStep, *, beside: bool) -> None:
+    def __init__(self, layout: CheckpointLayout, trainer: StepTrainer, *, beside: bool) -> None:
         self._layout, self._trainer, self._beside = layout, trainer, beside
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
@@ -26,10 +26,10 @@ class Saver:
     def save(self, *, step: int, metrics: str, goes_on: bool) -> None:
         """Save the outcome of `step`; at once where no update follows or nothing can be copied."""
         self.wait()  # the last snapshot's memory is used again
-        updates = self._trainer.updates
-        snapshot = updates.snapshot() if self._beside and goes_on else None
+        state = self._trainer.state
+        snapshot = state.snapshot() if self._beside and goes_on else None
         if snapshot is None:
-            self._layout.save(updates, step=step, metrics=metrics)
+            self._layout.save(state, step=step, metrics=metrics)
         else:
             save = self._layout.save
             self._writing = self._writer.submit(save, snapshot, step=step, metrics=metrics)

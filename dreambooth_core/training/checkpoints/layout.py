@@ -10,7 +10,7 @@ from typing import Protocol
 
 from dreambooth_core.training.checkpoints import published, resume_state
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.protocols import Outcome
+from dreambooth_core.training.protocols import CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 
@@ -20,7 +20,7 @@ class CheckpointLayout(Protocol):
     In a run of one process another thread may call `save`: never two at a time.
     """
 
-    def begin(self, outcome: Outcome, *, step: int) -> None:
+    def begin(self, source: CheckpointSource, *, step: int) -> None:
         """The run stands at `step` completed updates and goes on from there."""
         ...
 
@@ -28,7 +28,7 @@ class CheckpointLayout(Protocol):
         """Whether the outcome of `step` must be saved."""
         ...
 
-    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
+    def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
         """Save the outcome of `step`: because it is due, or because the run is asked to stop."""
         ...
 
@@ -43,34 +43,34 @@ class PipelineLayout:
         self._job, self._is_main = job, is_main
         self._published = set(job.published_steps())
 
-    def begin(self, outcome: Outcome, *, step: int) -> None:
+    def begin(self, source: CheckpointSource, *, step: int) -> None:
         """Make the checkpoint of the state's own step where it is missing."""
-        self._publish(outcome, step)
+        self._publish(source, step)
 
     def is_due(self, step: int) -> bool:
         """At every multiple of checkpointing_steps, and at the last step."""
         train = self._job.train
         return step % train.checkpointing_steps == 0 or step == train.max_train_steps
 
-    def save(self, outcome: Outcome, *, step: int, metrics: str) -> None:
+    def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
         """Publish the checkpoint if its step is one to publish, then save the resume state."""
-        self._publish(outcome, step)
+        self._publish(source, step)
         resume_state.save_state(
             self._job.resume_dir,
             step=step,
             fingerprint=self._job.fingerprint,
             metrics=metrics,
             keep=self._job.train.checkpoints_total_limit,
-            write=outcome.save,
+            write=source.save,
         )
 
-    def _publish(self, outcome: Outcome, step: int) -> None:
+    def _publish(self, source: CheckpointSource, step: int) -> None:
         """Write the checkpoint of a step, if it is one to publish and not there yet."""
         if step not in self._published:
             return
-        with outcome.whole():
+        with source.gathered_weights():
             if self._is_main:
-                self._write(outcome.model, step)
+                self._write(source.model, step)
 
     def _write(self, model: TrainableModel, step: int) -> None:
         folder = self._job.checkpoints_dir

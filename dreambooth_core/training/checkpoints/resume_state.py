@@ -1,6 +1,6 @@
 """Resume states: all that the next update depends on, and the metrics, at a step.
 
-What stands in a state is written and read by the `Updates` of the run; here is how it gets whole,
+What stands in a state is written and read by the `Strategy` of the run; here is how it gets whole,
 who may read it, and which ones are kept.
 
 Sample, crop, noise, timestep and learning rate are functions of the seed and the step, so no

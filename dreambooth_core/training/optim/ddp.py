@@ -26,7 +26,7 @@ from dreambooth_core.training.optim.per_parameter import (
 )
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.precision import check_types
-from dreambooth_core.training.protocols import Applied, Outcome
+from dreambooth_core.training.protocols import Applied, CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 WEIGHTS = "weights.safetensors"
@@ -35,7 +35,7 @@ _SCALER = "scaler.json"
 _AVERAGE = "average.safetensors"
 
 
-class PlainUpdates:
+class DdpStrategy:
     """The optimizer of the settings over whole parameters; DDP averages the gradients."""
 
     def __init__(
@@ -127,7 +127,7 @@ class PlainUpdates:
         if self._accelerator.is_main_process:
             self._state().write(folder)
 
-    def snapshot(self) -> Outcome | None:
+    def snapshot(self) -> CheckpointSource | None:
         """All of it, where there is one process: several wait for one another while they save."""
         if self._accelerator.num_processes > 1:
             return None
@@ -145,7 +145,7 @@ class PlainUpdates:
         scaler = self._accelerator.scaler
         return StateFiles(tensors, {} if scaler is None else {_SCALER: scaler.state_dict()})
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """The weights are whole; where an average of them is to be published, it is in place."""
         return contextlib.nullcontext() if self._average is None else self._average.in_place()
 

@@ -21,11 +21,11 @@ from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optim.ddp import read_bare_weights
 from dreambooth_core.training.optim.per_parameter import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG
-from dreambooth_core.training.protocols import Applied, Outcome
+from dreambooth_core.training.protocols import Applied, CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 
-class DeepSpeedUpdates:
+class DeepSpeedStrategy:
     """AdamW by a DeepSpeed engine, on processes that accelerate has started for it.
 
     The engine is made here and not by `accelerator.prepare`, which may exchange the optimizer for
@@ -134,11 +134,11 @@ class DeepSpeedUpdates:
             str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=True
         )
 
-    def snapshot(self) -> Outcome | None:
+    def snapshot(self) -> CheckpointSource | None:
         """None: the processes write their parts together."""
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """Inside, the main process has the fp32 copies in the networks, in the CPU's memory."""
         own: dict[nn.Parameter, torch.Tensor] = {}
         for parameter in self.model.trainable.values():

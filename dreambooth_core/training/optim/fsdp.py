@@ -32,7 +32,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ddp import read_bare_weights
 from dreambooth_core.training.optim.per_parameter import fused_adamw
-from dreambooth_core.training.protocols import Applied, Outcome
+from dreambooth_core.training.protocols import Applied, CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
@@ -40,7 +40,7 @@ _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
-class FsdpUpdates:
+class FsdpStrategy:
     """AdamW over split parameters."""
 
     def __init__(
@@ -119,11 +119,11 @@ class FsdpUpdates:
         """Each process writes its part; a run of any number of processes can read it."""
         dcp.save(self._state(), checkpoint_id=folder)
 
-    def snapshot(self) -> Outcome | None:
+    def snapshot(self) -> CheckpointSource | None:
         """None: the processes write their parts together."""
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """Inside, the main process has the trained weights whole, in the CPU's memory."""
         own: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.trainable.items():

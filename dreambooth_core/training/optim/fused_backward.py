@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
 from dreambooth_core.training.protocols import Applied
 from dreambooth_core.training.trainable import TrainableModel
 
 
-class FusedUpdates(PlainUpdates):
+class FusedBackwardStrategy(DdpStrategy):
     """Whole weights on one device, and never more than one gradient.
 
     An update cannot be left out as a whole: a loss that is not finite masks all of it, a gradient

@@ -50,7 +50,7 @@ class StateFiles:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An `updates.Outcome` that stays as it is until the next one is taken."""
+    """A `protocols.CheckpointSource` that stays as it is until the next one is taken."""
 
     model: TrainableModel
     state: StateFiles
@@ -59,7 +59,7 @@ class Snapshot:
         """Write the state into `folder`."""
         self.state.write(folder)
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_weights(self) -> AbstractContextManager[None]:
         """The networks always hold the weights to publish."""
         return contextlib.nullcontext()
 

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.trainable import load_trainable_model
-from dreambooth_core.training.trainer import StepByStep, Trainer
+from dreambooth_core.training.trainer import StepTrainer, Trainer
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ NUM_STEPS = 10
 def torch_trainer(job: TrainJob, *, state: Path | None = None) -> Trainer:
     accelerator = Accelerator(cpu=True, mixed_precision=job.train.mixed_precision)
     model = load_trainable_model(job, device=CPU)
-    updates = PlainUpdates(model, accelerator=accelerator, settings=job.train, state=state)
+    updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=state)
     return Trainer(
         updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
     )
@@ -40,7 +40,7 @@ def jax_trainer(job: TrainJob, *, state: Path | None = None):
     return JaxTrainer(model, settings=job.train, rows_at=tiny.open_rows(job), state=state)
 
 
-def losses(trainer: StepByStep, steps: Sequence[int]) -> list[float]:
+def losses(trainer: StepTrainer, steps: Sequence[int]) -> list[float]:
     """Make the updates after `steps` completed ones each; their losses."""
     found = []
     for step in steps:

@@ -63,7 +63,7 @@ def test_a_state_saved_in_between_goes_on_to_the_same_bits_and_in_torch_to_1e_5(
     trainer, state = runs.jax_trainer(job), tmp_path / "state"
     runs.losses(trainer, range(4))
     state.mkdir()
-    trainer.updates.save(state)
+    trainer.state.save(state)
     undisturbed = runs.losses(trainer, range(4, 7))
     assert runs.losses(runs.jax_trainer(job, state=state), range(4, 7)) == undisturbed
     in_torch = runs.losses(runs.torch_trainer(job, state=state), range(4, 7))
@@ -73,7 +73,7 @@ def test_a_state_saved_in_between_goes_on_to_the_same_bits_and_in_torch_to_1e_5(
 def test_the_memory_of_the_old_weights_is_given_to_the_new(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer = runs.jax_trainer(job)
-    old, moments = trainer.updates.parameters, trainer.updates.moments[0].mu
+    old, moments = trainer.state.parameters, trainer.state.moments[0].mu
     runs.losses(trainer, [0])
     assert all(array.is_deleted() for array in (*old.values(), *moments.values()))
 
@@ -82,13 +82,13 @@ def test_a_non_finite_loss_leaves_weights_and_moments_alone(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer = runs.jax_trainer(job)
     runs.losses(trainer, [0, 1, 2])
-    before = {n: trainer.updates.value(p) for n, p in trainer.model.trainable.items()}
+    before = {n: trainer.state.value(p) for n, p in trainer.model.trainable.items()}
     trainer._rows_at = _with_a_broken_row
     (loss,) = runs.losses(trainer, [3])
     assert loss != loss
     for name, parameter in trainer.model.trainable.items():
-        assert torch.equal(before[name], trainer.updates.value(parameter)), name
-    assert int(trainer.updates.moments[0].count) == 3
+        assert torch.equal(before[name], trainer.state.value(parameter)), name
+    assert int(trainer.state.moments[0].count) == 3
 
 
 def test_with_text_encoder_and_recomputed_activations_the_losses_are_torchs_to_1e_5(
@@ -104,7 +104,7 @@ def test_with_text_encoder_and_recomputed_activations_the_losses_are_torchs_to_1
     ours, theirs = runs.jax_trainer(job), runs.torch_trainer(job)
     steps = range(runs.NUM_STEPS)
     assert runs.losses(ours, steps) == pytest.approx(runs.losses(theirs, steps), abs=1e-5)
-    with ours.updates.whole():
+    with ours.state.gathered_weights():
         assert _largest_difference(ours, theirs, part="text_encoder") < 1e-4
     assert {name.split(".")[0] for name in ours.model.trainable} == {"unet", "text_encoder"}
 
@@ -120,7 +120,7 @@ def test_bf16_computes_as_torchs_autocast_does(tmp_path, tiny_sd):
     trainer, steps = runs.jax_trainer(job), range(runs.NUM_STEPS)
     expected = runs.losses(runs.torch_trainer(job), steps)
     assert runs.losses(trainer, steps) == pytest.approx(expected, abs=2e-3)
-    kept = trainer.updates.parameters.values()
+    kept = trainer.state.parameters.values()
     assert {str(array.dtype) for array in kept} == {"float32"}
 
 
@@ -147,7 +147,7 @@ def _bytes_kept(job):
     def backward(parameters, frozen, tensors):
         return jax.vjp(lambda weights: loss(weights, frozen, tensors)[0], parameters)[1]
 
-    held = trainer.updates
+    held = trainer.state
     shapes = jax.eval_shape(backward, held.parameters, held.frozen, tensors_of(inputs))
     return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(shapes))
 

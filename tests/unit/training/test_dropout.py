@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dreambooth_core.training.dropout import RowDropout, Rows, key_by_rows
-from dreambooth_core.training.optim.ddp import WEIGHTS, PlainUpdates
+from dreambooth_core.training.optim.ddp import WEIGHTS, DdpStrategy
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny
@@ -117,7 +117,7 @@ def test_an_attentions_own_dropout_is_keyed_by_step_and_micro_step(tmp_path, tin
         if hasattr(module, "k_proj"):
             module.dropout = 0.5
     accelerator = Accelerator(cpu=True)
-    updates = PlainUpdates(model, accelerator=accelerator, settings=job.train, state=None)
+    updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=None)
     trainer = Trainer(
         updates,
         accelerator=accelerator,

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.training import worker
-from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from tests.unit.training import tiny
 
 TOO_LARGE = 2.0**24
@@ -45,15 +45,15 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch):
     """Make the gradients NaN from an update on, at any scale."""
 
     def from_update(first: int) -> None:
-        own = PlainUpdates.begin
+        own = DdpStrategy.begin
 
-        def begin(self: PlainUpdates, step: int, *, learning_rates: Sequence[float]) -> None:
+        def begin(self: DdpStrategy, step: int, *, learning_rates: Sequence[float]) -> None:
             own(self, step, learning_rates=learning_rates)
             if step == first:
                 weight = next(iter(self.model.trainable.values()))
                 weight.register_hook(lambda gradient: gradient * torch.nan)
 
-        monkeypatch.setattr(PlainUpdates, "begin", begin)
+        monkeypatch.setattr(DdpStrategy, "begin", begin)
 
     return from_update
 

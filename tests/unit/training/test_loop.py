@@ -17,7 +17,7 @@ from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.checks import Motion
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, PlainUpdates
+from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, DdpStrategy
 from dreambooth_core.training.optim.per_parameter import build_optimizer
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
@@ -156,8 +156,8 @@ def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad,
     assert files.tree_hashes(tmp_path / "after") == files.tree_hashes(tmp_path / "before")
 
 
-def _updates(job: TrainJob) -> PlainUpdates:
-    return PlainUpdates(
+def _updates(job: TrainJob) -> DdpStrategy:
+    return DdpStrategy(
         load_trainable_model(job, device=CPU),
         accelerator=Accelerator(cpu=True),
         settings=job.train,
@@ -165,7 +165,7 @@ def _updates(job: TrainJob) -> PlainUpdates:
     )
 
 
-def _trainer(job: TrainJob, updates: PlainUpdates) -> Trainer:
+def _trainer(job: TrainJob, updates: DdpStrategy) -> Trainer:
     return Trainer(
         updates,
         accelerator=Accelerator(cpu=True),

@@ -9,7 +9,7 @@ import pytest
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import denoiser
 from dreambooth_core.models.text import TextEmbedding
-from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from tests.unit.training import tiny
 
 LORA = {"method": "lora", "lora": tiny.LORA}
@@ -17,7 +17,7 @@ LORA = {"method": "lora", "lora": tiny.LORA}
 
 def _zero_gradients(monkeypatch: pytest.MonkeyPatch, is_meant: Callable[[str], bool]) -> None:
     """Let the backward pass give the meant parameters gradients that are all zero."""
-    real = PlainUpdates.backward
+    real = DdpStrategy.backward
 
     def backward(self, loss, *, last):
         real(self, loss, last=last)
@@ -25,7 +25,7 @@ def _zero_gradients(monkeypatch: pytest.MonkeyPatch, is_meant: Callable[[str], b
             if is_meant(name):
                 parameter.grad.zero_()
 
-    monkeypatch.setattr(PlainUpdates, "backward", backward)
+    monkeypatch.setattr(DdpStrategy, "backward", backward)
 
 
 @pytest.mark.parametrize("method", [{}, LORA], ids=["full", "lora"])
@@ -73,7 +73,7 @@ def test_a_single_tensor_without_a_gradient_is_told_and_the_run_goes_on(
 def test_an_adapters_factor_with_a_gradient_that_does_not_move_is_named(
     tmp_path, tiny_sd, monkeypatch
 ):
-    real = PlainUpdates.apply
+    real = DdpStrategy.apply
 
     def apply(self, loss):
         name, stuck = next((n, p) for n, p in self.model.trainable.items() if ".lora_A." in n)
@@ -84,7 +84,7 @@ def test_an_adapters_factor_with_a_gradient_that_does_not_move_is_named(
         return applied
 
     names: list[str] = []
-    monkeypatch.setattr(PlainUpdates, "apply", apply)
+    monkeypatch.setattr(DdpStrategy, "apply", apply)
     job = tiny.make_job(tmp_path, tiny_sd, **LORA)
     with pytest.raises(StageError, match="have a gradient and are not moved by it") as caught:
         tiny.train(job)
@@ -103,13 +103,13 @@ def test_a_text_encoder_that_rests_at_the_second_look_is_left_alone(tmp_path, ti
 def test_what_moved_in_the_first_update_is_not_looked_at_again(tmp_path, tiny_sd, monkeypatch):
     """Sums and gradients are read from the device: twice in a run, then never."""
     looked: list[int] = []
-    real = PlainUpdates.gradient
+    real = DdpStrategy.gradient
 
     def gradient(self, parameter):
         looked.append(self._step)
         return real(self, parameter)
 
-    monkeypatch.setattr(PlainUpdates, "gradient", gradient)
+    monkeypatch.setattr(DdpStrategy, "gradient", gradient)
     job = tiny.make_job(tmp_path, tiny_sd, **LORA)
     tiny.train(job)
     num_tensors = looked.count(1)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from dreambooth_core.training.distributed import make_updates
+from dreambooth_core.training.distributed import make_strategy
 from dreambooth_core.training.optim.ddp import OPTIMIZER
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
@@ -44,7 +44,7 @@ class Moves:
         accelerator = Accelerator(cpu=True, mixed_precision=job.train.mixed_precision)
         for parameter in model.trainable.values():
             parameter.register_hook(torch.ones_like)
-        updates = make_updates(model, accelerator=accelerator, settings=job.train, state=None)
+        updates = make_strategy(model, accelerator=accelerator, settings=job.train, state=None)
         self._groups = model.groups
         self._trainer = Trainer(
             updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)

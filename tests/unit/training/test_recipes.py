@@ -97,13 +97,13 @@ def test_a_bf16_weight_that_no_update_reaches_stops_the_run(tmp_path, tiny_sd):
 def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd, monkeypatch):
     """A sum in bf16 has two digits: the table showed 3.84375."""
     gradients: dict[str, torch.Tensor] = {}
-    real = ddp.PlainUpdates.apply
+    real = ddp.DdpStrategy.apply
 
     def apply(self, loss):
         gradients.update({n: p.grad.double() for n, p in self.model.trainable.items()})
         return real(self, loss)
 
-    monkeypatch.setattr(ddp.PlainUpdates, "apply", apply)
+    monkeypatch.setattr(ddp.DdpStrategy, "apply", apply)
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **BF16)
     tiny.train(job)
     expected = sum(grad.square().sum().item() for grad in gradients.values()) ** 0.5
@@ -116,11 +116,11 @@ def spoil_gradient(monkeypatch: pytest.MonkeyPatch, name: str, *, from_update: i
     """Make the gradient of a parameter NaN from an update on, as an overflow would."""
     from dreambooth_core.training.optim import fused_backward
 
-    real = fused_backward.FusedUpdates.backward
+    real = fused_backward.FusedBackwardStrategy.backward
 
     def backward(self, loss, *, last):
         if self._step == from_update:
             self.model.trainable[name].register_hook(lambda grad: grad * torch.nan)
         real(self, loss, last=last)
 
-    monkeypatch.setattr(fused_backward.FusedUpdates, "backward", backward)
+    monkeypatch.setattr(fused_backward.FusedBackwardStrategy, "backward", backward)

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
 from transformers.models.clip.modeling_clip import CLIPMLP
 
-from dreambooth_core.training.optim.ddp import PlainUpdates
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny
@@ -32,7 +32,7 @@ def test_every_block_runs_once_and_with_gradient_checkpointing_twice(
         in_the_middle = "mid_block" in name  # whose first block diffusers keeps as it is
         if isinstance(module, ResnetBlock2D | CLIPMLP) and not in_the_middle:
             module.register_forward_pre_hook(lambda *_, name=name: count(name))
-    updates = PlainUpdates(model, accelerator=accelerator, settings=job.train, state=None)
+    updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=None)
     trainer = Trainer(
         updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
     )
