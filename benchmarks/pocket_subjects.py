@@ -48,6 +48,8 @@ from dreambooth_core.numerics.similarity import (  # noqa: E402
 from dreambooth_core.pipeline import StageContext, run_stage  # noqa: E402
 from dreambooth_core.pipeline.common import picture_name, row_pictures  # noqa: E402
 from dreambooth_core.records import (  # noqa: E402
+    REAL,
+    STEP_0,
     CheckpointScore,
     Evaluation,
     Interval,
@@ -148,8 +150,8 @@ def row_of(
     key = key_of(name, variant)
     evaluation = Evaluation.read(workspace.stage_dir(key, "evaluate"))
     selection = Selection.read(workspace.stage_dir(key, "select"))
-    base, real = evaluation.row("step 0"), evaluation.row("real")
-    best = evaluation.row(selection.best or "step 0")
+    base, real = evaluation.row(STEP_0), evaluation.row(REAL)
+    best = evaluation.row(selection.best or STEP_0)
     checkpoints = [row for row in evaluation.rows if row.step]
     assert base.dino and real.dino and base.clip_t and best.clip_t and base.pres and best.pres
     way = real.dino.mean - base.dino.mean
@@ -227,7 +229,7 @@ def pres_without_prior(workspace: Workspace, name: str) -> Interval:
 
 def chosen(workspace: Workspace, key: str) -> str:
     """Name of the row that the selection took."""
-    return Selection.read(workspace.stage_dir(key, "select")).best or "step 0"
+    return Selection.read(workspace.stage_dir(key, "select")).best or STEP_0
 
 
 def draw_sheet(workspace: Workspace, path: Path) -> None:
@@ -260,7 +262,7 @@ def sheet_cells(workspace: Workspace, name: str) -> dict[str, Path]:
     return {
         "photo 1": paths[0],
         "photo 2": paths[1],
-        "step 0, beach": cell(shipped, "step 0", each),
+        "step 0, beach": cell(shipped, STEP_0, each),
         "chosen, beach": cell(shipped, best, each),
         "chosen, snow": cell(shipped, best, 2 * each),
         "chosen, night": cell(shipped, best, 4 * each),

@@ -43,7 +43,7 @@ from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E4
 from dreambooth_core.models.weights import COMPONENTS  # noqa: E402
 from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
 from dreambooth_core.pipeline.evaluate import draw, make_evaluator  # noqa: E402
-from dreambooth_core.records import CheckpointScore  # noqa: E402
+from dreambooth_core.records import STEP_0, CheckpointScore  # noqa: E402
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
@@ -218,7 +218,7 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
         return scores.score_checkpoint(
             evaluator,
             model=ScoredModel(
-                name=f"checkpoint-{step}" if step else scores.STEP_0,
+                name=f"checkpoint-{step}" if step else STEP_0,
                 step=step,
                 sha256=files.digest_of([files.tree_hashes(folder / part) for part in COMPONENTS]),
             ),

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_SCORES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO", "pres": "PRES", "div": "DIV"}
+from dreambooth_core.records import SCORES
 
 
 def show_run(console: Console, summary: Mapping[str, Any]) -> None:
@@ -32,10 +32,10 @@ def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
     table = Table(title="Scores (95 % intervals)")
     table.add_column("row", no_wrap=True, min_width=14)
     table.add_column("images", justify="right")
-    for title in _SCORES.values():
+    for title in SCORES.values():
         table.add_column(title, justify="right")
     for row in rows:
-        cells = [spell_interval(row[name]) for name in _SCORES]
+        cells = [spell_interval(row[name]) for name in SCORES]
         style = "bold green" if row["name"] == best else None
         table.add_row(row["name"], str(row["n"]), *cells, style=style)
     return table

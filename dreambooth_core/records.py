@@ -75,7 +75,7 @@ class BaseModelIdentity(Record):
 
 
 class AcceptedImage(Record):
-    """A photo that passed the gate; `sha256` is of the user's file, `pixels_sha256` of the copy."""
+    """A photo that passed the data gate; `sha256` is that of the user's file."""
 
     name: str
     sha256: str
@@ -84,20 +84,20 @@ class AcceptedImage(Record):
     warnings: tuple[str, ...] = ()
 
 
-class TurnedAway(Record):
-    """A file that was rejected (it was meant to be a photo) or skipped (it was not)."""
+class RejectedFile(Record):
+    """A file that the data gate rejected (a photo) or skipped (anything else), and the reason."""
 
     name: str
     reason: str
 
 
 class GateReport(Record):
-    """`validate/report.json`: the data gate's verdict on every entry of the folder (C6)."""
+    """`validate/report.json`: the data gate's verdict on every entry of the folder."""
 
     subject: str
     accepted: tuple[AcceptedImage, ...]
-    rejected: tuple[TurnedAway, ...]
-    skipped: tuple[TurnedAway, ...]
+    rejected: tuple[RejectedFile, ...]
+    skipped: tuple[RejectedFile, ...]
     warnings: tuple[str, ...] = ()
 
 
@@ -161,7 +161,7 @@ Method = Literal["full", "lora"]
 
 
 class Checkpoint(Record):
-    """Weights at a step, on disk, hashed: `checkpoint-<step>/` with sha256 of every file (C3)."""
+    """Weights at a step, on disk, hashed: `checkpoint-<step>/` with sha256 of every file."""
 
     name: str
     step: int
@@ -181,6 +181,14 @@ class TrainingRun(Record):
 
 
 # ---- evaluate, select ---------------------------------------------------------------------------
+
+SCORES = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO", "pres": "PRES", "div": "DIV"}
+"""The scores: the field of a row -> the name in tables and charts (docs/scores.md)."""
+
+STEP_0 = "step 0"
+"""Name of the base model's row."""
+REAL = "real"
+"""Name of the row that compares the instance photos with each other."""
 
 
 class Interval(Record):
@@ -261,7 +269,7 @@ class Evaluation(Record):
 
 
 class ScoreRow(Record):
-    """One row of `evaluate/scores.json` (C6)."""
+    """One row of `evaluate/scores.json`."""
 
     name: str
     step: int | None
@@ -294,7 +302,7 @@ class RankedCheckpoint(Record):
 
 
 class Selection(Record):
-    """`select/selection.json`: the best checkpoint of a run and the rule that decided (C6)."""
+    """`select/selection.json`: the best checkpoint of a run and the rule that decided."""
 
     best: str | None
     qualified: bool
@@ -306,7 +314,7 @@ class Selection(Record):
 
 
 class ModelVersion(Record):
-    """`register/version.json`: what stands (or will stand) in the registry (C6)."""
+    """`register/version.json`: what stands (or will stand) in the registry."""
 
     name: str
     fingerprint: str
@@ -326,7 +334,7 @@ class RegisteredVersion(Record):
 
 
 class Verdict(Record):
-    """The comparison of challenger and champion, as a decision with its reason (C6)."""
+    """The comparison of challenger and champion, as a decision with its reason."""
 
     challenger: str
     champion: str | None

@@ -7,17 +7,18 @@ from collections.abc import Iterable
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from dreambooth_core.records import GateReport, Interval, ScoreRow, Scores, Selection, Verdict
+from dreambooth_core.records import (
+    SCORES,
+    GateReport,
+    Interval,
+    ScoreRow,
+    Scores,
+    Selection,
+    Verdict,
+)
 from tasks.run import SubjectRun
 
 _INLINE_BYTES = 400_000
-SCORE_NAMES = {
-    "clip_t": "CLIP-T",
-    "clip_i": "CLIP-I",
-    "dino": "DINO",
-    "pres": "PRES",
-    "div": "DIV",
-}
 
 
 def _key(run: SubjectRun, what: str) -> str:
@@ -52,7 +53,7 @@ def score_rows(scores: Scores, best: str | None) -> list[dict[str, str]]:
 
 def _score_row(row: ScoreRow, *, chosen: bool) -> dict[str, str]:
     cells = {"row": f"{row.name} (chosen)" if chosen else row.name, "images": str(row.n)}
-    for name, title in SCORE_NAMES.items():
+    for name, title in SCORES.items():
         cells[title] = _spell(getattr(row, name))
     return cells
 

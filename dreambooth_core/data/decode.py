@@ -16,7 +16,7 @@ import pillow_heif
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from dreambooth_core.data import messages
-from dreambooth_core.data.kinds import KINDS, is_cut_short, is_raw, kind_of
+from dreambooth_core.data.listing import KINDS, is_cut_short, is_raw, kind_of
 from dreambooth_core.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")

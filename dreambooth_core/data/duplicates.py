@@ -1,4 +1,4 @@
-"""Photos that show the same picture: exactly, or by their perceptual hashes."""
+"""Duplicate photos: equal pixels, or close perceptual hashes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dreambooth_core.data.quality import shrunk_grey
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """What two photos are compared by: the sha256 of their pixels and a 64-bit perceptual hash."""
+class ImageHashes:
+    """The hashes of a photo: the sha256 of its pixels and a 64-bit perceptual hash."""
 
     name: str
     num_pixels: int
@@ -24,11 +24,11 @@ class Likeness:
     perceptual: imagehash.ImageHash
 
 
-def likeness_of(image: Image.Image, *, name: str, grey: Image.Image | None = None) -> Likeness:
-    """The likeness of RGB pixels; `grey` is their `shrunk_grey`, where it is there already."""
+def hashes_of(image: Image.Image, *, name: str, grey: Image.Image | None = None) -> ImageHashes:
+    """Hash RGB pixels; `grey` is their `shrunk_grey`, if the caller has it already."""
     digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
     digest.update(image.tobytes())
-    return Likeness(
+    return ImageHashes(
         name=name,
         num_pixels=image.width * image.height,
         pixels_sha256=digest.hexdigest(),
@@ -36,22 +36,22 @@ def likeness_of(image: Image.Image, *, name: str, grey: Image.Image | None = Non
     )
 
 
-def read_likenesses(files: Mapping[str, Path]) -> list[Likeness]:
-    """The likenesses of published images (name -> PNG file), in the order given."""
-    found: list[Likeness] = []
+def read_hashes(files: Mapping[str, Path]) -> list[ImageHashes]:
+    """Hash published images (name -> PNG file), in the order given."""
+    found: list[ImageHashes] = []
     for name, path in files.items():
         with Image.open(path) as image:
-            found.append(likeness_of(image.convert("RGB"), name=name))
+            found.append(hashes_of(image.convert("RGB"), name=name))
     return found
 
 
-def duplicates(photos: Iterable[Likeness], *, distance: int) -> dict[str, str]:
-    """Which photos (by name) are to be rejected as duplicates, and why.
+def duplicates(photos: Iterable[ImageHashes], *, distance: int) -> dict[str, str]:
+    """The photos to reject as duplicates: name -> reason.
 
-    Photos are taken in order of pixels, most first, then of names; each is kept unless it is like
-    one that was kept before. In a chain A ~ B ~ C with A unlike C, A and C stay if A comes first.
+    The largest photo comes first, ties by name; each stays unless it duplicates one that stays. In
+    a chain A ~ B ~ C where A and C differ, A and C stay if A comes first.
     """
-    kept: list[Likeness] = []
+    kept: list[ImageHashes] = []
     rejected: dict[str, str] = {}
     for photo in sorted(photos, key=lambda each: (-each.num_pixels, each.name)):
         reason = _why_duplicate(photo, kept, distance=distance)
@@ -62,7 +62,7 @@ def duplicates(photos: Iterable[Likeness], *, distance: int) -> dict[str, str]:
     return rejected
 
 
-def _why_duplicate(photo: Likeness, kept: list[Likeness], *, distance: int) -> str | None:
+def _why_duplicate(photo: ImageHashes, kept: list[ImageHashes], *, distance: int) -> str | None:
     for other in kept:
         if other.pixels_sha256 == photo.pixels_sha256:
             return messages.REJECTED_EXACT.format(other=other.name)
@@ -74,15 +74,15 @@ def _why_duplicate(photo: Likeness, kept: list[Likeness], *, distance: int) -> s
     )
 
 
-def _distance(one: Likeness, other: Likeness) -> int:
-    """How many of the 64 bits differ."""
+def _distance(one: ImageHashes, other: ImageHashes) -> int:
+    """The number of differing bits, of 64."""
     return int(one.perceptual - other.perceptual)
 
 
 def also_among(
-    photos: Iterable[Likeness], class_images: Iterable[Likeness], *, distance: int
+    photos: Iterable[ImageHashes], class_images: Iterable[ImageHashes], *, distance: int
 ) -> tuple[str, ...]:
-    """A warning for each instance photo that also stands among the class images."""
+    """A warning for each instance photo that is also a class image."""
     others = list(class_images)
     found: list[str] = []
     for photo in photos:

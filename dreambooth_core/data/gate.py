@@ -18,7 +18,7 @@ from dreambooth_core.config import DataSettings, PriorSettings
 from dreambooth_core.data import messages
 from dreambooth_core.data.captions import Captions, read_captions
 from dreambooth_core.data.decode import decode
-from dreambooth_core.data.duplicates import Likeness, duplicates, likeness_of
+from dreambooth_core.data.duplicates import ImageHashes, duplicates, hashes_of
 from dreambooth_core.data.listing import Listing, list_folder, printable
 from dreambooth_core.data.quality import quality_warnings, shrunk_grey, why_blank
 from dreambooth_core.errors import DataError, Stopped
@@ -28,7 +28,7 @@ from dreambooth_core.records import (
     GateReport,
     Manifest,
     ManifestImage,
-    TurnedAway,
+    RejectedFile,
 )
 
 REPORT_NAME = "report.json"
@@ -53,7 +53,7 @@ class _Photo:
     """A photo that can be used, unless it is like another one."""
 
     accepted: AcceptedImage
-    likeness: Likeness
+    hashes: ImageHashes
     copy: Path
     turned: bool
     caption: str | None
@@ -78,7 +78,7 @@ def inspect_folder(
     captions = _captions(folder, listing, settings)
     scratch.mkdir(parents=True, exist_ok=True)
     photos: list[_Photo] = []
-    rejected: list[TurnedAway] = []
+    rejected: list[RejectedFile] = []
     for index, path in enumerate(listing.photos):
         if should_stop():
             raise Stopped("the data gate was stopped; it begins anew when run again")
@@ -87,18 +87,18 @@ def inspect_folder(
             copy, caption = scratch / f"{index:05d}.png", captions.by_name.get(path.name)
             photos.append(_examine(path, settings, copy=copy, caption=caption))
         except DataError as error:
-            rejected.append(TurnedAway(name=name, reason=error.what))
+            rejected.append(RejectedFile(name=name, reason=error.what))
         progress(index + 1, len(listing.photos), name)
     alike = duplicates(
-        (photo.likeness for photo in photos), distance=settings.near_duplicate_distance
+        (photo.hashes for photo in photos), distance=settings.near_duplicate_distance
     )
-    rejected += (TurnedAway(name=name, reason=reason) for name, reason in alike.items())
+    rejected += (RejectedFile(name=name, reason=reason) for name, reason in alike.items())
     kept = [photo for photo in photos if photo.accepted.name not in alike]
     report = GateReport(
         subject=subject,
         accepted=tuple(photo.accepted for photo in kept),
         rejected=tuple(sorted(rejected, key=lambda each: each.name)),
-        skipped=tuple(_told_as_caption(each, captions) for each in listing.skipped),
+        skipped=tuple(_skipped_or_caption(each, captions) for each in listing.skipped),
         warnings=(*_report_warnings(kept, settings), *captions.warnings),
     )
     return Inspection(
@@ -115,10 +115,10 @@ def _captions(folder: Path, listing: Listing, settings: DataSettings) -> Caption
     return read_captions(folder, listing.photos)
 
 
-def _told_as_caption(skipped: TurnedAway, captions: Captions) -> TurnedAway:
+def _skipped_or_caption(skipped: RejectedFile, captions: Captions) -> RejectedFile:
     if skipped.name not in captions.files:
         return skipped
-    return TurnedAway(name=skipped.name, reason=messages.CAPTION_READ)
+    return RejectedFile(name=skipped.name, reason=messages.CAPTION_READ)
 
 
 def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | None) -> _Photo:
@@ -142,9 +142,9 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
         height=image.height,
         warnings=(*decoded.notes, *quality_warnings(image.size, grey, settings)),
     )
-    likeness = likeness_of(image, name=name, grey=grey)
+    hashes = hashes_of(image, name=name, grey=grey)
     return _Photo(
-        accepted=accepted, likeness=likeness, copy=copy, turned=decoded.turned, caption=caption
+        accepted=accepted, hashes=hashes, copy=copy, turned=decoded.turned, caption=caption
     )
 
 

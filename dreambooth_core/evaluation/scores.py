@@ -24,12 +24,7 @@ from dreambooth_core.numerics.similarity import (
     pair_estimate,
 )
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import CheckpointScore, Harness, ImageScore, Interval
-
-STEP_0 = "step 0"
-"""Name of the base model's row."""
-REAL = "real"
-"""Name of the row of the instance photos against each other."""
+from dreambooth_core.records import REAL, CheckpointScore, Harness, ImageScore, Interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from dreambooth_core.config import SelectSettings
 from dreambooth_core.errors import StageError
-from dreambooth_core.records import Interval, RankedCheckpoint, ScoreRow, Scores, Selection
+from dreambooth_core.records import (
+    REAL,
+    SCORES,
+    STEP_0,
+    Interval,
+    RankedCheckpoint,
+    ScoreRow,
+    Scores,
+    Selection,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +54,9 @@ def select_best(scores: Scores, settings: SelectSettings) -> Selection:
 
 def limits_of(scores: Scores, settings: SelectSettings) -> Limits:
     """The limits that the base model's and the real photos' rows set."""
-    base = _row(scores, "step 0")
-    real = next((row for row in scores.rows if row.name == "real"), None)
-    clip_t, pres = _mean(base.clip_t, row="step 0"), _mean(base.pres, row="step 0")
+    base = _row(scores, STEP_0)
+    real = next((row for row in scores.rows if row.name == REAL), None)
+    clip_t, pres = _mean(base.clip_t, row=STEP_0), _mean(base.pres, row=STEP_0)
     loss = settings.max_clip_t_loss * max(0.0, scores.text_range)
     # One photo alone has no pairs and so no DINO(real); a photo is then compared with itself.
     ceiling = real.dino.mean if real is not None and real.dino is not None else 1.0
@@ -65,14 +74,14 @@ def limits_of(scores: Scores, settings: SelectSettings) -> Limits:
 
 def flat_metrics(scores: Scores, selection: Selection) -> dict[str, float | int]:
     """The numbers of a selection for `dvc metrics`: the best row's means and the gain in DINO."""
-    best = _row(scores, selection.best or "step 0")
-    base = _row(scores, "step 0")
+    best = _row(scores, selection.best or STEP_0)
+    base = _row(scores, STEP_0)
     metrics: dict[str, float | int] = {
         "best_step": best.step or 0,
         "qualified": int(selection.qualified),
         "text_range": scores.text_range,
     }
-    for name in ("clip_t", "clip_i", "dino", "pres", "div"):
+    for name in SCORES:
         value: Interval | None = getattr(best, name)
         before: Interval | None = getattr(base, name)
         if value is not None and before is not None:

@@ -68,7 +68,7 @@ def run(context: StageContext) -> LatentCache:
 def _mix_ups(context: StageContext, instance: Manifest, class_: Manifest) -> tuple[str, ...]:
     """Warnings for instance photos that are also among the class images."""
     sets = [
-        duplicates.read_likenesses(
+        duplicates.read_hashes(
             {image.file: context.places.stage_dir(stage) / image.file for image in manifest.images}
         )
         for stage, manifest in (("validate", instance), ("class-images", class_))

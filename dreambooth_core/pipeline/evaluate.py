@@ -20,7 +20,7 @@ from PIL import Image
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import extractors, scores, suites
-from dreambooth_core.evaluation.scores import REAL, STEP_0, Evaluator, ScoredModel
+from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.evaluation.suites import EvaluationPlan
 from dreambooth_core.models import load, sampling, weights
@@ -35,6 +35,9 @@ from dreambooth_core.pipeline.common import (
 from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import (
+    REAL,
+    SCORES,
+    STEP_0,
     BaseModelIdentity,
     Checkpoint,
     CheckpointScore,
@@ -44,8 +47,6 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.report import grid
 from dreambooth_core.workspace import Places
-
-CURVES = ("clip_t", "clip_i", "dino", "pres", "div")
 
 
 def rows_to_score(context: StageContext) -> tuple[str, ...]:
@@ -232,10 +233,10 @@ def _curves(rows: Sequence[CheckpointScore]) -> str:
     """Scores over steps, for `dvc plots`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *CURVES])
+    writer.writerow(["step", *SCORES])
     for row in rows:
         if row.step is not None:
-            values = [getattr(row, name) for name in CURVES]
+            values = [getattr(row, name) for name in SCORES]
             writer.writerow([row.step, *(f"{v.mean:.6f}" if v else "" for v in values)])
     return text.getvalue()
 

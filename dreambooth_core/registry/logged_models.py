@@ -17,12 +17,11 @@ from mlflow.models.utils import get_external_mlflow_model_spec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
 from dreambooth_core import files
-from dreambooth_core.records import Checkpoint, ScoreRow, Scores, Selection
+from dreambooth_core.records import REAL, SCORES, Checkpoint, ScoreRow, Scores, Selection
 from dreambooth_core.registry import runs
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
 
-SCORES = ("clip_t", "clip_i", "dino", "pres", "div")
 CHECKPOINT_SHA256 = "dreambooth.checkpoint_sha256"
 UPLOADED = "dreambooth.uploaded"
 """Tag of a logged model, set last: digest of what was uploaded. Absent: nothing whole is there."""
@@ -232,7 +231,7 @@ def _curves(scores: Scores) -> list[Metric]:
     now = _now()
     curves: list[Metric] = []
     for row in scores.rows:
-        group = "score" if row.step is not None else "real"
+        group = "score" if row.step is not None else REAL
         curves += [Metric(f"{group}/{k}", v, now, row.step or 0) for k, v in _means(row).items()]
     return curves
 

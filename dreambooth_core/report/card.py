@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dreambooth_core.records import BaseModelIdentity, Interval, Method, ScoreRow, Scores, Selection
+from dreambooth_core.records import (
+    REAL,
+    STEP_0,
+    BaseModelIdentity,
+    Interval,
+    Method,
+    ScoreRow,
+    Scores,
+    Selection,
+)
+from dreambooth_core.report import KINDS
 
-_COLUMNS = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "pres": "PRES", "div": "DIV"}
 _MARKDOWN = "\\`*_{}[]<>()#+!|"
 
 
@@ -78,16 +87,16 @@ def _count(content: CardContent) -> int:
 
 
 def _table(content: CardContent) -> str:
-    shown = {content.selection.best, "step 0", "real"}
+    shown = {content.selection.best, STEP_0, REAL}
     rows = [row for row in content.scores.rows if row.name in shown]
-    head = ["row", *_COLUMNS.values()]
-    lines = [head, ["---", *("---:" for _ in _COLUMNS)]]
-    lines += [[_row_name(row), *(_cell(getattr(row, key)) for key in _COLUMNS)] for row in rows]
+    head = ["row", *(kind.name for kind in KINDS)]
+    lines = [head, ["---", *("---:" for _ in KINDS)]]
+    lines += [[_row_name(row), *(_cell(getattr(row, kind.key)) for kind in KINDS)] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _row_name(row: ScoreRow) -> str:
-    note = {"step 0": " (base model)", "real": " (the photos)"}.get(row.name)
+    note = {STEP_0: " (base model)", REAL: " (the photos)"}.get(row.name)
     return f"{row.name}{note}" if note else f"**{row.name}**"
 
 

@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from dreambooth_core import files
 from dreambooth_core.records import (
+    REAL,
+    STEP_0,
     GateReport,
     RegisteredVersion,
     ScoreRow,
@@ -19,28 +21,10 @@ from dreambooth_core.records import (
     Selection,
     Verdict,
 )
+from dreambooth_core.report import KINDS, ScoreKind
 from dreambooth_core.report.curves import Level, Point, line_chart, smooth
 from dreambooth_core.report.grid import first_of_each
 from dreambooth_core.report.pictures import data_uri
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreKind:
-    """A score as the page names it; `better` is +1 where higher is better, -1 where lower is."""
-
-    key: str
-    name: str
-    means: str
-    better: int
-
-
-KINDS = (
-    ScoreKind(key="dino", name="DINO", means="likeness to the subject", better=1),
-    ScoreKind(key="clip_i", name="CLIP-I", means="likeness to the subject, by CLIP", better=1),
-    ScoreKind(key="clip_t", name="CLIP-T", means="follows the prompt", better=1),
-    ScoreKind(key="pres", name="PRES", means="how much the class became the subject", better=-1),
-    ScoreKind(key="div", name="DIV", means="differing images of one prompt", better=1),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +107,7 @@ def _row(scores: Scores, name: str | None) -> ScoreRow | None:
 
 def _tiles(content: PageContent) -> list[dict[str, Any]]:
     """The chosen checkpoint's scores beside those of the base model and the real photos."""
-    best, base, real = (_row(content.scores, n) for n in (content.selection.best, "step 0", "real"))
+    best, base, real = (_row(content.scores, n) for n in (content.selection.best, STEP_0, REAL))
     tiles: list[dict[str, Any]] = []
     for kind in KINDS:
         value, before, photo = (getattr(row, kind.key, None) for row in (best, base, real))
@@ -175,7 +159,7 @@ def _table_order(row: ScoreRow) -> tuple[int, int]:
 
 
 def _charts(content: PageContent) -> list[dict[str, Any]]:
-    real = _row(content.scores, "real")
+    real = _row(content.scores, REAL)
     best = _row(content.scores, content.selection.best)
     charts: list[dict[str, Any]] = []
     for kind in KINDS:
@@ -222,7 +206,7 @@ def _photos(content: PageContent) -> list[dict[str, Any]]:
 def _grid(content: PageContent) -> dict[str, Any]:
     """The grid's columns (rows of scores) and rows (prompts), with the first image of each."""
     prompts = content.scores.harness.prompts
-    order = [row for row in sorted(content.scores.rows, key=_table_order) if row.name != "real"]
+    order = [row for row in sorted(content.scores.rows, key=_table_order) if row.name != REAL]
     names = [row.name for row in order if row.name in content.images]
     columns = [first_of_each(content.images[name], num_prompts=len(prompts)) for name in names]
     return {

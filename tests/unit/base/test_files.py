@@ -14,7 +14,7 @@ import pytest
 from dreambooth_core import files, locks
 from dreambooth_core.errors import CorruptRecordError, StageError
 from dreambooth_core.pipeline import common
-from dreambooth_core.records import GateReport, Manifest, ManifestImage, TurnedAway
+from dreambooth_core.records import GateReport, Manifest, ManifestImage, RejectedFile
 from dreambooth_core.workspace import Workspace
 
 
@@ -135,7 +135,7 @@ def test_a_record_reads_back_equal_and_says_when_it_is_damaged(tmp_path: Path) -
 
 def test_the_gate_report_has_the_keys_of_the_contract() -> None:
     report = GateReport(
-        subject="s", accepted=(), rejected=(TurnedAway(name="a", reason="r"),), skipped=()
+        subject="s", accepted=(), rejected=(RejectedFile(name="a", reason="r"),), skipped=()
     )
     assert set(json.loads(report.model_dump_json())) >= {
         "subject",

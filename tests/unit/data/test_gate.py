@@ -15,11 +15,11 @@ from dreambooth_core import files
 from dreambooth_core.config import PriorSettings, load_settings
 from dreambooth_core.data import messages
 from dreambooth_core.data.duplicates import (
-    Likeness,
+    ImageHashes,
     also_among,
     duplicates,
-    likeness_of,
-    read_likenesses,
+    hashes_of,
+    read_hashes,
 )
 from dreambooth_core.data.gate import (
     Inspection,
@@ -122,23 +122,23 @@ def test_photos_that_were_turned_are_named(tmp_path: Path) -> None:
 # ---- duplicates ---------------------------------------------------------------------------------
 
 
-def likeness(name: str, bits: int, num_pixels: int = 100) -> Likeness:
+def hashes(name: str, bits: int, num_pixels: int = 100) -> ImageHashes:
     hash_bits = np.array([bits >> i & 1 for i in range(64)], dtype=bool).reshape(8, 8)
-    return Likeness(name, num_pixels, f"pixels of {name}", imagehash.ImageHash(hash_bits))
+    return ImageHashes(name, num_pixels, f"pixels of {name}", imagehash.ImageHash(hash_bits))
 
 
-A, B, C = likeness("a", 0b0), likeness("b", 0b1111), likeness("c", 0b11111111)
+A, B, C = hashes("a", 0b0), hashes("b", 0b1111), hashes("c", 0b11111111)
 
 
 @pytest.mark.parametrize("photos", [[A, B, C], [C, B, A], [B, A, C], [B, C, A]])
-def test_of_a_chain_of_likes_both_ends_stay_whatever_the_order(photos: list[Likeness]) -> None:
+def test_of_a_chain_of_likes_both_ends_stay_whatever_the_order(photos: list[ImageHashes]) -> None:
     """a and b differ in 4 bits, b and c in 4, a and c in 8."""
     assert list(duplicates(photos, distance=4)) == ["b"]
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_the_photo_with_more_pixels_stays_and_takes_its_whole_neighbourhood(order: int) -> None:
-    photos = [A, likeness("b", 0b1111, num_pixels=101), C]
+    photos = [A, hashes("b", 0b1111, num_pixels=101), C]
     rejected = duplicates(photos[order:] + photos[:order], distance=4)
     assert sorted(rejected) == ["a", "c"]
     assert rejected["a"] == messages.REJECTED_NEAR.format(other="b", distance=4, allowed=4)
@@ -175,8 +175,8 @@ def test_fewer_class_images_than_the_advice_are_warned_of() -> None:
 
 def test_an_instance_photo_among_the_class_images_is_found_at_another_size(tmp_path: Path) -> None:
     folder = put(tmp_path / "class", {"0.png": photo(5), "1.png": photo(1).resize((64, 48))})
-    class_images = read_likenesses({name: folder / name for name in ("0.png", "1.png")})
-    photos = [likeness_of(photo(seed), name=f"photo-{seed}") for seed in (1, 2)]
+    class_images = read_hashes({name: folder / name for name in ("0.png", "1.png")})
+    photos = [hashes_of(photo(seed), name=f"photo-{seed}") for seed in (1, 2)]
     assert also_among(photos, class_images, distance=4) == (
         messages.CLASS_AMONG.format(photo="photo-1", other="1.png"),
     )

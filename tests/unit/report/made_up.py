@@ -13,11 +13,11 @@ from dreambooth_core.records import (
     Interval,
     RankedCheckpoint,
     RegisteredVersion,
+    RejectedFile,
     ScorerIdentity,
     ScoreRow,
     Scores,
     Selection,
-    TurnedAway,
     Verdict,
 )
 from dreambooth_core.report.page import PageContent
@@ -96,8 +96,8 @@ VERDICT = Verdict(
 GATE = GateReport(
     subject="mug",
     accepted=(AcceptedImage(name="<i>.jpg", sha256="a" * 64, width=96, height=96),),
-    rejected=(TurnedAway(name="dark.jpg", reason="blank"),),
-    skipped=(TurnedAway(name="notes.txt", reason="no image"),),
+    rejected=(RejectedFile(name="dark.jpg", reason="blank"),),
+    skipped=(RejectedFile(name="notes.txt", reason="no image"),),
     warnings=("fewer than 3 photos",),
 )
 
