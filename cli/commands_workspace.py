@@ -106,7 +106,7 @@ def preset_show(name: str, *, json: JsonOption = False) -> None:
     session = open_session(as_json=json)
     text = presets.read(session.workspace, name)
     session.terminal.finish(
-        {"name": name, "settings": presets.parse(text)},
+        {"name": name, "settings": config.parse_yaml(text)},
         lambda console: console.print(text, markup=False, highlight=False),
     )
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from typing import Any
-
-from ruamel.yaml import YAML
-
 from dreambooth_core import config, files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
@@ -32,51 +26,24 @@ def read(workspace: Workspace, name: str) -> str:
             allowed=", ".join(known) or "presets/ is empty",
             hint="`dreambooth preset list` shows them",
         )
-    return (workspace.root / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def parse(text: str) -> dict[str, Any]:
-    """The settings that a preset holds."""
-    return YAML(typ="safe", pure=True).load(text)
+    return (workspace.root / "presets" / f"{name}.yaml").read_bytes().decode()
 
 
 def use(workspace: Workspace, name: str) -> list[str]:
     """Write a preset into params.yaml, keeping the subjects; returns the keys that changed.
 
-    Raises SettingsError, and leaves the file as it is, when the two do not go together.
+    Raises SettingsError, and leaves the file unchanged, if the result is invalid.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    before = yaml.load(workspace.params.read_text(encoding="utf-8"))
-    after = yaml.load(read(workspace, name))
-    after["subjects"] = before["subjects"]
-    after["versions"] = _newest(before.get("versions"), after["versions"])
-    text = io.StringIO()
-    yaml.dump(after, text)
-    changed = _differences(before, after)
+    before = workspace.params.read_bytes().decode()
+    after = config.replace_section(read(workspace, name), "subjects", before)
+    ours = config.flatten(config.read_yaml(workspace.params))
+    for key, value in config.flatten(config.parse_yaml(after)).items():
+        mine = ours.get(key)
+        # With a lower version, results of older code would count as up to date.
+        if key.startswith("versions.") and isinstance(mine, int) and mine > value:
+            after = config.replace_value(after, key.split("."), mine)
     with files.atomic_file(workspace.params) as aside:
-        aside.write_text(text.getvalue(), encoding="utf-8")
-        # Settings that cannot be used do not take the place of those that can.
+        aside.write_bytes(after.encode())
         config.check_launches(workspace, config.load_settings(aside))
-    return changed
-
-
-def _newest(ours: Any, presets: Any) -> Any:
-    """Of each stage the higher version: with a lower one old results would count as up to date."""
-    if isinstance(ours, Mapping):
-        for stage, version in presets.items():
-            mine = ours.get(stage)
-            presets[stage] = max(version, mine) if isinstance(mine, int) else version
-    return presets
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> list[str]:
-    changed: list[str] = []
-    for key in sorted({*before, *after}):
-        one, two = before.get(key), after.get(key)
-        name = f"{at}{key}"
-        if isinstance(one, Mapping) and isinstance(two, Mapping):
-            changed += _differences(one, two, f"{name}.")
-        elif one != two:
-            changed.append(name)
-    return changed
+    theirs = config.flatten(config.parse_yaml(after))
+    return sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))

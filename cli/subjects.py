@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from dreambooth_core import config, files
 from dreambooth_core.errors import DataError, SettingsError
@@ -96,20 +93,17 @@ def _copy(images: Path, target: Path) -> tuple[list[str], list[str]]:
 
 
 def _write_params(workspace: Workspace, name: str, entry: config.SubjectSettings) -> None:
-    """Add the entry to params.yaml, keeping comments and order; checked before it is in place."""
-    yaml = _round_trip()
-    document = yaml.load(workspace.params.read_text(encoding="utf-8"))
-    document["subjects"][name] = entry.model_dump(mode="json")
+    """Add the entry to params.yaml, which is checked before it is replaced."""
+    text = workspace.params.read_bytes().decode()
     with files.atomic_file(workspace.params) as aside:
-        aside.write_text(_dump(yaml, document), encoding="utf-8")
+        added = config.add_entry(text, "subjects", name, entry.model_dump(mode="json"))
+        aside.write_bytes(added.encode())
         config.load_settings(aside)
 
 
 def _write_plot(workspace: Workspace, name: str) -> None:
-    """Add the plot of the training loss to dvc.yaml: a list that DVC cannot loop over."""
+    """Add the plot of the training loss to dvc.yaml: DVC has no loop over plots."""
     path = workspace.root / "dvc.yaml"
-    yaml = _round_trip()
-    document = yaml.load(path.read_text(encoding="utf-8"))
     plot = {
         f"work/{name}/train/metrics.csv": {
             "x": "step",
@@ -117,20 +111,5 @@ def _write_plot(workspace: Workspace, name: str) -> None:
             "title": f"Training loss of {name}",
         }
     }
-    if plot not in document["plots"]:
-        document["plots"].append(plot)
-        files.write_text(path, _dump(yaml, document))
-
-
-def _round_trip() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
-
-
-def _dump(yaml: YAML, document: Any) -> str:
-    text = io.StringIO()
-    yaml.dump(document, text)
-    return text.getvalue()
+    if plot not in config.read_yaml(path)["plots"]:
+        files.write_text(path, config.add_item(path.read_bytes().decode(), "plots", plot))

@@ -1,14 +1,17 @@
-"""Errors that speak to a user: what was wrong, what was found, what is allowed, what to do.
+"""Errors for users: what was wrong, what was found, what is allowed, what to do.
 
-The exit code of the command line follows from the class: 2 for the user's input or settings,
-1 for work that failed.
+The class gives the exit code of the command line: 2 for wrong input or settings, 1 for failed work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Self
+
 
 class DreamBoothError(Exception):
-    """Base of every error that a user may see; its text is one readable sentence or paragraph."""
+    """Base of every error that users see; its text is a readable sentence or paragraph."""
 
     exit_code = 1
 
@@ -31,32 +34,70 @@ class DreamBoothError(Exception):
         super().__init__("; ".join(parts))
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in the settings: its text, the dotted key of the setting, the file."""
+
+    text: str
+    key: str | None = None
+    file: str | None = None
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The text after the file and the key, which `spell` may turn into a flag."""
+        key = None if self.key is None else spell(self.key)
+        return ": ".join(part for part in (self.file, key, self.text) if part is not None)
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+
 class SettingsError(DreamBoothError):
-    """params.yaml or a command line option is wrong."""
+    """Wrong settings in params.yaml or on a command line: one problem, or all of them at once."""
 
     exit_code = 2
 
+    def __init__(
+        self,
+        what: str,
+        *,
+        key: str | None = None,
+        got: str | None = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what, got=got, allowed=allowed, hint=hint)
+        self.problems = (Problem(str(self), key),)
+        self.args = (str(self.problems[0]),)
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> Self:
+        """One error with a line for each problem."""
+        listed = tuple(problems)
+        error = cls("\n".join(map(str, listed)))
+        error.problems = listed
+        return error
+
 
 class DataError(DreamBoothError):
-    """The user's photos (or other input files) cannot be used."""
+    """The user's photos, or other input files, are unusable."""
 
     exit_code = 2
 
 
 class StageError(DreamBoothError):
-    """A stage could not do its work: a crash of the trainer, a full disk, a non-finite loss."""
+    """A stage failed: a crash of the trainer, a full disk, a non-finite loss."""
 
 
 class Stopped(DreamBoothError):
-    """The work was asked to stop (Ctrl-C, SIGTERM, cancel) and did; it continues when run again."""
+    """The work stopped on request (Ctrl-C, SIGTERM, cancel); it continues on the next run."""
 
 
 class CorruptRecordError(DreamBoothError):
-    """A file of the project's own does not hold what its record says."""
+    """A file of the project does not match its record."""
 
 
 class RegistryError(DreamBoothError):
-    """The model registry refused, is out of reach, or holds something else than expected."""
+    """The model registry refused, is unreachable, or holds unexpected content."""
 
 
 class UnknownModelError(RegistryError):

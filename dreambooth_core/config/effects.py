@@ -51,11 +51,13 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
     values: dict[str, Any] = {f"versions.{stage}": view.versions.of(stage)}
     for key in STAGE_SETTINGS[stage]:
         values[key] = _result_fields(view, key)
-    if stage == "train" and view.train.method == "full":
-        values["train"]["lora"] = None  # it waits for the one-word change to method lora
-    if stage == "train" and view.train.lr_scheduler == "constant":
-        # 400 steps can become 800: with a constant rate no earlier step depends on the last.
-        values["train"].pop("max_train_steps")
+    if stage == "train":
+        values["train"].pop("strategy")  # accelerate_config and num_processes imply it
+        if view.train.method == "full":
+            values["train"]["lora"] = None  # unused until method becomes lora
+        if view.train.lr_scheduler == "constant":
+            # 400 steps can become 800: with a constant rate no earlier step depends on the last.
+            values["train"].pop("max_train_steps")
     return values
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.config.pairs import uses_deepspeed, uses_fsdp
-from dreambooth_core.config.reading import mapping, read_yaml
-from dreambooth_core.config.sections import TrainSettings
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.config import compatibility
+from dreambooth_core.config.sections import Strategy, TrainSettings
+from dreambooth_core.config.yaml_files import mapping, read_yaml
+from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.records import Record
 from dreambooth_core.workspace import Workspace
 
@@ -31,55 +32,85 @@ class LaunchConfig(Record):
 
 
 def read_launch_config(workspace: Workspace, train: TrainSettings) -> LaunchConfig | None:
-    """The launch configuration of the settings; None where they name none.
+    """The launch configuration that the settings name, or None if they name none.
 
-    Raises SettingsError for an unknown name, a file that cannot be read, and a file that says
-    something else than the settings.
+    Raises SettingsError for an unknown name, an unreadable file, and a file or a strategy that
+    contradicts the settings.
     """
-    if train.accelerate_config is None:
-        return None
-    known = {path.stem: path for path in sorted(workspace.accelerate_configs.glob("*.yaml"))}
-    if train.accelerate_config not in known:
-        raise SettingsError(
-            "train.accelerate_config names no file of infra/accelerate",
-            got=train.accelerate_config,
-            allowed=", ".join(known) or f"none is there: {workspace.accelerate_configs}",
-            hint="set null for the processes of one machine",
-        )
-    path = known[train.accelerate_config]
-    config = LaunchConfig(accelerate=mapping(read_yaml(path)))
-    named = mapping(config.accelerate.get("deepspeed_config")).get("deepspeed_config_file")
-    if named is not None:
-        config = LaunchConfig(
-            accelerate=config.accelerate, deepspeed=read_deepspeed(workspace.root / named)
-        )
-    if problems := list(_disagreements(config, train)):
-        raise SettingsError("\n".join(f"{path.name}: {problem}" for problem in problems))
+    config, file = None, None
+    if train.accelerate_config is not None:
+        path = _launch_file(workspace, train.accelerate_config)
+        config, file = _read(workspace, path), path.name
+    found = [replace(problem, file=file) for problem in _contradictions(config, train)]
+    if found:
+        raise SettingsError.of(found)
     return config
 
 
-def _disagreements(config: LaunchConfig, train: TrainSettings) -> Iterator[str]:
-    """What the file says otherwise than the settings, each as a sentence."""
-    kind = str(config.accelerate.get("distributed_type", "NO"))
-    prefix = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}.get(kind)
-    if prefix == "deepspeed" and not uses_deepspeed(train):
-        yield "distributed_type is DEEPSPEED: the name of such a file begins with deepspeed"
-    if prefix == "fsdp" and not uses_fsdp(train):
-        yield "distributed_type is FSDP: the name of such a file begins with fsdp"
-    if prefix is None and (uses_deepspeed(train) or uses_fsdp(train)):
-        yield f"the name says {train.accelerate_config}, but distributed_type is {kind}"
-    if kind == "DEEPSPEED" and config.deepspeed is None:
-        yield "deepspeed_config.deepspeed_config_file is missing"
+def strategy_of(train: TrainSettings, config: LaunchConfig | None) -> Strategy:
+    """The strategy that the launch configuration and the number of processes imply."""
+    kind = config.accelerate.get("distributed_type") if config else None
+    if kind == "DEEPSPEED":
+        return "deepspeed"
+    if kind == "FSDP":
+        return "fsdp"
+    return "ddp" if train.num_processes > 1 else "single"
+
+
+def _launch_file(workspace: Workspace, name: str) -> Path:
+    known = {path.stem: path for path in sorted(workspace.accelerate_configs.glob("*.yaml"))}
+    if name not in known:
+        raise SettingsError(
+            "no such file in infra/accelerate",
+            key="train.accelerate_config",
+            got=name,
+            allowed=", ".join(known) or f"{workspace.accelerate_configs} is empty",
+            hint="set null for the processes of one machine",
+        )
+    return known[name]
+
+
+def _read(workspace: Workspace, path: Path) -> LaunchConfig:
+    accelerate = mapping(read_yaml(path))
+    named = mapping(accelerate.get("deepspeed_config")).get("deepspeed_config_file")
+    deepspeed = None if named is None else read_deepspeed(workspace.root / named)
+    return LaunchConfig(accelerate=accelerate, deepspeed=deepspeed)
+
+
+def _contradictions(config: LaunchConfig | None, train: TrainSettings) -> Iterator[Problem]:
+    """What the strategy and the file say otherwise than the settings."""
+    implied = strategy_of(train, config)
+    if train.strategy not in (None, implied):
+        given = "without accelerate_config" if config is None else "with this launch file"
+        yield Problem(
+            f"{train.strategy}, but num_processes {train.num_processes} {given} means {implied}: "
+            f"set {implied} or null, or name another file of infra/accelerate",
+            "train.strategy",
+        )
+    if config is None:
+        return
+    if train.strategy is None:
+        resolved = {**dict(train), "strategy": implied}
+        for name, message in compatibility.broken(compatibility.TRAIN_RULES, resolved):
+            yield Problem(message, f"train.{name}")
+    if implied == "deepspeed" and config.deepspeed is None:
+        yield Problem("deepspeed_config.deepspeed_config_file is missing")
     processes = config.accelerate.get("num_processes")
     if processes != train.num_processes:
-        yield f"num_processes is {processes}, but train.num_processes is {train.num_processes}"
+        yield Problem(
+            f"{train.num_processes}, but this launch file has num_processes {processes}",
+            "train.num_processes",
+        )
     precision = _precision(config)
-    if precision is not None and precision != train.mixed_precision:
-        yield f"computes in {precision!r}, but train.mixed_precision is {train.mixed_precision!r}"
+    if precision not in (None, train.mixed_precision):
+        yield Problem(
+            f"{train.mixed_precision!r}, but this launch file computes in {precision!r}",
+            "train.mixed_precision",
+        )
     for key, value in _deepspeed_values(train).items():
         found = (config.deepspeed or {}).get(key, "auto")
         if found not in ("auto", value):
-            yield f"{key} is {found!r}, but the settings say {value!r}; write 'auto'"
+            yield Problem(f"{key} is {found!r}, but the settings imply {value!r}; write 'auto'")
 
 
 def _precision(config: LaunchConfig) -> str | None:

@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from dreambooth_core.config import pairs
-from dreambooth_core.config.rules import Rule, checked
+from dreambooth_core.config import compatibility
 
 
 class Effect(StrEnum):
@@ -67,11 +66,6 @@ class ComputeSettings(Section):
     deterministic: bool = setting("Use deterministic kernels only.")
 
 
-_PHOTO_RULES: tuple[Rule, ...] = (
-    (lambda data: data.min_photos > data.max_photos, "min_photos is greater than max_photos"),
-)
-
-
 class DataSettings(Section):
     """The data gate and the transform of photos to training images."""
 
@@ -103,10 +97,10 @@ class DataSettings(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _photo_counts_are_ordered(
+    def _check_rules(
         cls, values: Any, handler: ModelWrapValidatorHandler[Self]
     ) -> Self:
-        return checked(cls, values, handler, _PHOTO_RULES)
+        return compatibility.check(cls, values, handler, compatibility.DATA_RULES)
 
 
 Solver = Literal["dpm++"]
@@ -153,6 +147,7 @@ LrScheduler = Literal[
 
 WeightDtype = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "adafactor"]
+Strategy = Literal["single", "ddp", "deepspeed", "fsdp"]
 
 
 class TrainSettings(Section):
@@ -212,7 +207,18 @@ class TrainSettings(Section):
         "Launch with this file of infra/accelerate (its name without .yaml); null: one machine.",
         default=None,
     )
+    strategy: Strategy | None = setting(
+        "How processes share the training: single, ddp, deepspeed or fsdp; null: as "
+        "accelerate_config and num_processes imply.",
+        default=None,
+    )
     checkpoints_total_limit: PositiveInt = setting("Resume states kept.", effect=Effect.OUTPUT)
+
+    @property
+    def uses_fused_adamw(self) -> bool:
+        """Whether torch's fused AdamW updates all weights at once, after the backward pass."""
+        is_plain = self.weight_dtype == "fp32" and not (self.use_8bit_adam or self.fused_backward)
+        return self.optimizer == "adamw" and is_plain
 
     @property
     def peak_rate(self) -> float:
@@ -222,8 +228,8 @@ class TrainSettings(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _options_go_together(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return checked(cls, values, handler, pairs.RULES)
+    def _check_rules(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        return compatibility.check(cls, values, handler, compatibility.TRAIN_RULES)
 
 
 class EvaluateSettings(Section):

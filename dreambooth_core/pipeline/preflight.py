@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_core.config import ComputeSettings, SubjectView, read_launch_config
-from dreambooth_core.config.pairs import uses_deepspeed
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ def problem(root: Path, view: SubjectView, env: Mapping[str, str]) -> SettingsEr
 
     Raises SettingsError for a launch configuration that the settings do not fit.
     """
-    found: list[str] = []
+    found: list[Problem] = []
     for check in _checks(root, view, env):
         try:
             check()
         except SettingsError as error:
-            found.append(str(error))
-    return SettingsError("\n".join(found)) if found else None
+            found += error.problems
+    return SettingsError.of(found) if found else None
 
 
 def _checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> Iterator[_Check]:
@@ -50,7 +49,7 @@ def _checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> Iterator[_
         yield lambda: _compiler(view.compute)
     if train.use_8bit_adam:
         yield _adam_8bit
-    if uses_deepspeed(train):
+    if train.strategy == "deepspeed":
         yield _deepspeed
     yield lambda: _node(root, view, env)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dreambooth_core.config import DataSettings, TrainSettings
-from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.models.footprint import optimizer_bytes, weight_bytes
 from dreambooth_core.planning.launches import Launch
 from dreambooth_core.planning.shapes import ModelShapes
@@ -103,7 +102,7 @@ def predict(
 
 def _update_bytes(train: TrainSettings, kind: Kind) -> int:
     """Bytes a number of what an update of one weight after the other holds besides."""
-    if updates_in_one_kernel(train):
+    if train.uses_fused_adamw:
         return 0
     return _UPDATE_BYTES_8BIT_CPU if train.use_8bit_adam and kind == "cpu" else UPDATE_BYTES
 

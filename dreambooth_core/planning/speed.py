@@ -11,7 +11,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.config.sections import SubjectView
 from dreambooth_core.planning.memory import Kind
 from dreambooth_core.planning.tables import line_through, read_table
@@ -106,7 +105,7 @@ def _rows(table: str, measured: dict[str, Any]) -> list[dict[str, Any]]:
 def _seconds_per_step(view: SubjectView, measured: list[dict[str, Any]]) -> float | None:
     """Of plain AdamW on the U-Net as it is, the only kind that is measured."""
     train = view.train
-    if not updates_in_one_kernel(train) or train.train_text_encoder or train.compile_blocks:
+    if not train.uses_fused_adamw or train.train_text_encoder or train.compile_blocks:
         return None
     points = [
         (row["rows"], row["seconds"])

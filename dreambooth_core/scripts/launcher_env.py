@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.config.launching import read_deepspeed
-from dreambooth_core.config.reading import mapping
+from dreambooth_core.config.yaml_files import mapping
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")

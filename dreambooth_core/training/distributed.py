@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.config.pairs import impossible, uses_deepspeed, uses_fsdp
-from dreambooth_core.errors import SettingsError, StageError
+from dreambooth_core.config.compatibility import TRAIN_RULES, broken
+from dreambooth_core.errors import Problem, SettingsError, StageError
 from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
@@ -33,7 +33,7 @@ def start_accelerator(job: TrainJob) -> Accelerator:
     on_cpu = device.type == "cpu"
     # With `cpu` accelerate passes over DeepSpeed; without, it names its processes no backend, and
     # each believes to be alone.
-    deepspeed = uses_deepspeed(job.train)
+    deepspeed = job.train.strategy == "deepspeed"
     accelerator = Accelerator(
         mixed_precision=job.train.mixed_precision,
         cpu=on_cpu and not deepspeed,
@@ -52,15 +52,15 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
             hint="on a GPU machine num_processes can be at most the number of GPUs",
         )
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    if uses_deepspeed(job.train) and not by_deepspeed:
+    if job.train.strategy == "deepspeed" and not by_deepspeed:
         raise StageError(
             "the settings ask for DeepSpeed, but the trainer was started without it",
             got=f"distributed type {accelerator.distributed_type.value}",
         )
-    if by_deepspeed and not uses_deepspeed(job.train):
-        asked = job.train.model_copy(update={"accelerate_config": "deepspeed"})
-        if problems := impossible(asked):
-            raise SettingsError("; ".join(problems))
+    if by_deepspeed and job.train.strategy != "deepspeed":
+        found = list(broken(TRAIN_RULES, {**dict(job.train), "strategy": "deepspeed"}))
+        if found:
+            raise SettingsError.of(Problem(text, f"train.{name}") for name, text in found)
 
 
 def make_strategy(
@@ -71,7 +71,7 @@ def make_strategy(
         from dreambooth_core.training.optim.deepspeed import DeepSpeedStrategy
 
         return DeepSpeedStrategy(model, accelerator=accelerator, settings=settings, state=state)
-    if accelerator.distributed_type == DistributedType.FSDP or uses_fsdp(settings):
+    if accelerator.distributed_type == DistributedType.FSDP or settings.strategy == "fsdp":
         from dreambooth_core.training.optim.fsdp import FsdpStrategy
 
         return FsdpStrategy(model, accelerator=accelerator, settings=settings, state=state)

@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.config.pairs import updates_in_one_kernel
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
@@ -39,7 +38,7 @@ def build_optimizer(model: TrainableModel, settings: TrainSettings) -> Optimizer
 
     Raises SettingsError for a missing library.
     """
-    if updates_in_one_kernel(settings):
+    if settings.uses_fused_adamw:
         return fused_adamw(model, settings)
     return PerParameter(model.groups, _single_of(settings), seed=settings.seed)
 
