@@ -90,9 +90,7 @@ def _fused_clipping(*, max_grad_norm: float | None, fused_backward: bool) -> str
 
 def _fused_accumulation(*, gradient_accumulation_steps: int, fused_backward: bool) -> str | None:
     if fused_backward and gradient_accumulation_steps > 1:
-        return (
-            "fused_backward updates in every backward pass: set gradient_accumulation_steps to 1"
-        )
+        return "fused_backward updates in every backward pass: set gradient_accumulation_steps to 1"
     return None
 
 

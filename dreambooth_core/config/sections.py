@@ -97,9 +97,7 @@ class DataSettings(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _check_rules(
-        cls, values: Any, handler: ModelWrapValidatorHandler[Self]
-    ) -> Self:
+    def _check_rules(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         return compatibility.check(cls, values, handler, compatibility.DATA_RULES)
 
 

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from dreambooth_core.errors import SettingsError
+
+_Node = Any
+"""A node of ruamel's tree, which has no types: `id`, `value`, `start_mark`, `end_mark`."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -66,69 +68,70 @@ def add_item(text: str, section: str, item: dict[str, Any]) -> str:
 
 def _append(text: str, section: str, entry: dict[str, Any] | list[Any]) -> str:
     key, node = _find(text, [section])
-    assert isinstance(node, CollectionNode)
+    newline = "\r\n" if "\r\n" in text else "\n"
     if node.flow_style and node.value:
         end = node.end_mark.index - 1
         return f"{text[:end].rstrip()}, {_flow(entry)}{text[end:]}"
-    newline = "\r\n" if "\r\n" in text else "\n"
-    if node.flow_style:
-        block, column = _block(entry), key.start_mark.column + 2
-        before, after = text[: node.start_mark.index].rstrip(), text[node.end_mark.index :]
-        return before + newline + _indented(block, column, newline) + after
-    last = len(text[: _last_leaf(node).end_mark.index].rstrip())  # an empty value ends later
+    if node.flow_style:  # {} or []: the entry goes below this line
+        text = text[: node.start_mark.index].rstrip() + text[node.end_mark.index :]
+        last, column = key.end_mark.index, key.start_mark.column + 2
+    else:
+        last, column = _end_of(node), node.start_mark.column
     end = text.find("\n", last)
-    before, after = (text, "") if end < 0 else (text[:end].removesuffix("\r"), text[end + 1 :])
-    block = _indented(_block(entry), node.start_mark.column, newline)
-    return before + newline + block + (newline if end >= 0 else "") + after
+    end = len(text) if end < 0 else end + 1
+    before = text[:end] if text[:end].endswith("\n") else text[:end] + newline
+    block = textwrap.indent(_block(entry), " " * column).replace("\n", newline)
+    return before + block + text[end:]
 
 
-def _find(text: str, keys: Sequence[str]) -> tuple[Node, Node]:
+def _find(text: str, keys: Sequence[str]) -> tuple[_Node, _Node]:
     """The nodes of the last key and of its value. Raises SettingsError if a key is missing."""
-    key = value = _root(text)
+    key: _Node = None
+    value: _Node = _root(text)
     for name in keys:
-        entries: list[tuple[Node, Node]] = value.value if isinstance(value, MappingNode) else []
-        found = [(key, value) for key, value in entries if key.value == name]
-        if not found:
+        entries: list[tuple[_Node, _Node]] = value.value if value.id == "mapping" else []
+        position = next((i for i, entry in enumerate(entries) if entry[0].value == name), None)
+        if position is None:
             raise SettingsError("missing", key=".".join(keys))
-        key, value = found[0]
+        key, value = entries[position]
     return key, value
 
 
-def _root(text: str) -> Node:
+def _root(text: str) -> _Node:
     return _yaml().compose(text)
 
 
 def _section(text: str, key: str) -> tuple[int, int]:
     """Where a top-level section starts, and where the next one does."""
-    start = _find(text, [key])[0].start_mark.index
+    start: int = _find(text, [key])[0].start_mark.index
     starts: list[int] = [key.start_mark.index for key, _ in _root(text).value]
     return start, min((at for at in starts if at > start), default=len(text))
 
 
-def _last_leaf(node: Node) -> Node:
-    """The last scalar or flow collection of a block: its end mark is exact."""
-    while isinstance(node, CollectionNode) and not node.flow_style and node.value:
+def _end_of(node: _Node) -> int:
+    """Where the last scalar or flow collection of a block ends.
+
+    A block's own end mark comes after the comments below it, and so does that of an empty value.
+    """
+    key: _Node = node
+    while node.id != "scalar" and not node.flow_style and node.value:
         last = node.value[-1]
-        node = last[1] if isinstance(node, MappingNode) else last
-    return node
+        key, node = last if node.id == "mapping" else (last, last)
+    is_empty = node.start_mark.index == node.end_mark.index
+    return key.end_mark.index if is_empty else node.end_mark.index
 
 
 def _block(value: Any) -> str:
     text = io.StringIO()
     _yaml().dump(value, text)
-    return text.getvalue().rstrip("\n")
+    return text.getvalue()
 
 
 def _flow(value: Any) -> str:
-    yaml = _yaml()
+    yaml, text = _yaml(), io.StringIO()
     yaml.default_flow_style = True
-    text = io.StringIO()
     yaml.dump(value, text)
     return text.getvalue().strip()[1:-1]
-
-
-def _indented(block: str, column: int, newline: str) -> str:
-    return textwrap.indent(block, " " * column).replace("\n", newline)
 
 
 def _yaml() -> Any:

@@ -50,7 +50,7 @@ def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
         (train.compile_blocks, "compile_blocks: XLA compiles the whole update itself"),
         (train.ema_decay is not None, "ema_decay: the average of the weights is not built here"),
         (
-            train.num_processes > 1 or train.accelerate_config is not None,
-            "num_processes and accelerate_config: JAX uses all devices of its host in one process",
+            train.num_processes > 1 or train.strategy not in (None, "single"),
+            "num_processes and strategy: JAX uses all devices of its host in one process",
         ),
     ]

@@ -87,7 +87,8 @@ def machine(view: SubjectView) -> list[str | int]:
 def settings_that_count(view: SubjectView) -> dict[str, Any]:
     """The settings that made the result, for the page, MLflow's params and a version's tags."""
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
-    dumped = view.model_dump(mode="json", by_alias=True)
+    # accelerate_config and num_processes imply the strategy.
+    dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
     return {section: dumped[section] for section in sections}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_core.config import Strategy
 from dreambooth_core.config.launching import read_deepspeed
 from dreambooth_core.config.yaml_files import mapping
 
@@ -23,7 +24,7 @@ class LauncherEnv:
     is_main: bool
     by_accelerate: bool
     mixed_precision: str
-    strategy: str | None
+    strategy: Strategy
     num_threads: int
     is_lonely: bool
     """Whether accelerate was asked for several processes and has started this one alone."""
@@ -33,12 +34,14 @@ class LauncherEnv:
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> LauncherEnv:
         """Read it as accelerate and torchrun leave it; without them it is one process."""
-        strategy = None
-        for word, name in (("DEEPSPEED", "deepspeed"), ("FSDP", "fsdp")):
-            if env.get(f"ACCELERATE_USE_{word}", "").lower() in ("true", "1"):
-                strategy = name
+        num_processes = int(env.get("WORLD_SIZE", "1"))
+        strategy: Strategy = "ddp" if num_processes > 1 else "single"
+        if _is_on(env, "ACCELERATE_USE_DEEPSPEED"):
+            strategy = "deepspeed"
+        if _is_on(env, "ACCELERATE_USE_FSDP"):
+            strategy = "fsdp"
         return cls(
-            num_processes=int(env.get("WORLD_SIZE", "1")),
+            num_processes=num_processes,
             is_main=env.get("RANK", "0") == "0",
             by_accelerate=_LAUNCHER in env,
             mixed_precision=env.get(_LAUNCHER, "no"),
@@ -56,6 +59,10 @@ class LauncherEnv:
         """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
         halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
         return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
+
+
+def _is_on(env: Mapping[str, str], name: str) -> bool:
+    return env.get(name, "").lower() in ("true", "1")
 
 
 def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:

@@ -153,7 +153,7 @@ def _train_values(
     values["method"] = script.method
     values["lora"] = _lora_settings(given) if script.method == "lora" else None
     values["num_processes"] = launcher.num_processes
-    values["accelerate_config"] = launcher.strategy
+    values["strategy"] = launcher.strategy
     values["mixed_precision"] = flags.mixed_precision or launcher.precision
     values["offset_noise"] = OFFSET_NOISE if given.get("offset_noise") else 0.0
     if not flags.train_text_encoder:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_core.config import Strategy
+
 DEEPSPEED_TAG = "deepspeed"
 """The folder that DeepSpeed writes into."""
 DEEPSPEED_PARTS = "*_optim_states.pt"
@@ -35,9 +37,11 @@ class StateKind:
         return f"{_NAMES[self.strategy]}{number}"
 
 
-def of_launch(strategy: str | None, *, num_processes: int) -> StateKind:
-    """What a run that was launched so writes and reads."""
-    return StateKind(strategy, num_processes if strategy == "deepspeed" else None)
+def of_launch(strategy: Strategy, *, num_processes: int) -> StateKind:
+    """The kind of state that a run with this strategy writes and reads."""
+    if strategy == "deepspeed":
+        return StateKind("deepspeed", num_processes)
+    return StateKind("fsdp" if strategy == "fsdp" else None)
 
 
 def of_state(state: Path) -> StateKind:

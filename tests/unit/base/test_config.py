@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dreambooth_core import config
-from dreambooth_core.config import Effect, Section, Settings, SubjectView
+from dreambooth_core.config import Effect, Section, Settings, SubjectView, compatibility
 from dreambooth_core.config.__main__ import main as config_main
 from dreambooth_core.errors import SettingsError
 
@@ -85,19 +86,21 @@ def test_an_override_changes_only_its_subjects_view(tmp_path: Path) -> None:
 
 
 def test_lora_without_its_section_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"train: method is lora, but the section train\.lora"):
+    with pytest.raises(SettingsError, match=r"train\.lora: method is lora, but this section"):
         config.load_settings(changed(tmp_path, train__method="lora", train__lora=None))
 
 
 def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="train: lr_scheduler constant has no warm-up"):
+    with pytest.raises(
+        SettingsError, match="lr_warmup_steps: lr_scheduler constant has no warm-up"
+    ):
         config.load_settings(changed(tmp_path, train__lr_warmup_steps=10))
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"text_encoder_lr": 1e-5}, "train_text_encoder is off"),
+        ({"text_encoder_lr": 1e-5}, "while train_text_encoder is off"),
         ({"use_8bit_adam": True, "optimizer": "adafactor"}, "use_8bit_adam needs optimizer adamw"),
         ({"weight_dtype": "bf16"}, "set mixed_precision to bf16, found 'no'"),
         ({"fused_backward": True}, "cannot clip by the global norm"),
@@ -106,10 +109,10 @@ def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
             "updates in every backward pass",
         ),
         (
-            {"use_8bit_adam": True, "accelerate_config": "deepspeed-zero2-fp16-offload"},
+            {"use_8bit_adam": True, "strategy": "deepspeed"},
             "8-bit Adam does not work with DeepSpeed",
         ),
-        ({"ema_decay": 0.99, "accelerate_config": "fsdp2"}, "averages whole weights"),
+        ({"ema_decay": 0.99, "strategy": "fsdp"}, "but FSDP splits them"),
     ],
 )
 def test_options_that_cannot_work_together_are_refused_with_the_reason(
@@ -121,7 +124,7 @@ def test_options_that_cannot_work_together_are_refused_with_the_reason(
 
 
 def test_all_rules_that_are_broken_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
-    own = {"use_8bit_adam": True, "accelerate_config": "deepspeed-two-cpus", "ema_decay": 0.9}
+    own = {"use_8bit_adam": True, "strategy": "deepspeed", "ema_decay": 0.9}
     path = changed(
         tmp_path,
         train__lr_warmup_steps=10,
@@ -132,10 +135,10 @@ def test_all_rules_that_are_broken_are_told_at_once_each_on_its_line(tmp_path: P
     with pytest.raises(SettingsError) as caught:
         config.load_settings(path)
     begins = [
-        "params.yaml: train: lr_scheduler constant has no warm-up",
-        "params.yaml: train: method is lora, but the section train.lora is missing",
-        "params.yaml: train: 8-bit Adam does not work with DeepSpeed",
-        "params.yaml: train: ema_decay averages whole weights, which deepspeed-two-cpus splits",
+        "params.yaml: train.lr_warmup_steps: lr_scheduler constant has no warm-up",
+        "params.yaml: train.lora: method is lora, but this section is missing",
+        "params.yaml: train.use_8bit_adam: 8-bit Adam does not work with DeepSpeed",
+        "params.yaml: train.ema_decay: ema_decay averages whole weights, but DeepSpeed splits",
     ]
     lines = str(caught.value).splitlines()
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
@@ -161,11 +164,11 @@ def test_a_wrong_field_hides_no_rule_but_those_that_look_at_it(tmp_path: Path) -
     assert "train.max_grad_norm: Input should be greater than 0, found -1.0" in text
     assert "train.lora.rank: Input should be greater than 0, found 0" in text
     assert "train.lora.lora_alpha: missing" in text
-    assert "train: lr_scheduler constant has no warm-up" in text
-    assert "train: fused_backward updates in every backward pass" in text
+    assert "train.lr_warmup_steps: lr_scheduler constant has no warm-up" in text
+    assert "train.gradient_accumulation_steps: fused_backward updates in every" in text
     assert "clip by the global norm" not in text
     assert "data.min_side: Input should be greater than 0, found 0" in text
-    assert "data: min_photos is greater than max_photos" in text
+    assert "data.max_photos: less than min_photos, which is 20" in text
 
 
 def test_an_unknown_key_hides_no_rule(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_a_subjects_override_that_breaks_a_rule_is_told_with_its_own_wrong_field
         config.load_settings(changed(tmp_path, **{f"subjects__{name}__overrides": own}))
     at = f"subjects.{name}.overrides.train"
     assert f"{at}.train_batch_size: Input should be greater than 0" in str(caught.value)
-    assert f"{at}: lr_scheduler constant has no warm-up" in str(caught.value)
+    assert f"{at}.lr_warmup_steps: lr_scheduler constant has no warm-up" in str(caught.value)
 
 
 def test_an_unknown_subject_names_those_that_are_there() -> None:
@@ -254,3 +257,23 @@ def test_the_number_of_steps_is_part_of_the_result_when_the_schedule_depends_on_
 
 def test_every_section_of_the_settings_is_a_section_of_a_view() -> None:
     assert set(Settings.model_fields) - {"subjects"} < set(SubjectView.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("section", "rules"),
+    [
+        (config.DataSettings, compatibility.DATA_RULES),
+        (config.TrainSettings, compatibility.TRAIN_RULES),
+    ],
+)
+def test_every_rule_reads_fields_of_its_section(
+    section: type[Section], rules: tuple[compatibility.Rule, ...]
+) -> None:
+    """A rule that reads an unknown field would be skipped silently."""
+    for rule in rules:
+        assert set(inspect.signature(rule).parameters) <= set(section.model_fields), rule
+
+
+def test_flattening_keeps_empty_sections_and_lists_as_values() -> None:
+    nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [1, {"f": 2}], "g": None}
+    assert config.flatten(nested) == {"a.b.c": 1, "a.d": {}, "e": [1, {"f": 2}], "g": None}

@@ -16,8 +16,8 @@ from dreambooth_core.config import (
     deepspeed_config,
     load_view,
     read_launch_config,
+    strategy_of,
 )
-from dreambooth_core.config.pairs import uses_deepspeed, uses_fsdp
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
 from tests.unit.base.test_config import ROOT, changed, subject_of_shipped
@@ -49,8 +49,10 @@ def test_a_shipped_file_launches_what_its_name_says(name: str) -> None:
     config = read_launch_config(Workspace(ROOT), train)
     assert config is not None
     kind = config.accelerate["distributed_type"]
-    assert uses_deepspeed(train) == (kind == "DEEPSPEED")
-    assert uses_fsdp(train) == (kind == "FSDP")
+    by_kind = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
+    plain = "ddp" if train.num_processes > 1 else "single"
+    assert strategy_of(train, config) == by_kind.get(kind, plain)
+    assert name.partition("-")[0].rstrip("2") in (strategy_of(train, config), "one", "eight", "two")
     assert (config.deepspeed is not None) == (kind == "DEEPSPEED")
     assert config.num_machines == (2 if "two-nodes" in name else 1)
     if kind == "FSDP":
@@ -94,7 +96,7 @@ def test_an_unknown_name_is_refused_before_torch_is_imported(tmp_path: Path) -> 
         "from dreambooth_core.workspace import Workspace\n"
         "try:\n    load_view(Workspace(Path(sys.argv[1])), sys.argv[2])\n"
         "except SettingsError as error:\n"
-        "    assert 'names no file' in str(error); sys.exit('torch' in sys.modules)\n"
+        "    assert 'no such file' in str(error); sys.exit('torch' in sys.modules)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), subject_of_shipped()]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
@@ -110,15 +112,16 @@ def _workspace(tmp_path: Path, text: str, *, name: str) -> Workspace:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mine", "distributed_type: DEEPSPEED\nnum_processes: 1", "begins with deepspeed"),
-        ("mine", "distributed_type: FSDP\nnum_processes: 1", "begins with fsdp"),
-        ("deepspeed-mine", "distributed_type: MULTI_GPU\nnum_processes: 1", "is MULTI_GPU"),
         ("deepspeed-mine", "distributed_type: DEEPSPEED\nnum_processes: 1", "is missing"),
-        ("mine", "distributed_type: MULTI_GPU\nnum_processes: 4", "num_processes is 4, but"),
+        (
+            "mine",
+            "distributed_type: MULTI_GPU\nnum_processes: 4",
+            "num_processes: 1, but this launch file",
+        ),
         (
             "mine",
             "distributed_type: 'NO'\nnum_processes: 1\nmixed_precision: bf16",
-            "computes in 'bf16', but train.mixed_precision is 'no'",
+            "train.mixed_precision: 'no', but this launch file computes in 'bf16'",
         ),
         (
             "deepspeed-mine",
@@ -129,7 +132,7 @@ def _workspace(tmp_path: Path, text: str, *, name: str) -> Workspace:
         ("mine", "a: [", "is not valid YAML"),
     ],
 )
-def test_a_file_that_says_otherwise_than_its_name_or_the_settings_is_refused(
+def test_launch_file_that_contradicts_settings_is_refused(
     name: str, text: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -144,7 +147,7 @@ def test_a_deepspeed_value_that_is_not_the_settings_is_refused(tmp_path: Path) -
     workspace = _workspace(tmp_path, text, name="deepspeed-mine")
     (tmp_path / "d.json").write_text('{"gradient_clipping": 0.5}')
     with pytest.raises(
-        SettingsError, match=r"gradient_clipping is 0\.5, but the settings say 1\.0"
+        SettingsError, match=r"gradient_clipping is 0\.5, but the settings imply 1\.0"
     ):
         read_launch_config(workspace, _train("deepspeed-mine"))
 
@@ -157,3 +160,60 @@ def test_comments_of_a_file_do_not_count_but_its_content_does(tmp_path: Path) ->
         workspace = _workspace(tmp_path / str(index), text, name="mine")
         found.append(read_launch_config(workspace, _train("mine")))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "means"),
+    [
+        ({"strategy": "ddp"}, "ddp, but num_processes 1 without accelerate_config means single"),
+        ({"strategy": "single", "num_processes": 2}, "without accelerate_config means ddp"),
+        ({"strategy": "deepspeed"}, "deepspeed, but num_processes 1 without accelerate_config"),
+        (
+            {"accelerate_config": "fsdp2-two-cpus", "num_processes": 2, "strategy": "deepspeed"},
+            "fsdp2-two-cpus.yaml: train.strategy: deepspeed, but num_processes 2 with this launch",
+        ),
+    ],
+)
+def test_strategy_that_contradicts_processes_or_launch_file_is_refused(
+    changes: dict[str, Any], means: str
+) -> None:
+    shipped = YAML(typ="safe").load(ROOT / "params.yaml")["train"]
+    with pytest.raises(SettingsError, match=means):
+        read_launch_config(Workspace(ROOT), TrainSettings(**{**shipped, **changes}))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", None])
+def test_strategy_is_checked_against_launch_file_of_any_name(
+    strategy: str | None, tmp_path: Path
+) -> None:
+    text = "distributed_type: FSDP\nnum_processes: 2"
+    train = _train("mine", strategy=strategy, num_processes=2)
+    config = read_launch_config(_workspace(tmp_path, text, name="mine"), train)
+    assert strategy_of(train, config) == "fsdp"
+
+
+def test_launch_file_decides_which_options_go_together(tmp_path: Path) -> None:
+    """Two broken rules of the strategy and two contradictions are reported at once."""
+    shutil.copytree(ROOT / "infra", tmp_path / "infra")
+    launch = {"train__accelerate_config": "deepspeed-two-cpus", "train__num_processes": 3}
+    launch |= {"train__use_8bit_adam": True, "train__ema_decay": 0.9}
+    changed(tmp_path, **launch)
+    with pytest.raises(SettingsError) as caught:
+        load_view(Workspace(tmp_path), subject_of_shipped())
+    assert [problem.key for problem in caught.value.problems] == [
+        "train.use_8bit_adam",
+        "train.ema_decay",
+        "train.num_processes",
+    ]
+    assert str(caught.value).startswith("deepspeed-two-cpus.yaml: train.use_8bit_adam: 8-bit Adam")
+
+
+def test_loaded_view_has_its_strategy_filled_in(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "infra", tmp_path / "infra")
+    for changes, strategy in (
+        ({}, "single"),
+        ({"train__num_processes": 2}, "ddp"),
+        ({"train__accelerate_config": "fsdp2-two-cpus", "train__num_processes": 2}, "fsdp"),
+    ):
+        changed(tmp_path, **changes)
+        assert load_view(Workspace(tmp_path), subject_of_shipped()).train.strategy == strategy

@@ -82,9 +82,17 @@ def spoil(workspace: Workspace, name: str, old: str, new: str) -> Path:
 
 
 WRONG_LAUNCHES = [
-    ("deepspeed-zero2-fp16-offload", "deepspeed-nowhere", "names no file of infra/accelerate"),
-    ("num_processes: 1", "num_processes: 2", "num_processes is 1, but train.num_processes is 2"),
-    ("precision: fp16", "precision: bf16", "'fp16', but train.mixed_precision is 'bf16'"),
+    ("deepspeed-zero2-fp16-offload", "deepspeed-nowhere", "no such file in infra/accelerate"),
+    (
+        "num_processes: 1",
+        "num_processes: 2",
+        "num_processes: 2, but this launch file has",
+    ),
+    (
+        "precision: fp16",
+        "precision: bf16",
+        "'bf16', but this launch file computes in 'fp16'",
+    ),
 ]
 
 
@@ -161,4 +169,4 @@ def test_launch_files_of_all_subjects_are_told_at_once(workspace):
     with pytest.raises(SettingsError) as caught:
         config.check_launches(workspace, config.load_settings(workspace.params))
     assert "deepspeed-nowhere" in str(caught.value)
-    assert "train.num_processes is 3" in str(caught.value)
+    assert "train.num_processes: 3, but" in str(caught.value)

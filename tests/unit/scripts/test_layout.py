@@ -19,7 +19,7 @@ from dreambooth_core.training.optim.ddp import WEIGHTS
 from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG, FSDP_METADATA
 
 KINDS = {
-    "whole": state_kind.of_launch(None, num_processes=2),
+    "whole": state_kind.of_launch("ddp", num_processes=2),
     "FSDP2": state_kind.of_launch("fsdp", num_processes=2),
     "DeepSpeed of 2": state_kind.of_launch("deepspeed", num_processes=2),
     "DeepSpeed of 1": state_kind.of_launch("deepspeed", num_processes=1),

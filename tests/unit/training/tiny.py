@@ -14,6 +14,7 @@ from dreambooth_core.config import (
     ComputeSettings,
     TrainSettings,
     read_launch_config,
+    strategy_of,
 )
 from dreambooth_core.models.batch import RowsAt, TrainBatch
 from dreambooth_core.numerics.seeding import generator_for
@@ -85,6 +86,8 @@ def make_job(
     folder = tmp_path / name
     folder.mkdir(parents=True, exist_ok=True)
     settings = TrainSettings(**{**FULL, **train})
+    launch = read_launch_config(Workspace(REPOSITORY), settings)
+    settings = settings.model_copy(update={"strategy": strategy_of(settings, launch)})
     return TrainJob(
         subject="mug",
         fingerprint="f" * 64,
@@ -100,7 +103,7 @@ def make_job(
         state_dir=folder / "state",
         out_dir=folder / "out",
         log_file=folder / "train.log",
-        launch=read_launch_config(Workspace(REPOSITORY), settings),
+        launch=launch,
         tracking=tracking or {},
         dry_run=dry_run,
         entry=("tests.unit.training.tiny_worker",),

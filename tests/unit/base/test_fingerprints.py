@@ -1,0 +1,66 @@
+"""Fingerprints and published settings are fixed: a new setting must not move an old result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import config, files
+from dreambooth_core.config import SubjectView
+from dreambooth_core.pipeline.common import settings_that_count
+from dreambooth_core.workspace import Workspace
+from tests.presets import view_of
+from tests.unit.base.test_config import ROOT, subject_of_shipped
+
+STAGES = {
+    "validate": "67a5e96ef03a229e",
+    "class-images": "e801565864d63dad",
+    "cache": "f9d2e53add95d342",
+    "train": "e702a9c1e7ccd331",
+    "evaluate": "ca9b97b83eb48d7f",
+    "select": "e2f21d0fd03ab412",
+    "register": "861e8d5e791d6f48",
+    "report": "76e0430b90cada25",
+}
+"""The settings that each stage's fingerprint of the shipped params.yaml holds."""
+PUBLISHED = "6809538d682c6515"
+"""The settings on the page, in MLflow's params and in a version's tags."""
+PRESETS = {
+    "pocket": ("7960b466babb1875", "f849df8ae70a4565"),
+    "sd14-12gb": ("0dbc93fdcefedae4", "6230d2a4b134160f"),
+    "sd14-16gb": ("23602cae417146c1", "5e381f7f09eb912d"),
+    "sd14-24gb": ("7a8ac8321fe39cea", "9afa44b040279d2a"),
+    "sd14-6gb": ("8563d63fceb1ae90", "6df3811ffdd82f74"),
+    "sd14-8gb": ("1b4ae1ab5ed45a5e", "0b5d36f5accc16e0"),
+    "sd14-lora": ("05bd1725519c48a0", "18d12ff8c8c979ba"),
+    "sdxl-lora": ("2ee0276487f77a3e", "6a1574d39efa6396"),
+}
+"""Of each preset the settings of the training's fingerprint, and the published ones."""
+
+
+def digest(value: object) -> str:
+    return files.digest_of(value)[:16]
+
+
+def digests(view: SubjectView) -> tuple[str, str]:
+    return digest(config.settings_of(view, "train")), digest(settings_that_count(view))
+
+
+def test_fingerprints_of_shipped_settings_are_unchanged() -> None:
+    view = config.load_view(Workspace(ROOT), subject_of_shipped())
+    assert {stage: digest(config.settings_of(view, stage)) for stage in STAGES} == STAGES
+    assert digest(settings_that_count(view)) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_fingerprints_of_presets_are_unchanged(name: str, tmp_path: Path) -> None:
+    text = (ROOT / "presets" / f"{name}.yaml").read_text()
+    assert digests(view_of(tmp_path, text)) == PRESETS[name]
+
+
+def test_stating_the_implied_strategy_moves_no_fingerprint(tmp_path: Path) -> None:
+    text = (ROOT / "presets" / "pocket.yaml").read_text()
+    stated = text.replace("train:\n", "train:\n  strategy: single\n", 1)
+    assert view_of(tmp_path, stated).train.strategy == "single"
+    assert digests(view_of(tmp_path, stated)) == PRESETS["pocket"]

@@ -1,0 +1,107 @@
+"""A write to params.yaml changes what was asked for, and no other byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cli import presets, subjects
+from dreambooth_core import config
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.workspace import Workspace
+from tests.unit.base.test_config import ROOT
+
+ENTRY = {"identifier": "sks", "prompts": None, "overrides": {}}
+ADDED = "cup:\n    identifier: sks\n    prompts: null\n    overrides: {}\n"
+
+
+class NoDvc:
+    """Stands in for DVC, which is not part of a write to params.yaml."""
+
+    def add(self, folder: str) -> None:
+        pass
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    for name in ("presets", "infra"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return Workspace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a: null\nsubjects: {}\n", "a: null\nsubjects:\n  " + ADDED),
+        ("subjects: {} # mine\nb: ~\n", "subjects: # mine\n  " + ADDED + "b: ~\n"),
+        (
+            "subjects:\n  mug:\n    p:\n# end\n",
+            "subjects:\n  mug:\n    p:\n  " + ADDED + "# end\n",
+        ),
+        ("subjects:\n  mug: {p: 1} # x", "subjects:\n  mug: {p: 1} # x\n  " + ADDED),
+        (
+            "subjects: {mug: {p: null}} # x\n",
+            "subjects: {mug: {p: null}, "
+            "cup: {identifier: sks, prompts: null, overrides: {}}} # x\n",
+        ),
+        (
+            "subjects:\r\n  mug:\r\n    p: null\r\nb: 1\r\n",
+            "subjects:\r\n  mug:\r\n    p: null\r\n  " + ADDED.replace("\n", "\r\n") + "b: 1\r\n",
+        ),
+    ],
+)
+def test_entry_is_appended_and_no_other_byte_changes(before: str, after: str) -> None:
+    assert config.add_entry(before, "subjects", "cup", ENTRY) == after
+    assert config.parse_yaml(after)["subjects"]["cup"] == ENTRY
+
+
+def test_new_subject_only_adds_lines(workspace: Workspace, tmp_path: Path) -> None:
+    text = workspace.params.read_text().replace("seed: 42", "seed:   42  # the answer")
+    workspace.params.write_text(text)
+    plots = (tmp_path / "dvc.yaml").read_text()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"x")
+    newcomer = subjects.Newcomer("cup", "cup", "sks")
+    subjects.add(workspace, newcomer, photos, NoDvc())  # pyright: ignore[reportArgumentType]
+    assert workspace.params.read_text() == (
+        text + "  cup:\n    instance_dir: data/instance/cup\n    identifier: sks\n"
+        "    class_noun: cup\n    prompts: null\n    overrides: {}\n"
+    )
+    assert (tmp_path / "dvc.yaml").read_text() == (
+        plots + "  - work/cup/train/metrics.csv:\n      x: step\n      y: loss\n"
+        "      title: Training loss of cup\n"
+    )
+
+
+def test_preset_is_written_byte_for_byte_around_the_subjects(workspace: Workspace) -> None:
+    """Comments and spellings of both files stay: `null`, quotes, exponents."""
+    before, mine = workspace.params.read_text().split("subjects:\n")
+    mine = mine.replace("prompts: null", "prompts: ~  # none yet")
+    workspace.params.write_text(f"{before}subjects:\n{mine}# end\n")
+    presets.use(workspace, "sd14-6gb")
+    preset = (workspace.root / "presets" / "sd14-6gb.yaml").read_text()
+    expected = preset.replace("subjects: {}\n", f"subjects:\n{mine}# end\n")
+    assert workspace.params.read_text() == expected
+
+
+def test_preset_keeps_a_higher_version_and_no_other_byte_changes(workspace: Workspace) -> None:
+    text = workspace.params.read_text()
+    workspace.params.write_text(text.replace("  cache: 3\n", "  cache: 12\n"))
+    presets.use(workspace, "pocket")
+    changed = presets.use(workspace, "pocket")
+    assert changed == []
+    preset = (workspace.root / "presets" / "pocket.yaml").read_text()
+    expected = preset.replace("  cache: 3\n", "  cache: 12\n")
+    assert (
+        workspace.params.read_text().partition("subjects:")[0] == expected.partition("subjects:")[0]
+    )
+
+
+def test_edit_of_a_file_without_the_section_is_refused() -> None:
+    with pytest.raises(SettingsError, match="subjects: missing"):
+        config.add_entry("a: 1\n", "subjects", "cup", ENTRY)
