@@ -61,9 +61,6 @@ class JaxState:
             return None
         return to_torch(self.gradients[self._name_of[id(parameter)]])
 
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """Nothing to fill in: no weight is rounded at random."""
-
     def save(self, folder: Path) -> None:
         """Weights and moments."""
         save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)

@@ -12,10 +12,10 @@ from dreambooth_core.ports import MetricSink, StopSignal
 from dreambooth_core.training import checks, metrics
 from dreambooth_core.training.checkpoints.async_save import Saver
 from dreambooth_core.training.checkpoints.layout import CheckpointLayout
-from dreambooth_core.training.checks import Lookout, Motion
+from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import Ended, TrainJob
 from dreambooth_core.training.metrics import MetricsRow
-from dreambooth_core.training.progress import ProgressReporter, log_line
+from dreambooth_core.training.progress import ProgressReporter
 from dreambooth_core.training.trainer import StepTrainer, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
@@ -57,7 +57,7 @@ class Loop:
         self._layout, self._callbacks = layout, callbacks
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
-        self._lookout = Lookout()
+        self._is_verified = False
         self._left_out = 0
         self._progress = ProgressReporter(job, sink=sink, is_main=accelerator.is_main_process)
         at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
@@ -78,20 +78,21 @@ class Loop:
         last = self._last
         while step < last:
             self._saver.check()
-            motion = self._motion_before(step)
+            moved = self._check_of_update(step)
             report = self._trainer.accumulate(step, stop=should_stop())
-            if motion is not None:
-                epsilon = self._job.train.adam_epsilon
-                motion.see_gradients(self._trainer.state, epsilon=epsilon)
+            if moved is not None:
+                moved.record_gradients()
             report = self._trainer.apply(report)
             self._trainer.clear_gradients()
             step += 1
             self._count_executed(step)
             self._unread.append(report)
-            if not (motion or self._must_read(step)):
+            if not (moved or self._must_read(step)):
                 continue
             stop = self._read()
-            self._verify(motion, report)
+            if moved is not None and not report.was_skipped:
+                moved.verify()
+                self._is_verified = True
             self._progress.tell(self.rows)
             if stop or self._layout.is_due(step):
                 rows = metrics.to_csv(self.rows)
@@ -106,15 +107,11 @@ class Loop:
         due = self._layout.is_due(step) or any(v.is_due(step) for v in self._callbacks)
         return step % self._read_every == 0 or logged or due or step == self._last
 
-    def _motion_before(self, step: int) -> Motion | None:
-        rate, next_rate = (self._trainer.rate_at(n) for n in (step, step + 1))
-        return self._lookout.before(step, self._trainer.state, rate=rate, rises=next_rate > rate)
-
-    def _verify(self, motion: Motion | None, report: UpdateReport) -> None:
-        if motion is not None and not report.was_skipped:
-            silent = self._lookout.verify(motion, self._trainer.state)
-            if silent and self._accelerator.is_main_process:
-                log_line(f"note: gradients of zero in two updates: {checks.named(silent)}")
+    def _check_of_update(self, step: int) -> MovedParameters | None:
+        """The check of the first update that can move anything: a warm-up begins at rate 0."""
+        if self._is_verified or self._trainer.rate_at(step) == 0:
+            return None
+        return MovedParameters(self._trainer.state, self._job.train, step=step)
 
     def _read(self) -> bool:
         """Turn what is unread into rows; whether any process wants to stop."""
@@ -137,7 +134,7 @@ class Loop:
         """
         at_most = _MOST_LEFT_OUT
         if report.step == self._last:
-            at_most = _MOST_LEFT_OUT_LAST if self._lookout.has_verified else 0
+            at_most = _MOST_LEFT_OUT_LAST if self._is_verified else 0
         finite = checks.all_finite(row.loss)
         return report.was_skipped and finite and self._left_out <= at_most
 

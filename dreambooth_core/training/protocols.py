@@ -62,14 +62,6 @@ class TrainingState(CheckpointSource, Protocol):
         """
         ...
 
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """Fill the table in each update to come, until None is given.
-
-        It says of each weight that is rounded at random how many of its numbers are expected to
-        move; it stays empty where there is none.
-        """
-        ...
-
     def snapshot(self) -> CheckpointSource | None:
         """A copy of the outcome in the host's memory, good until the next is taken.
 

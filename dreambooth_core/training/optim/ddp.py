@@ -18,7 +18,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ema import MovingAverage
 from dreambooth_core.training.optim.per_parameter import (
-    PerParameter,
     begin_update,
     build_optimizer,
     load_optimizer_tensors,
@@ -116,11 +115,6 @@ class DdpStrategy:
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """Its gradient."""
         return parameter.grad
-
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """Fill the table for weights in bf16."""
-        if isinstance(self._raw_optimizer, PerParameter):
-            self._raw_optimizer.watch(expected_moves)
 
     def save(self, folder: Path) -> None:
         """Weights, moments, averages, scaler, by the main process: all processes have the same."""

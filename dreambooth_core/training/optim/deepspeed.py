@@ -125,9 +125,6 @@ class DeepSpeedStrategy:
 
         return safe_get_full_grad(parameter)
 
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """No weight is rounded at random here: the table stays empty."""
-
     def save(self, folder: Path) -> None:
         """Each process writes its part of the state; all must come here, or all would wait."""
         self._engine.save_checkpoint(

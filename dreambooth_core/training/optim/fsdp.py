@@ -112,9 +112,6 @@ class FsdpStrategy:
         """Its gradient, put together likewise."""
         return None if parameter.grad is None else _whole(parameter.grad)
 
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """No weight is rounded at random here: the table stays empty."""
-
     def save(self, folder: Path) -> None:
         """Each process writes its part; a run of any number of processes can read it."""
         dcp.save(self._state(), checkpoint_id=folder)

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import CorruptRecordError, SettingsError
-from dreambooth_core.numerics.rounding import expected_moves, stochastic_round
+from dreambooth_core.numerics.rounding import stochastic_round
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.training.trainable import ParameterGroup, TrainableModel
 
@@ -148,7 +148,6 @@ class PerParameter(Optimizer):
         self._seed, self._update = seed, 0
         self._generator = torch.Generator(device)
         self._healthy = torch.ones((), dtype=torch.bool, device=device)
-        self._expected: dict[str, torch.Tensor] | None = None
         self._slots: dict[nn.Parameter, _Slot] = {}
         for name, parameter in itertools.chain(*named):
             stand_in = nn.Parameter(torch.empty(0, dtype=torch.float32, device=device))
@@ -157,10 +156,6 @@ class PerParameter(Optimizer):
     def begin(self, step: int, *, healthy: torch.Tensor) -> None:
         """Name the update that comes (its random numbers depend on it) and its mask, a 0-d bool."""
         self._update, self._healthy = step, healthy
-
-    def watch(self, expected_moves: dict[str, torch.Tensor] | None) -> None:
-        """Note in the table, until None is given, how many numbers of each bf16 weight may move."""
-        self._expected = expected_moves
 
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
@@ -190,8 +185,6 @@ class PerParameter(Optimizer):
     def _rounded(self, slot: _Slot, after: torch.Tensor) -> torch.Tensor:
         if slot.parameter.dtype == torch.float32:
             return after
-        if self._expected is not None:
-            self._expected[slot.name] = expected_moves(slot.parameter, after)
         key = derive_seed(self._seed, f"rounding/{slot.name}", self._update)
         return stochastic_round(after, generator=self._generator.manual_seed(key))
 

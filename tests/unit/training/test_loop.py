@@ -15,7 +15,7 @@ from dreambooth_core.models.load import load_component
 from dreambooth_core.records import Checkpoint, TrainingRun
 from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checkpoints.published import finished_run
-from dreambooth_core.training.checks import Motion
+from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, DdpStrategy
 from dreambooth_core.training.optim.per_parameter import build_optimizer
@@ -185,14 +185,14 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
     model = updates.model
     for parameter in model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion(updates, step=0)
-    motion.see_gradients(updates, epsilon=1e-8)
+    check = MovedParameters(updates, job.train, step=0)
+    check.record_gradients()
     build_optimizer(model, job.train).step()
-    motion.verify(updates)
+    check.verify()
     with torch.no_grad():
         model.denoiser.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(StageError, match=r"frozen parameters were changed.*unet\.conv_in\.weight"):
-        motion.verify(updates)
+        check.verify()
 
 
 def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tmp_path, tiny_sd):
@@ -201,16 +201,14 @@ def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tm
     model = updates.model
     for parameter in model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion(updates, step=0)
-    motion.see_gradients(updates, epsilon=1e-8)
+    check = MovedParameters(updates, job.train, step=0)
+    check.record_gradients()
     with pytest.raises(StageError, match=r"not moved by the first update: unet\.conv_in\.weight"):
-        motion.verify(updates)
+        check.verify()
     model.trainable["unet.conv_out.bias"].grad = None
-    motion = Motion(updates, step=0)
-    motion.see_gradients(updates, epsilon=1e-8)
-    build_optimizer(model, job.train).step()
+    check = MovedParameters(updates, job.train, step=0)
     with pytest.raises(StageError, match=r"got no gradient: unet\.conv_out\.bias"):
-        motion.verify(updates)
+        check.record_gradients()
 
 
 def test_a_rate_below_the_weights_last_bit_is_refused_at_the_first_step(tmp_path, tiny_sd):
@@ -273,12 +271,12 @@ def test_a_text_encoder_that_moves_while_it_rests_is_named(tmp_path, tiny_sd):
     updates = _updates(job)
     for parameter in updates.model.trainable.values():
         parameter.grad = torch.ones_like(parameter)
-    motion = Motion(updates, step=2)
-    motion.see_gradients(updates, epsilon=1e-8)
+    check = MovedParameters(updates, job.train, step=2)
+    check.record_gradients()
     updates.begin(3, learning_rates=[1e-3, 1e-3])
     updates.apply(torch.tensor(1.0))
     with pytest.raises(StageError, match=r"frozen parameters were changed.*: text_encoder\."):
-        motion.verify(updates)
+        check.verify()
 
 
 def test_a_text_encoder_that_rests_does_not_count_in_the_gradients_norm(tmp_path, tiny_sd):
