@@ -1,9 +1,9 @@
-"""Bytes held by tensors on the CPU over time, as torch's own allocator tells them.
+"""Bytes allocated by torch on the CPU over time.
 
-The resident set cannot show them: at the size of the pocket model it is mostly what libraries hold.
-The allocator tells every block that it hands out and takes back, to the byte and with the buffers
-that kernels ask it for: what `torch.cuda.max_memory_allocated` is on a GPU, without its rounding.
-Not in it: files that are mapped into memory, and what oneDNN and BLAS allocate on their own.
+The resident set size does not show them: for the pocket model most of it belongs to libraries.
+torch's profiler reports each block that the CPU allocator allocates and frees, to the byte and
+including kernels' buffers, like `torch.cuda.max_memory_allocated` on a GPU but without rounding.
+The count excludes memory-mapped files and the internal allocations of oneDNN and BLAS.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _BLOCK = "[memory]"
 
 @dataclass
 class Allocations:
-    """Bytes held at each mark, and the peak of each stretch that ends at one.
+    """Bytes at each mark, and the peak of each interval that ends at a mark.
 
-    Both are filled in when the measurement ends; what comes after the last mark is left out.
+    `counting` fills both in at its end and ignores everything after the last mark.
     """
 
     at_marks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
     def mark(self) -> None:
-        """Set a mark now."""
+        """Set a mark."""
         with record_function(_MARK):
             pass
 
 
 @contextlib.contextmanager
 def counting() -> Iterator[Allocations]:
-    """Count what is allocated inside: once in a process, from its beginning.
+    """Count allocations inside the context; use it once per process, early.
 
-    What earlier countings have seen would be subtracted when it is freed.
+    Blocks from an earlier context would be subtracted when they are freed.
     """
     found = Allocations()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watcher:

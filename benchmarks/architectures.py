@@ -1,4 +1,4 @@
-"""The networks of real models by their configs, to be built with random weights."""
+"""Configs of real models, for networks with random weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configs of a U-Net and of its text encoders.
+    """The configs of a U-Net and its text encoders.
 
-    `num_parameters` are those of the published U-Net and of all text encoders, where there are any.
+    `num_parameters` has the published numbers for the U-Net and for all text encoders together.
     """
 
     unet: dict[str, Any]

@@ -1,11 +1,12 @@
-"""After how many updates `train.compile_blocks` pays on this machine.
+"""The number of updates after which `train.compile_blocks` pays off on this machine.
 
-    python -m benchmarks.compiling     # a GPU: SD 1.4's real U-Net, random weights, 512 px
-    python -m benchmarks.compiling     # none: the pocket model
+    python -m benchmarks.compiling     # with a GPU: SD 1.4's U-Net, random weights, 512 px
+    python -m benchmarks.compiling     # without: the pocket model
 
-Both ways are the trainer itself, in processes of their own, with nothing compiled before. What
-compiling costs is the longer time of the first updates; what it gains is the difference of later
-ones (the least of several). Their quotient is the break-even: a shorter run loses by it.
+Runs the real trainer with and without compilation, in separate processes with an empty compilation
+cache. The cost of compilation is the additional time of the first updates. The gain is the
+difference of later updates (the minimum of several). Cost divided by gain is the break-even. Prints
+one JSON object per recipe.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import numpy as np
 import torch
 
 from benchmarks import recipes
-from benchmarks.measured import has_gpu, machine, results_file, wall_clock
+from benchmarks.common import has_gpu, machine, results_file, wall_clock
 from benchmarks.recipes import Recipe
 from benchmarks.trace_memory import SIDES_PX
 
 _NUM_UPDATES = 14
 _WARM_UP = 3
-"""Updates in which something may still be compiled, or checked for the first time."""
+"""Updates that may still compile, or check something for the first time."""
 _KINDS = {
     "pocket": [
         Recipe("full, fp32, batch 4", "pocket"),
@@ -39,14 +40,14 @@ _KINDS = {
 
 
 def timed(recipe: Recipe, base: Path, side_px: int, *, compiled: bool) -> dict[str, float]:
-    """Seconds of a later update, and what the first ones took beyond that."""
-    own = {**recipe.changes, "compile_blocks": compiled}
+    """Seconds per later update, and the additional seconds of the first ones."""
+    changes = {**recipe.changes, "compile_blocks": compiled}
     moments: list[float] = []
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # this process ends with it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # this process runs nothing else
         torch.set_num_threads(1)
         recipes.run(
-            Recipe(recipe.name, recipe.preset, own),
+            Recipe(recipe.name, recipe.preset, changes),
             base,
             side_px=side_px,
             num_updates=_NUM_UPDATES,
@@ -58,7 +59,7 @@ def timed(recipe: Recipe, base: Path, side_px: int, *, compiled: bool) -> dict[s
 
 
 def measure(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
-    """A row: both ways, and the number of updates after which compiling has paid."""
+    """A row: seconds with and without compilation, and the break-even in updates."""
     context = multiprocessing.get_context("spawn")
     sides: list[dict[str, float]] = []
     for compiled in (False, True):

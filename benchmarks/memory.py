@@ -1,16 +1,16 @@
-"""Peak memory of the recipes, measured beside the prediction of `dreambooth plan`.
+"""Compare the peak memory of the recipes with the prediction of `dreambooth plan`.
 
-    python -m benchmarks.memory                # a GPU: the presets on SD 1.4's real architecture
-    python -m benchmarks.memory                # none: recipes on the pocket model, on the CPU
-    python -m benchmarks.memory --model sd1 --recipes sd14-6gb       # the real architecture there
-    python -m benchmarks.memory --model sdxl                         # SDXL's, anywhere
+    python -m benchmarks.memory          # with a GPU: the presets on SD 1.4's architecture
+    python -m benchmarks.memory          # without: recipes on the pocket model, on the CPU
+    python -m benchmarks.memory --model sd1 --recipes sd14-6gb    # SD 1.4, on any device
+    python -m benchmarks.memory --model sdxl                      # SDXL, on any device
 
-Each recipe runs in a process of its own, by the trainer that users run; nothing is saved before the
-last reading. The peak is that of all updates, from the first on. On a GPU torch's allocator tells
-it, beside what it has reserved, and the clock the steps per second; on a CPU the events of torch's
-allocator there do (allocations.py), beside the peak while the networks were loaded. Results go to
-benchmarks/results/memory-<device>[-<model>].json; recipes that are not measured keep their peaks
-there and are predicted anew, all of them with `--recipes none`.
+Each recipe runs with the real trainer in a separate process, and saves nothing before the last
+reading. The peak covers all updates from the first. On a GPU, torch's allocator reports peak
+allocated and reserved memory, and the benchmark measures steps per second. On a CPU, the events of
+the allocator (allocations.py) give the peaks of the updates and of loading. Results go to
+benchmarks/results/memory-<device>[-<model>].json. Recipes that are not chosen keep their measured
+peaks there and get new predictions; `--recipes none` only updates predictions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import recipes
 from benchmarks.allocations import counting
-from benchmarks.measured import has_gpu, machine, results_file
+from benchmarks.common import has_gpu, machine, results_file
 from benchmarks.recipes import ROOT, Recipe
 from benchmarks.trace_memory import SIDES_PX
 from dreambooth_core import config
@@ -54,7 +54,7 @@ PRESETS = [
 
 
 def adapters(**changes: Any) -> dict[str, Any]:
-    """The changes of a recipe that trains the pocket preset's adapters in another way."""
+    """Changes of a recipe that trains LoRA adapters with other settings than the preset's."""
     lora = config.load_settings(ROOT / "presets" / "pocket.yaml").train.lora
     assert lora is not None
     return {"method": "lora", "lora": lora.model_dump() | changes}
@@ -92,7 +92,7 @@ RECIPES = {"pocket": POCKET, "sd1": PRESETS, "sdxl": [Recipe("sdxl-lora", "sdxl-
 
 
 def prediction(recipe: Recipe, model: str) -> Footprint:
-    """What `dreambooth plan` says of the recipe on this model."""
+    """The prediction of `dreambooth plan` for the recipe on this model."""
     shapes, settings = shapes_of(*SHAPES[model]), recipe.settings
     assert shapes is not None
     data = settings.data.model_copy(update={"resolution": SIDES_PX[model]})
@@ -130,7 +130,7 @@ def on_cpu(recipe: Recipe, base: Path, side_px: int) -> dict[str, Any]:
 
 
 def measure(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
-    """A row of the table: what was measured, what was predicted, and the error in per cent."""
+    """A row of the table: measurement, prediction and the error in per cent."""
     side_px = SIDES_PX[model]
     measured = (on_gpu if has_gpu() else on_cpu)(recipe, base, side_px)
     about = {"recipe": recipe.name, "side_px": side_px, "rows": recipe.num_rows}
@@ -138,7 +138,7 @@ def measure(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
 
 
 def with_prediction(row: dict[str, Any], recipe: Recipe, model: str) -> dict[str, Any]:
-    """The row with what this code predicts, and its error."""
+    """The row with the current prediction and its error."""
     if "failed" in row:
         return row
     peak = prediction(recipe, model).peak
@@ -147,7 +147,7 @@ def with_prediction(row: dict[str, Any], recipe: Recipe, model: str) -> dict[str
 
 
 def in_own_process(recipe: Recipe, base: Path, model: str) -> dict[str, Any]:
-    """Measure apart from the other recipes, whose memory would count."""
+    """Measure in a separate process, so that other recipes' memory does not count."""
     context = multiprocessing.get_context("spawn" if has_gpu() else "fork")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
@@ -162,7 +162,7 @@ def _file(model: str) -> Path:
 
 
 def _measured_before(model: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The rows that are there, by recipe, and what they were made with."""
+    """The saved rows by recipe, and the device and versions behind them."""
     path = _file(model)
     if not path.is_file():
         return {}, _about(model)
@@ -183,13 +183,12 @@ def _write(rows: dict[str, dict[str, Any]], model: str, made_with: dict[str, str
     _file(model).write_text(text)
 
 
-def _show(row: dict[str, Any]) -> None:
+def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
-        print(f"{row['recipe']:<42} failed: {row['failed']}", flush=True)
-        return
+        return f"{row['recipe']:<42} failed: {row['failed']}"
     peak, predicted, error = (row[key] for key in ("peak_mib", "predicted_mib", "error_percent"))
-    told = f"peak {peak:8.1f} MiB, predicted {predicted:8.1f}, error {error:+6.1f} %"
-    print(f"{row['recipe']:<42} {told}", flush=True)
+    text = f"peak {peak:8.1f} MiB, predicted {predicted:8.1f}, error {error:+6.1f} %"
+    return f"{row['recipe']:<42} {text}"
 
 
 def main() -> None:
@@ -197,7 +196,8 @@ def main() -> None:
     model = "sd1" if has_gpu() else "pocket"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=list(RECIPES), default=model)
-    parser.add_argument("--recipes", nargs="*", help="names, or `none`; all without")
+    parser.add_argument("--recipes", nargs="*", help="names, or none; default: all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per recipe")
     args = parser.parse_args()
     model, all_recipes = args.model, RECIPES[args.model]
     chosen = [r for r in all_recipes if not args.recipes or r.name in args.recipes]
@@ -205,8 +205,10 @@ def main() -> None:
     if chosen == all_recipes:
         rows, made_with = {}, _about(model)
     elif chosen and made_with != _about(model):
-        sys.exit(f"{_file(model)} was made with {made_with}: measure all recipes anew")
-    with recipes.base_of(model if chosen else "pocket") as base:  # others take a minute to build
+        sys.exit(f"{_file(model)} was made with {made_with}: measure all recipes again")
+    with recipes.base_of(
+        model if chosen else "pocket"
+    ) as base:  # building the others takes a minute
         for recipe in all_recipes:
             before = rows.get(recipe.name)
             if recipe in chosen:
@@ -215,8 +217,8 @@ def main() -> None:
                 row = with_prediction(before, recipe, model)
             else:
                 continue
-            _show(row)
-            if before is None or "failed" not in row:  # a failure takes no measured peak away
+            print(json.dumps(row) if args.json else _line(row), flush=True)
+            if before is None or "failed" not in row:  # a failure does not discard a measured peak
                 rows[recipe.name] = row
             _write(rows, model, made_with)
 

@@ -1,15 +1,15 @@
-"""DreamBooth on the six example subjects: does the pipeline choose a checkpoint that is good?
+"""Train the six example subjects and evaluate the checkpoints that the pipeline selects.
 
-For each subject three trainings, all with the shipped settings but for one thing:
+    python -m benchmarks.pocket_subjects [--variants shipped,no-prior,long] [--json] [--sheet FILE]
 
-    shipped     params.yaml as it is
-    no-prior    the prior term weighs nothing
+Each subject trains in three variants:
+
+    shipped     params.yaml unchanged
+    no-prior    prior_loss_weight 0
     long        five times the steps
 
-They run through the pipeline's own stages in a workspace of their own, which goes on where it was
-when run again. `--json` prints the table as data, `--sheet FILE` draws a page of pictures.
-
-    python benchmarks/pocket_subjects.py [--variants shipped,no-prior,long] [--json] [--sheet FILE]
+The pipeline's stages run in a separate workspace and resume there. `--json` prints JSON instead of
+a table, `--sheet FILE` writes a sheet of images.
 """
 
 from __future__ import annotations
@@ -26,28 +26,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from PIL import Image  # noqa: E402
-from ruamel.yaml import YAML  # noqa: E402
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from ruamel.yaml import YAML
 
-from dreambooth_core import config  # noqa: E402
-from dreambooth_core.evaluation.extractors import DinoScorer, load_dino  # noqa: E402
-from dreambooth_core.evaluation.scores import open_image  # noqa: E402
-from dreambooth_core.numerics.similarity import (  # noqa: E402
+from benchmarks.common import ROOT
+from dreambooth_core import config
+from dreambooth_core.evaluation.extractors import DinoScorer, load_dino
+from dreambooth_core.evaluation.scores import open_image
+from dreambooth_core.numerics.similarity import (
     Floats,
     cosines,
     mean_estimate,
     pair_mean,
 )
-from dreambooth_core.pipeline import StageContext, run_stage  # noqa: E402
-from dreambooth_core.pipeline.common import picture_name, row_pictures  # noqa: E402
-from dreambooth_core.records import (  # noqa: E402
+from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core.pipeline.common import picture_name, row_pictures
+from dreambooth_core.records import (
     REAL,
     STEP_0,
     CheckpointScore,
@@ -56,11 +55,11 @@ from dreambooth_core.records import (  # noqa: E402
     Manifest,
     Selection,
 )
-from dreambooth_core.report import grid  # noqa: E402
-from dreambooth_core.workspace import Workspace  # noqa: E402
-from tools.pocket.classifier import load_classifier  # noqa: E402
-from tools.pocket.scenes import PLACE_NAMES  # noqa: E402
-from tools.pocket.world import PLACES  # noqa: E402
+from dreambooth_core.report import grid
+from dreambooth_core.workspace import Workspace
+from tools.pocket.classifier import load_classifier
+from tools.pocket.scenes import PLACE_NAMES
+from tools.pocket.world import PLACES
 
 VARIANTS = ("shipped", "no-prior", "long")
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
@@ -87,14 +86,14 @@ class Row:
 
 
 def nouns() -> dict[str, str]:
-    """Class noun of each example, by its folder's name."""
+    """Class noun of each example subject."""
     return {
         p.name: p.name.split("-")[0] for p in sorted((ROOT / "examples").iterdir()) if p.is_dir()
     }
 
 
 def write_settings(root: Path) -> None:
-    """The shipped settings with all examples in all variants."""
+    """Write the shipped settings with all subjects in all variants."""
     yaml = YAML()
     settings = yaml.load(ROOT / "params.yaml")
     steps = settings["train"]["max_train_steps"]
@@ -126,12 +125,12 @@ def write_settings(root: Path) -> None:
 
 
 def key_of(name: str, variant: str) -> str:
-    """Name of a subject's variant in the workspace."""
+    """The subject's name in the workspace."""
     return f"{name}_{variant}".replace("-", "_")
 
 
 def train(workspace: Workspace, name: str, variant: str) -> dict[str, float]:
-    """Run the stages; seconds of each."""
+    """Run the stages; returns the seconds of each."""
     key = key_of(name, variant)
     view, places = config.load_view(workspace, key), workspace.places(key)
     context = StageContext(view, places, env={"DVC_EXP_NAME": key})  # no registry
@@ -144,9 +143,14 @@ def train(workspace: Workspace, name: str, variant: str) -> dict[str, float]:
 
 
 def row_of(
-    workspace: Workspace, name: str, variant: str, *, seconds: dict[str, float], judge: Judge
+    workspace: Workspace,
+    name: str,
+    variant: str,
+    *,
+    seconds: dict[str, float],
+    accuracy: PlaceAccuracy,
 ) -> Row:
-    """The figures of one training, after issue: what the selected checkpoint reached."""
+    """The scores of the selected checkpoint of one training."""
     key = key_of(name, variant)
     evaluation = Evaluation.read(workspace.stage_dir(key, "evaluate"))
     selection = Selection.read(workspace.stage_dir(key, "select"))
@@ -166,7 +170,7 @@ def row_of(
         qualified=selection.qualified,
         dino_closed=Interval(**closed._asdict()),
         clip_t_lost=lost,
-        place_right=judge(workspace, key, best.name, evaluation),
+        place_right=accuracy(workspace, key, best.name, evaluation),
         class_div_kept=div_kept(workspace, key, best, base),
         pres=best.pres.mean,
         pres_step_0=base.pres.mean,
@@ -177,7 +181,7 @@ def row_of(
 def div_kept(
     workspace: Workspace, key: str, row: CheckpointScore, base: CheckpointScore
 ) -> Interval:
-    """DIV of the class prompt relative to step 0, with an interval over pictures of equal seeds."""
+    """DIV of the class prompt relative to step 0, with an interval over images of equal seeds."""
     mine, theirs = (distances(workspace, key, one) for one in (row, base))
     kept = pair_mean(mine, [0] * len(mine)) / pair_mean(theirs, [0] * len(theirs))
     drawn = np.random.default_rng(0).integers(0, len(mine), (RESAMPLES, len(mine)))
@@ -187,19 +191,19 @@ def div_kept(
 
 
 def _mean_of_different(values_KK: Floats, draw_K: NDArray[np.int64]) -> float:
-    """Mean over pairs of drawn pictures, never a picture with its own copy."""
+    """Mean over pairs of resampled images, without pairs of an image with itself."""
     different = draw_K[:, None] != draw_K[None, :]
     return float(values_KK[np.ix_(draw_K, draw_K)][different].mean())
 
 
 def distances(workspace: Workspace, key: str, row: CheckpointScore) -> Floats:
-    """DINO distances among a row's pictures of the class prompt."""
+    """DINO distances among a row's images of the class prompt."""
     features = class_features(workspace, key, row)
     return 1.0 - cosines(features, features)
 
 
 def class_features(workspace: Workspace, key: str, row: CheckpointScore) -> Floats:
-    """DINO features of a row's pictures of the class prompt."""
+    """DINO features of a row's images of the class prompt."""
     paths = sorted(row_pictures(workspace.stage_dir(key, "evaluate"), row.name).glob("*.png"))
     return scorer().images([open_image(path) for path in paths[row.n :]])
 
@@ -210,9 +214,9 @@ def scorer() -> DinoScorer:
 
 
 def pres_without_prior(workspace: Workspace, name: str) -> Interval:
-    """How much higher PRES is without prior preservation, paired by seed, at the same step.
+    """The increase of PRES without prior preservation, paired by seed.
 
-    The step is the one that is selected with the shipped settings.
+    Both variants are evaluated at the step that the shipped settings select.
     """
     best = chosen(workspace, key_of(name, "shipped"))
     photos = workspace.stage_dir(key_of(name, "shipped"), "validate")
@@ -228,14 +232,14 @@ def pres_without_prior(workspace: Workspace, name: str) -> Interval:
 
 
 def chosen(workspace: Workspace, key: str) -> str:
-    """Name of the row that the selection took."""
+    """Name of the selected row."""
     return Selection.read(workspace.stage_dir(key, "select")).best or STEP_0
 
 
 def draw_sheet(workspace: Workspace, path: Path) -> None:
-    """One line per subject: photos, step 0, the chosen checkpoint, its class, and what goes wrong.
+    """Write one row per subject: photos, step 0, the selected checkpoint, its class, and failures.
 
-    Every cell is the first picture of its prompt: none is chosen.
+    Each cell is the first image of its prompt, without any selection.
     """
     names = list(nouns())
     columns: dict[str, list[Path]] = {}
@@ -246,7 +250,7 @@ def draw_sheet(workspace: Workspace, path: Path) -> None:
 
 
 def sheet_cells(workspace: Workspace, name: str) -> dict[str, Path]:
-    """The pictures of a subject's line by their column's title."""
+    """The images of a subject's row by column title."""
     shipped, without, long = (key_of(name, variant) for variant in VARIANTS)
 
     def cell(key: str, row: str, index: int) -> Path:
@@ -273,33 +277,33 @@ def sheet_cells(workspace: Workspace, name: str) -> dict[str, Path]:
     }
 
 
-Judge = Callable[[Workspace, str, str, Evaluation], float | None]
+PlaceAccuracy = Callable[[Workspace, str, str, Evaluation], float | None]
 
 
-def make_judge(folder: Path) -> Judge:
-    """Share of a row's images, of prompts that name a place, in which the judge sees that place."""
+def make_place_accuracy(folder: Path) -> PlaceAccuracy:
+    """Share of images with the right place by the classifier, among prompts with a place."""
     if not folder.is_dir():
         return lambda *_: None
     classifier = load_classifier(folder).eval()
 
-    def judge(workspace: Workspace, key: str, name: str, evaluation: Evaluation) -> float:
+    def accuracy(workspace: Workspace, key: str, name: str, evaluation: Evaluation) -> float:
         pictures = row_pictures(workspace.stage_dir(key, "evaluate"), name)
-        right = asked = 0
+        right = total = 0
         for index, image in enumerate(evaluation.row(name).images):
             places = [p for p, phrase in PLACES.items() if image.prompt.endswith(phrase)]
             if not places:
                 continue
             pixels = np.asarray(Image.open(pictures / picture_name(index)).convert("RGB"))
             batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-            seen = PLACE_NAMES[int(classifier.predict(batch)["place"])]
-            asked, right = asked + 1, right + (seen == places[0])
-        return right / asked
+            predicted = PLACE_NAMES[int(classifier.predict(batch)["place"])]
+            total, right = total + 1, right + (predicted == places[0])
+        return right / total
 
-    return judge
+    return accuracy
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     lines = [
         "| subject | variant | chosen | last | DINO way closed (95 %) | CLIP-T lost, of text range "
         "| place right | class DIV kept | PRES (step 0) | qualified |",
@@ -322,19 +326,19 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "pocket-subjects")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--subjects", default=",".join(nouns()))
-    parser.add_argument("--judge", type=Path, default=ROOT / "assets" / "pocket-classifier")
+    parser.add_argument("--classifier", type=Path, default=ROOT / "assets" / "pocket-classifier")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     workspace = Workspace(arguments.workspace.resolve())
     write_settings(workspace.root)
-    judge = make_judge(arguments.judge)
+    accuracy = make_place_accuracy(arguments.classifier)
     rows: list[Row] = []
     for variant in arguments.variants.split(","):
         for name in arguments.subjects.split(","):
             seconds = train(workspace, name, variant)
-            rows.append(row_of(workspace, name, variant, seconds=seconds, judge=judge))
+            rows.append(row_of(workspace, name, variant, seconds=seconds, accuracy=accuracy))
             print(table(rows[-1:]).splitlines()[-1], seconds, file=sys.stderr, flush=True)
     complete = {"shipped", "no-prior"} <= {row.variant for row in rows}
     higher = {n: pres_without_prior(workspace, n) for n in nouns()} if complete else {}
@@ -352,7 +356,7 @@ def main() -> None:
 
 
 def as_data(row: Row) -> dict[str, Any]:
-    """A row for JSON."""
+    """Convert a row to JSON types."""
     intervals = {"dino_closed": row.dino_closed, "class_div_kept": row.class_div_kept}
     return asdict(row) | {name: interval.to_json() for name, interval in intervals.items()}
 

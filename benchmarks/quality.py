@@ -1,17 +1,18 @@
-"""Time to quality: how long until we have what the peer's best checkpoint is.
+"""Time to quality: how long our trainer takes to match the baseline's best checkpoint.
 
-    python benchmarks/quality.py tune --baseline PATH/train_dreambooth.py
+    python -m benchmarks.quality tune --baseline PATH/train_dreambooth.py
 
-chooses the peer's learning rate on a subject of its own, over a grid of five, and writes
-`benchmarks/results/peer-learning-rate.json`. The measurement itself is a part of `train.py`.
+tunes the baseline's learning rate on a separate subject over a grid of five, writes
+`benchmarks/results/baseline-learning-rate.json` and prints it. `benchmarks.train` runs the
+measurement itself.
 
-The peer runs as the seed document has it (prior preservation, 200 class images, batch 1, 800
-steps), with that rate and a checkpoint every 100 steps. All its checkpoints are scored; its best is
-the one that our selection rule takes, or that with the highest DINO when none qualifies. Its time
-is from typing the command, with no class images there, to that checkpoint's last byte. Ours is the
-same for our first checkpoint with at least that DINO, whose CLIP-T is not lower (by more than the
-noise: paired by prompt and seed, 95 %). Scoring is outside of both times. CPU time stands beside
-the wall time, as other work on the machine moves it less.
+The baseline runs with the settings of diffusers' guide (prior preservation, 200 class images,
+batch 1, 800 steps), the tuned rate and a checkpoint every 100 steps. All its checkpoints are
+scored. Its best checkpoint is the one that our selection rule would choose, or the one with the
+highest DINO score if none qualifies. Its time runs from the command, without existing class images,
+to the last byte of that checkpoint. Our time runs to our first checkpoint with at least that DINO
+score whose CLIP-T is not significantly lower (paired by prompt and seed, 95 %). Both times exclude
+scoring. The results also hold CPU time, which other load on the machine affects less.
 """
 
 from __future__ import annotations
@@ -26,30 +27,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
 
-import measured  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
-from transformers import CLIPTextModel  # noqa: E402
-from watching import middle  # noqa: E402
-
-from dreambooth_core import config, files  # noqa: E402
-from dreambooth_core.evaluation import scores  # noqa: E402
-from dreambooth_core.evaluation.scores import Evaluator, ScoredModel  # noqa: E402
-from dreambooth_core.models.weights import COMPONENTS  # noqa: E402
-from dreambooth_core.numerics.similarity import mean_estimate  # noqa: E402
-from dreambooth_core.pipeline.evaluate import draw, make_evaluator  # noqa: E402
-from dreambooth_core.records import STEP_0, CheckpointScore  # noqa: E402
+from benchmarks import common
+from benchmarks.common import ROOT
+from benchmarks.timed_command import rounded_median
+from dreambooth_core import config, files
+from dreambooth_core.evaluation import scores
+from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
+from dreambooth_core.models.weights import COMPONENTS
+from dreambooth_core.numerics.similarity import mean_estimate
+from dreambooth_core.pipeline.evaluate import draw, make_evaluator
+from dreambooth_core.records import STEP_0, CheckpointScore
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
 TUNED_ON = ("mug-stripes", 0)
 SUBJECTS, SEEDS = ("backpack-red", "car-racer", "cat-patches"), (0, 1)
-RATE_FILE = ROOT / "benchmarks" / "results" / "peer-learning-rate.json"
-PEER = {
+RATE_FILE = ROOT / "benchmarks" / "results" / "baseline-learning-rate.json"
+BASELINE = {
     "num_class_images": 200,
     "max_train_steps": 800,
     "checkpointing_steps": 100,
@@ -66,12 +64,12 @@ OURS = {
     "train_text_encoder": True,
     "text_encoder_lr": 1e-4,
 }
-"""Found on subjects that are not measured, but for the text encoder's rate: docs/lab-book.md."""
+"""Tuned on other subjects, except for the text encoder's learning rate: docs/lab-book.md."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint: when it was whole, and its scores."""
+    """A checkpoint's scores, and the times at which it was complete."""
 
     step: int
     wall_s: float
@@ -85,37 +83,39 @@ class Scored:
 
 
 def measure(bench: Any) -> dict[str, Any]:
-    """The ratio of every subject and seed, and their median.
+    """The ratio of each subject and seed, and their median.
 
-    A run that does not come to the peer's DINO counts as infinitely slow.
+    A run that never reaches the baseline's DINO score counts as infinitely slow.
     """
     rate = json.loads(RATE_FILE.read_text())["learning_rate"]
     runs = []
     for seed in SEEDS:
         for name in SUBJECTS:
-            peer = trained(bench, "peer", name, seed, {**PEER, "learning_rate": rate})
+            baseline = trained(bench, "baseline", name, seed, {**BASELINE, "learning_rate": rate})
             ours = trained(bench, "ours", name, seed, OURS)
             runs.append(
                 {
                     "subject": name,
                     "seed": seed,
-                    **compare(peer, ours, base(bench, name), real(bench, name)),
+                    **compare(baseline, ours, base(bench, name), real(bench, name)),
                 }
             )
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    medians = {name: middle([run[name] or 0.0 for run in runs]) for name in ("ratio", "ratio_cpu")}
+    medians = {
+        name: rounded_median([run[name] or 0.0 for run in runs]) for name in ("ratio", "ratio_cpu")
+    }
     reached = sum(run["ours"] is not None for run in runs)
-    return {"runs": runs, "reached": reached, **medians, "peer_learning_rate": rate}
+    return {"runs": runs, "reached": reached, **medians, "baseline_learning_rate": rate}
 
 
 def compare(
-    peer: list[Scored], ours: list[Scored], base: CheckpointScore, real_dino: float
+    baseline: list[Scored], ours: list[Scored], base: CheckpointScore, real_dino: float
 ) -> dict[str, Any]:
-    """Our time to the peer's best, as the peer's time divided by ours."""
-    best = best_of(peer, base, real_dino)
+    """The baseline's time to its best checkpoint divided by our time to match it."""
+    best = best_of(baseline, base, real_dino)
     found = next((one for one in ours if one.dino >= best.dino and not_lower(one, best)), None)
     result: dict[str, Any] = {
-        "peer": _shown(best),
+        "baseline": _shown(best),
         "ours": _shown(found) if found else None,
         "our_best": _shown(best_of(ours, base, real_dino)),
         "ratio": round(best.wall_s / found.wall_s, 2) if found else None,
@@ -137,7 +137,7 @@ def _shown(one: Scored) -> dict[str, Any]:
 
 
 def best_of(checkpoints: list[Scored], base: CheckpointScore, real_dino: float) -> Scored:
-    """The one with the highest DINO among those that keep CLIP-T and PRES; else among all."""
+    """The checkpoint with the highest DINO among the qualified ones, or among all if none is."""
     assert base.text_range and base.clip_t and base.pres
     settings = config.load_settings(ROOT / "params.yaml").select
     least = base.clip_t.mean - settings.max_clip_t_loss * base.text_range
@@ -151,7 +151,7 @@ def best_of(checkpoints: list[Scored], base: CheckpointScore, real_dino: float) 
 
 
 def not_lower(one: Scored, other: Scored) -> bool:
-    """Whether CLIP-T is not lower by more than the noise, paired by prompt and seed."""
+    """Whether CLIP-T is not significantly lower, paired by prompt and seed."""
     pairs = zip(one.row.images, other.row.images, strict=True)
     change = mean_estimate(np.array([a.clip_t - b.clip_t for a, b in pairs]), samples=2000, seed=0)
     return change.high >= 0
@@ -161,13 +161,13 @@ def not_lower(one: Scored, other: Scored) -> bool:
 
 
 def trained(bench: Any, side: str, name: str, seed: int, recipe: dict[str, Any]) -> list[Scored]:
-    """Train one side from nothing and score every checkpoint; kept, so it is done once."""
+    """Train one side from scratch and score each checkpoint; caches the scores on disk."""
     key = files.digest_of([side, name, seed, recipe])[:12]
-    kept = bench.workspace / "quality" / f"{side}-{name}-{seed}-{key}.json"
-    if kept.is_file():
+    cached = bench.workspace / "quality" / f"{side}-{name}-{seed}-{key}.json"
+    if cached.is_file():
         return [
             Scored(c["step"], c["wall_s"], c["cpu_s"], CheckpointScore.model_validate(c["row"]))
-            for c in json.loads(kept.read_text())
+            for c in json.loads(cached.read_text())
         ]
     noun, out = name.split("-")[0], bench.workspace / f"quality-{side}"
     for folder in (out, bench.workspace / f"class-{side}"):
@@ -191,25 +191,25 @@ def trained(bench: Any, side: str, name: str, seed: int, recipe: dict[str, Any])
         step, wall_s = int(folder.name.split("-")[1]), last_byte - began
         row = score(bench, name, folder, step=step)
         checkpoints.append(Scored(step, wall_s, run.cpu_s_at(wall_s), row))
-    files.write_json(kept, [{**asdict(c), "row": c.row.to_json()} for c in checkpoints])
+    files.write_json(cached, [{**asdict(c), "row": c.row.to_json()} for c in checkpoints])
     return checkpoints
 
 
 def base(bench: Any, name: str) -> CheckpointScore:
-    """The row of the base model."""
+    """The base model's row of scores."""
     return score(bench, name, bench.model, step=0)
 
 
 def real(bench: Any, name: str) -> float:
-    """DINO of the photos against each other."""
+    """The DINO score of the photos against each other."""
     row = scores.score_real(_evaluator(bench.workspace, name))
     assert row.dino is not None
     return row.dino.mean
 
 
 def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
-    """A row of scores with the pipeline's own scorers and the shipped suite."""
-    evaluator, pipe = _evaluator(bench.workspace, name), measured.pipeline(bench.model)
+    """A checkpoint's row of scores from the pipeline's scorers and the shipped suite."""
+    evaluator, pipe = _evaluator(bench.workspace, name), common.pipeline(bench.model)
     own = pipe.unet, pipe.text_encoder
     pipe.unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
     if (folder / "text_encoder").is_dir():
@@ -245,11 +245,11 @@ def _evaluator(workspace: Path, name: str) -> Evaluator:
 
 
 def tune(bench: Any) -> dict[str, Any]:
-    """The rate of the grid whose best checkpoint has the highest DINO."""
+    """The learning rate of the grid whose best checkpoint has the highest DINO score."""
     name, seed = TUNED_ON
     reached = {
         rate: best_of(
-            trained(bench, "peer", name, seed, {**PEER, "learning_rate": rate}),
+            trained(bench, "baseline", name, seed, {**BASELINE, "learning_rate": rate}),
             base(bench, name),
             real(bench, name),
         )
@@ -265,7 +265,7 @@ def tune(bench: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    import train
+    from benchmarks import train  # not at the top: `train` imports this module
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["tune"])
@@ -274,8 +274,8 @@ def main() -> None:
     arguments = parser.parse_args()
     workspace = arguments.workspace.resolve()
     workspace.mkdir(parents=True, exist_ok=True)
-    bench = train.Bench(arguments.baseline.resolve(), workspace, measured.base_model(workspace))
-    result = {"machine": measured.machine(), **tune(bench)}
+    bench = train.Bench(arguments.baseline.resolve(), workspace, common.base_model(workspace))
+    result = {"machine": common.machine(), **tune(bench)}
     files.write_json(RATE_FILE, result)
     print(json.dumps(result, indent=2))
 

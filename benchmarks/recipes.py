@@ -1,6 +1,6 @@
-"""Training recipes to be measured, run by the trainer that users run, on rows that are made up.
+"""Training recipes for the benchmarks, run by the real trainer on random batches.
 
-Neither memory nor time depends on what the pictures show, nor on what the weights are.
+Neither memory nor time depends on the images or on the weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diffusers import (
 from transformers import CLIPTokenizer
 
 from benchmarks.architectures import ARCHITECTURES
-from benchmarks.measured import has_gpu
+from benchmarks.common import has_gpu
 from dreambooth_core import config
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.batch import TrainBatch
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset, and what is changed in its section `train` for the measurement."""
+    """A preset with changes to its section `train`."""
 
     name: str
     preset: str
@@ -48,46 +48,46 @@ class Recipe:
 
     @property
     def settings(self) -> config.Settings:
-        """The preset with the changes; fp16 is bf16 where there is no GPU."""
+        """The preset with the changes; without a GPU, bf16 replaces fp16."""
         preset = config.load_settings(ROOT / "presets" / f"{self.preset}.yaml")
-        told = {**preset.train.model_dump(), **self.changes}
-        if told["mixed_precision"] == "fp16" and not has_gpu():
-            told["mixed_precision"] = "bf16"
-        return preset.model_copy(update={"train": TrainSettings.model_validate(told)})
+        train = {**preset.train.model_dump(), **self.changes}
+        if train["mixed_precision"] == "fp16" and not has_gpu():
+            train["mixed_precision"] = "bf16"
+        return preset.model_copy(update={"train": TrainSettings.model_validate(train)})
 
     @property
     def num_rows(self) -> int:
-        """Rows of a micro-step."""
+        """Rows per micro-batch."""
         return self.settings.train.train_batch_size * (2 if self.with_class else 1)
 
 
-class _Enough(Exception):
-    """Ends a run when all has been read, before anything is saved."""
+class _Finished(Exception):
+    """Stops a run after the last reading, before it saves anything."""
 
 
 def run(
     recipe: Recipe, base: Path, *, side_px: int, num_updates: int, at_update: Callable[[], None]
 ) -> None:
-    """Make `num_updates` updates on the model in `base`.
+    """Run `num_updates` updates on the model in `base`.
 
-    `at_update` is called before each of them and after the last.
+    Calls `at_update` before each update and after the last.
     """
     AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
-    rows = MadeUpRows(base, side_px, with_class=recipe.with_class)
+    rows = RandomRows(base, side_px, with_class=recipe.with_class)
     train, begun = recipe.settings.train, 0
 
     def rows_at(positions: Sequence[int]) -> TrainBatch:
-        """A micro-step's; an update begins with every so many calls."""
+        """A micro-batch; each update starts with one call in `gradient_accumulation_steps`."""
         nonlocal begun
         if begun % train.gradient_accumulation_steps == 0:
             at_update()
         begun += 1
         if begun > num_updates * train.gradient_accumulation_steps:
-            raise _Enough
+            raise _Finished
         return rows.rows_at(positions)
 
     limits = {"max_train_steps": num_updates + 1, "checkpointing_steps": num_updates + 1}
-    with tempfile.TemporaryDirectory() as name, contextlib.suppress(_Enough):
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(_Finished):
         job = make_job(Path(name), base, recipe.settings, train.model_copy(update=limits),
                        with_class=recipe.with_class)  # fmt: skip
         job.state_dir.mkdir(parents=True)
@@ -95,8 +95,8 @@ def run(
                     should_stop=never_stop)  # fmt: skip
 
 
-class MadeUpRows:
-    """Rows that fit the networks of a pipeline."""
+class RandomRows:
+    """Random batches in the shapes of a pipeline's networks."""
 
     def __init__(self, base: Path, side_px: int, *, with_class: bool) -> None:
         unet, text = (_config(base / part) for part in ("unet", "text_encoder"))
@@ -107,7 +107,7 @@ class MadeUpRows:
         self._side_px, self._with_class = side_px, with_class
 
     def rows_at(self, positions: Sequence[int]) -> TrainBatch:
-        """Other numbers at each call."""
+        """A new random batch at each call."""
         turns = 2 if self._with_class else 1
         size = len(positions) * turns
         return TrainBatch(
@@ -115,13 +115,13 @@ class MadeUpRows:
             text_BLD=torch.randn(size, self._tokens, self._width),
             is_class_B=tuple(i >= len(positions) for i in range(size)),
             position_B=tuple(positions) * turns,
-            image_B=("made up",) * size,
+            image_B=("random",) * size,
             ids_EBL=torch.randint(self._vocabulary, (len(self._encoders), size, self._tokens)),
             **self._of_sdxl(size),
         )
 
     def _of_sdxl(self, size: int) -> dict[str, torch.Tensor]:
-        """The second encoder's pooled text and the views' sizes, where the model has them."""
+        """Pooled text and sizes for SDXL; empty for other models."""
         if len(self._encoders) == 1:
             return {}
         pooled = _config(self._encoders[1])["projection_dim"]
@@ -139,7 +139,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def make_job(
     folder: Path, base: Path, settings: config.Settings, train: TrainSettings, *, with_class: bool
 ) -> TrainJob:
-    """A run below `folder` that begins at once."""
+    """A training job with all paths below `folder`."""
     threads = {"num_threads": torch.get_num_threads()}
     return TrainJob(
         subject="benchmark",
@@ -161,7 +161,7 @@ def make_job(
 
 @contextlib.contextmanager
 def base_of(model: str) -> Iterator[Path]:
-    """The folder of the pocket model, or of a real architecture for as long as it is needed."""
+    """The folder of the pocket model, or a temporary one of a real architecture."""
     if model == "pocket":
         yield ROOT / "assets" / "pocket-sd"
         return
@@ -170,9 +170,9 @@ def base_of(model: str) -> Iterator[Path]:
 
 
 def build(model: str, folder: Path) -> Path:
-    """SD 1.4's or SDXL's U-Net and text encoders with random weights, with a small VAE.
+    """Save SD 1.4's or SDXL's U-Net and text encoders with random weights, and a small VAE.
 
-    In bf16: networks are loaded in the type that the recipe asks for, whatever the files hold.
+    The files are bf16; the recipe determines the type of the loaded networks.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

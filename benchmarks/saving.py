@@ -1,9 +1,10 @@
-"""How long saves hold the updates up: a run that waits for each, and one that writes beside them.
+"""How long checkpoints block training, with synchronous and asynchronous saves.
 
-    python -m benchmarks.saving                   # the pocket model by params.yaml, in turn
-    python -m benchmarks.saving --size-gb 3.3     # copying, writing, hashing random tensors
+    python -m benchmarks.saving                   # train the pocket model with params.yaml
+    python -m benchmarks.saving --size-gb 3.3     # copy, write and hash random tensors
 
-Random rows, which times do not depend on. Both runs save the same bytes (a test holds that).
+The batches are random, which does not affect the times. Both runs save the same bytes; a test
+checks that. Prints one JSON object per run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.recipes import ROOT, MadeUpRows, make_job
+from benchmarks.recipes import ROOT, RandomRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.training import worker
@@ -33,21 +34,21 @@ from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.trainable import TrainableModel
 
 PARTS = {
-    "the loop is held": [(async_save.Saver, "save"), (async_save.Saver, "check")],
-    "of it: copying": [(snapshot.Snapshots, "take")],
-    "a save as a whole": [(layout.PipelineLayout, "save")],
-    "of it: serialising": [(snapshot.StateFiles, "write"), (TrainableModel, "write")],
-    "of it: hashing": [(files, "tree_hashes")],
-    "of it: verifying": [(resume_state, "_verified")],
-    "of it: fsync of folders": [(files, "fsync_tree")],
-    "of it: removing": [(shutil, "rmtree")],
+    "loop blocked": [(async_save.Saver, "save"), (async_save.Saver, "check")],
+    "  copying": [(snapshot.Snapshots, "take")],
+    "whole save": [(layout.PipelineLayout, "save")],
+    "  serialising": [(snapshot.StateFiles, "write"), (TrainableModel, "write")],
+    "  hashing": [(files, "tree_hashes")],
+    "  verifying": [(resume_state, "_verified")],
+    "  fsync of folders": [(files, "fsync_tree")],
+    "  removing": [(shutil, "rmtree")],
 }
-"""What is timed; parts of a save overlap with nothing but the updates."""
+"""Timed functions by name; the parts of an asynchronous save overlap with updates only."""
 NUM_TENSORS = 686  # SD 1.4's U-Net has as many
 
 
 class Clock:
-    """Seconds (wall, CPU of the thread) by the name of a part."""
+    """Wall seconds and CPU seconds of the thread, by part."""
 
     def __init__(self) -> None:
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -69,16 +70,16 @@ class Clock:
 
         return timed
 
-    def told(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         return {name: f"{wall:.2f} s (CPU {cpu:.2f})" for name, (wall, cpu) in self.spent.items()}
 
 
-def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
-    """Train by params.yaml; where the time of its saves went."""
+def pocket_run(*, asynchronous: bool, num_steps: int) -> dict[str, Any]:
+    """Train with params.yaml and time the parts of its saves."""
     settings = config.load_settings(ROOT / "params.yaml")
     train = settings.train.model_copy(update={"max_train_steps": num_steps})
     base = ROOT / settings.base_model.pretrained_model_name_or_path
-    rows = MadeUpRows(base, settings.data.resolution, with_class=True)
+    rows = RandomRows(base, settings.data.resolution, with_class=True)
     clock, patches = Clock(), []
     for name, places in PARTS.items():
         for owner, attribute in places:
@@ -86,7 +87,7 @@ def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
             patches.append(mock.patch.object(owner, attribute, timed))
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), base, settings, train, with_class=True)
-        job = job.model_copy(update={"async_checkpointing": beside})
+        job = job.model_copy(update={"async_checkpointing": asynchronous})
         job.state_dir.mkdir(parents=True)
         for patch in patches:
             patch.start()
@@ -96,11 +97,11 @@ def pocket_run(*, beside: bool, num_steps: int) -> dict[str, Any]:
         spent = f"{time.perf_counter() - began:.2f} s (CPU {time.process_time() - cpu:.2f})"
         for patch in patches:
             patch.stop()
-    return {"beside": beside, "steps": num_steps, "the run": spent, **clock.told()}
+    return {"asynchronous": asynchronous, "steps": num_steps, "run": spent, **clock.summary()}
 
 
 def by_size(size_gb: float) -> list[dict[str, str]]:
-    """What a snapshot of so much costs beside a save of it, first and in the same memory again."""
+    """Time snapshot and save of `size_gb`, the second time with the memory already allocated."""
     numel = int(size_gb * 1e9 / 4 / NUM_TENSORS)
     live = {str(index): torch.randn(numel) for index in range(NUM_TENSORS)}
     kept = {name: torch.empty_like(tensor) for name, tensor in live.items()}
@@ -121,7 +122,7 @@ def by_size(size_gb: float) -> list[dict[str, str]]:
                 files.tree_hashes(folder)
             with clock.part("removing"):
                 (folder / "weights.safetensors").unlink()
-            turns.append(clock.told())
+            turns.append(clock.summary())
     return turns
 
 
@@ -134,8 +135,11 @@ def main() -> None:
     if args.size_gb:
         print(json.dumps(by_size(args.size_gb), indent=2))
         return
-    for beside in (False, True):
-        print(json.dumps(pocket_run(beside=beside, num_steps=args.steps), indent=2), flush=True)
+    for asynchronous in (False, True):
+        print(
+            json.dumps(pocket_run(asynchronous=asynchronous, num_steps=args.steps), indent=2),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

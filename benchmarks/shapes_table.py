@@ -17,7 +17,7 @@ TABLE = Path(__file__).parents[1] / "dreambooth_core" / "planning" / "shapes.jso
 
 
 def _kinds(networks: Iterable[nn.Module]) -> tuple[str, int]:
-    """Tensors of one shape and one kind of place as JSON rows, and the number of parameters."""
+    """Count tensors by position in their block and shape, as JSON rows; and all parameters."""
     named = [entry for network in networks for entry in network.named_parameters()]
     kinds = Counter((".".join(n.split(".")[-4:]), tuple(p.shape)) for n, p in named)
     rows = ",\n".join(json.dumps([n, list(s), c]) for (n, s), c in sorted(kinds.items()))
@@ -25,7 +25,7 @@ def _kinds(networks: Iterable[nn.Module]) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Write the table; check against the published numbers."""
+    """Write the table; check the published numbers of parameters."""
     lines = []
     for name, architecture in ARCHITECTURES.items():
         with torch.device("meta"):

@@ -1,16 +1,16 @@
-"""Seconds per update and per picture on this machine: the table that `dreambooth plan` reads.
+"""Measure seconds per update and per image, and write the table that `dreambooth plan` reads.
 
-    python -m benchmarks.speeds
+    python -m benchmarks.speeds [--json]
 
-Trained and drawn is with the pocket model, by the trainer and the sampler that users run, one
-thread. The machine may be busy: counted is CPU time (on a GPU, wall time), and of several updates
-the least. The table holds two batch sizes of each kind of training; a third, which it does not
-hold, is measured beside and printed with the error of what the table says of it. Rows of other
-devices stay as they are.
+Runs the real trainer and sampler on the pocket model with one thread. To tolerate other load, it
+measures CPU time (wall time on a GPU) and takes the minimum of several updates. The table has two
+batch sizes of each kind of training. A third one checks it: the benchmark prints the error of the
+table's prediction. Rows of other devices stay unchanged.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import time
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks import recipes
-from benchmarks.measured import has_gpu, machine, wall_clock
+from benchmarks.common import has_gpu, machine, wall_clock
 from benchmarks.recipes import ROOT, Recipe
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
 from dreambooth_core.models import load, sampling, solvers
@@ -49,15 +49,15 @@ def _least(moments: list[float]) -> float:
 
 
 def seconds_per_step(recipe: Recipe) -> float:
-    """The quickest of some updates."""
+    """The minimum over several updates."""
     moments: list[float] = []
     recipes.run(recipe, ROOT / _BASE, side_px=_SIDE_PX, num_updates=_NUM_UPDATES,
                 at_update=lambda: moments.append(_now()))  # fmt: skip
     return _least(moments[_WARM_UP:])
 
 
-def training() -> list[dict[str, Any]]:
-    """Two rows for each kind of training, and a line about the third batch size."""
+def training(*, as_json: bool) -> list[dict[str, Any]]:
+    """Two rows per kind of training; prints the error at the third batch size."""
     rows: list[dict[str, Any]] = []
     kinds = itertools.product(("full", "lora"), ("no", "bf16"), (False, True))
     for method, precision, checkpointing in kinds:
@@ -70,16 +70,22 @@ def training() -> list[dict[str, Any]]:
         checked = 2 * _CHECKED
         tabled = {rows: s for rows, s in found.items() if rows != checked}
         rows += [{**kind, "rows": n, "seconds": round(s, 4)} for n, s in tabled.items()]
-        told = line_through(list(tabled.items()), checked)
-        print(f"{method}, {precision}, checkpointing {checkpointing}, seconds a step at rows:",
-              {n: round(s, 4) for n, s in found.items()},
-              f"error of the table at {checked}: {100 * (told / found[checked] - 1):+.1f} %",
-              flush=True)  # fmt: skip
+        predicted = line_through(list(tabled.items()), checked)
+        seconds = {n: round(s, 4) for n, s in found.items()}
+        error = round(100 * (predicted / found[checked] - 1), 1)
+        if as_json:
+            print(json.dumps({**kind, "seconds": seconds, "error_percent": error}), flush=True)
+        else:
+            print(
+                f"{method}, {precision}, checkpointing {checkpointing}, seconds by rows: "
+                f"{seconds}, error of the table at {checked} rows: {error:+.1f} %",
+                flush=True,
+            )
     return rows
 
 
 def pictures() -> list[dict[str, Any]]:
-    """Seconds to draw a picture, by sampling steps, and to score one."""
+    """Seconds to sample an image, by sampling steps, and to score one."""
     pipe = load.load_pipeline_folder(ROOT / _BASE, device=_device())
     solvers.give_solver(pipe, "dpm++")
     rows: list[dict[str, Any]] = []
@@ -130,13 +136,16 @@ def write(path: Path, made_with: dict[str, Any], **tables: list[dict[str, Any]])
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per row")
+    as_json = parser.parse_args().json
     torch.set_num_threads(1)
     kind = "gpu" if has_gpu() else "cpu"
     what = "wall time" if has_gpu() else "CPU time"
     counted = f"{what}, the least of {_NUM_UPDATES - _WARM_UP} updates and {_REPEATS} blocks"
     made_with = {**machine(), "kind": kind, "counted": counted}
-    write(TABLE, made_with, training=training(), pictures=pictures())
+    write(TABLE, made_with, training=training(as_json=as_json), pictures=pictures())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What forward and backward pass hold, on fake tensors: the table that `dreambooth plan` reads.
+"""Trace the memory of forward and backward passes, and write the table of `dreambooth plan`.
 
-    python -m benchmarks.trace_memory               # all of it: minutes
-    python -m benchmarks.trace_memory --missing     # only what the table has not
+    python -m benchmarks.trace_memory               # all rows: minutes
+    python -m benchmarks.trace_memory --missing     # only rows that the table lacks
 
-Real architectures at their real size, without their weights and without a GPU (see tracing.py). A
-row of the device "gpu" has the norms in fp32, as autocast computes them there; on a CPU it leaves
-them in the type they get. Dropout keeps a byte a number there, and a number in its own type on a
-CPU. What a card adds (kernels' workspaces, the allocator's gaps, the context)
-is not in it. benchmarks/memory.py holds the outcome against real runs.
+Fake tensors (tracing.py) stand for the real architectures at full size, without weights or a GPU.
+Rows of the device "gpu" compute norms in fp32, as autocast does there, and keep one byte per
+element for dropout; rows of the device "cpu" keep the input's type for both. The table excludes
+kernel workspaces, fragmentation and the CUDA context. benchmarks/memory.py compares it with real
+runs.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _LORA = LoraSettings(
     rank=4, lora_alpha=4.0, lora_dropout=0.0, lora_layers=("to_k", "to_q", "to_v", "to_out.0")
 )
 _DROPOUT = 0.1
-"""Any rate: what is kept does not depend on it."""
+"""Any rate: memory does not depend on it."""
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of training, by the keys of its row in the table."""
+    """A kind of training: the key of a row in the table."""
 
     architecture: str
     device: str
@@ -66,7 +66,7 @@ class Case:
 
 
 def build(case: Case) -> Denoiser:
-    """The networks of a training, in training mode."""
+    """The networks of a case, in training mode."""
     architecture = ARCHITECTURES[case.architecture]
     adapter = _LORA.model_copy(
         update={"use_dora": case.dora, "lora_dropout": _DROPOUT if case.dropout else 0.0}
@@ -108,7 +108,7 @@ def passes(denoiser: Denoiser, architecture: Architecture, *, rows: int, side_px
 
 @contextlib.contextmanager
 def norms_in_fp32() -> Iterator[None]:
-    """As autocast has it on a GPU: norms read copies in fp32 and give fp32."""
+    """Compute norms in fp32 from fp32 copies, as autocast does on a GPU."""
     with contextlib.ExitStack() as stack:
         for name in ("group_norm", "layer_norm"):
             norm = getattr(torch.nn.functional, name)
@@ -128,7 +128,7 @@ def _in_fp32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 @contextlib.contextmanager
 def dropout_of_a_gpu() -> Iterator[None]:
-    """As its kernel has it: a mask of booleans is kept, not of the input's type."""
+    """Keep a boolean mask for dropout, as the GPU kernel does, not one of the input's type."""
 
     def kept_small(layer: torch.nn.Dropout, value: torch.Tensor) -> torch.Tensor:
         return torch.native_dropout(value, layer.p, layer.training)[0] if layer.p else value
@@ -139,7 +139,7 @@ def dropout_of_a_gpu() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_on(device: str, *, compute: str) -> Iterator[None]:
-    """What the device does otherwise than a CPU."""
+    """Emulate the device's differences from a CPU."""
     with contextlib.ExitStack() as stack:
         if device == "gpu":
             stack.enter_context(dropout_of_a_gpu())
@@ -149,9 +149,9 @@ def as_on(device: str, *, compute: str) -> Iterator[None]:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """What is alive at most besides the weights.
+    """A row: peak memory besides the weights.
 
-    With gradients that are freed at once, kept, and freed after an update of their weight alone.
+    Without gradients, with all gradients, and with each gradient freed after its weight's update.
     """
     architecture, side_px = ARCHITECTURES[case.architecture], SIDES_PX[case.architecture]
     with FakeTensorMode(), as_on(case.device, compute=case.compute):
@@ -176,7 +176,7 @@ _KINDS = (
 
 
 def cases() -> Iterator[Case]:
-    """Every kind of training of the small models; SDXL's in half precision, without its text."""
+    """All kinds of training; for SDXL, half precision without text encoders only."""
     for name, (method, held, compute) in itertools.product(ARCHITECTURES, _KINDS):
         adapters = _ADAPTERS if method == "lora" else ((False, False),)
         switches = itertools.product(adapters, (False, True), (False, True))
@@ -194,7 +194,7 @@ def cases() -> Iterator[Case]:
 
 
 def _known(made_with: Mapping[str, str]) -> dict[Case, dict[str, Any]]:
-    """The rows of the table that is there, if it was made with the same torch."""
+    """The rows of the existing table, if it comes from the same version of torch."""
     table = json.loads(TABLE.read_bytes())
     if table["made_with"] != made_with:
         return {}
@@ -204,7 +204,7 @@ def _known(made_with: Mapping[str, str]) -> dict[Case, dict[str, Any]]:
 def main() -> None:
     """Trace the cases and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--missing", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--missing", action="store_true", help="keep existing rows")
     warnings.filterwarnings("ignore")
     made_with = {"torch": torch.__version__, "what": "fake tensors (benchmarks/tracing.py)"}
     known = _known(made_with) if parser.parse_args().missing else {}
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def _write(rows: Sequence[Mapping[str, Any]], made_with: Mapping[str, str]) -> None:
-    """The table as far as it is known: a trace that was ended goes on with --missing."""
+    """Write all rows so far; --missing resumes a stopped trace."""
     lines = ",\n    ".join(map(json.dumps, rows))
     text = f'{{\n  "made_with": {json.dumps(made_with)},\n  "rows": [\n    {lines}\n  ]\n}}\n'
     TABLE.write_text(text)

@@ -1,7 +1,7 @@
-"""Bytes held by tensors that have no numbers: a forward and backward pass without its computing.
+"""Count live bytes of fake tensors in a forward and backward pass, without computing it.
 
-Fake tensors have shapes, types and lifetimes. Every operation's results are added up until they are
-let go. What a kernel asks for inside itself is not seen, nor an allocator's rounding.
+Fake tensors have shapes, types and lifetimes but no data. The count includes the results of each
+operation for as long as they live. It excludes kernels' workspaces and the allocator's rounding.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class HeldBytes(TorchDispatchMode):
-    """Adds up what operations make, from when the mode is entered. Inputs are to be made inside.
+    """Counts the live bytes of all tensors created inside the context, inputs included.
 
-    `peak` is the most that was alive at once; `peak_without_gradients` the same if every gradient
-    had been given back as soon as it was whole; `peak_with_updates` the same if each had been given
-    back after an update of its parameter that holds `update_bytes` a number.
+    `peak` is the maximum. `peak_without_gradients` is the maximum if each gradient is freed as soon
+    as it is complete. `peak_with_updates` is the maximum if each is freed after the update of its
+    parameter, which takes `update_bytes` per element.
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], *, update_bytes: int) -> None:
@@ -36,7 +36,7 @@ class HeldBytes(TorchDispatchMode):
         self._held = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do the operation and count what is new in its results."""
+        """Run the operation and count new storages among its results."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -53,11 +53,11 @@ class HeldBytes(TorchDispatchMode):
         if key in self._seen:
             return
 
-        def let_go(_: Any) -> None:
+        def release(_: Any) -> None:
             del self._seen[key]
             self._held -= size
 
-        self._seen[key] = weakref.ref(storage, let_go)
+        self._seen[key] = weakref.ref(storage, release)
         self._held += size
 
     def _count_gradient(self, parameter: torch.Tensor) -> None:

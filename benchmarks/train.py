@@ -1,18 +1,18 @@
-"""The trainer against the peer's script: the same model, data, settings and machine, side by side.
+"""Compare our trainer with diffusers' script on the same model, data, settings and machine.
 
-    python benchmarks/train.py --baseline PATH/train_dreambooth.py [--parts steps,start] [--json]
+    python -m benchmarks.train --baseline PATH/train_dreambooth.py [--parts steps,start] [--json]
 
-`--baseline` is `examples/dreambooth/train_dreambooth.py` of huggingface/diffusers (58eb52c was
-measured against). Parts:
+`--baseline` is `examples/dreambooth/train_dreambooth.py` of huggingface/diffusers (58eb52c for the
+published results). Parts:
 
-    steps         seconds of a training step at equal settings, and that both learn alike
-    start         from typing the command to the first completed step
-    class-images  class images a second, and that they are as good
-    quality       from typing the command to the DINO of the peer's best checkpoint
+    steps         seconds per training step at equal settings, and the held-out loss of both
+    start         seconds from the command to the first completed step
+    class-images  seconds per class image, and the quality of the images
+    quality       seconds from the command to the DINO score of the baseline's best checkpoint
 
-Wall times of two commands that take turns; their CPU time beside it, which other work on the
-machine moves less. Every ratio is the peer's time divided by ours: above 1, ours is faster. What is
-measured is kept in `--workspace`, so a run that was stopped goes on.
+The two commands run in turn. The results hold wall time and CPU time; other load on the machine
+affects CPU time less. Each ratio is the baseline's time divided by ours: above 1, ours is faster.
+`--workspace` caches results, so a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -28,49 +28,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import measured  # noqa: E402
-from watching import Run, middle, watch  # noqa: E402
+from benchmarks import common
+from benchmarks import quality as time_to_quality
+from benchmarks.common import ROOT
+from benchmarks.timed_command import Run, rounded_median, run_timed
 
 SUBJECT, NOUN = "mug-stripes", "mug"
 WARM_UP_STEPS, TIMED_STEPS = 20, 150
 LEARNING_RATE = 1e-4
 NUM_CLASS = 48
-NUM_CLASS_DOCUMENTED = 200  # of the seed document's command
-FEW, MANY = 16, 80  # class images: the difference leaves out what a process needs to start
+NUM_CLASS_DOCUMENTED = 200  # in the guide's command
+FEW, MANY = 16, 80  # class images; the difference excludes the startup time
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the model and the results are, and what the peer is."""
+    """The baseline script, the base model and the folder of results."""
 
-    peer: Path
+    script: Path
     workspace: Path
     model: Path
     threads: int = 1
 
     def command(self, side: str, flags: dict[str, Any]) -> list[str]:
-        """The command line of one side: `accelerate launch` and the same flags."""
+        """The command line of one side: `accelerate launch` with the same flags."""
         scripts = {
-            "peer": [str(ROOT / "benchmarks" / "run_peer.py"), str(self.peer)],
+            "baseline": [str(ROOT / "benchmarks" / "run_baseline.py"), str(self.script)],
             "ours": [str(ROOT / "train_dreambooth.py")],
         }
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1"]
         launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-        launch += [] if measured.has_gpu() else ["--cpu"]
+        launch += [] if common.has_gpu() else ["--cpu"]
         return [*launch, *scripts[side], *_as_options(flags)]
 
     def run(self, side: str, flags: dict[str, Any]) -> Run:
-        """Run one side to its end."""
+        """Run one side to completion."""
         threads = {"OMP_NUM_THREADS": str(self.threads)}
         env = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false"}
-        return watch(self.command(side, flags), cwd=self.workspace, env=env)
+        return run_timed(self.command(side, flags), cwd=self.workspace, env=env)
 
     def flags(self, side: str, **changes: Any) -> dict[str, Any]:
-        """The flags of both sides, with folders of their own."""
+        """The flags of one side; only the folders differ between the sides."""
         flags: dict[str, Any] = {
             "pretrained_model_name_or_path": self.model,
             "instance_data_dir": ROOT / "examples" / SUBJECT,
@@ -103,49 +101,49 @@ def _as_options(flags: dict[str, Any]) -> list[str]:
 
 
 def in_turns(repeats: int, run: Callable[[str], dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Both sides in turn, `repeats` times each; the median of every figure of each side."""
-    taken: dict[str, list[dict[str, float]]] = {"peer": [], "ours": []}
+    """Run both sides in turn, `repeats` times each; returns the medians of each side."""
+    taken: dict[str, list[dict[str, float]]] = {"baseline": [], "ours": []}
     for _ in range(repeats):
         for side, figures in taken.items():
             figures.append(run(side))
     return {
-        side: {name: middle([one[name] for one in figures]) for name in figures[0]}
+        side: {name: rounded_median([one[name] for one in figures]) for name in figures[0]}
         for side, figures in taken.items()
     }
 
 
 def fill_class_images(bench: Bench) -> None:
-    """The same class images in both sides' folders."""
-    for side in ("peer", "ours"):
+    """Copy the same class images into both sides' folders."""
+    for side in ("baseline", "ours"):
         folder = bench.workspace / f"class-{side}"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(measured.class_images(bench.workspace, bench.model, NUM_CLASS), folder)
+        shutil.copytree(common.class_images(bench.workspace, bench.model, NUM_CLASS), folder)
 
 
 def steps(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Seconds of a step at equal settings, and the fall of the loss on held-out noise."""
+    """Seconds per step at equal settings, and the loss on held-out noise."""
 
     def one(side: str) -> dict[str, float]:
         fill_class_images(bench)
         shutil.rmtree(bench.workspace / f"out-{side}", ignore_errors=True)
         run = bench.run(side, bench.flags(side))
         wall, cpu = run.seconds_per_step(after=WARM_UP_STEPS)
-        loss = measured.held_out_loss(
+        loss = common.held_out_loss(
             bench.workspace / f"out-{side}" / "unet", bench.model, subject=SUBJECT, noun=NOUN
         )
         return {"wall_s": wall, "cpu_s": cpu, "held_out_loss": loss}
 
     sides = in_turns(repeats, one)
-    base = measured.held_out_loss(bench.model / "unet", bench.model, subject=SUBJECT, noun=NOUN)
+    base = common.held_out_loss(bench.model / "unet", bench.model, subject=SUBJECT, noun=NOUN)
     return {**sides, "held_out_loss_step_0": round(base, 4), **ratios(sides)}
 
 
 def start(bench: Bench, repeats: int) -> dict[str, Any]:
-    """From the command to the first completed step: with class images there, and with none."""
+    """Seconds to the first completed step, with and without existing class images."""
 
-    def one(side: str, *, there: bool, num: int) -> dict[str, float]:
+    def one(side: str, *, existing: bool, num: int) -> dict[str, float]:
         fill_class_images(bench)
-        if not there:
+        if not existing:
             shutil.rmtree(bench.workspace / f"class-{side}")
         shutil.rmtree(bench.workspace / f"out-{side}", ignore_errors=True)
         flags = bench.flags(side, max_train_steps=2, num_class_images=num)
@@ -161,8 +159,8 @@ def start(bench: Bench, repeats: int) -> dict[str, Any]:
         ),
     }
     return {
-        case: _start(repeats, functools.partial(one, there=there, num=num))
-        for case, (there, num) in cases.items()
+        case: _start(repeats, functools.partial(one, existing=existing, num=num))
+        for case, (existing, num) in cases.items()
     }
 
 
@@ -172,7 +170,7 @@ def _start(repeats: int, one: Callable[[str], dict[str, float]]) -> dict[str, An
 
 
 def class_images(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Seconds of a class image, each side as its documentation has it, and how good they are."""
+    """Seconds per class image with each side's documented settings, and the images' quality."""
 
     def seconds(side: str, num: int) -> tuple[float, float]:
         for kind in ("class", "out"):
@@ -187,26 +185,24 @@ def class_images(bench: Bench, repeats: int) -> dict[str, Any]:
         return {"wall_s": wall, "cpu_s": cpu}
 
     sides = in_turns(repeats, one)
-    looks = {
-        side: measured.likeness(bench.workspace / f"class-{side}", bench.model, noun=NOUN)
-        for side in ("peer", "ours")
+    image_quality = {
+        side: common.class_image_quality(bench.workspace / f"class-{side}", bench.model, noun=NOUN)
+        for side in ("baseline", "ours")
     }
-    return {**sides, **ratios(sides), "likeness": looks}
+    return {**sides, **ratios(sides), "likeness": image_quality}
 
 
 def ratios(sides: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The peer's time divided by ours."""
-    peer, ours = sides["peer"], sides["ours"]
+    """The baseline's time divided by ours."""
+    baseline, ours = sides["baseline"], sides["ours"]
     return {
-        "ratio": round(peer["wall_s"] / ours["wall_s"], 3),
-        "ratio_cpu": round(peer["cpu_s"] / ours["cpu_s"], 3),
+        "ratio": round(baseline["wall_s"] / ours["wall_s"], 3),
+        "ratio_cpu": round(baseline["cpu_s"] / ours["cpu_s"], 3),
     }
 
 
 def quality(bench: Bench, repeats: int) -> dict[str, Any]:
-    """Time to the DINO of the peer's best checkpoint (one run per subject and seed)."""
-    import quality as time_to_quality
-
+    """Time to the DINO score of the baseline's best checkpoint, one run per subject and seed."""
     del repeats
     return time_to_quality.measure(bench)
 
@@ -227,14 +223,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "bench-train")
-    parser.add_argument("--threads", type=int, default=1, help="of each side on a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each side")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     workspace = arguments.workspace.resolve()
     workspace.mkdir(parents=True, exist_ok=True)
-    model = measured.base_model(workspace)
+    model = common.base_model(workspace)
     bench = Bench(arguments.baseline.resolve(), workspace, model, threads=arguments.threads)
-    results: dict[str, Any] = {"machine": measured.machine(arguments.threads)}
+    results: dict[str, Any] = {"machine": common.machine(arguments.threads)}
     for part in arguments.parts.split(","):
         print(f"--- {part}", file=sys.stderr, flush=True)
         results[part] = PARTS[part](bench, arguments.repeats)

@@ -1,10 +1,10 @@
-"""Run a training script of diffusers' examples as it is, on a machine without torchvision.
+"""Run an unchanged training script of diffusers' examples on a machine without torchvision.
 
-    python benchmarks/run_peer.py SCRIPT ARGUMENTS...
+    python -m benchmarks.run_baseline SCRIPT ARGUMENTS...
 
-The scripts need five transforms of torchvision and nothing else of it. Where it is not installed,
-they get these, on Pillow, which is what torchvision's own do for Pillow images. They must not be
-visible while transformers is imported: it would believe torchvision to be there.
+The scripts use only five transforms of torchvision. If it is missing, this module provides them on
+Pillow, as torchvision does for Pillow images. They are installed after the import of transformers,
+which would otherwise assume that torchvision is available.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _resize(size: int, interpolation: Image.Resampling) -> Transform:
     return apply
 
 
-def _crop(size: int, place: Callable[[int], int]) -> Transform:
+def _crop(size: int, offset: Callable[[int], int]) -> Transform:
     def apply(image: Image.Image) -> Image.Image:
-        left, top = (place(side - size) for side in image.size)
+        left, top = (offset(side - size) for side in image.size)
         return image.crop((left, top, left + size, top + size))
 
     return apply
@@ -60,7 +60,7 @@ def _compose(transforms: Sequence[Transform]) -> Transform:
     return apply
 
 
-def _stand_in() -> types.ModuleType:
+def _make_transforms() -> types.ModuleType:
     transforms = types.ModuleType("torchvision.transforms")
     members = {
         "InterpolationMode": types.SimpleNamespace(
@@ -70,8 +70,8 @@ def _stand_in() -> types.ModuleType:
         "Resize": lambda size, interpolation=Image.Resampling.BILINEAR: _resize(
             size, interpolation
         ),
-        "CenterCrop": lambda size: _crop(size, lambda room: room // 2),
-        "RandomCrop": lambda size: _crop(size, lambda room: random.randint(0, room)),
+        "CenterCrop": lambda size: _crop(size, lambda margin: margin // 2),
+        "RandomCrop": lambda size: _crop(size, lambda margin: random.randint(0, margin)),
         "ToTensor": lambda: _to_tensor,
         "Normalize": _normalize,
     }
@@ -80,20 +80,20 @@ def _stand_in() -> types.ModuleType:
     return transforms
 
 
-def _install_stand_in() -> None:
-    import diffusers  # noqa: F401 - they look for torchvision when they are imported
+def _install_transforms() -> None:
+    import diffusers  # noqa: F401 - looks for torchvision at import
     import transformers
     from transformers.utils import import_utils
 
     import_utils.is_torchvision_available()
     assert transformers.__version__
-    package, transforms = types.ModuleType("torchvision"), _stand_in()
+    package, transforms = types.ModuleType("torchvision"), _make_transforms()
     package.transforms = transforms  # type: ignore[attr-defined]
     sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
 
 
 if __name__ == "__main__":
     if importlib.util.find_spec("torchvision") is None:
-        _install_stand_in()
+        _install_transforms()
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

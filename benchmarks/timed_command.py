@@ -1,4 +1,4 @@
-"""Running a command and noting when it says what: wall time and CPU time of every line."""
+"""Run a command and record the wall time and CPU time of each output line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_END = re.compile(rb"[\r\n]+")
 
 @dataclass(frozen=True)
 class Line:
-    """A line with the seconds since the command began, and the CPU seconds used until then."""
+    """An output line, with the wall and CPU seconds since the start of the command."""
 
     wall_s: float
     cpu_s: float
@@ -29,14 +29,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished command: all its lines, and what it took."""
+    """A finished command: its output lines, wall seconds and CPU seconds."""
 
     lines: tuple[Line, ...]
     wall_s: float
     cpu_s: float
 
     def steps(self) -> list[tuple[int, Line]]:
-        """The first line that tells of each completed step, in order."""
+        """The first line that reports each completed step, in order."""
         found: dict[int, Line] = {}
         for line in self.lines:
             if match := _STEP.search(line.text):
@@ -44,33 +44,26 @@ class Run:
         return sorted((step, line) for step, line in found.items() if step > 0)
 
     def first_step(self) -> Line:
-        """When the first completed step was told. Raises ValueError when none was."""
+        """The line that reports the first completed step. Raises ValueError if there is none."""
         steps = self.steps()
         if not steps:
-            raise ValueError("the command told of no step")
+            raise ValueError("the command reported no step")
         return steps[0][1]
 
     def seconds_per_step(self, *, after: int) -> tuple[float, float]:
-        """Wall and CPU seconds of a step, over all steps after the `after`-th."""
+        """Mean wall and CPU seconds per step after step `after`."""
         steps = [entry for entry in self.steps() if entry[0] >= after]
         (first, begin), (last, end) = steps[0], steps[-1]
         count = last - first
         return (end.wall_s - begin.wall_s) / count, (end.cpu_s - begin.cpu_s) / count
 
     def cpu_s_at(self, wall_s: float) -> float:
-        """CPU seconds used when the first line at or after `wall_s` was told."""
+        """CPU seconds at the first line at or after `wall_s`."""
         return next((line.cpu_s for line in self.lines if line.wall_s >= wall_s), self.cpu_s)
 
-    def line_with(self, text: str) -> Line:
-        """The first line that holds `text`. Raises ValueError."""
-        for line in self.lines:
-            if text in line.text:
-                return line
-        raise ValueError(f"no line holds {text!r}")
 
-
-def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Run:
-    """Run the command to its end. Raises RuntimeError with its last lines when it fails."""
+def run_timed(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Run:
+    """Run the command to completion. Raises RuntimeError with its last lines if it fails."""
     began = time.monotonic()
     process = subprocess.Popen(
         list(command), cwd=cwd, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -86,12 +79,12 @@ def watch(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Run:
     code = process.wait()
     if code != 0:
         tail = "\n".join(line.text for line in lines[-15:])
-        raise RuntimeError(f"{command[0]} ... ended with {code}:\n{tail}")
+        raise RuntimeError(f"{command[0]} ... exited with {code}:\n{tail}")
     return Run(tuple(lines), time.monotonic() - began, meter.read())
 
 
 class _CpuMeter:
-    """CPU seconds of a process and all that it starts, those that have ended included."""
+    """CPU seconds of a process and all its descendants, including those that have exited."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -107,6 +100,6 @@ class _CpuMeter:
         return sum(self._seen.values())
 
 
-def middle(values: Sequence[float]) -> float:
-    """The median, rounded for a table."""
+def rounded_median(values: Sequence[float]) -> float:
+    """The median, rounded to four places."""
     return round(float(median(values)), 4)

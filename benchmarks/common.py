@@ -1,4 +1,4 @@
-"""What the training benchmarks measure besides time, and the model they measure on."""
+"""Shared by the benchmarks: machine, result files, base model, held-out loss, image quality."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from dreambooth_core.numerics.similarity import Floats, cosines, pair_mean
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_SEED = 90_210
 HELD_OUT_TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
-REFERENCE_STEPS, REFERENCE_GUIDANCE = 50, 7.5  # PNDM, as Stable Diffusion's own pipeline has it
+REFERENCE_STEPS, REFERENCE_GUIDANCE = 50, 7.5  # PNDM, the default of Stable Diffusion's pipeline
 SIDE = 64
 
 
 def has_gpu() -> bool:
-    """Whether the commands will compute on a GPU."""
+    """Whether the benchmarks use a GPU."""
     return torch.cuda.is_available()
 
 
 def machine(threads: int = 1) -> dict[str, str]:
-    """What the figures were measured on."""
+    """The device and the versions behind a result."""
     import accelerate
     import diffusers
 
@@ -48,25 +48,25 @@ def machine(threads: int = 1) -> dict[str, str]:
 def _cpu_name(threads: int) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    told = "one thread" if threads == 1 else f"{threads} threads"
-    return f"{names[0] if names else platform.processor()}, {told}"
+    count = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{names[0] if names else platform.processor()}, {count}"
 
 
-def results_file(what: str, suffix: str = "") -> Path:
-    """Where figures of this kind of device are kept: the GPU's name, or "cpu"."""
+def results_file(name: str, suffix: str = "") -> Path:
+    """The result file of a benchmark for this device: the GPU's name, or "cpu"."""
     kind = torch.cuda.get_device_name().lower().replace(" ", "-") if has_gpu() else "cpu"
-    return ROOT / "benchmarks" / "results" / f"{what}-{kind}{suffix}.json"
+    return ROOT / "benchmarks" / "results" / f"{name}-{kind}{suffix}.json"
 
 
 def wall_clock() -> float:
-    """Seconds, when all that a GPU was given is done."""
+    """Monotonic seconds, after synchronizing with the GPU."""
     if has_gpu():
         torch.cuda.synchronize()
     return time.monotonic()
 
 
 def base_model(workspace: Path) -> Path:
-    """The pocket model in fp32, as both sides load it."""
+    """A copy of the pocket model in fp32, for both sides."""
     folder = workspace / "pocket-sd"
     if not (folder / "model_index.json").is_file():
         with files.atomic_dir(folder) as aside:
@@ -78,13 +78,13 @@ def base_model(workspace: Path) -> Path:
 
 
 def class_images(workspace: Path, model: Path, num: int) -> Path:
-    """A folder of class images that both sides are given: made once, PNG, nothing else in it."""
+    """A cached folder of class images (PNG) for both sides."""
     folder = workspace / f"class-images-{num}"
     if not folder.is_dir():
-        pictures = _draw(pipeline(model), noun="mug", num=num, steps=25, guidance=3.0)
+        images = _draw(pipeline(model), noun="mug", num=num, steps=25, guidance=3.0)
         with files.atomic_dir(folder) as aside:
-            for index, picture in enumerate(pictures):
-                picture.save(aside / f"{index:05d}.png")
+            for index, image in enumerate(images):
+                image.save(aside / f"{index:05d}.png")
     return folder
 
 
@@ -100,7 +100,7 @@ def _draw(
 
 @functools.cache
 def pipeline(model: Path) -> StableDiffusionPipeline:
-    """The base model's pipeline, loaded once."""
+    """The base model's pipeline, cached."""
     torch.set_num_threads(1)
     pipe = load.load_pipeline_folder(model, device=torch.device("cpu"))
     assert isinstance(pipe, StableDiffusionPipeline)
@@ -111,7 +111,7 @@ def pipeline(model: Path) -> StableDiffusionPipeline:
 
 
 def held_out_loss(unet_dir: Path, model: Path, *, subject: str, noun: str) -> float:
-    """Mean error of a U-Net on the photos at fixed timesteps with noise that no training drew."""
+    """Mean loss of a U-Net on the photos at fixed timesteps, with noise unused in training."""
     pipe = pipeline(model)
     unet = UNet2DConditionModel.from_pretrained(unet_dir).eval()
     z_BCHW, text_BLD, eps_BCHW, timestep_B = _held_out_rows(pipe, subject=subject, noun=noun)
@@ -148,8 +148,8 @@ def _held_out_rows(
 
 def _latents(pipe: StableDiffusionPipeline, path: Path) -> torch.Tensor:
     with Image.open(path) as opened:
-        picture = opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        image = opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with eval_mode(pipe.vae), torch.inference_mode():
         mean = pipe.vae.encode(pixels).latent_dist.mean
     return (mean * pipe.vae.config["scaling_factor"])[0]
@@ -158,21 +158,21 @@ def _latents(pipe: StableDiffusionPipeline, path: Path) -> torch.Tensor:
 # ---- class images -------------------------------------------------------------------------------
 
 
-def likeness(folder: Path, model: Path, *, noun: str) -> dict[str, float]:
-    """How good a folder of class images is, beside the model's own sampler in 50 PNDM steps.
+def class_image_quality(folder: Path, model: Path, *, noun: str) -> dict[str, float]:
+    """Compare a folder of class images with samples of the model in 50 PNDM steps.
 
-    CLIP-T; DIV (mean pairwise DINO distance); the energy distance of the DINO features to those of
-    the reference set, and for scale that of a second reference set of other seeds.
+    Returns CLIP-T, DIV (mean pairwise DINO distance) and the energy distance of the DINO features
+    to the reference samples. The distance between two sets of reference samples gives the scale.
     """
     clip, dino = _scorers()
     paths = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg"))
-    pictures = [_open(path) for path in paths]
-    one, other = _references(model, noun, len(pictures))
-    features = dino.images(pictures)
+    images = [_open(path) for path in paths]
+    one, other = _references(model, noun, len(images))
+    features = dino.images(images)
     text = clip.texts([f"a photo of {noun}"])
     return {
-        "n": len(pictures),
-        "clip_t": round(float(cosines(clip.images(pictures), text).mean()), 4),
+        "n": len(images),
+        "clip_t": round(float(cosines(clip.images(images), text).mean()), 4),
         "clip_t_reference": round(float(cosines(clip.images(list(one)), text).mean()), 4),
         "div": round(pair_mean(1 - cosines(features, features), [0] * len(features)), 4),
         "dino_distance": round(energy_distance(features, dino.images(list(one))), 4),
@@ -208,7 +208,7 @@ def _scorers() -> tuple[ClipScorer, DinoScorer]:
 def _references(
     model: Path, noun: str, num: int
 ) -> tuple[tuple[Image.Image, ...], tuple[Image.Image, ...]]:
-    """Two sets of `num` images of the model's own sampler in 50 PNDM steps."""
+    """Two sets of `num` reference samples of the model, in 50 PNDM steps."""
     pipe = load.load_pipeline_folder(model, device=torch.device("cpu"))
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     drawn = _draw(pipe, noun=noun, num=2 * num, steps=REFERENCE_STEPS, guidance=REFERENCE_GUIDANCE)

@@ -1,15 +1,16 @@
-"""The peer's own tests of its DreamBooth scripts, pointed at ours.
+"""Run diffusers' tests of its DreamBooth scripts against ours.
 
-    python benchmarks/peer_tests.py --peer PATH [--only TEXT]
+    python -m benchmarks.baseline_tests --diffusers PATH [--only TEXT] [--json]
 
-`--peer` is a checkout of huggingface/diffusers (58eb52c was used). Its test files are copied to a
-temporary folder; there the hub's tiny pipelines become tiny ones of our own, the folder of pictures
-becomes four drawn ones, and the scripts become those of this project. Nothing of theirs is kept.
+PATH is a checkout of huggingface/diffusers (58eb52c for the published results). The tests run from
+copies in a temporary folder, with tiny pipelines built here instead of those of the hub, four drawn
+photos, and the scripts of this project.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -18,33 +19,31 @@ import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import ROOT
+from tests import tiny_models
 
 TEST_FILES = ("test_dreambooth.py", "test_dreambooth_lora.py")
-NOT_RUN = {
-    "test_dreambooth_if": "DeepFloyd IF is not trained here",
-    "test_dreambooth_lora_if_model": "DeepFloyd IF is not trained here",
-    "test_dreambooth_lora_sdxl_custom_captions": "its data set is on the hub",
-    "test_dreambooth_lora_sdxl_text_encoder_custom_captions": "its data set is on the hub",
+SKIPPED = {
+    "test_dreambooth_if": "DeepFloyd IF is not supported",
+    "test_dreambooth_lora_if_model": "DeepFloyd IF is not supported",
+    "test_dreambooth_lora_sdxl_custom_captions": "needs a data set from the hub",
+    "test_dreambooth_lora_sdxl_text_encoder_custom_captions": "needs a data set from the hub",
 }
 SCRIPT = re.compile(r"examples/dreambooth/(train_dreambooth\w*\.py)")
 
 
-def point_at_ours(peer: Path, folder: Path) -> None:
-    """Copy the tests into `folder`, with our scripts, models and pictures in them."""
-    from tests import tiny_models
-
+def copy_tests(diffusers: Path, folder: Path) -> None:
+    """Copy the tests into `folder`, with paths of our scripts, models and photos."""
     models = {
         "hf-internal-testing/tiny-stable-diffusion-torch": tiny_models.build_tiny_sd(folder / "sd"),
         "hf-internal-testing/tiny-stable-diffusion-xl-pipe": tiny_models.build_tiny_sdxl(
             folder / "sdxl"
         ),
-        "docs/source/en/imgs": tiny_models.build_photos(folder / "pictures"),
+        "docs/source/en/imgs": tiny_models.build_photos(folder / "photos"),
     }
     tests = folder / "tests"
     tests.mkdir()
-    examples = peer / "examples"
+    examples = diffusers / "examples"
     for source in (examples / "test_examples_utils.py", *_test_files(examples)):
         text = SCRIPT.sub(lambda found: str(ROOT / found[1]), source.read_text())
         for theirs, ours in models.items():
@@ -57,11 +56,11 @@ def _test_files(examples: Path) -> list[Path]:
 
 
 def run_tests(folder: Path, only: str | None) -> dict[str, str]:
-    """The outcome of every test by name: passed, or the last lines of why not."""
+    """The outcome of each test by name: "passed", or the last line of the failure."""
     report = folder / "report.xml"
-    left_out = " and ".join(f"not {name}" for name in NOT_RUN)
+    skipped = " and ".join(f"not {name}" for name in SKIPPED)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [f"--junitxml={report}", "-k", f"({only}) and {left_out}" if only else left_out]
+    command += [f"--junitxml={report}", "-k", f"({only}) and {skipped}" if only else skipped]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PYTHONPATH": path, "PATH": binaries, "HF_HUB_OFFLINE": "1"}
@@ -76,16 +75,18 @@ def run_tests(folder: Path, only: str | None) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--diffusers", type=Path, required=True)
     parser.add_argument("--only", help="pytest's -k expression")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        point_at_ours(arguments.peer.resolve(), Path(name))
+        copy_tests(arguments.diffusers.resolve(), Path(name))
         outcomes = run_tests(Path(name), arguments.only)
-    for test, outcome in outcomes.items():
-        print(f"{test}: {outcome}")
-    for test, reason in NOT_RUN.items():
-        print(f"{test}: not run, {reason}")
+    skipped = {test: f"skipped, {reason}" for test, reason in SKIPPED.items()}
+    if arguments.json:
+        print(json.dumps({**outcomes, **skipped}))
+    else:
+        print("\n".join(f"{test}: {outcome}" for test, outcome in {**outcomes, **skipped}.items()))
     return 0 if outcomes and all(each == "passed" for each in outcomes.values()) else 1
 
 
