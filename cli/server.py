@@ -7,16 +7,16 @@ the flow can say that it was stopped; and it survives its parent's kill. This on
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
+from dreambooth_core.supervision import free_port, stop_group, supervised
+from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 
 _START_TIMEOUT_S = 300.0
@@ -31,18 +31,6 @@ def answers(url: str, *, timeout_s: float = 5.0) -> bool:
             return response.status == 200
     except (OSError, urllib.error.URLError, ValueError):
         return False
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def dying_with_parent(command: Sequence[str]) -> list[str]:
-    """The command, made to get SIGTERM when its parent is gone, even by SIGKILL (Linux)."""
-    return [sys.executable, "-m", "cli.child", *command]
 
 
 @contextlib.contextmanager
@@ -63,7 +51,7 @@ def prefect_api(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            dying_with_parent(_command(port)),
+            supervised(_command(port)),
             env={**env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
             stdout=sink,
             stderr=sink,
@@ -72,7 +60,7 @@ def prefect_api(
     try:
         yield lambda: _await(process, port, log)
     finally:
-        _stop(process)
+        stop_group(process, grace_s=_STOP_TIMEOUT_S)
 
 
 def _command(port: int) -> list[str]:
@@ -83,22 +71,15 @@ def _command(port: int) -> list[str]:
 
 def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
     url = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not answers(f"{url}/health"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise StageError(
-                "the Prefect server did not start",
-                got=log.read_text(errors="replace")[-800:],
-                hint="`dreambooth doctor` checks the versions that it needs",
-            )
-        time.sleep(_POLL_S)
+    wait_until(
+        lambda: process.poll() is not None or answers(f"{url}/health"),
+        timeout_s=_START_TIMEOUT_S,
+        every_s=_POLL_S,
+    )
+    if process.poll() is not None or not answers(f"{url}/health"):
+        raise StageError(
+            "the Prefect server did not start",
+            got=log.read_text(errors="replace")[-800:],
+            hint="`dreambooth doctor` checks the versions that it needs",
+        )
     return url
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.server import answers, dying_with_parent
+from cli.server import answers
 from dreambooth_core import files
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import StageError
+from dreambooth_core.supervision import stop_group, stop_on_signals, supervised
+from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 
 _START_TIMEOUT_S = 300.0
@@ -74,8 +73,9 @@ class Starter:
         Raises StageError when one does not start, or ends by itself.
         """
         self._refuse_taken()
+        self._stop = stop_on_signals()
         running: dict[str, subprocess.Popen[bytes]] = {}
-        with _stopping_on_signals(self._stop), contextlib.ExitStack() as started:
+        with contextlib.ExitStack() as started:
             for service in self._spec["services"]:
                 name = service["name"]
                 process = started.enter_context(self._started(service))
@@ -114,7 +114,7 @@ class Starter:
         command = [self._fill(word) for word in service["command"]]
         with log.open("ab") as sink:
             process = subprocess.Popen(
-                dying_with_parent(command),
+                supervised(command),
                 cwd=self._workspace.root,
                 env={**self._env, **self._fill_all(service.get("env", {}))},
                 stdout=sink,
@@ -125,25 +125,24 @@ class Starter:
         try:
             yield process
         finally:
-            _stop_group(process)
+            stop_group(process, grace_s=_STOP_TIMEOUT_S)
 
     def _await_ready(self, service: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
         """Wait until the service answers, or, where it runs once, until it is done."""
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._stop.is_set():
-            code = process.poll()
-            if service.get("run") == "once" and code == 0:
-                return
-            if code is not None:
-                raise _ended(service["name"], code)
-            health = service.get("health")
-            if service.get("run") != "once" and (not health or answers(self._fill(health))):
-                return
-            if time.monotonic() > deadline:
-                raise StageError(
-                    f"{service['name']} does not answer", hint=_log_hint(service["name"])
-                )
-            time.sleep(_POLL_S)
+        is_ready = wait_until(
+            lambda: self._stop.is_set() or self._is_ready(service, process),
+            timeout_s=_START_TIMEOUT_S,
+            every_s=_POLL_S,
+        )
+        if not is_ready:
+            raise StageError(f"{service['name']} does not answer", hint=_log_hint(service["name"]))
+
+    def _is_ready(self, service: Mapping[str, Any], process: subprocess.Popen[bytes]) -> bool:
+        runs_once, code = service.get("run") == "once", process.poll()
+        if code is not None and not (runs_once and code == 0):
+            raise _ended(service["name"], code)
+        health = service.get("health")
+        return code == 0 if runs_once else not health or answers(self._fill(health))
 
     def _watch(self, running: Mapping[str, subprocess.Popen[bytes]]) -> None:
         while not self._stop.wait(_POLL_S):
@@ -158,26 +157,3 @@ def _ended(name: str, code: int) -> StageError:
 
 def _log_hint(name: str) -> str:
     return f"see .state/logs/{name}.log"
-
-
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the service and its children, then SIGKILL to what is left of them."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_TIMEOUT_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for number in former:
-        signal.signal(number, lambda *_: stop.set())
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -11,15 +11,14 @@ import argparse
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from dreambooth_core import config, locks
 from dreambooth_core.environment import gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, Stopped
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
+from dreambooth_core.supervision import stop_on_signals
 from dreambooth_core.workspace import Workspace
 
 _LOCK_WAIT_S = 15.0
@@ -117,14 +116,6 @@ def _run_parity(arguments: argparse.Namespace) -> int:
         from dreambooth_core.registry import parity
 
     return parity.main(arguments.request)
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set, so that work stops at the next safe place."""
-    event = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: event.set())
-    return event
 
 
 def print_progress(done: int, total: int, text: str = "") -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
+from dreambooth_core.waiting import wait_until
 
 _POLL_S = 0.2
 
@@ -49,20 +49,20 @@ def hold(
 
 
 def _acquire(fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> None:
-    deadline = time.monotonic() + timeout_s
-    told = False
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None and not told:
-                on_wait(_holder(path))
-                told = True
-            if time.monotonic() > deadline:
-                raise StageError(
-                    f"{path.name} is held by {_holder(path)} for longer than {timeout_s:.0f} s",
-                    hint="wait for that process or stop it, then run again",
-                ) from None
-            time.sleep(_POLL_S)
-        else:
-            return
+    if _try(fd):
+        return
+    if on_wait is not None:
+        on_wait(_holder(path))
+    if not wait_until(lambda: _try(fd), timeout_s=timeout_s, every_s=_POLL_S):
+        raise StageError(
+            f"{path.name} is held by {_holder(path)} for longer than {timeout_s:.0f} s",
+            hint="wait for that process or stop it, then run again",
+        )
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from prefect.cache_policies import NO_CACHE
 
 from dreambooth_core import config
 from dreambooth_core.errors import StageError
+from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 from tasks import photos
-from tasks.dvc import Busy, Dvc
+from tasks.dvc import Busy, Dvc, Status
 
 _BUSY_POLL_S = 5.0
 _BUSY_TIMEOUT_S = 12 * 3600
@@ -28,7 +28,8 @@ def changed_subjects(root: Path, env: Mapping[str, str]) -> list[str]:
     dvc = Dvc(workspace, env=env)
     for name in settings.subjects:
         photos.restore(workspace, name, dvc)
-    changed = _status(dvc)
+    found = wait_until(lambda: _status(dvc), timeout_s=_BUSY_TIMEOUT_S, every_s=_BUSY_POLL_S)
+    changed = found[0] if found else dvc.status()
     return sorted(
         name
         for name, subject in settings.subjects.items()
@@ -43,15 +44,12 @@ def _pointer(workspace: Workspace, subject: config.SubjectSettings) -> Path:
     return photos.pointer_of(workspace.resolve(subject.instance_dir))
 
 
-def _status(dvc: Dvc) -> Mapping[str, object]:
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            return dvc.status()
-        except Busy:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_BUSY_POLL_S)
+def _status(dvc: Dvc) -> list[Status]:
+    """The status in a list, which stays empty while DVC is busy."""
+    try:
+        return [dvc.status()]
+    except Busy:
+        return []
 
 
 def finish_all(subjects: list[str], runs: list[State[Any]]) -> dict[str, Any]:

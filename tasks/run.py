@@ -11,12 +11,12 @@ from pathlib import Path
 from dreambooth_core import config
 from dreambooth_core.config import SubjectView
 from dreambooth_core.pipeline import StageContext
+from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import Workspace
 from tasks import photos
 from tasks.planning import refuse_the_impossible
 from tasks.progress import StageTime, current
 from tasks.stage_guard import Guard
-from tasks.stopping import stop_flag
 
 
 class SubjectRun:
@@ -64,6 +64,6 @@ def subject_run(subject: str, root: Path, env: Mapping[str, str]) -> Iterator[Su
     workspace = Workspace(root)
     # Wrong settings, and what this machine cannot do, are told before anything is started.
     refuse_the_impossible(workspace, config.load_view(workspace, subject), env=env)
-    with stop_flag() as stop, Guard(workspace, subject, env=env) as guard:
+    with stop_event() as stop, Guard(workspace, subject, env=env) as guard:
         photos.restore(workspace, subject, guard.dvc)
         yield SubjectRun(workspace, guard, stop=stop, env=env)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
@@ -12,6 +11,7 @@ from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS, node_of
+from dreambooth_core.waiting import wait_until
 
 _POLL_S = 2.0
 
@@ -57,16 +57,21 @@ def _wait_for_job(open_context: Callable[[], StageContext], *, wait_s: float) ->
         wait_s / 60,
         subject,
     )
-    deadline = time.monotonic() + wait_s
-    while not context.should_stop():
-        try:
-            job = train.make_job(open_context())
-            return TrainJob.load(job.path)
-        except CorruptRecordError:
-            if time.monotonic() >= deadline:
-                raise _too_late(subject, wait_s) from None
-            time.sleep(_POLL_S)  # the cache or the job is not there yet
-    raise Stopped("stopped before the training began")
+    found = wait_until(
+        lambda: context.should_stop() or _find_job(open_context),
+        timeout_s=wait_s,
+        every_s=_POLL_S,
+    )
+    if isinstance(found, TrainJob):
+        return found
+    raise Stopped("stopped before the training began") if found else _too_late(subject, wait_s)
+
+
+def _find_job(open_context: Callable[[], StageContext]) -> TrainJob | None:
+    try:
+        return TrainJob.load(train.make_job(open_context()).path)
+    except CorruptRecordError:
+        return None  # the cache or the job is not there yet
 
 
 def _too_late(subject: str, wait_s: float) -> StageError:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -26,12 +22,14 @@ from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import Record
 from dreambooth_core.registry.tracking import Tracking
+from dreambooth_core.supervision import supervised
+from dreambooth_core.waiting import wait_until
 
 PARITY_TIMEOUT_S = 1800.0
 
 _COMMAND = ("-m", "dreambooth_core", "parity")
 _LAST_LINES = 15
-_POLL_S = 0.5
+_POLL_S = 0.1
 
 
 class ParityRequest(Record):
@@ -140,26 +138,28 @@ def check_parity(
 
 
 def _start(job: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the fresh process; it ends when its stdin is closed, so it cannot outlive this one."""
+    """Start the fresh process, which ends with this one."""
     return subprocess.Popen(
-        [sys.executable, *_COMMAND, str(job)],
+        supervised([sys.executable, *_COMMAND, str(job)]),
         cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
     )
 
 
 def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: float) -> int:
-    deadline = time.monotonic() + timeout_s
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(_POLL_S)
-            if should_stop():
-                raise Stopped("the export parity check was asked to stop", hint="run it again")
-            if time.monotonic() > deadline:
-                raise StageError(f"the export parity check took longer than {timeout_s:.0f} s")
+        wait_until(
+            lambda: process.poll() is not None or should_stop(),
+            timeout_s=timeout_s,
+            every_s=_POLL_S,
+        )
+        if (code := process.poll()) is not None:
+            return code
+        if should_stop():
+            raise Stopped("the export parity check was asked to stop", hint="run it again")
+        raise StageError(f"the export parity check took longer than {timeout_s:.0f} s")
     finally:
         process.kill()
         process.wait()
@@ -171,7 +171,6 @@ def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: 
 def main(job_file: Path) -> int:
     """Load the model of a job file, draw its images and write the result. 0: it was compared."""
     job = _Job.read(job_file.parent, job_file.name)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_torch(job.plan.compute)
     mlflow.set_tracking_uri(job.tracking_uri)
     mlflow.set_registry_uri(job.tracking_uri)
@@ -180,16 +179,6 @@ def main(job_file: Path) -> int:
     )
     _compare(model, job.plan).write(job.result.parent, job.result.name)
     return 0
-
-
-def _end_with_parent() -> None:
-    """Block until the parent closes the pipe (or dies), then end at once.
-
-    The descriptor is read itself: a thread inside `sys.stdin` aborts the interpreter's shutdown.
-    """
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 def _compare(model: Any, plan: ParityPlan) -> ParityResult:

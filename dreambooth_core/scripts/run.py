@@ -30,11 +30,11 @@ from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import IsDue, Validation, after_epochs, after_steps
+from dreambooth_core.supervision import die_with_parent
 from dreambooth_core.training import metrics
 from dreambooth_core.training.distributed import make_strategy, start_accelerator
 from dreambooth_core.training.dry_run import dry_run
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch import processes
 from dreambooth_core.training.loop import Callback, Loop
 from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.progress import log_line
@@ -75,7 +75,7 @@ def run(plan: ScriptSettings, *, stop: Stop) -> int:
     Raises DataError and SettingsError for what the user must mend, StageError for failed work.
     """
     if plan.launcher.by_accelerate:
-        processes.die_with_parent()
+        die_with_parent()
     accelerator = start_accelerator(_job(plan, plan.train(seed=0, max_train_steps=1)))
     made = unmade_on_wrong_input(plan.output_dir, scratch=plan.state_dir)
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.batch import RowsAt
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
+from dreambooth_core.supervision import die_with_parent, stop_on_signals
 from dreambooth_core.training import metrics
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
@@ -24,7 +23,6 @@ from dreambooth_core.training.checkpoints.start import Start, find_start
 from dreambooth_core.training.distributed import make_strategy, start_accelerator
 from dreambooth_core.training.dry_run import check_room_to_go_on, dry_run, kept_in_store
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
-from dreambooth_core.training.launch import processes
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import load_trainable_model
@@ -41,10 +39,8 @@ def main(job_path: Path, *, open_rows: OpenRows, open_sink: OpenSink) -> int:
 
     SIGTERM and SIGINT, and the death of the launcher, let the process save and end.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    processes.die_with_parent()
+    stop = stop_on_signals()
+    die_with_parent()
     job = TrainJob.load(job_path)
     ended = _work_or_explain(job, open_rows, open_sink, stop.is_set)
     return ended.exit_code

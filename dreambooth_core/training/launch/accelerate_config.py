@@ -14,8 +14,8 @@ from typing import Any
 from dreambooth_core import files
 from dreambooth_core.config import LaunchConfig, TrainSettings, deepspeed_config
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.supervision import free_port
 from dreambooth_core.training.job import TrainJob
-from dreambooth_core.training.launch import processes
 
 RANK = "DREAMBOOTH_MACHINE_RANK"
 """Variable that numbers the machines of a training; the one of rank 0 leads."""
@@ -80,7 +80,7 @@ def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
         # Else a machine finds out by its own name whether it is the one where all meet.
         options += ["--rdzv_conf", f"is_host={int(node.rank == 0)}"]
     elif several or job.launch is not None:
-        options += ["--main_process_port", str(processes.free_port())]
+        options += ["--main_process_port", str(free_port())]
     return options
 
 

@@ -1,31 +1,48 @@
-"""Starting the trainer, following it, and ending it: nothing is left behind, whatever happens."""
+"""Starts the trainer, follows its output and ends all its processes, whatever happens."""
 
 from __future__ import annotations
 
+import collections
+import os
 import re
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
+
+import psutil
 
 from dreambooth_core.environment import SPINNING
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
+from dreambooth_core.supervision import supervised
 from dreambooth_core.training import job as job_files
 from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.job import Ended, TrainJob
-from dreambooth_core.training.launch import processes
 from dreambooth_core.training.launch.accelerate_config import Node, accelerate_options
-from dreambooth_core.training.launch.processes import Launch
-from dreambooth_core.training.relay import OnLine, Relay
+from dreambooth_core.training.progress import parse_progress
+from dreambooth_core.waiting import wait_until
 
-_POLL_S = 0.1
+OnLine = Callable[[str], None]
+
+_TOKEN = "DREAMBOOTH_TRAINER"
+"""Variable that marks every process of one launch: launchers start workers in sessions of their
+own, so a process group is not enough to find them."""
+
+_READ_S = 0.1
+_POLL_S = 0.05
+_KILL_S = 10.0
+_CHUNK = 1 << 16
+_TAIL_LINES = 30
+_SECONDS_BETWEEN_PROGRESS = 1.0
 _SIGNAL = re.compile(r"Signals\.(SIG[A-Z]+)|Signal \d+ \((SIG[A-Z]+)\)")
 
 
@@ -68,15 +85,15 @@ def run_trainer(
         job_files.clear_ended(job.state_dir)
     with log_file.open("a", encoding="utf-8") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
-        relay = Relay(log, on_line=on_line, progress=progress)
+        output = Output(log, on_line=on_line, progress=progress)
         launch = _start(job, node=node, lock_fd=lock_fd)
         try:
-            was_stopped = _follow(job, launch, relay, should_stop=should_stop, grace_s=grace_s)
+            was_stopped = _follow(job, launch, output, should_stop=should_stop, grace_s=grace_s)
         finally:
             launch.end(
                 grace_s=grace_s, is_done=lambda: job_files.read_ended(job.state_dir) is not None
             )
-    return _outcome(job, launch, relay.tail, was_stopped=was_stopped)
+    return _outcome(job, launch, output.tail, was_stopped=was_stopped)
 
 
 def _log_file(job: TrainJob, node: Node | None) -> Path:
@@ -92,9 +109,9 @@ def _start(job: TrainJob, *, node: Node | None, lock_fd: int | None) -> Launch:
     token = secrets.token_hex(8)
     command = [sys.executable, "-m", "accelerate.commands.launch", *accelerate_options(job, node)]
     command += ["--module", *job.entry, str(job_path)]
-    variables = {**_environment(job), processes.TOKEN: token}
+    variables = {**_environment(job), _TOKEN: token}
     process = subprocess.Popen(
-        processes.guarded(command, variables=variables),
+        supervised(command, adopt=True, variables=variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -123,7 +140,7 @@ def _environment(job: TrainJob) -> dict[str, str]:
 
 
 def _follow(
-    job: TrainJob, launch: Launch, relay: Relay, *, should_stop: StopSignal, grace_s: float
+    job: TrainJob, launch: Launch, output: Output, *, should_stop: StopSignal, grace_s: float
 ) -> bool:
     """Pass lines on until all processes have ended; returns whether a stop was asked for.
 
@@ -132,14 +149,14 @@ def _follow(
     """
     deadline: float | None = None
     while launch.is_alive():
-        relay.read(launch.stdout, wait_s=_POLL_S)
+        output.read(launch.stdout, wait_s=_READ_S)
         late = deadline is not None and time.monotonic() > deadline
         if late or job_files.read_ended(job.state_dir) is not None:
             launch.kill_all()
         elif deadline is None and should_stop():
             launch.signal_all(signal.SIGTERM)
             deadline = time.monotonic() + grace_s
-    relay.drain(launch.stdout)
+    output.drain(launch.stdout)
     return deadline is not None
 
 
@@ -190,3 +207,122 @@ def _signal_of(exit_code: int) -> str | None:
 
 def _last_lines(tail: Sequence[str]) -> str:
     return "the last lines of its log:\n" + "\n".join(f"    {line}" for line in tail)
+
+
+def survivors(token: str) -> list[psutil.Process]:
+    """The living processes that carry `token` (zombies are dead, they only await their parent)."""
+    return [process for process in psutil.process_iter() if _carries(process, token)]
+
+
+def _carries(process: psutil.Process, token: str) -> bool:
+    try:
+        return process.environ().get(_TOKEN) == token and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+class Launch:
+    """A started process and all that it started, found by their token."""
+
+    def __init__(self, process: subprocess.Popen[bytes], token: str) -> None:
+        assert process.stdout is not None, "a launch is followed through its standard output"
+        self._process, self._token = process, token
+        self.stdout: IO[bytes] = process.stdout
+
+    @property
+    def exit_code(self) -> int:
+        """That of the started process, which has ended; negative for a signal."""
+        return self._process.wait()
+
+    def is_alive(self) -> bool:
+        """Whether any process of the launch lives."""
+        return self._process.poll() is None or bool(survivors(self._token))
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send `number` to every living process of the launch; last to the one with the lock."""
+        for process in survivors(self._token):
+            with suppress(psutil.Error):
+                process.send_signal(number)
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def kill_all(self) -> None:
+        """SIGKILL every process of the launch and wait for their end."""
+        wait_until(self._is_killed, timeout_s=_KILL_S, every_s=_POLL_S)
+
+    def _is_killed(self) -> bool:
+        if not self.is_alive():
+            return True
+        self.signal_all(signal.SIGKILL)
+        return False
+
+    def end(self, *, grace_s: float, is_done: Callable[[], bool] = lambda: False) -> None:
+        """Leave no process: SIGTERM, `grace_s` seconds to save, SIGKILL; at once when `is_done`.
+
+        An exception that comes while waiting (a second Ctrl-C) goes straight to the kill.
+        """
+        try:
+            if self.is_alive():
+                self.signal_all(signal.SIGTERM)
+                wait_until(
+                    lambda: is_done() or not self.is_alive(), timeout_s=grace_s, every_s=_POLL_S
+                )
+        finally:
+            self.kill_all()
+            self.stdout.close()
+
+
+class Output:
+    """Reads a pipe without blocking on it and passes whole lines on, in the reader's thread."""
+
+    def __init__(self, log: IO[str], *, on_line: OnLine | None, progress: Progress) -> None:
+        self._log, self._on_line, self._progress = log, on_line, progress
+        self._partial = b""
+        self._is_open = True
+        self._shown = 0.0
+        self._last_lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+
+    @property
+    def tail(self) -> list[str]:
+        """The last lines that came."""
+        return list(self._last_lines)
+
+    def read(self, pipe: IO[bytes], *, wait_s: float) -> bool:
+        """Pass on what comes within `wait_s` seconds; whether anything came."""
+        if not self._is_open:
+            time.sleep(wait_s)
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            if not selector.select(wait_s):
+                return False
+        chunk = os.read(pipe.fileno(), _CHUNK)
+        self._is_open = bool(chunk)
+        *lines, self._partial = (self._partial + chunk).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            self._pass_on(line.decode("utf-8", errors="replace").rstrip())
+        return self._is_open
+
+    def drain(self, pipe: IO[bytes]) -> None:
+        """Pass on the rest, once all writers are gone."""
+        while self.read(pipe, wait_s=0):
+            pass
+        if self._partial:
+            self._pass_on(self._partial.decode("utf-8", errors="replace").rstrip())
+            self._partial = b""
+
+    def _pass_on(self, line: str) -> None:
+        if not line:
+            return
+        self._log.write(line + "\n")
+        self._log.flush()
+        self._last_lines.append(line)
+        step = parse_progress(line)
+        if step is None:
+            if self._on_line is not None:
+                self._on_line(line)
+            return
+        now = time.monotonic()
+        if now - self._shown >= _SECONDS_BETWEEN_PROGRESS or step.done == step.total:
+            self._shown = now
+            self._progress(step.done, step.total, step.text)

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from dreambooth_core import files
-from dreambooth_core.training.launch.processes import free_port
+from dreambooth_core.supervision import free_port
 from tests.paths import ROOT
 from tests.unit.scripts.command import arguments, prior, run
 

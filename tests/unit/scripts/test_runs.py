@@ -16,7 +16,7 @@ from dreambooth_core import files
 from dreambooth_core.scripts import checkpoints, shared_weights
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
 from dreambooth_core.scripts.flags import DREAMBOOTH_LORA
-from dreambooth_core.training.launch.processes import free_port
+from dreambooth_core.supervision import free_port
 from tests.unit.scripts.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

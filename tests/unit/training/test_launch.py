@@ -215,16 +215,14 @@ def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_
 ):
     # like accelerate's launcher, the command dies at SIGTERM, before the process it has started
     slow = "import signal, time; signal.signal(15, lambda *_: (time.sleep(2), exit())); "
-    slow += (
-        "from dreambooth_core.training.launch.processes import die_with_parent; die_with_parent(); "
-    )
+    slow += "from dreambooth_core.supervision import die_with_parent; die_with_parent(); "
     slow += "print('ready', flush=True); time.sleep(99)"
     launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
     script = (
         "import subprocess, sys; from pathlib import Path\n"
         "from dreambooth_core import locks\n"
-        "from dreambooth_core.training.launch import processes\n"
-        f"command = processes.guarded([sys.executable, '-c', {launcher!r}], variables={{}})\n"
+        "from dreambooth_core import supervision\n"
+        f"command = supervision.supervised([sys.executable, '-c', {launcher!r}], adopt=True)\n"
         "with locks.hold(Path(sys.argv[1]), timeout_s=1, inheritable=True) as fd:\n"
         "    subprocess.run(command, start_new_session=True, pass_fds=(fd,))\n"
     )
