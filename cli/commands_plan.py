@@ -11,7 +11,7 @@ from rich.table import Table
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
-from tasks.planning import refuse_the_impossible, stages_ahead
+from tasks.staleness import refuse_the_impossible, stages_ahead
 
 if TYPE_CHECKING:
     from dreambooth_core.planning.speed import Device
@@ -51,7 +51,7 @@ def plan(
     footprint = planning.memory_of(view, root, kind=device.kind)
     launch = planning.launch_of(view.train, root)
     base = view.base_model.pretrained_model_name_or_path
-    stages = stages_ahead(session.workspace, name, env=session.env)
+    stages = stages_ahead(session.workspace, view, env=session.env)
     result = {
         "subject": name,
         "stages": stages,

@@ -14,8 +14,8 @@ from cli.server import prefect_api
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, run_stage
-from tasks.planning import refuse_the_impossible
 from tasks.progress import watcher
+from tasks.staleness import refuse_the_impossible
 
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 

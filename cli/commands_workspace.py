@@ -42,7 +42,7 @@ def validate(
     context = StageContext(
         config.load_view(workspace, subject), workspace.places(subject), env=session.env
     )
-    photos.restore(workspace, subject, Dvc(workspace, env=session.env))
+    photos.restore(workspace, context.settings, Dvc(workspace, env=session.env))
     with stage.inspected(context) as inspection:
         report = inspection.report
     result = report.to_json()
@@ -80,9 +80,9 @@ def subject_restore(
     """Put missing photos back: from DVC's cache, its remote, or the shipped examples."""
     session = open_session(as_json=json)
     dvc = Dvc(session.workspace, env=session.env)
-    known = config.load_settings(session.workspace.params).subjects
-    wanted = [name] if name else list(known)
-    restored = [each for each in wanted if photos.restore(session.workspace, each, dvc)]
+    settings = config.load_settings(session.workspace.params)
+    views = [config.for_subject(settings, each) for each in ([name] if name else settings.subjects)]
+    restored = [view.name for view in views if photos.restore(session.workspace, view, dvc)]
     session.terminal.finish(
         {"restored": restored},
         lambda console: console.print(f"photos put back: {', '.join(restored) or 'none missing'}"),

@@ -9,7 +9,7 @@ from prefect import flow
 
 from dreambooth_core import environment
 from dreambooth_core.workspace import find_workspace
-from tasks import pipeline, summary
+from tasks import pipeline
 from tasks.run import subject_run
 
 
@@ -32,4 +32,4 @@ def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
         pipeline.register(run)
         verdict = pipeline.compare(run)
         pipeline.report(run)
-        return summary.of(run, verdict)
+        return pipeline.summarize(run, verdict)

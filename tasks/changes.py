@@ -27,7 +27,7 @@ def changed_subjects(root: Path, env: Mapping[str, str]) -> list[str]:
     settings = config.load_settings(workspace.params)
     dvc = Dvc(workspace, env=env)
     for name in settings.subjects:
-        photos.restore(workspace, name, dvc)
+        photos.restore(workspace, config.for_subject(settings, name), dvc)
     found = wait_until(lambda: _status(dvc), timeout_s=_BUSY_TIMEOUT_S, every_s=_BUSY_POLL_S)
     changed = found[0] if found else dvc.status()
     return sorted(

@@ -1,23 +1,33 @@
-"""What a stage was made from: its settings and dependencies, noted before and compared after."""
+"""The settings and dependencies of a stage, compared before and after it runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core import config, files
+from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import StageError
 from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.workspace import Workspace
 
+Inputs = Mapping[str, Any]
+"""Settings by dotted key, and the digest of each dependency by path."""
+
 _SMALL_BYTES = 64 << 20
 
 
-def settings_now(workspace: Workspace, subject: str, stage: str) -> dict[str, Any]:
-    """The values of params.yaml that DVC records for a stage, by dotted key."""
+def inputs_now(workspace: Workspace, settings: SubjectView, stage: str) -> Inputs:
+    """Everything that DVC records a stage to be made from, as it is now."""
     raw = config.read_yaml(workspace.params)
-    keys = [key.replace("${key}", subject) for key in config.dvc_params(stage)]
-    return {key: _at(raw, key) for key in keys}
+    keys = [key.replace("${key}", settings.name) for key in config.dvc_params(stage)]
+    values = {key: _at(raw, key) for key in keys}
+    root = workspace.root
+    for path in dependencies(workspace, settings, stage):
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        values[name] = _digest(path)
+    return values
 
 
 def _at(raw: Any, key: str) -> Any:
@@ -26,11 +36,10 @@ def _at(raw: Any, key: str) -> Any:
     return raw
 
 
-def dependencies(workspace: Workspace, subject: str, stage: str) -> list[Path]:
+def dependencies(workspace: Workspace, settings: SubjectView, stage: str) -> list[Path]:
     """The paths that dvc.yaml names as dependencies of a subject's stage."""
     entry = config.read_yaml(workspace.root / "dvc.yaml")["stages"][stage]["do"]
-    view = config.load_view(workspace, subject)
-    values = {"${key}": subject, "${item.instance_dir}": view.subject.instance_dir}
+    values = {"${key}": settings.name, "${item.instance_dir}": settings.subject.instance_dir}
     found: list[Path] = []
     for template in entry.get("deps", ()):
         path = template
@@ -40,17 +49,8 @@ def dependencies(workspace: Workspace, subject: str, stage: str) -> list[Path]:
     return found
 
 
-def inputs_now(workspace: Workspace, subject: str, stage: str) -> dict[str, str]:
-    """The content of each dependency as one digest, by path."""
-    root = workspace.root
-    return {
-        path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path): _digest(path)
-        for path in dependencies(workspace, subject, stage)
-    }
-
-
 def _digest(path: Path) -> str:
-    """An output is named by its record, photos by their bytes, weights by size and time."""
+    """Outputs are identified by their record, photos by their bytes, weights by size and time."""
     if (path / RECORD_NAME).is_file():
         return files.sha256_file(path / RECORD_NAME)
     if path.is_file():
@@ -65,8 +65,8 @@ def _is_weights(found: list[Path]) -> bool:
     return any(p.suffix == ".safetensors" for p in found)
 
 
-def refuse_drift(stage: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise StageError when settings or inputs moved while a stage ran: DVC would record a lie."""
+def refuse_drift(stage: str, before: Inputs, now: Inputs) -> None:
+    """Raise StageError if inputs changed while a stage ran: dvc.lock would be wrong."""
     before, now = _flat(before), _flat(now)
     moved = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if not moved:
@@ -76,18 +76,18 @@ def refuse_drift(stage: str, before: dict[str, Any], now: dict[str, Any]) -> Non
         for key in moved
     )
     raise StageError(
-        f"what {stage} is made from changed while it ran, so its output is not recorded",
+        f"the inputs of {stage} changed while it ran, so its output is not recorded",
         got=changes,
-        hint="run again; what was finished with the former values is kept in the store",
+        hint="run again; the store keeps the work done with the earlier inputs",
     )
 
 
-def _flat(values: dict[str, Any], at: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     """Sections of settings as single settings, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{at}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from dreambooth_core import config, files
+from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import DataError
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Dvc
@@ -17,13 +18,21 @@ def pointer_of(instance_dir: Path) -> Path:
     return instance_dir.with_name(f"{instance_dir.name}.dvc")
 
 
-def restore(workspace: Workspace, subject: str, dvc: Dvc) -> bool:
-    """Put a subject's photos in place when they are missing; True when something was done.
+def tracked_pointer(workspace: Workspace, settings: SubjectView) -> str | None:
+    """The .dvc file of a subject's photos, as DVC names it; None if DVC does not track them."""
+    pointer = pointer_of(workspace.resolve(settings.subject.instance_dir))
+    if not pointer.is_file() or not pointer.is_relative_to(workspace.root):
+        return None
+    return pointer.relative_to(workspace.root).as_posix()
 
-    They come from the shipped examples, DVC's cache or its remote. Raises DataError when they are
-    nowhere.
+
+def restore(workspace: Workspace, settings: SubjectView, dvc: Dvc) -> bool:
+    """Restore a subject's missing photos; return False if none are missing.
+
+    They come from the shipped examples, DVC's cache or its remote, else this raises DataError.
     """
-    folder = workspace.resolve(config.load_view(workspace, subject).subject.instance_dir)
+    subject = settings.name
+    folder = workspace.resolve(settings.subject.instance_dir)
     if folder.is_dir():
         return False
     pointer = pointer_of(folder)

@@ -1,4 +1,4 @@
-"""One run of one subject: what its tasks share while it lasts."""
+"""One run of one subject: what its tasks share."""
 
 from __future__ import annotations
 
@@ -14,43 +14,55 @@ from dreambooth_core.pipeline import StageContext
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import Workspace
 from tasks import photos
-from tasks.planning import refuse_the_impossible
+from tasks.dvc import Dvc
 from tasks.progress import StageTime, current
-from tasks.stage_guard import Guard
+from tasks.staleness import Staleness, refuse_the_impossible
+from tasks.subject_lock import SubjectLock
 
 
 class SubjectRun:
-    """The subject, its guard and its stop flag; passed to every task of a flow run.
+    """The subject's settings, lock, staleness and stop event; passed to every task of a flow run.
 
-    No dataclass: Prefect walks through those (and copies them) in search of futures.
+    Not a dataclass: Prefect walks through those (and copies them) in search of futures.
     """
 
     def __init__(
-        self, workspace: Workspace, guard: Guard, *, stop: threading.Event, env: Mapping[str, str]
+        self,
+        workspace: Workspace,
+        lock: SubjectLock,
+        *,
+        stop: threading.Event,
+        env: Mapping[str, str],
     ) -> None:
-        self.workspace, self.guard, self.stop, self.env = workspace, guard, stop, env
-        self.subject = guard.subject
-        self.places = workspace.places(guard.subject)
+        self.workspace, self.lock, self.stop, self.env = workspace, lock, stop, env
+        self.subject = lock.subject
+        self.places = workspace.places(self.subject)
+        self.dvc = Dvc(workspace, env=env)
+        self._loaded: tuple[bytes, SubjectView] | None = None
+        self.staleness = Staleness(workspace, self.settings(), self.dvc)
         self.times: list[StageTime] = []
 
-    def view(self) -> SubjectView:
-        """The subject's settings as params.yaml holds them now."""
-        return config.load_view(self.workspace, self.subject)
+    def settings(self) -> SubjectView:
+        """The settings as params.yaml holds them now; parsed again only after a change."""
+        params = self.workspace.params.read_bytes()
+        if self._loaded is None or self._loaded[0] != params:
+            self._loaded = params, config.load_view(self.workspace, self.subject)
+        return self._loaded[1]
 
     def context(self, stage: str) -> StageContext:
-        """The context that a stage of this run works in."""
+        """The context for a stage of this run."""
         return StageContext(
-            self.view(),
+            self.settings(),
             self.places,
             progress=current().progress(stage),
             should_stop=self.stop.is_set,
-            lock_fd=self.guard.lock_fd,
+            lock_fd=self.lock.fd,
             env=self.env,
         )
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[list[bool]]:
-        """Note how long a stage took; append to the list whether it ran."""
+        """Measure a stage; the block appends to the yielded list whether the stage ran."""
         start, ran = time.monotonic(), list[bool]()
         yield ran
         taken = StageTime(stage, time.monotonic() - start, skipped=not any(ran))
@@ -60,10 +72,11 @@ class SubjectRun:
 
 @contextlib.contextmanager
 def subject_run(subject: str, root: Path, env: Mapping[str, str]) -> Iterator[SubjectRun]:
-    """Open a run: check the settings, take the subject's lock, put its photos in place."""
+    """Open a run: check the settings, lock the subject, restore its photos."""
     workspace = Workspace(root)
-    # Wrong settings, and what this machine cannot do, are told before anything is started.
+    # Report wrong settings, and what this machine cannot do, before anything starts.
     refuse_the_impossible(workspace, config.load_view(workspace, subject), env=env)
-    with stop_event() as stop, Guard(workspace, subject, env=env) as guard:
-        photos.restore(workspace, subject, guard.dvc)
-        yield SubjectRun(workspace, guard, stop=stop, env=env)
+    with stop_event() as stop, SubjectLock(workspace, subject) as lock:
+        run = SubjectRun(workspace, lock, stop=stop, env=env)
+        photos.restore(workspace, run.settings(), run.dvc)
+        yield run

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_core import config
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks.inputs import dependencies
 from tests.flow import workspaces
@@ -63,7 +64,7 @@ def test_a_stage_reads_only_what_dvc_yaml_names(
     own = workspace.places(SUBJECT).outputs
     names = (*ALWAYS_READ, *ALSO_READ.get(stage, ()), *ALSO_WRITTEN.get(stage, ()))
     allowed = [workspace.root / name for name in names]
-    allowed += dependencies(workspace, SUBJECT, stage)
+    allowed += dependencies(workspace, config.load_view(workspace, SUBJECT), stage)
     allowed += [own / stage, *own.glob(f".aside-{stage}*")]
     strangers = _outside(workspace, seen[stage], "r", allowed)
     assert [s for s in strangers if f"/.aside-{stage}-" not in s] == [], "\n".join(strangers)

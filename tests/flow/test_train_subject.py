@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from dreambooth_core import files
+from dreambooth_core import config, files
 from dreambooth_core.errors import StageError
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
-from tasks.stage_guard import Guard
+from tasks.run import subject_run
+from tasks.stage_guard import bring_up_to_date
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT, dvc
 
@@ -125,12 +126,15 @@ def test_settings_that_move_during_a_stage_are_never_recorded(
 ) -> None:
     before = (prepared.root / "dvc.lock").read_text()
     workspaces.change(prepared.root, "select.max_pres_gain", 0.7)
-    env = workspaces.environment(prepared.root)
+
+    def change_settings() -> None:
+        workspaces.change(prepared.root, "select.max_pres_gain", 0.8)
+
     with (
-        Guard(prepared, SUBJECT, env=env) as guard,
+        subject_run(SUBJECT, prepared.root, workspaces.environment(prepared.root)) as run,
         pytest.raises(StageError, match=r"select\.max_pres_gain was 0\.7, is 0\.8"),
     ):
-        guard.run("select", lambda: workspaces.change(prepared.root, "select.max_pres_gain", 0.8))
+        bring_up_to_date(run, "select", change_settings)
     assert (prepared.root / "dvc.lock").read_text() == before
 
 
@@ -146,5 +150,6 @@ def test_missing_photos_come_back_from_dvcs_cache(
         path.unlink()
     folder.rmdir()
     client = Dvc(prepared, env=workspaces.environment(prepared.root))
-    assert photos.restore(prepared, SUBJECT, client)
+    settings = config.load_view(prepared, SUBJECT)
+    assert photos.restore(prepared, settings, client)
     assert sorted(p.name for p in folder.iterdir()) == names

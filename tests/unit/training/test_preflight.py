@@ -21,7 +21,7 @@ from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.wording import in_flags
 from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS
 from dreambooth_core.workspace import STAGES, Workspace
-from tasks import planning
+from tasks import staleness
 from tests.unit.base.test_config import ROOT, changed, subject_of_shipped
 
 SUBJECT = subject_of_shipped()
@@ -173,10 +173,10 @@ def test_a_run_is_refused_only_where_something_up_to_the_training_would_run(
     """What was trained on a GPU can be compared and registered on a laptop."""
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     ahead = {**dict.fromkeys(STAGES, "skip"), "train": does, "register": "run"}
-    monkeypatch.setattr(planning, "stages_ahead", lambda *_, **__: ahead)
+    monkeypatch.setattr(staleness, "stages_ahead", lambda *_, **__: ahead)
     view = config.load_view(workspace, SUBJECT)
     if not refused:
-        planning.refuse_the_impossible(workspace, view, env={})
+        staleness.refuse_the_impossible(workspace, view, env={})
         return
     with pytest.raises(SettingsError, match="fp16 needs a GPU"):
-        planning.refuse_the_impossible(workspace, view, env={})
+        staleness.refuse_the_impossible(workspace, view, env={})

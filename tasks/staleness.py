@@ -1,0 +1,95 @@
+"""Which stages of a subject DVC would run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dreambooth_core.config import SubjectView
+from dreambooth_core.pipeline import preflight
+from dreambooth_core.workspace import STAGES, Workspace
+from tasks import photos
+from tasks.dvc import Busy, Dvc, Status
+
+
+class Staleness:
+    """The status of a subject's stages. DVC takes a second to report it, so it is cached."""
+
+    def __init__(self, workspace: Workspace, settings: SubjectView, dvc: Dvc) -> None:
+        self._subject, self._dvc = settings.name, dvc
+        self.pointer = photos.tracked_pointer(workspace, settings)
+        self._status: Status | None = None
+        self._has_run = False
+
+    def is_stale(self, stage: str) -> bool:
+        """Whether DVC would run the stage. Raises Busy.
+
+        A stage that runs may make later ones stale, so DVC reports again before one is skipped.
+        """
+        key = self.key(stage)
+        if self._status is None or (self._has_run and key not in self._status):
+            self._status, self._has_run = self._read(), False
+        return key in self._status
+
+    def are_photos_stale(self) -> bool:
+        """Whether the photos differed from their .dvc file when DVC last reported."""
+        return self.pointer is not None and self.pointer in (self._status or {})
+
+    def stale_stages(self) -> set[str]:
+        """The stages that are stale now; all of them if the photos have changed. Raises Busy."""
+        status = self._read()
+        if self.pointer in status:
+            return set(STAGES)
+        return {stage for stage in STAGES if self.key(stage) in status}
+
+    def mark_committed(self, stage: str) -> None:
+        """Take note that the stage has run and is recorded."""
+        if self._status is not None:
+            self._status.pop(self.key(stage), None)
+        self._has_run = True
+
+    def forget(self) -> None:
+        """Drop the cached status: another process has changed it."""
+        self._status = None
+
+    def key(self, stage: str) -> str:
+        """The name of the stage in DVC."""
+        return f"{stage}@{self._subject}"
+
+    def _read(self) -> Status:
+        stages = [self.key(stage) for stage in STAGES]
+        return self._dvc.status([*stages, self.pointer] if self.pointer else stages)
+
+
+def stages_ahead(
+    workspace: Workspace, settings: SubjectView, *, env: Mapping[str, str]
+) -> dict[str, str]:
+    """Map each stage to "skip" or "run", without locking the subject.
+
+    Every stage after one that runs counts as "run", although DVC skips it if the earlier output
+    comes out unchanged. Raises Busy while another DVC process is at work.
+    """
+    stale = Staleness(workspace, settings, Dvc(workspace, env=env)).stale_stages()
+    ahead: dict[str, str] = {}
+    for stage in STAGES:
+        runs = stage in stale or "run" in ahead.values()
+        ahead[stage] = "run" if runs else "skip"
+    return ahead
+
+
+def refuse_the_impossible(
+    workspace: Workspace, settings: SubjectView, *, env: Mapping[str, str]
+) -> None:
+    """Raise SettingsError with everything that this machine cannot train.
+
+    Skipped stages need no GPU, so this raises only if a stage up to the training would run. While
+    another DVC process is at work, that is unknown, and the first stage that runs raises instead.
+    """
+    problem = preflight.problem(workspace.root, settings, env)
+    if problem is None:
+        return
+    try:
+        ahead = stages_ahead(workspace, settings, env=env)
+    except Busy:
+        return
+    if any(ahead[stage] == "run" for stage in preflight.TRAINING_STAGES):
+        raise problem
