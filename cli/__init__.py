@@ -1,1 +1,1 @@
-"""The command `dreambooth`: one file per group of commands."""
+"""The command `dreambooth`, with one file per group of commands."""

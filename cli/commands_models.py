@@ -1,4 +1,4 @@
-"""Commands about models: generate, compare, promote, rollback."""
+"""The commands generate, compare, promote and rollback."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from cli import screens
-from cli.session import JsonOption, Session, open_session
+from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
 
-SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
-WhyOption = Annotated[str, typer.Option(help="The reason; it is kept in the version's tags.")]
+WhyOption = Annotated[str, typer.Option(help="Reason, saved in the version's tags.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,22 +31,34 @@ def _context(session: Session, subject: str) -> StageContext:
 
 def generate(  # noqa: PLR0913 - one parameter per option
     *,
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder.")],
-    prompt: Annotated[str, typer.Option(help='Such as "a photo of sks mug on the beach".')],
-    out: Annotated[Path, typer.Option(help="Folder for the images.")],
-    num: Annotated[int, typer.Option(min=1, help="How many images.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from seed + i.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale.")] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="models:/NAME@champion, models:/NAME/3, or the folder of a checkpoint or pipeline."
+        ),
+    ],
+    prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 4,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first image; image i uses seed + i.")
+    ] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sampling steps. Default: evaluate.num_inference_steps."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale. Default: evaluate.guidance_scale.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Images from a registered version, a checkpoint folder or a saved pipeline."""
+    """Generate images with a registered version, a checkpoint or a saved pipeline."""
     session = open_session(as_json=json)
-    from cli.generation import Request, draw  # torch: after the environment is complete
+    from cli import generation  # imports torch, so only after the environment is complete
 
     tracking_uri = session.env["MLFLOW_TRACKING_URI"]
-    request = Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
-    result = draw(session.workspace, model, request, out, tracking_uri=tracking_uri)
+    request = generation.Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
+    result = generation.generate(session.workspace, model, request, out, tracking_uri=tracking_uri)
     session.terminal.finish(
         result,
         lambda console: console.print("\n".join(result["images"]), markup=False, soft_wrap=True),
@@ -58,12 +69,12 @@ def compare(
     subject: SubjectArgument,
     *,
     versions: Annotated[
-        list[int] | None, typer.Option(help="Versions; all without it. May be given repeatedly.")
+        list[int] | None, typer.Option(help="Version to show; repeat for several. Default: all.")
     ] = None,
     more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     json: JsonOption = False,
 ) -> None:
-    """Registry versions side by side: scores, settings, data, verdicts."""
+    """Show registered versions side by side: scores, settings, data, verdicts."""
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
@@ -83,7 +94,7 @@ def _as_row(info: Any) -> dict[str, Any]:
 
 def promote(
     subject: SubjectArgument,
-    version: Annotated[int, typer.Argument(help="Number of the version in the registry.")],
+    version: Annotated[int, typer.Argument(help="Version number in the registry.")],
     *,
     why: WhyOption = "promoted by hand",
     json: JsonOption = False,
@@ -93,21 +104,21 @@ def promote(
 
     session = open_session(as_json=json)
     info = stage.promote(_context(session, subject), version, why=why)
-    _tell_champion(session, info)
+    _report_champion(session, info)
 
 
 def rollback(
     subject: SubjectArgument, *, why: WhyOption = "rolled back by hand", json: JsonOption = False
 ) -> None:
-    """Make the champion before this one the champion again."""
+    """Restore the previous champion."""
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
     info = stage.rollback(_context(session, subject), why=why)
-    _tell_champion(session, info)
+    _report_champion(session, info)
 
 
-def _tell_champion(session: Session, info: Any) -> None:
+def _report_champion(session: Session, info: Any) -> None:
     champion = {"name": info.version.name, "champion": info.version.version}
     session.terminal.finish(
         champion,

@@ -1,4 +1,4 @@
-"""The command `plan`: what a run would do, what it needs, and whether this machine has it."""
+"""The command plan: stages, memory and time of a run, without running it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def add_to(app: typer.Typer) -> None:
 
 
 def plan(
-    subject: Annotated[str | None, typer.Argument(help="A subject; the only one without.")] = None,
+    subject: Annotated[
+        str | None, typer.Argument(help="Name of a subject. Default: the only one in params.yaml.")
+    ] = None,
     *,
     card_gib: Annotated[
         float | None,
-        typer.Option(min=1, help="Plan for a card of this size instead of this machine's."),
+        typer.Option(min=1, help="Plan for a GPU with this much memory instead of this machine."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """What a run would do: stages to run or skip, memory and time, and which preset would fit."""
+    """Predict a run: stages to run or skip, memory, time, and the presets that fit."""
     from dreambooth_core.evaluation import suites
     from dreambooth_core.planning import plan as planning
     from dreambooth_core.planning import speed
@@ -66,11 +68,11 @@ def plan(
 
 
 def _refuse_the_impossible(session: Session, view: config.SubjectView) -> None:
-    """A run that this machine cannot do is not told to fit. Another card's can be planned."""
+    """Refuse to plan a run that this machine cannot do; --card-gib plans for another one."""
     try:
         refuse_the_impossible(session.workspace, view, env=session.env)
     except SettingsError as error:
-        raise SettingsError(f"{error}\nfor a card of another machine: --card-gib 12") from None
+        raise SettingsError(f"{error}\nto plan for another GPU: --card-gib 12") from None
 
 
 def _only_subject(workspace: Any) -> str:
@@ -80,13 +82,13 @@ def _only_subject(workspace: Any) -> str:
             "plan needs a subject",
             got=f"{len(names)} in params.yaml",
             allowed=", ".join(names) or None,
-            hint="name one; `dreambooth subject add` makes one",
+            hint="name a subject, or add one with `dreambooth subject add`",
         )
     return names[0]
 
 
 def _device(view: config.SubjectView, card_gib: float | None) -> tuple[Device, float]:
-    """What would train, and its memory in MiB. A card that is asked for has no name."""
+    """The device that would train, and its memory in MiB. With `card_gib`, it has no name."""
     from dreambooth_core.planning.speed import Device
 
     if card_gib is not None:
@@ -102,10 +104,10 @@ def _device(view: config.SubjectView, card_gib: float | None) -> tuple[Device, f
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
-    """The plan for people."""
+    """Print the plan."""
     stages = Table(title=f"A run of {result['subject']}")
     stages.add_column("stage")
-    stages.add_column("would")
+    stages.add_column("action")
     for stage, does in result["stages"].items():
         stages.add_row(stage, does)
     console.print(stages)
@@ -125,20 +127,22 @@ def _advice(presets: list[dict[str, Any]]) -> str:
     fitting = [preset["name"] for preset in presets if preset["fits"]]
     if not fitting:
         return "no preset for this base model is known to fit"
-    return f"would fit: `dreambooth preset use {fitting[0]}`"
+    return f"a preset that fits: `dreambooth preset use {fitting[0]}`"
 
 
 def _time_lines(time: dict[str, Any], device: str) -> list[str]:
-    """Seconds a step, and of each stage, as far as they were measured on such a device."""
+    """Seconds per step and per stage, if measured on such a device."""
     if time["measured_on"] is None:
         return [f"time: not measured on this device ({device})"]
     step = time["seconds_per_step"]
-    training = "training not measured with these settings" if step is None else f"{step} s a step"
+    training = "training not measured with these settings" if step is None else f"{step} s per step"
     lines = [f"time: {training}, as measured on {time['measured_on']}"]
     for stage, seconds in time["stage_seconds"].items():
         lines.append(f"  {stage:<14}{'not measured' if seconds is None else _clock(seconds)}")
     if time["total_seconds"] is not None:
-        lines.append(f"  ahead together: {_clock(time['total_seconds'])}, loading not counted")
+        lines.append(
+            f"  total of the stages to run: {_clock(time['total_seconds'])}, without loading"
+        )
     return lines
 
 
@@ -151,12 +155,12 @@ def _memory_line(result: dict[str, Any]) -> str:
     memory = result["memory"]
     have = f"{memory['have_mib'] / _GIB:.1f} GiB on {result['device']}"
     if result["offloads"]:
-        return f"memory: the optimizer is offloaded, and the card's share not predicted ({have})"
+        return f"memory: the optimizer is offloaded; the GPU's share is not predicted ({have})"
     if result["launch"] == "DeepSpeed":
         return f"memory: not predicted under DeepSpeed ({have})"
     if memory["peak_mib"] is None:
-        return f"memory: not known for this base model before it is here ({have})"
+        return f"memory: unknown until the base model is downloaded ({have})"
     verdict = {True: "fits", False: "DOES NOT FIT", None: "at least"}[memory["fits"]]
     if result["launch"] == "FSDP2":
-        verdict += ", without the blocks that FSDP2 puts together"
+        verdict += ", not counting the blocks that FSDP2 gathers"
     return f"memory: peak {memory['peak_mib'] / _GIB:.2f} GiB in training, {verdict} ({have})"

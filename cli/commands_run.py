@@ -1,4 +1,4 @@
-"""Commands that run the pipeline: run, report, up."""
+"""The commands run, report and up."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from cli import screens, services
-from cli.progress import TerminalWatcher
+from cli.progress import TerminalReporter
 from cli.server import prefect_api
-from cli.session import JsonOption, Session, open_session
+from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, run_stage
-from tasks.progress import watcher
+from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
-
-SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,10 +26,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
-    """The whole flow in this process: photos in, registered best checkpoint out."""
-    # A failure is told once, by the command itself, and not by Prefect's log in front of it.
+    """Run the whole pipeline: from photos to the best checkpoint in the registry."""
+    # The command itself reports a failure; Prefect's log would repeat it.
     session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
-    # A wrong name or setting is told at once, before anything is started.
+    # Report a wrong name or setting before anything starts.
     view = config.load_view(session.workspace, subject)
     refuse_the_impossible(session.workspace, view, env=session.env)
     running = services.running_api(session.workspace)
@@ -47,20 +45,22 @@ def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
 
     logging.getLogger("dreambooth").setLevel(logging.WARNING)
     with (
-        TerminalWatcher(session.terminal.console) as shown,
+        TerminalReporter(session.terminal.console) as shown,
         temporary_settings({PREFECT_API_URL: api_url()}),
     ):
-        watcher.set(shown)
+        reporter.set(shown)
         return train_subject(subject, str(session.workspace.root))
 
 
 def report(
     subject: SubjectArgument,
     *,
-    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the report in a browser.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Build the HTML report of a subject's last run."""
+    """Render the HTML report of a subject's last run."""
     session = open_session(as_json=json)
     places = session.workspace.places(subject)
     context = StageContext(config.load_view(session.workspace, subject), places, env=session.env)
@@ -75,14 +75,14 @@ def report(
 
 def up(
     *,
-    pool: Annotated[str, typer.Option(help="Work pool that the worker polls.")] = "local",
+    pool: Annotated[str, typer.Option(help="Prefect work pool of the worker.")] = "local",
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
     json: JsonOption = False,
 ) -> None:
-    """Prefect server, MLflow server and a worker on this machine, until Ctrl-C."""
+    """Start a Prefect server, an MLflow server and a worker; stop them with Ctrl-C."""
     session = open_session(as_json=json)
     ports = services.Ports(prefect=prefect_port, mlflow=mlflow_port)
-    starter = services.Starter(session.workspace, session.env, ports, pool=pool)
-    ended = starter.serve(session.terminal.say)
+    local = services.Services(session.workspace, session.env, ports, pool=pool)
+    ended = local.serve(session.terminal.say)
     session.terminal.finish({"stopped": True, "services": ended}, lambda _: None)

@@ -1,4 +1,4 @@
-"""Commands about the workspace: validate, subject, preset, clean, doctor."""
+"""The commands validate, subject, preset, clean and doctor."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import typer
 
 from cli import doctor as checks
 from cli import presets, pruning, screens, subjects
-from cli.session import JsonOption, open_session
+from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import DataError
 from dreambooth_core.pipeline import StageContext
 from tasks import photos
 from tasks.dvc import Dvc
 
-subject_app = typer.Typer(help="Subjects: whom the models are about.", no_args_is_help=True)
-preset_app = typer.Typer(help="Complete settings per model and card.", no_args_is_help=True)
+PresetArgument = Annotated[str, typer.Argument(help="Name of a preset.")]
+
+subject_app = typer.Typer(help="Add subjects and restore their photos.", no_args_is_help=True)
+preset_app = typer.Typer(
+    help="List, show and use presets: complete settings for a model and a GPU.",
+    no_args_is_help=True,
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,11 +35,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def validate(
-    subject: Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")],
+    subject: SubjectArgument,
     *,
     json: JsonOption = False,
 ) -> int:
-    """Only the data gate: what it says about every file; nothing is written."""
+    """Check a subject's photos without writing anything; report every file."""
     from dreambooth_core.pipeline import validate as stage
 
     session = open_session(as_json=json)
@@ -52,14 +57,18 @@ def validate(
 
 @subject_app.command("add")
 def subject_add(
-    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the new subject: lower-case letters, digits and _.")
+    ],
     *,
-    class_noun: Annotated[str, typer.Option(help="The ordinary word for it, such as dog.")],
-    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos; it is only read.")],
-    identifier: Annotated[str, typer.Option(help="The rare word bound to it.")] = "sks",
+    class_noun: Annotated[str, typer.Option(help="Noun for its class, such as dog.")],
+    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos to copy.")],
+    identifier: Annotated[
+        str, typer.Option(help="Rare token that stands for the subject.")
+    ] = "sks",
     json: JsonOption = False,
 ) -> None:
-    """Copy photos in, add the subject to params.yaml, and track the photos with DVC."""
+    """Add a subject to params.yaml, copy its photos and track them with DVC."""
     session = open_session(as_json=json)
     newcomer = subjects.Newcomer(name, class_noun=class_noun, identifier=identifier)
     dvc = Dvc(session.workspace, env=session.env)
@@ -73,11 +82,11 @@ def subject_add(
 
 @subject_app.command("restore")
 def subject_restore(
-    name: Annotated[str | None, typer.Argument(help="A subject; all without one.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a subject. Default: all.")] = None,
     *,
     json: JsonOption = False,
 ) -> None:
-    """Put missing photos back: from DVC's cache, its remote, or the shipped examples."""
+    """Restore missing photos from DVC's cache, its remote or the shipped examples."""
     session = open_session(as_json=json)
     dvc = Dvc(session.workspace, env=session.env)
     settings = config.load_settings(session.workspace.params)
@@ -85,13 +94,15 @@ def subject_restore(
     restored = [view.name for view in views if photos.restore(session.workspace, view, dvc)]
     session.terminal.finish(
         {"restored": restored},
-        lambda console: console.print(f"photos put back: {', '.join(restored) or 'none missing'}"),
+        lambda console: console.print(
+            f"photos restored: {', '.join(restored) or 'none were missing'}"
+        ),
     )
 
 
 @preset_app.command("list")
 def preset_list(*, json: JsonOption = False) -> None:
-    """The presets, each with its first line."""
+    """List the presets, each with a one-line description."""
     session = open_session(as_json=json)
     found = presets.list_all(session.workspace)
     session.terminal.finish(
@@ -101,8 +112,8 @@ def preset_list(*, json: JsonOption = False) -> None:
 
 
 @preset_app.command("show")
-def preset_show(name: str, *, json: JsonOption = False) -> None:
-    """A preset's settings."""
+def preset_show(name: PresetArgument, *, json: JsonOption = False) -> None:
+    """Print a preset."""
     session = open_session(as_json=json)
     text = presets.read(session.workspace, name)
     session.terminal.finish(
@@ -112,8 +123,8 @@ def preset_show(name: str, *, json: JsonOption = False) -> None:
 
 
 @preset_app.command("use")
-def preset_use(name: str, *, json: JsonOption = False) -> None:
-    """Write a preset into params.yaml; the subjects stay."""
+def preset_use(name: PresetArgument, *, json: JsonOption = False) -> None:
+    """Replace the settings in params.yaml by a preset; keep the subjects."""
     session = open_session(as_json=json)
     changed = presets.use(session.workspace, name)
     session.terminal.finish(
@@ -124,24 +135,26 @@ def preset_use(name: str, *, json: JsonOption = False) -> None:
 
 def clean(
     *,
-    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="List what would be removed, and remove nothing.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Prune the store by age and size; what a published output came from stays."""
+    """Remove old entries from the store; keep those that a published output came from."""
     session = open_session(as_json=json)
     pruned = pruning.prune(session.workspace, dry_run=dry_run)
-    verb = "would go" if dry_run else "gone"
+    verb = "would be removed" if dry_run else "removed"
     mib = sum(item["bytes"] for item in pruned["removed"]) / 2**20
     session.terminal.finish(
         pruned,
         lambda console: console.print(
-            f"{len(pruned['removed'])} entries {verb} ({mib:.1f} MiB), {pruned['kept']} stay"
+            f"{len(pruned['removed'])} entries {verb} ({mib:.1f} MiB), {pruned['kept']} kept"
         ),
     )
 
 
 def doctor(*, json: JsonOption = False) -> int:
-    """This machine: devices, versions, free disk, servers; what is wrong and how to mend it."""
+    """Check this machine: devices, versions, free disk, servers; suggest fixes."""
     session = open_session(as_json=json)
     found = checks.examine(session.workspace, session.env)
     session.terminal.finish({"checks": found}, lambda console: screens.show_checks(console, found))

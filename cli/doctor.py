@@ -1,4 +1,4 @@
-"""What `dreambooth doctor` looks at: each check says its state, what was found, how to mend it."""
+"""The checks of `dreambooth doctor`: each reports its state, what it found and how to fix it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _WANTED_GIB = 10.0
 
 
 def check(what: str, found: str, *, state: str = "ok", hint: str = "") -> Check:
-    """One finding; `state` is ok, warning or wrong."""
+    """The result of one check; `state` is ok, warning or wrong."""
     return {"what": what, "found": found, "state": state, "hint": hint}
 
 
 def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
-    """All findings about this machine and this workspace."""
+    """Run all checks of this machine and this workspace."""
     probes: list[Callable[[], Iterator[Check]]] = [
         _machine,
         _packages,
@@ -63,7 +63,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Whether what is installed is what the project asks for."""
+    """Compare the installed packages with the project's requirements."""
     try:
         wanted = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -80,9 +80,9 @@ def _packages() -> Iterator[Check]:
             wrong.append(f"{requirement.name} is missing")
             continue
         if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} {version}, wanted {requirement.specifier}")
+            wrong.append(f"{requirement.name} {version}, required {requirement.specifier}")
     state = "wrong" if wrong else "ok"
-    yield check("packages", "; ".join(wrong) or "as asked for", state=state, hint="make install")
+    yield check("packages", "; ".join(wrong) or "all as required", state=state, hint="make install")
 
 
 def _disk(workspace: Workspace) -> Iterator[Check]:
@@ -92,12 +92,12 @@ def _disk(workspace: Workspace) -> Iterator[Check]:
 
 
 def settings(workspace: Workspace) -> Iterator[Check]:
-    """Whether params.yaml could be used, and whether the models that it names are here."""
+    """Check params.yaml, and whether the models that it names are on this machine."""
     try:
         found = config.load_settings(workspace.params)
         config.check_launches(workspace, found)
     except DreamBoothError as error:
-        yield check("params.yaml", str(error), state="wrong", hint="mend what it names")
+        yield check("params.yaml", str(error), state="wrong", hint="fix the settings named here")
         return
     yield check("params.yaml", f"{len(found.subjects)} subjects")
     places = {
@@ -109,8 +109,8 @@ def settings(workspace: Workspace) -> Iterator[Check]:
         if workspace.resolve(place).is_dir():
             yield check(what, place)
         else:
-            where = f"{place} (hub id, or a folder that is missing)"
-            hint = "the first run downloads a hub id; a missing folder stops it"
+            where = f"{place} (a hub id or a missing folder)"
+            hint = "the first run downloads a hub id, but fails on a missing folder"
             yield check(what, where, state="warning", hint=hint)
 
 
@@ -126,7 +126,7 @@ def _repository(workspace: Workspace) -> Iterator[Check]:
         yield check("git", f"commit {git.stdout.strip()}")
     else:
         hint = "git init and commit, or `dvc config --local core.no_scm true`"
-        yield check("git", "no repository, or no commit", state="wrong", hint=hint)
+        yield check("git", "not a repository, or no commit yet", state="wrong", hint=hint)
     there = (workspace.root / ".dvc" / "config").is_file()
     yield check("DVC", "set up" if there else "no .dvc/config", state="ok" if there else "wrong",
                 hint="" if there else "dvc init")  # fmt: skip
@@ -137,7 +137,7 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
 
     api = env.get("PREFECT_API_URL") or services.running_api(workspace)
     if api is None:
-        yield check("Prefect server", "none runs; `dreambooth run` needs none")
+        yield check("Prefect server", "not running; `dreambooth run` starts its own")
     elif answers(f"{api}/health"):
         yield check("Prefect server", api)
     else:

@@ -1,4 +1,4 @@
-"""Images on demand: from a registered version, a checkpoint folder, or a saved pipeline."""
+"""Generates images with a registered version, a checkpoint folder or a saved pipeline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dreambooth_core.workspace import Workspace
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw; image i is drawn from `seed + i`. None: as the evaluation does."""
+    """The images to generate; image i uses `seed + i`. None means the evaluation's value."""
 
     prompt: str
     num: int
@@ -30,12 +30,12 @@ class Request:
     guidance: float | None
 
 
-def draw(
+def generate(
     workspace: Workspace, model: str, request: Request, out: Path, *, tracking_uri: str
 ) -> dict[str, Any]:
-    """Draw into `out`, a PNG per image; says which files and from what.
+    """Write one PNG per image into `out`; return the files and how they were made.
 
-    Raises SettingsError for a folder that is no model, RegistryError for an unknown version.
+    Raises SettingsError if `model` is not a model, RegistryError for an unknown version.
     """
     settings = config.load_settings(workspace.params)
     load.configure_torch(settings.compute)
@@ -74,7 +74,7 @@ def _opened(
     device: torch.device,
     store: tracking.Tracking,
 ) -> Iterator[Pipeline]:
-    """The pipeline that a reference or a folder means."""
+    """Load the pipeline of a registry reference or a folder."""
     root, cache = workspace.root, workspace.hash_cache
     folder = Path(model)
     if model.startswith("models:/"):
@@ -88,7 +88,7 @@ def _opened(
         yield weights.load_exported(folder, root, device=device, hash_cache=cache)
     else:
         raise SettingsError(
-            "this is no model",
+            "not a model",
             got=model,
             allowed="models:/NAME@champion, models:/NAME/3, a checkpoint-<step> folder, or the "
             "folder of a saved pipeline",

@@ -18,14 +18,14 @@ from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
     name="dreambooth",
-    help="From photos of a subject to a scored, compared and registered best checkpoint.",
+    help="Train, score, compare and register DreamBooth models of your subjects.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 _TYPER_INTERRUPTED = 130
-"""What Typer makes of a KeyboardInterrupt."""
+"""The result of a command that Typer reports as interrupted."""
 
 
 @app.callback()
@@ -35,7 +35,7 @@ def _global_options(
         typer.Option(
             "--workspace",
             envvar="DREAMBOOTH_WORKSPACE",
-            help="The project's folder; without it the nearest one with a params.yaml.",
+            help="Project folder. Default: the nearest folder upward that has a params.yaml.",
         ),
     ] = None,
 ) -> None:
@@ -49,7 +49,7 @@ commands_models.add_to(app)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; 0: done, 1: the work failed, 2: input or settings are wrong."""
+    """Run one command; return 0 (done), 1 (the work failed) or 2 (wrong input or settings)."""
     command = typer.main.get_command(app)
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     try:
@@ -61,30 +61,28 @@ def run(arguments: list[str]) -> int:
         _show_usage_error(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        return _tell_stopped()
-    except Exception as error:  # a fault of ours: show all of it
+        return _report_stop()
+    except Exception as error:  # a bug: show the traceback
         traceback.print_exc()
         session.terminal().fail(error, 1)
         return 1
     if result == _TYPER_INTERRUPTED:
-        return _tell_stopped()
+        return _report_stop()
     return result if isinstance(result, int) else 0
 
 
 def _stop_like_ctrl_c(_number: int, _frame: FrameType | None) -> None:
-    """Whoever sends SIGTERM gets the same orderly end: servers stopped, a sentence, code 1."""
+    """Treat SIGTERM like Ctrl-C: stop the servers, print one sentence, exit with 1."""
     raise KeyboardInterrupt
 
 
-def _tell_stopped() -> int:
-    session.terminal().fail(
-        KeyboardInterrupt("stopped; the same command continues where this one ended"), 1
-    )
+def _report_stop() -> int:
+    session.terminal().fail(KeyboardInterrupt("stopped; run the same command again to continue"), 1)
     return 1
 
 
 def _show_usage_error(error: TyperException) -> None:
-    """An unknown option or a missing argument, as Typer words it."""
+    """Print Typer's message about an unknown option or a missing argument."""
     show = getattr(error, "show", None)
     if callable(show):
         show()
@@ -93,7 +91,7 @@ def _show_usage_error(error: TyperException) -> None:
 
 
 def main() -> None:
-    """What the installed command `dreambooth` calls."""
+    """Entry point of the installed command `dreambooth`."""
     code = run(sys.argv[1:])
-    gc.freeze()  # else the interpreter walks through all of torch once more before it ends
+    gc.freeze()  # spares the interpreter a last walk through all of torch
     sys.exit(code)

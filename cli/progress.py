@@ -1,4 +1,4 @@
-"""Progress of a run in the terminal: a live bar, or plain lines where output goes to a file."""
+"""Shows the progress of a run: live bars in a terminal, plain lines in a file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dreambooth_core import ports
 from tasks.progress import StageTime, spell
 
 
-class TerminalWatcher:
-    """A Watcher that draws one line per piece of work."""
+class TerminalReporter:
+    """A Reporter with one bar per stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -41,7 +41,7 @@ class TerminalWatcher:
         self._bars.stop()
 
     def progress(self, stage: str) -> ports.Progress:
-        """A Progress with a bar of its own."""
+        """The Progress of a stage, with its own bar."""
         last_tenth = [-1]
 
         def show(done: int, total: int, text: str = "") -> None:
@@ -58,7 +58,7 @@ class TerminalWatcher:
         return show
 
     def finished(self, time: StageTime) -> None:
-        """A line that stays."""
+        """Replace the bar by a permanent line."""
         for name in [n for n in self._tasks if n == time.stage or time.stage == "evaluate"]:
             self._bars.remove_task(self._tasks.pop(name))
         self._console.print(f"{time.stage:<13} {spell(time)}", markup=False)

@@ -1,4 +1,4 @@
-"""Pruning the store: old first, then what is over the size; never what is in use."""
+"""Prunes the store by age, then by size; never removes an entry in use."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _GROUPS = (
     *("class-images/*", "train/*", "validate/*", "upload/*", "models/*"),
     *("evaluate/images/*", "cache/??/*"),
 )
-"""Where the store's entries are, each whole and to be made again.
+"""Patterns of the store's entries, each of which a run can make again.
 
-Scores are not among them: they are small, and every comparison asks for those of the champion.
+Scores are not included: they are small, and every comparison reads those of the champion.
 """
 
 
@@ -37,8 +37,8 @@ class _Entry:
 def prune(workspace: Workspace, *, dry_run: bool) -> dict[str, Any]:
     """Remove store entries by age and size (runtime.keep_store_days, keep_store_gib).
 
-    An entry is in use when a published output came from it; all are while a run holds a subject,
-    so this waits for none: raises StageError when a subject is being worked on.
+    Entries that a published output came from stay. Raises StageError while a run has locked a
+    subject, as any entry may be in use then.
     """
     settings = config.load_settings(workspace.params)
     with contextlib.ExitStack() as held:
@@ -48,19 +48,19 @@ def prune(workspace: Workspace, *, dry_run: bool) -> dict[str, Any]:
         entries = sorted(_entries(workspace), key=lambda entry: entry.last_use)
         used = _published_digests(workspace)
         free = [entry for entry in entries if not _is_used(entry.path, used)]
-        doomed = _doomed(
+        chosen = _to_remove(
             free,
             oldest=time.time() - settings.runtime.keep_store_days * _DAY_S,
             surplus=sum(e.num_bytes for e in entries) - settings.runtime.keep_store_gib * 2**30,
         )
         if not dry_run:
-            for entry in doomed:
+            for entry in chosen:
                 _remove(entry.path)
     removed = [
         {"path": e.path.relative_to(workspace.root).as_posix(), "bytes": e.num_bytes}
-        for e in doomed
+        for e in chosen
     ]
-    return {"removed": removed, "kept": len(entries) - len(doomed), "dry_run": dry_run}
+    return {"removed": removed, "kept": len(entries) - len(chosen), "dry_run": dry_run}
 
 
 def _entries(workspace: Workspace) -> Iterator[_Entry]:
@@ -78,18 +78,18 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _doomed(free: list[_Entry], *, oldest: float, surplus: float) -> list[_Entry]:
-    """Of entries by age: all that are too old, then as many as bring the size down."""
-    doomed: list[_Entry] = []
+def _to_remove(free: list[_Entry], *, oldest: float, surplus: float) -> list[_Entry]:
+    """From entries sorted by age: all that are too old, and as many as exceed the size."""
+    chosen: list[_Entry] = []
     for entry in free:
         if entry.last_use < oldest or surplus > 0:
-            doomed.append(entry)
+            chosen.append(entry)
             surplus -= entry.num_bytes
-    return doomed
+    return chosen
 
 
 def _published_digests(workspace: Workspace) -> set[str]:
-    """Every sha256 that a published record names, and those of each row's first picture."""
+    """Every sha256 in a published record, and those of each row's first image."""
     work = workspace.root / "work"
     named = {
         match.decode()

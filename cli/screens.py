@@ -1,4 +1,4 @@
-"""How results look to people: tables and short paragraphs."""
+"""Prints results as tables and short paragraphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dreambooth_core.records import SCORES
 
 
 def show_run(console: Console, summary: Mapping[str, Any]) -> None:
-    """The end of a run: scores, choice, version, verdict, times, where to look."""
+    """Print a finished run: scores, selection, version, verdict, times, report."""
     best = summary["selection"]["best"]
     console.print(score_table(summary["scores"]["rows"], best))
     console.print(f"[bold]Chosen:[/bold] {best or 'none'}. {summary['selection']['rule']}")
@@ -24,11 +24,11 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"[bold]Verdict:[/bold] {summary['verdict']['why']}")
     console.print(times_table(summary["stages"]))
     show_page(console, Path(summary["report"]))
-    console.print("UIs: `dreambooth up` (Prefect and MLflow on this machine)")
+    console.print("Web interfaces of Prefect and MLflow: `dreambooth up`")
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
-    """Every row with its scores and 95 % intervals; the chosen one in bold."""
+    """Every row with its scores and 95 % intervals; the selected one in bold."""
     table = Table(title="Scores (95 % intervals)")
     table.add_column("row", no_wrap=True, min_width=14)
     table.add_column("images", justify="right")
@@ -42,14 +42,14 @@ def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:
 
 
 def spell_interval(interval: Mapping[str, float] | None) -> str:
-    """`0.512 ±0.013`: the mean and half the interval's width."""
+    """Format an interval as `0.512 ±0.013`: the mean and half the width."""
     if interval is None:
         return ""
     return f"{interval['mean']:.3f} ±{(interval['high'] - interval['low']) / 2:.3f}"
 
 
 def times_table(stages: Sequence[Mapping[str, Any]]) -> Table:
-    """Seconds per stage."""
+    """A table of the seconds per stage."""
     table = Table(title="Time")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
@@ -62,12 +62,12 @@ def times_table(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def show_page(console: Console, page: Path) -> None:
-    """Where the report is."""
+    """Print the URL of the report."""
     console.print(f"[bold]Report:[/bold] {page.as_uri()}", soft_wrap=True)
 
 
 def show_gate(console: Console, report: Mapping[str, Any]) -> None:
-    """The data gate's verdict on every file."""
+    """Print the verdict of the data gate on every file."""
     table = Table(title=f"Photos of {report['subject']}")
     for title in ("file", "verdict", "notes"):
         table.add_column(title)
@@ -84,7 +84,7 @@ def show_gate(console: Console, report: Mapping[str, Any]) -> None:
 
 
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
-    """Registry versions side by side: scores, then the settings in which they differ."""
+    """Print versions side by side: scores, then the settings that differ."""
     table = Table(title="Versions")
     table.add_column("")
     for version in versions:
@@ -106,7 +106,7 @@ def _number(value: float | None) -> str:
 
 
 def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Settings, by dotted key, whose values are not the same in all versions."""
+    """The settings that differ between versions, by dotted key."""
     flat = [flatten(version["settings"]) for version in versions]
     keys = sorted({key for settings in flat for key in settings})
     rows = {key: [settings.get(key) for settings in flat] for key in keys}
@@ -123,9 +123,9 @@ def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
-    """The doctor's findings."""
+    """Print the results of `dreambooth doctor`."""
     table = Table(title="This machine")
-    for title in ("", "what", "found", "what to do"):
+    for title in ("", "check", "found", "fix"):
         table.add_column(title)
     signs = {"ok": "[green]ok[/green]", "warning": "[yellow]![/yellow]", "wrong": "[red]x[/red]"}
     for check in checks:

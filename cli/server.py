@@ -1,7 +1,7 @@
-"""A Prefect API for a run in this process: the server that is up, or one for as long as it lasts.
+"""Provides a Prefect API for a run: a running server, or a temporary one.
 
-Prefect's own ephemeral server shares the terminal's process group, so that Ctrl-C ends it before
-the flow can say that it was stopped; and it survives its parent's kill. This one does neither.
+Prefect's own ephemeral server shares the terminal's process group, so Ctrl-C ends it before the
+flow can report that it was stopped. It also survives a kill of its parent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POLL_S = 0.1
 
 
 def answers(url: str, *, timeout_s: float = 5.0) -> bool:
-    """Whether an HTTP service answers with success at `url`."""
+    """Whether a GET request to `url` returns status 200."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as response:
             return response.status == 200
@@ -39,8 +39,8 @@ def prefect_api(
 ) -> Iterator[Callable[[], str]]:
     """Yield a function that waits for a Prefect API and returns its URL.
 
-    `running` is the API of `dreambooth up`, if that is running; PREFECT_API_URL goes first. The
-    server starts while the caller imports its libraries: call the function when it is needed.
+    PREFECT_API_URL takes precedence over `running`, the API of `dreambooth up`. Call the function
+    late: the server starts while the caller imports its libraries.
     """
     given = env.get("PREFECT_API_URL") or running
     if given:
@@ -80,6 +80,6 @@ def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
         raise StageError(
             "the Prefect server did not start",
             got=log.read_text(errors="replace")[-800:],
-            hint="`dreambooth doctor` checks the versions that it needs",
+            hint="`dreambooth doctor` checks the installed versions",
         )
     return url

@@ -1,4 +1,4 @@
-"""What `dreambooth up` starts, as infra/local/services.yaml says, and how it ends."""
+"""Starts and stops the services of infra/local/services.yaml for `dreambooth up`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Ports:
 
 
 def _note(workspace: Workspace) -> Path:
-    """Where the services that run leave their addresses."""
+    """The file with the addresses of the running services."""
     return workspace.state / "up.json"
 
 
 def running_api(workspace: Workspace) -> str | None:
-    """The Prefect API of this workspace's `dreambooth up`, if it answers."""
+    """The Prefect API of this workspace's `dreambooth up`; None if it is unreachable."""
     try:
         url = json.loads(_note(workspace).read_text())["prefect_api"]
     except (OSError, ValueError, KeyError):
@@ -49,8 +49,8 @@ def running_api(workspace: Workspace) -> str | None:
     return url if answers(f"{url}/health") else None
 
 
-class Starter:
-    """Starts the services of one workspace, waits, and stops them."""
+class Services:
+    """The services of one workspace."""
 
     def __init__(
         self, workspace: Workspace, env: Mapping[str, str], ports: Ports, *, pool: str
@@ -68,9 +68,9 @@ class Starter:
         self._stop = threading.Event()
 
     def serve(self, say: Say) -> list[str]:
-        """Run until Ctrl-C, SIGTERM or the end of a service; returns their names.
+        """Run all services until Ctrl-C or SIGTERM; return their names.
 
-        Raises StageError when one does not start, or ends by itself.
+        Raises StageError if a service does not start, or ends by itself.
         """
         self._refuse_taken()
         self._stop = stop_on_signals()
@@ -79,7 +79,7 @@ class Starter:
             for service in self._spec["services"]:
                 name = service["name"]
                 process = started.enter_context(self._started(service))
-                self._await_ready(service, process)
+                self._wait_until_ready(service, process)
                 if self._stop.is_set():
                     break
                 if service.get("run") != "once":
@@ -103,7 +103,7 @@ class Starter:
             health = service.get("health")
             if health and answers(self._fill(health)):
                 raise StageError(
-                    f"{service['name']}: something answers already at {self._fill(health)}",
+                    f"{service['name']}: another server already answers at {self._fill(health)}",
                     hint="stop it, or choose other ports (`dreambooth up --help`)",
                 )
 
@@ -127,8 +127,10 @@ class Starter:
         finally:
             stop_group(process, grace_s=_STOP_TIMEOUT_S)
 
-    def _await_ready(self, service: Mapping[str, Any], process: subprocess.Popen[bytes]) -> None:
-        """Wait until the service answers, or, where it runs once, until it is done."""
+    def _wait_until_ready(
+        self, service: Mapping[str, Any], process: subprocess.Popen[bytes]
+    ) -> None:
+        """Wait until the service answers, or until a one-time command is done."""
         is_ready = wait_until(
             lambda: self._stop.is_set() or self._is_ready(service, process),
             timeout_s=_START_TIMEOUT_S,

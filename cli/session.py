@@ -1,44 +1,102 @@
-"""What the commands of one call of `dreambooth` share: the workspace and the terminal."""
+"""What every command shares: the workspace, the environment, and its output.
+
+With --json, stdout carries one JSON object and everything else goes to stderr.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from cli.terminal import Terminal, open_terminal
 from dreambooth_core import environment
+from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.workspace import Workspace, find_workspace
 
-workspace_option: ContextVar[Path | None] = ContextVar("workspace_option", default=None)
-_terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
-
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on stdout; all else goes to stderr.")
+    bool, typer.Option("--json", help="Print one JSON object to stdout, all else to stderr.")
 ]
 """The option that every command has."""
+
+SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Prints text and tables, or one JSON object."""
+
+    as_json: bool
+    stdout_fd: int
+
+    @property
+    def console(self) -> Console:
+        """The console for text: stdout, or stderr if stdout carries JSON."""
+        return Console(stderr=self.as_json, highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print a line while the command works."""
+        self.console.print(text)
+
+    def finish(self, result: Mapping[str, Any], show: Callable[[Console], None]) -> None:
+        """Print the command's result once, as JSON or through `show`."""
+        if self.as_json:
+            self._write(result)
+        else:
+            show(self.console)
+
+    def fail(self, error: BaseException, exit_code: int) -> None:
+        """Print an error to stderr; with --json, also as the JSON object."""
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        if self.as_json:
+            fields = {"what": str(error)}
+            if isinstance(error, DreamBoothError):
+                fields = {k: v for k, v in vars(error).items() if v is not None}
+            self._write({"error": fields, "exit_code": exit_code})
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        with os.fdopen(os.dup(self.stdout_fd), "w", encoding="utf-8") as stream:
+            stream.write(text)
 
 
 @dataclass(frozen=True)
 class Session:
-    """The workspace, the environment completed for it, and the terminal."""
+    """The workspace, its environment, and the terminal."""
 
     workspace: Workspace
     env: dict[str, str]
     terminal: Terminal
 
 
+workspace_option: ContextVar[Path | None] = ContextVar("workspace_option", default=None)
+_terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
+
+
 def open_session(*, as_json: bool, **more: str) -> Session:
-    """Find the workspace and complete the environment, with `more` too. Raises SettingsError."""
-    shown = open_terminal(as_json=as_json)
-    _terminal.set(shown)
+    """Find the workspace and complete its environment, with `more` too. Raises SettingsError."""
+    opened = _open_terminal(as_json=as_json)
+    _terminal.set(opened)
     root = find_workspace(workspace_option.get() or Path.cwd())
-    return Session(Workspace(root), environment.set_defaults(root, **more), shown)
+    return Session(Workspace(root), environment.set_defaults(root, **more), opened)
 
 
 def terminal() -> Terminal:
-    """The terminal of this call; one for people when no command has opened one yet."""
-    return _terminal.get() or open_terminal(as_json=False)
+    """The terminal of this call; a plain one if the command has not opened its own yet."""
+    return _terminal.get() or _open_terminal(as_json=False)
+
+
+def _open_terminal(*, as_json: bool) -> Terminal:
+    """Open the terminal. With `as_json`, redirect what libraries print from stdout to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    if as_json:
+        os.dup2(2, 1)
+    return Terminal(as_json, kept)

@@ -1,4 +1,4 @@
-"""Who watches a run: the terminal that started it, or the flow run's log."""
+"""Reports the progress of a run: to the log, or to the terminal that started it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _LOG_EVERY_S = 15.0
 
 @dataclass(frozen=True)
 class StageTime:
-    """How long a stage took, and whether it was up to date, so that nothing ran."""
+    """How long a stage took, and whether it was skipped as up to date."""
 
     stage: str
     seconds: float
     skipped: bool
 
 
-class Watcher(Protocol):
-    """Is told how a run goes on."""
+class Reporter(Protocol):
+    """Shows the progress of a run."""
 
     def progress(self, stage: str) -> Progress:
-        """The Progress that a stage reports to."""
+        """The Progress of a stage."""
         ...
 
     def finished(self, time: StageTime) -> None:
-        """A stage is done."""
+        """Report the end of a stage."""
         ...
 
 
-class LogWatcher:
-    """Writes a line to the log at most every few seconds per stage, and one at each end."""
+class LogReporter:
+    """Logs each stage at most every few seconds, and at its end."""
 
     def progress(self, stage: str) -> Progress:
-        """A Progress that logs."""
+        """The Progress of a stage, which logs."""
         last = [float("-inf")]
 
         def show(done: int, total: int, text: str = "") -> None:
@@ -52,7 +52,7 @@ class LogWatcher:
         return show
 
     def finished(self, time: StageTime) -> None:
-        """Log the time, or that nothing was to do."""
+        """Log the time, or that the stage was up to date."""
         logger.info("%s: %s", time.stage, spell(time))
 
 
@@ -61,10 +61,10 @@ def spell(time: StageTime) -> str:
     return "up to date" if time.skipped else f"done in {time.seconds:.1f} s"
 
 
-watcher: ContextVar[Watcher] = ContextVar("watcher")
-"""The present run's watcher; the command line puts its own here before it starts a flow."""
+reporter: ContextVar[Reporter] = ContextVar("reporter")
+"""The reporter of the current run; the command line sets its own before it starts a flow."""
 
 
-def current() -> Watcher:
-    """The present watcher; the log without one."""
-    return watcher.get(LogWatcher())
+def current() -> Reporter:
+    """The reporter of the current run; by default the log."""
+    return reporter.get(LogReporter())

@@ -76,7 +76,7 @@ def test_a_preset_too_large_for_a_card_is_told_with_the_one_that_fits(root: Path
     words = " ".join(done.stdout.split())
     assert "DOES NOT FIT (6.0 GiB on gpu)" in words
     assert "time: not measured on this device (gpu)" in words
-    assert "would fit: `dreambooth preset use sd14-6gb`" in words
+    assert "a preset that fits: `dreambooth preset use sd14-6gb`" in words
 
 
 def test_a_recipe_that_offloads_gets_no_verdict_and_no_advice(root: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_recipe_that_offloads_gets_no_verdict_and_no_advice(root: Path) -> Non
     assert (told["launch"], told["offloads"]) == ("DeepSpeed", True)
     assert (told["memory"]["fits"], told["memory"]["peak_mib"]) == (None, None)
     words = " ".join(plan(root, SUBJECT, "--card-gib", "1").stdout.split())
-    assert "the optimizer is offloaded, and the card's share not predicted" in words
-    assert "would fit" not in words
+    assert "the optimizer is offloaded; the GPU's share is not predicted" in words
+    assert "a preset that fits" not in words
 
 
 @pytest.mark.parametrize(

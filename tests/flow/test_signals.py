@@ -101,7 +101,7 @@ def _stop_and_check(
     assert process.wait(60) == 1
     assert time.monotonic() - start < 10
     assert _processes(workspace) == []
-    assert log.read_text().rstrip().endswith("the same command continues where this one ended")
+    assert log.read_text().rstrip().endswith("run the same command again to continue")
 
 
 def test_after_all_that_the_same_command_completes_and_makes_no_step_twice(
