@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write aside, fsync, rename; hashes of files and of trees."""
+"""Atomic writes (to a temporary name, fsync, rename); hashes of files and folders."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with atomic_file(path) as aside:
         aside.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    """Write `text` as UTF-8 to `path` atomically."""
     write_bytes(path, text.encode())
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with one spelling per value: sorted keys, no spaces. Raises ValueError on NaN."""
+    """Serialize `value` as JSON with sorted keys and no spaces. Raises ValueError on NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -78,8 +78,8 @@ def atomic_dir(
 ) -> Generator[Path]:
     """Yield a temporary sibling folder; on success it is fsynced and replaces `path`.
 
-    A process killed inside leaves only a folder whose name starts with `.aside-`;
-    `remove_asides` sweeps those. `during_exchange` (a lock) is held only while `path` is replaced.
+    A killed process leaves only a folder named `.aside-*`, which `remove_asides` deletes.
+    `during_exchange` (a lock) is entered only to replace `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{path.name}-", dir=path.parent))
@@ -94,7 +94,7 @@ def atomic_dir(
 
 
 def _replace_dir(aside: Path, path: Path) -> None:
-    """Rename `aside` to `path`; an older folder of that name is moved out of the way first."""
+    """Rename `aside` to `path` after moving an older folder out of the way."""
     if path.exists() or path.is_symlink():
         old = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}old-", dir=path.parent))
         path.rename(old / path.name)
@@ -106,7 +106,7 @@ def _replace_dir(aside: Path, path: Path) -> None:
 
 
 def remove_asides(folder: Path) -> None:
-    """Delete what a killed process left half-written directly inside `folder`."""
+    """Delete the partial files that a killed process left directly inside `folder`."""
     for entry in folder.glob(f"{_ASIDE}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -115,7 +115,7 @@ def remove_asides(folder: Path) -> None:
 
 
 def is_aside(name: str) -> bool:
-    """Whether `name` is that of a file or folder still being written (or left by a kill)."""
+    """Whether `name` is a temporary name: still being written, or left by a kill."""
     return name.startswith(_ASIDE)
 
 
@@ -145,7 +145,7 @@ def digest_of(value: Any) -> str:
 
 
 def mismatches(root: Path, expected: Mapping[str, str]) -> list[str]:
-    """Names under `root` that are missing or whose sha256 is not the one in `expected`."""
+    """Names under `root` that are missing or whose sha256 differs from `expected`."""
     return [
         name
         for name, sha256 in sorted(expected.items())
@@ -154,15 +154,15 @@ def mismatches(root: Path, expected: Mapping[str, str]) -> list[str]:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder, with copy-on-write where the file system can."""
+    """Copy a folder, copy-on-write if the file system supports it."""
     shutil.copytree(source, target, copy_function=_copy_file, dirs_exist_ok=True)
 
 
-_FICLONE = 0x40049409  # the Linux ioctl that shares a file's blocks until one side is written
+_FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file until a write
 
 
 def _copy_file(source: str, target: str) -> str:
-    """Reflink `source` to `target` where the file system can, else copy its bytes."""
+    """Reflink `source` to `target` if the file system supports it, else copy the bytes."""
     import fcntl
 
     with Path(source).open("rb") as src, Path(target).open("wb") as dst:

@@ -1,4 +1,4 @@
-"""Locks between processes: flocks that the kernel frees when the last holder is gone."""
+"""Locks between processes: flocks, which the kernel releases when the last holder ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POLL_S = 0.2
 
 
 def _holder(path: Path) -> str:
-    """Who wrote into the lock file last, for the message of the one who waits."""
+    """The process that wrote into the lock file last."""
     try:
         return path.read_text().strip() or "an unknown process"
     except OSError:
@@ -32,9 +32,9 @@ def hold(
 ) -> Generator[int]:
     """Hold the flock on `path`; yield its descriptor.
 
-    With `inheritable`, child processes keep the lock until the last of them is gone. `on_wait` is
-    called once with the holder's description when the lock is taken. Raises StageError when it is
-    not free within `timeout_s`.
+    With `inheritable`, the lock stays until the last child process ends. If the lock is not free,
+    this calls `on_wait` once with a description of the holder. Raises StageError after
+    `timeout_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

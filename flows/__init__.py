@@ -1,1 +1,1 @@
-"""Prefect flows and the command line."""
+"""Prefect flows: the order of the tasks."""

@@ -1,4 +1,4 @@
-"""The flow `retrain-all`: runs `train-subject` for every subject whose data or settings changed."""
+"""The flow `retrain-all`: runs `train-subject` for every changed subject."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.changes import changed_subjects, finish_all
 
 @flow(name="retrain-all", persist_result=False)
 def retrain_all(workspace: str | None = None) -> dict[str, Any]:
-    """Bring every changed subject up to date, one after the other; a failed one stops no other."""
+    """Bring every changed subject up to date, one by one, even if some of them fail."""
     root = find_workspace(Path(workspace or "."))
     subjects = changed_subjects(root, environment.set_defaults(root))
     runs = [train_subject(subject, str(root), return_state=True) for subject in subjects]

@@ -1,4 +1,4 @@
-"""The flow `train-subject`: from a subject's photos to a compared, registered best checkpoint."""
+"""The flow `train-subject`: from a subject's photos to its best checkpoint in the registry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.run import subject_run
     task_runner=pipeline.ROW_RUNNER,
 )
 def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
-    """Bring everything of one subject up to date and compare the result with the champion."""
+    """Bring all stages of a subject up to date and compare the result with the champion."""
     root = find_workspace(Path(workspace or "."))
     with subject_run(subject, root, environment.set_defaults(root)) as run:
         pipeline.validate(run)

@@ -1,1 +1,1 @@
-"""Prefect tasks: thin shells around the core stages."""
+"""Prefect tasks: thin wrappers of the pipeline's stages, and their agreement with DVC."""

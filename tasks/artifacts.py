@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect: gate report, score table, picture grid, verdict with links."""
+"""Prefect artifacts of a flow run: gate report, score table, image grid, verdict."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _INLINE_BYTES = 400_000
 
 
 def _key(run: SubjectRun, what: str) -> str:
-    """Artifact keys hold lower-case letters, digits and dashes only."""
+    """An artifact's key, which may contain only lower-case letters, digits and dashes."""
     return f"{run.subject.replace('_', '-')}-{what}"
 
 
 def gate_report(run: SubjectRun) -> None:
-    """The data gate's verdict on every file."""
+    """Publish the verdict of the data gate on every file."""
     folder = run.places.stage_dir("validate")
     report = GateReport.read(folder, "report.json")
     lines = [f"# Photos of {run.subject}", "", "| file | verdict |", "|---|---|"]
@@ -42,12 +42,12 @@ def gate_report(run: SubjectRun) -> None:
 
 
 def _cell(text: str) -> str:
-    """Text from users' files, as a table's cell that cannot break out of it."""
+    """Escape a user's text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def score_rows(scores: Scores, best: str | None) -> list[dict[str, str]]:
-    """The score table in words: a dictionary per row, `best` marked."""
+    """The score table as one dictionary per row; marks the row `best`."""
     return [_score_row(row, chosen=row.name == best) for row in scores.rows]
 
 
@@ -71,7 +71,7 @@ def score_table(run: SubjectRun) -> None:
 
 
 def picture_grid(run: SubjectRun) -> None:
-    """The grid of prompts x checkpoints; inline where it is small enough, else as a link."""
+    """Publish the grid of prompts x checkpoints: inline if small enough, else as a link."""
     path = run.places.stage_dir("evaluate") / "grid.png"
     if path.stat().st_size <= _INLINE_BYTES:
         source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
@@ -82,7 +82,7 @@ def picture_grid(run: SubjectRun) -> None:
 
 
 def verdict(run: SubjectRun, result: Verdict) -> None:
-    """The decision, its reason, and where to look."""
+    """Publish the verdict with its reason and links."""
     selection = Selection.read(run.places.stage_dir("select"))
     lines = [
         f"# {run.subject}: {'promoted' if result.promote else 'stays challenger'}",

@@ -1,4 +1,4 @@
-"""Which subjects have changed photos or settings: one question to DVC for all of them."""
+"""Finds the subjects whose photos or settings changed, with one `dvc status` for all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BUSY_TIMEOUT_S = 12 * 3600
 
 @task(name="changed subjects", cache_policy=NO_CACHE, persist_result=False, retries=1)
 def changed_subjects(root: Path, env: Mapping[str, str]) -> list[str]:
-    """Names of the subjects with a stage or photos that DVC calls changed, in order of name."""
+    """The subjects with changed stages or photos, sorted by name."""
     workspace = Workspace(root)
     settings = config.load_settings(workspace.params)
     dvc = Dvc(workspace, env=env)
@@ -53,7 +53,7 @@ def _status(dvc: Dvc) -> list[Status]:
 
 
 def finish_all(subjects: list[str], runs: list[State[Any]]) -> dict[str, Any]:
-    """What became of each subject. Raises StageError, naming them, when some runs failed."""
+    """Summarize the runs. Raises StageError with the names of the failed subjects."""
     failed = {
         subject: state.message or state.name
         for subject, state in zip(subjects, runs, strict=True)
@@ -63,6 +63,6 @@ def finish_all(subjects: list[str], runs: list[State[Any]]) -> dict[str, Any]:
         raise StageError(
             f"{len(failed)} of {len(subjects)} subjects failed",
             got="; ".join(f"{subject}: {message}" for subject, message in failed.items()),
-            hint="`dreambooth run SUBJECT` shows one of them from close by",
+            hint="`dreambooth run SUBJECT` repeats one of them with its progress",
         )
     return {"changed": subjects}

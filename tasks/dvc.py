@@ -1,7 +1,7 @@
-"""The only door to DVC: its command line, one call at a time.
+"""Calls the command line of DVC, one call at a time.
 
-Calls hold the workspace lock, so that no stage exchanges a folder while DVC looks at it. DVC has
-locks of its own; while a `dvc repro` runs a stage they answer "busy", which is `Busy` here.
+Every call takes the workspace lock, so that no stage replaces a folder while DVC reads it. DVC's
+own locks make a call fail while a `dvc repro` runs a stage; this raises Busy then.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _BROKEN_ENTRY = ("No such file or directory", "Too many levels of symbolic links
 _UNREADABLE = "Permission denied"
 
 Status = dict[str, list[Any]]
-"""What `dvc status --json` prints: changes by stage (or .dvc file); nothing changed: no entry."""
+"""The output of `dvc status --json`: changes by stage or .dvc file, without unchanged ones."""
 
 
 class Busy(StageError):
-    """Another DVC process works on the same files; it will be done in a while."""
+    """Another DVC process is working on the same files; try again later."""
 
 
 class Dvc:
@@ -38,31 +38,31 @@ class Dvc:
     def __init__(self, workspace: Workspace, *, env: Mapping[str, str]) -> None:
         self._workspace = workspace
         own = str(Path(sys.executable).parent)
-        # Stages are started as `python ...`: it must be this interpreter.
+        # DVC runs stages as `python ...`, which must be this interpreter.
         self._env = {**env, "PATH": f"{own}:{env.get('PATH', '')}"}
 
     def status(self, targets: Sequence[str] = ()) -> Status:
-        """What has changed among `targets` (all without any). Raises Busy and StageError."""
+        """The changes of `targets`, by default of everything. Raises Busy and StageError."""
         with self._locked():
             text = self._call("status", "--json", *targets)
         return json.loads(text or "{}")
 
     def commit(self, target: str) -> None:
-        """Record the outputs of a stage, or the content of a .dvc file, as they are now."""
+        """Record the present outputs of a stage, or the present files of a .dvc file."""
         with self._locked():
             self.commit_unlocked(target)
 
     def commit_unlocked(self, target: str) -> None:
-        """`commit` for a caller that holds the workspace lock already."""
+        """Like `commit`, for a caller that already holds the workspace lock."""
         self._call("commit", "--force", "--quiet", target)
 
     def add(self, path: str) -> None:
-        """Track a file or folder (it stays where it is; DVC keeps a copy)."""
+        """Track a file or folder in place; DVC caches a copy."""
         with self._locked():
             self._call("add", "--quiet", path)
 
     def fetch(self, target: str) -> bool:
-        """Bring back what a .dvc file tracks from the cache or the remote; whether that worked."""
+        """Restore the files of a .dvc file from the cache or the remote; False on failure."""
         with self._locked():
             try:
                 self._call("checkout", "--quiet", target)
@@ -79,7 +79,7 @@ class Dvc:
     def _call(self, *arguments: str) -> str:
         code, out, err = self._run(arguments)
         if code != 0 and _CORRUPT_RWLOCK in err:
-            # A kill while DVC rewrote its own lock file; processes that live write it anew.
+            # A kill left DVC's own lock file half-written; live processes write it again.
             (self._workspace.root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
             code, out, err = self._run(arguments)
         if code == 0:
@@ -105,7 +105,7 @@ class Dvc:
 
 
 def _settle(process: subprocess.Popen[str]) -> None:
-    """Let a short DVC call come to its end rather than cut it while it writes."""
+    """Let a short DVC call finish, so that it is not killed while it writes."""
     try:
         process.communicate(timeout=_SETTLE_S)
     except subprocess.TimeoutExpired:
@@ -116,17 +116,17 @@ def _settle(process: subprocess.Popen[str]) -> None:
 def _as_error(arguments: Sequence[str], text: str) -> StageError | DataError:
     command = f"dvc {' '.join(arguments)}"
     if any(sign in text for sign in _BUSY):
-        return Busy(f"`{command}` has to wait: another DVC process is at work", got=text)
+        return Busy(f"`{command}` failed: another DVC process is at work", got=text)
     if any(sign in text for sign in _BROKEN_ENTRY):
         return DataError(
-            "DVC cannot read an entry of a folder that it tracks",
+            "DVC cannot read an entry of a tracked folder",
             got=text.splitlines()[0],
             hint="remove the broken link, or the link that leads to itself",
         )
     if _UNREADABLE in text:
         return DataError(
-            "DVC may not read a file that it tracks",
+            "DVC has no permission to read a tracked file",
             got=text.splitlines()[0],
-            hint="give read permission, or remove the file",
+            hint="grant read permission, or remove the file",
         )
     return StageError(f"`{command}` failed", got=text)

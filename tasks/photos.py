@@ -1,4 +1,4 @@
-"""The photos of a subject under DVC: put back where they are missing, added for a new subject."""
+"""The photos of a subject under DVC, and restoring missing ones."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def restore(workspace: Workspace, settings: SubjectView, dvc: Dvc) -> bool:
     if _copy_example(workspace, folder, pointer) or dvc.fetch(target):
         return True
     raise DataError(
-        f"the photos of {subject} are neither here, nor in DVC's cache, nor in its remote",
-        hint=f"`dvc pull {target}` where the remote is in reach, or put them into {folder}",
+        f"the photos of {subject} are missing, also in DVC's cache and remote",
+        hint=f"run `dvc pull {target}` if a remote is reachable, or put them into {folder}",
     )
 
 
 def _copy_example(workspace: Workspace, folder: Path, pointer: Path) -> bool:
-    """Copy the shipped example whose bytes are those that the .dvc file names."""
+    """Copy the shipped example whose hash matches the .dvc file."""
     wanted = config.read_yaml(pointer)["outs"][0]["md5"]
     for example in sorted((workspace.root / "examples").glob("*/")):
         if dvc_md5(example) == wanted:
@@ -63,7 +63,7 @@ def _copy_example(workspace: Workspace, folder: Path, pointer: Path) -> bool:
 
 
 def dvc_md5(folder: Path) -> str:
-    """The name that DVC gives to a folder's content (md5 of its sorted list of files)."""
+    """DVC's hash of a folder: the md5 of its sorted list of files."""
     entries = [
         {
             "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),

@@ -1,7 +1,8 @@
-"""The tasks of a subject's run: one per stage, thin shells around `dreambooth_core.pipeline`.
+"""The Prefect tasks of a subject's run: one per stage, around `dreambooth_core.pipeline`.
 
-Tasks that write files never use Prefect's result cache: DVC says what is up to date. Stages run in
-the main thread, which alone can be interrupted; only the rows of the evaluation are mapped.
+Tasks that write files never use Prefect's result cache, because DVC decides what is up to date.
+Stages run in the main thread, the only one that Prefect can interrupt; only evaluation rows are
+mapped to other threads.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from tasks.stage_guard import bring_up_to_date, commit_photos
 _HOUR = 3600
 
 ROW_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
-"""Runs the mapped rows: as many workers as devices that one process works on."""
+"""Runs the mapped rows, with one worker per device of the process."""
 
 
 def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Wrong input, wrong settings and a wished stop stay what they are, however often tried."""
+    """Whether a retry may help: not for wrong input, wrong settings or a stop."""
     try:
         state.result()
     except (SettingsError, DataError, Stopped):
         return False
-    except Exception:  # whatever else failed may be the machine's fault
+    except Exception:  # anything else may be the machine's fault
         return True
     return False
 
@@ -81,12 +82,12 @@ def _run_stage(
 def _state(stage: str, *, ran: bool) -> State[Any]:
     if ran:
         return Completed(message=f"{stage} ran")
-    return Completed(name="UpToDate", message=f"{stage} was up to date: nothing to do")
+    return Completed(name="UpToDate", message=f"{stage} is up to date")
 
 
 @task(**_options("validate", hours=1))
 def validate(run: SubjectRun) -> State[Any]:
-    """The data gate; afterwards the photos' .dvc file names what the gate has seen."""
+    """Check the photos, then update their .dvc file to the checked ones."""
     state = _run_stage(run, "validate", show=artifacts.gate_report)
     commit_photos(run)
     return state
@@ -94,23 +95,23 @@ def validate(run: SubjectRun) -> State[Any]:
 
 @task(**_options("class-images", hours=12, retries=1, tags=["device"]))
 def class_images(run: SubjectRun) -> State[Any]:
-    """The images of the ordinary class, made by the base model."""
+    """Generate the class images with the base model."""
     return _run_stage(run, "class-images")
 
 
 @task(**_options("cache", hours=6, retries=1, tags=["device"]))
 def cache(run: SubjectRun) -> State[Any]:
-    """The VAE moments of all images and the embeddings of all prompts."""
+    """Cache the VAE moments of all images and the embeddings of all prompts."""
     return _run_stage(run, "cache")
 
 
 @task(**_options("train", hours=96, retries=1, tags=["device"]))
 def train(run: SubjectRun) -> State[Any]:
-    """The training, in a process group of its own; a retry resumes from the store."""
+    """Train in separate processes; a retry resumes from the store."""
     return _run_stage(run, "train")
 
 
-# No time limit: Prefect cannot interrupt a worker thread, and says so for every row.
+# No timeout: Prefect cannot interrupt a worker thread, and would warn for every row.
 _SCORE = {
     **_options("score", hours=None, retries=1, tags=["device"]),
     "task_run_name": "score {row}",
@@ -119,14 +120,14 @@ _SCORE = {
 
 @task(**_SCORE)
 def score_row(row: str, run: SubjectRun) -> None:
-    """One row of the score table, into the score store."""
+    """Score one row of the table and save it in the store."""
     from dreambooth_core.pipeline import evaluate
 
     evaluate.score_row(run.context(f"score {row}"), row)
 
 
 def evaluate(run: SubjectRun) -> State[Any]:
-    """Score every row, mapped, then gather them; all inside the stage's guard."""
+    """Score every row in a mapped task, then gather the rows."""
 
     from dreambooth_core.pipeline import evaluate
 
@@ -142,14 +143,14 @@ def evaluate(run: SubjectRun) -> State[Any]:
 
 @task(**_options("gather scores", hours=12, retries=1))
 def gather_scores(run: SubjectRun) -> None:
-    """Publish the rows that the score store now holds."""
+    """Publish the scored rows."""
     silent = dataclasses.replace(run.context("evaluate"), progress=no_progress)
     pipeline.run_stage(silent, "evaluate")
 
 
 @task(**_options("evaluate", hours=1))
 def show_scores(run: SubjectRun, *, ran: bool) -> State[Any]:
-    """The score table and the grid as artifacts."""
+    """Publish the score table and the grid as artifacts."""
     artifacts.score_table(run)
     artifacts.picture_grid(run)
     return _state("evaluate", ran=ran)
@@ -157,19 +158,19 @@ def show_scores(run: SubjectRun, *, ran: bool) -> State[Any]:
 
 @task(**_options("select", hours=1))
 def select(run: SubjectRun) -> State[Any]:
-    """The best checkpoint by the rule."""
+    """Select the best checkpoint."""
     return _run_stage(run, "select")
 
 
 @task(**_options("register", hours=6, retries=2))
 def register(run: SubjectRun) -> State[Any]:
-    """The best checkpoint as a version; DVC and the registry are both asked."""
+    """Register the best checkpoint, unless DVC and the registry both have it."""
     return _run_stage(run, "register", is_lost=lambda: _is_version_lost(run))
 
 
 @task(**_options("compare", hours=12, retries=2))
 def compare(run: SubjectRun) -> Verdict:
-    """Challenger against champion; never skipped, as the champion is the registry's own."""
+    """Compare challenger and champion; never skipped, as DVC does not track the champion."""
     from dreambooth_core.pipeline import compare
 
     with run.timed("compare") as ran:
@@ -181,7 +182,7 @@ def compare(run: SubjectRun) -> Verdict:
 
 @task(**_options("report", hours=1))
 def report(run: SubjectRun) -> State[Any]:
-    """The page; also made anew when the verdict has changed since."""
+    """Render the report, also after a new verdict."""
     state = _run_stage(run, "report", is_lost=lambda: _is_page_outdated(run))
     files.write_text(_page_note(run), _verdict_digest(run))
     return state

@@ -1,7 +1,7 @@
-"""What `accelerate launch` is told: a configuration of our own, as a user's default would be read.
+"""The configuration file for `accelerate launch`, which would otherwise read the user's default.
 
-The settings say how many processes compute in which precision; a file of `infra/accelerate` says
-how they are spread over machines and what splits the optimizer's state.
+The settings define the number of processes and the precision. A file in `infra/accelerate` defines
+the machines and the sharding.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dreambooth_core.supervision import free_port
 from dreambooth_core.training.job import TrainJob
 
 RANK = "DREAMBOOTH_MACHINE_RANK"
-"""Variable that numbers the machines of a training; the one of rank 0 leads."""
+"""Environment variable with the rank of this machine; rank 0 leads the training."""
 RENDEZVOUS = "DREAMBOOTH_RENDEZVOUS"
-"""Variable with `host:port` of the machine of rank 0, the same on all."""
+"""Environment variable with `host:port` of the machine of rank 0, the same on all machines."""
 _HOW_TO = (
     f"start it on every machine with {RANK}=0, 1, ... and {RENDEZVOUS}=host:port of machine 0 "
     "(docs/how-to-several-machines.md)"
@@ -29,23 +29,23 @@ _HOW_TO = (
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of several: its number, and `host:port` where all machines meet."""
+    """One of several machines: its rank, and the `host:port` of rank 0."""
 
     rank: int
     rendezvous: str
 
 
 def node_of(env: Mapping[str, str]) -> Node | None:
-    """Which of several machines this is, by its environment; None where it says nothing.
+    """Read this machine's rank and rendezvous from its environment; None if neither is set.
 
-    Raises SettingsError when it says half of it, or something else.
+    Raises SettingsError if only one is set, or one is malformed.
     """
     rank, rendezvous = env.get(RANK), env.get(RENDEZVOUS)
     if rank is None and rendezvous is None:
         return None
     if not (rank or "").isdecimal() or not re.fullmatch(r"[^:]+:\d+", rendezvous or ""):
         raise SettingsError(
-            "the environment does not say which of several machines this is",
+            "the environment must define both the rank and the rendezvous of this machine",
             got=f"{RANK}={rank}, {RENDEZVOUS}={rendezvous}",
             allowed=f"{RANK}=0, 1, ... and {RENDEZVOUS}=host:port of machine 0, or neither",
             hint=_HOW_TO,
@@ -54,20 +54,20 @@ def node_of(env: Mapping[str, str]) -> Node | None:
 
 
 def check_node(train: TrainSettings, launch: LaunchConfig | None, node: Node | None) -> None:
-    """Raise SettingsError when several machines take part and `node` does not say which this is."""
+    """Raise SettingsError if several machines train and `node` is None."""
     if launch is not None and launch.num_machines > 1 and node is None:
         raise SettingsError(
             f"train.accelerate_config {train.accelerate_config} is for {launch.num_machines} "
-            "machines, and this one was not told which it is",
+            "machines, but the rank of this one is not set",
             got=f"neither {RANK} nor {RENDEZVOUS}",
             hint=_HOW_TO,
         )
 
 
 def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
-    """The options before the program, with the files that they name written to the state's folder.
+    """Write the configuration to the state folder; return the options before the program.
 
-    Raises SettingsError when several machines are asked for and `node` does not say which is this.
+    Raises SettingsError if several machines train and `node` is None.
     """
     path = job.state_dir / f"accelerate-{node.rank if node else 0}.json"
     several = job.train.num_processes > 1
@@ -77,7 +77,7 @@ def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
     files.write_json(path, config)
     options = ["--config_file", str(path)]
     if config["num_machines"] > 1 and node is not None:
-        # Else a machine finds out by its own name whether it is the one where all meet.
+        # Otherwise a machine compares its own host name with the rendezvous.
         options += ["--rdzv_conf", f"is_host={int(node.rank == 0)}"]
     elif several or job.launch is not None:
         options += ["--main_process_port", str(free_port())]
@@ -85,11 +85,11 @@ def accelerate_options(job: TrainJob, node: Node | None) -> list[str]:
 
 
 def _config(job: TrainJob) -> dict[str, Any]:
-    """The file of the settings or, without one, the processes of one machine.
+    """The configuration of `train.accelerate_config`, or one for this machine alone.
 
-    "MULTI_GPU" is how the launcher is told to start several processes, on CPUs too: its `--cpu`
-    with two processes starts one. The trainer itself says on what it computes, and splits the
-    weights itself where FSDP is asked for, which accelerate passes over on a CPU.
+    "MULTI_GPU" makes the launcher start several processes, also on CPUs; with `--cpu` it starts
+    only one. The trainer picks its own device. It also shards the weights for FSDP itself, because
+    accelerate ignores FSDP on a CPU.
     """
     several = job.train.num_processes > 1
     plain = "MULTI_GPU" if several else "NO"

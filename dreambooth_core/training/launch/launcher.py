@@ -48,9 +48,9 @@ _SIGNAL = re.compile(r"Signals\.(SIG[A-Z]+)|Signal \d+ \((SIG[A-Z]+)\)")
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """How a training ended without failing: done with its run, or stopped.
+    """How a training ended without failing: done, with its run, or stopped.
 
-    `step` is that of the saved state; None where the stop came before anything new was saved.
+    `step` is the step of the saved state; None if the stop came before a new save.
     """
 
     how: Literal["done", "stopped"]
@@ -68,13 +68,13 @@ def run_trainer(
     node: Node | None = None,
     lock_fd: int | None = None,
 ) -> TrainingOutcome:
-    """Train the job in processes of its own and wait for their end.
+    """Train the job in new processes and wait until all of them have ended.
 
-    All their lines go to `job.log_file`; `on_line` gets those that are not progress. When a stop
-    is asked for, or an exception passes through here, the trainer has `grace_s` seconds to save
-    and is then killed. `node` says which of several machines this is. `lock_fd` is a lock that is
-    free only when the last process is gone. Raises StageError when they crash, with the last lines
-    of the log, and SettingsError for settings that the trainer refused.
+    Their output goes to `job.log_file`; `on_line` receives each line except progress. On a stop or
+    an exception, the trainer has `grace_s` seconds to save before it is killed. `node` identifies
+    this machine if several train. The last process to end releases the lock of `lock_fd`. Raises
+    StageError with the end of the log after a crash, and SettingsError for settings that the
+    trainer refused.
     """
     if run := finished_run(job):
         return TrainingOutcome(how="done", step=job.train.max_train_steps, run=run)
@@ -97,14 +97,14 @@ def run_trainer(
 
 
 def _log_file(job: TrainJob, node: Node | None) -> Path:
-    """The job's log; machines that do not lead have one of their own beside it."""
+    """The job's log; every machine except the first adds its rank to the name."""
     if node is None or node.rank == 0:
         return job.log_file
     return job.log_file.with_stem(f"{job.log_file.stem}-node{node.rank}")
 
 
 def _start(job: TrainJob, *, node: Node | None, lock_fd: int | None) -> Launch:
-    """Start `accelerate launch` in a session of its own, bound to the life of this process."""
+    """Start `accelerate launch` in a new session; it dies with this process."""
     job_path = job.save()
     token = secrets.token_hex(8)
     command = [sys.executable, "-m", "accelerate.commands.launch", *accelerate_options(job, node)]
@@ -122,7 +122,7 @@ def _start(job: TrainJob, *, node: Node | None, lock_fd: int | None) -> Launch:
 
 
 def _environment(job: TrainJob) -> dict[str, str]:
-    """Threads from the settings (their number changes bits); no telemetry, no network."""
+    """Threads from the settings, as their number changes the results; no telemetry, no network."""
     threads = str(job.compute.num_threads)
     return {
         "OMP_NUM_THREADS": threads,
@@ -142,10 +142,10 @@ def _environment(job: TrainJob) -> dict[str, str]:
 def _follow(
     job: TrainJob, launch: Launch, output: Output, *, should_stop: StopSignal, grace_s: float
 ) -> bool:
-    """Pass lines on until all processes have ended; returns whether a stop was asked for.
+    """Pass lines on until all processes have ended; return whether the caller stopped them.
 
-    The marker is a trainer's last act: everything is saved and closed, and what would follow is
-    only the slow end of its interpreter.
+    The trainer writes its marker last, when everything is saved and closed. After that, a kill
+    only spares the slow exit of its interpreter.
     """
     deadline: float | None = None
     while launch.is_alive():
@@ -163,7 +163,7 @@ def _follow(
 def _outcome(
     job: TrainJob, launch: Launch, tail: Sequence[str], *, was_stopped: bool
 ) -> TrainingOutcome:
-    """What the marker says; without one, the trainer was killed or crashed."""
+    """Read the outcome from the marker; without a marker, the trainer was killed or crashed."""
     ended = job_files.read_ended(job.state_dir)
     if ended is None:
         if was_stopped:
@@ -175,12 +175,12 @@ def _outcome(
         raise _failure(ended, tail)
     run = finished_run(job)
     if run is None:
-        raise StageError("the trainer says that it is done, but its output is not whole")
+        raise StageError("the trainer reported success, but its output is incomplete")
     return TrainingOutcome(how="done", step=ended.step, run=run)
 
 
 def _failure(ended: Ended, tail: Sequence[str]) -> DreamBoothError:
-    """The trainer's own error; a crash of its code comes with the last lines."""
+    """The error that the trainer reported, with the end of its log unless settings were wrong."""
     if ended.exit_code == SettingsError.exit_code:
         return SettingsError(str(ended.error))
     return StageError(f"the training failed: {ended.error}", got=_last_lines(tail))
@@ -190,17 +190,17 @@ def _crash(exit_code: int, tail: Sequence[str]) -> StageError:
     found = [a or b for line in tail for a, b in _SIGNAL.findall(line)]
     name = found[-1] if found else _signal_of(exit_code)
     how = f"was ended by {name}" if name else f"crashed with exit status {exit_code}"
-    hint = "the log has the whole story; run it again to continue from the last saved state"
+    hint = "see the log for details; run again to continue from the last saved state"
     if name == "SIGKILL":
         hint = (
-            "SIGKILL is what a system sends when memory runs out: lower train.train_batch_size or "
-            f"turn on train.gradient_checkpointing; {hint}"
+            "the system sends SIGKILL when memory runs out: lower train.train_batch_size or "
+            f"enable train.gradient_checkpointing; {hint}"
         )
     return StageError(f"the trainer {how}", got=_last_lines(tail), hint=hint)
 
 
 def _signal_of(exit_code: int) -> str | None:
-    """The signal behind an exit code: negative of the guard's own, above 128 of the launcher's."""
+    """The signal of an exit code: negative for the supervisor, above 128 for the launcher."""
     number = -exit_code if exit_code < 0 else exit_code - 128
     return signal.Signals(number).name if number in set(signal.Signals) else None
 
@@ -210,11 +210,11 @@ def _last_lines(tail: Sequence[str]) -> str:
 
 
 def survivors(token: str) -> list[psutil.Process]:
-    """The living processes that carry `token` (zombies are dead, they only await their parent)."""
-    return [process for process in psutil.process_iter() if _carries(process, token)]
+    """The living processes with `token` in their environment, without zombies."""
+    return [process for process in psutil.process_iter() if _has_token(process, token)]
 
 
-def _carries(process: psutil.Process, token: str) -> bool:
+def _has_token(process: psutil.Process, token: str) -> bool:
     try:
         return process.environ().get(_TOKEN) == token and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -222,24 +222,24 @@ def _carries(process: psutil.Process, token: str) -> bool:
 
 
 class Launch:
-    """A started process and all that it started, found by their token."""
+    """A started process and all its descendants, found by their token."""
 
     def __init__(self, process: subprocess.Popen[bytes], token: str) -> None:
-        assert process.stdout is not None, "a launch is followed through its standard output"
+        assert process.stdout is not None, "the process needs a pipe as stdout"
         self._process, self._token = process, token
         self.stdout: IO[bytes] = process.stdout
 
     @property
     def exit_code(self) -> int:
-        """That of the started process, which has ended; negative for a signal."""
+        """The exit code of the started process; negative for a signal."""
         return self._process.wait()
 
     def is_alive(self) -> bool:
-        """Whether any process of the launch lives."""
+        """Whether any process of the launch is alive."""
         return self._process.poll() is None or bool(survivors(self._token))
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send `number` to every living process of the launch; last to the one with the lock."""
+        """Send `number` to every living process; to the supervisor, which keeps the lock, last."""
         for process in survivors(self._token):
             with suppress(psutil.Error):
                 process.send_signal(number)
@@ -257,9 +257,9 @@ class Launch:
         return False
 
     def end(self, *, grace_s: float, is_done: Callable[[], bool] = lambda: False) -> None:
-        """Leave no process: SIGTERM, `grace_s` seconds to save, SIGKILL; at once when `is_done`.
+        """End every process: send SIGTERM, wait up to `grace_s` seconds or until `is_done`, kill.
 
-        An exception that comes while waiting (a second Ctrl-C) goes straight to the kill.
+        An exception during the wait (a second Ctrl-C) skips the rest of the wait.
         """
         try:
             if self.is_alive():
@@ -273,7 +273,7 @@ class Launch:
 
 
 class Output:
-    """Reads a pipe without blocking on it and passes whole lines on, in the reader's thread."""
+    """Copies a pipe's lines to the log and the caller without blocking or threads."""
 
     def __init__(self, log: IO[str], *, on_line: OnLine | None, progress: Progress) -> None:
         self._log, self._on_line, self._progress = log, on_line, progress
@@ -284,11 +284,11 @@ class Output:
 
     @property
     def tail(self) -> list[str]:
-        """The last lines that came."""
+        """The last lines of the output."""
         return list(self._last_lines)
 
     def read(self, pipe: IO[bytes], *, wait_s: float) -> bool:
-        """Pass on what comes within `wait_s` seconds; whether anything came."""
+        """Pass on the lines of the next `wait_s` seconds; return False if there are none."""
         if not self._is_open:
             time.sleep(wait_s)
             return False
@@ -304,7 +304,7 @@ class Output:
         return self._is_open
 
     def drain(self, pipe: IO[bytes]) -> None:
-        """Pass on the rest, once all writers are gone."""
+        """Pass on the rest after all writers have ended."""
         while self.read(pipe, wait_s=0):
             pass
         if self._partial:

@@ -42,7 +42,7 @@ def test_a_configuration_for_two_machines_needs_to_know_which_this_is(tmp_path, 
         mixed_precision="bf16",
     )
     job.state_dir.mkdir(parents=True)
-    with pytest.raises(SettingsError, match="for 2 machines, and this one was not told which"):
+    with pytest.raises(SettingsError, match="for 2 machines, but the rank of this one is not set"):
         accelerate_options(job, None)
     options = accelerate_options(job, Node(rank=1, rendezvous="n0:29500"))
     assert options[-2:] == ["--rdzv_conf", "is_host=0"]

@@ -116,12 +116,12 @@ def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, w
 def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
     workspace = workspace_of(tmp_path, **TWO_NODES)
     (line,) = lines_of(workspace)
-    assert "two-nodes-x-8 is for 2 machines, and this one was not told which" in line
+    assert "two-nodes-x-8 is for 2 machines, but the rank of this one is not set" in line
     assert f"start it on every machine with {RANK}=0, 1, ..." in line
     assert problem_of(workspace, {RANK: "1", RENDEZVOUS: "n0:29500"}) is None
     half = problem_of(workspace, {RANK: "1"})
     assert half is not None
-    assert "does not say which of several machines" in str(half)
+    assert "must define both the rank and the rendezvous" in str(half)
 
 
 @pytest.mark.parametrize("stage", preflight.TRAINING_STAGES)
