@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dreambooth_core import config
 from dreambooth_core.records import SCORES
 
 
@@ -107,19 +108,10 @@ def _number(value: float | None) -> str:
 
 def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The settings that differ between versions, by dotted key."""
-    flat = [flatten(version["settings"]) for version in versions]
+    flat = [config.flatten(version["settings"]) for version in versions]
     keys = sorted({key for settings in flat for key in settings})
     rows = {key: [settings.get(key) for settings in flat] for key in keys}
     return {key: values for key, values in rows.items() if any(v != values[0] for v in values)}
-
-
-def flatten(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{at}.{key}" if at else str(key)
-        flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:

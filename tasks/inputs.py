@@ -67,7 +67,7 @@ def _is_weights(found: list[Path]) -> bool:
 
 def refuse_drift(stage: str, before: Inputs, now: Inputs) -> None:
     """Raise StageError if inputs changed while a stage ran: dvc.lock would be wrong."""
-    before, now = _flat(before), _flat(now)
+    before, now = config.flatten(before), config.flatten(now)
     moved = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if not moved:
         return
@@ -80,15 +80,6 @@ def refuse_drift(stage: str, before: Inputs, now: Inputs) -> None:
         got=changes,
         hint="run again; the store keeps the work done with the earlier inputs",
     )
-
-
-def _flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Sections of settings as single settings, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{at}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _is_digest(value: Any) -> bool:
