@@ -40,7 +40,7 @@ from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
 from dreambooth_core.models.weights import COMPONENTS
 from dreambooth_core.numerics.similarity import mean_estimate
-from dreambooth_core.pipeline.evaluate import draw, make_evaluator
+from dreambooth_core.pipeline.evaluate import make_evaluator, sample
 from dreambooth_core.records import STEP_0, CheckpointScore
 
 RATES = (5e-6, 2e-5, 5e-5, 1e-4, 2e-4)
@@ -222,7 +222,7 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
                 step=step,
                 sha256=files.digest_of([files.tree_hashes(folder / part) for part in COMPONENTS]),
             ),
-            sampler=lambda prompts, seeds: draw(pipe, evaluator.plan, prompts=prompts, seeds=seeds),
+            sampler=lambda prompts, seeds: sample(pipe, evaluator.plan, prompts, seeds),
         )
     finally:
         pipe.unet, pipe.text_encoder = own

@@ -29,7 +29,7 @@ from dreambooth_core.records import REAL, CheckpointScore, Harness, ImageScore, 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The instance photos' features, and the sha256 of the photos."""
+    """The features of the instance photos, and their sha256."""
 
     clip_MD: Floats
     dino_MD: Floats
@@ -38,7 +38,7 @@ class References:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Resamples of every interval, and their seed: the same for all scores of all rows."""
+    """The number of resamples per interval and their seed, the same for all scores of all rows."""
 
     samples: int
     seed: int
@@ -46,7 +46,7 @@ class Bootstrap:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """All that the rows of one evaluation share; one per worker, made once."""
+    """Everything that the rows of one evaluation share: plan, scorers, photos and store."""
 
     plan: EvaluationPlan
     clip: ClipScorer
@@ -57,7 +57,7 @@ class Evaluator:
 
     @property
     def harness(self) -> Harness:
-        """All that must be equal for two rows to be comparable."""
+        """Everything that two rows must share to be comparable."""
         plan = self.plan
         return Harness(
             suite=plan.suite,
@@ -76,7 +76,7 @@ class Evaluator:
 
 
 def make_references(photos: Sequence[Path], *, clip: ClipScorer, dino: DinoScorer) -> References:
-    """Features of the accepted instance photos, in the manifest's order."""
+    """The features of the accepted instance photos, in the manifest's order."""
     images = [open_image(path) for path in photos]
     return References(
         clip_MD=clip.images(images),
@@ -86,28 +86,28 @@ def make_references(photos: Sequence[Path], *, clip: ClipScorer, dino: DinoScore
 
 
 def open_image(path: Path) -> Image.Image:
-    """One of the pipeline's own PNG files as RGB, read whole."""
+    """Read one of the pipeline's PNG files as RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
-    """Whose row it is: its name, its step, and the sha256 of the weights that make the images."""
+    """The model of a row.
+
+    `sha256` covers everything that its images depend on besides the plan; `checkpoint_sha256` is
+    the hash of the checkpoint's files, and None for the base model.
+    """
 
     name: str
     step: int
     sha256: str
-
-    @property
-    def checkpoint_sha256(self) -> str | None:
-        """The checkpoint's hash; the base model (step 0) is none."""
-        return self.sha256 if self.step else None
+    checkpoint_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFeatures:
-    """Features of unit length that a row is computed from."""
+    """The unit-length features behind a row."""
 
     clip_ND: Floats
     dino_ND: Floats
@@ -123,11 +123,10 @@ def score_checkpoint(
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> CheckpointScore:
-    """The row of one model: its images are made (or found in the store) and scored.
+    """The row of one model, from stored images and scores where possible.
 
-    `sampler` is called only for blocks of images that the store lacks, so weights may be swapped
-    in on its first call. The base model is the one called `STEP_0`, with step 0 and the base
-    model's sha256. Raises Stopped between blocks when `should_stop()`.
+    Calls `sampler` only for blocks of images that the store lacks, so weights may be loaded on its
+    first call. The base model has the name `STEP_0` and step 0. Raises Stopped between blocks.
     """
     images = evaluator.store.images(
         evaluator.plan,
@@ -146,18 +145,18 @@ def score_checkpoint(
 
 
 def score_key(evaluator: Evaluator, model_sha256: str) -> str:
-    """Identity of a row: the model's weights and all that its scores depend on."""
+    """The key of a row: a hash of the model and of everything that its scores depend on."""
     bootstrap = dataclasses.asdict(evaluator.bootstrap)
     return files.digest_of([model_sha256, evaluator.harness.to_json(), bootstrap])
 
 
 def row_images(evaluator: Evaluator, model_sha256: str) -> RowImages:
-    """The images of a row that was scored; raises RuntimeError when the store lacks some."""
+    """The images of a scored row. Raises RuntimeError if the store lacks some."""
 
-    def nothing_left(prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
+    def no_sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
         raise RuntimeError(f"the store lacks images of {prompts[0]!r}, seed {seeds[0]}")
 
-    return evaluator.store.images(evaluator.plan, model_sha256=model_sha256, sampler=nothing_left)
+    return evaluator.store.images(evaluator.plan, model_sha256=model_sha256, sampler=no_sampler)
 
 
 def _features(evaluator: Evaluator, images: RowImages) -> RowFeatures:
@@ -173,7 +172,7 @@ def _features(evaluator: Evaluator, images: RowImages) -> RowFeatures:
 def score_features(
     evaluator: Evaluator, *, model: ScoredModel, features: RowFeatures
 ) -> CheckpointScore:
-    """The row from its features; every number of docs/scores.md is computed here."""
+    """Compute a row, every number of docs/scores.md, from features."""
     plan, references, bootstrap = evaluator.plan, evaluator.references, evaluator.bootstrap
     prompt_N, dino_ND = plan.prompt_indices, features.dino_ND
     clip_t_N, text_range = clip_t_of(cosines(features.clip_ND, features.text_PD), prompt_N)
@@ -200,9 +199,10 @@ def score_features(
 
 
 def clip_t_of(cosines_NP: Floats, prompt_N: Sequence[int]) -> tuple[Floats, float]:
-    """CLIP-T of every image, and the text range: matched minus shuffled prompts, on average.
+    """CLIP-T of every image, and the text range: the mean of matched minus shuffled prompts.
 
-    Shuffled means every other prompt of the suite, which is the average over all shufflings.
+    The shuffled score averages over all other prompts of the suite, which equals the average over
+    all permutations.
     """
     count, num_prompts = cosines_NP.shape
     matched_N = cosines_NP[np.arange(count), np.asarray(prompt_N)]
@@ -211,9 +211,9 @@ def clip_t_of(cosines_NP: Floats, prompt_N: Sequence[int]) -> tuple[Floats, floa
 
 
 def score_real(evaluator: Evaluator) -> CheckpointScore:
-    """The row of the instance photos against each other, never a photo with itself.
+    """The row that compares every instance photo with the others.
 
-    It has no CLIP-T (photos have no prompt), PRES or DIV; with one photo it has no score at all.
+    It lacks CLIP-T (photos have no prompt), PRES and DIV. With a single photo it has no scores.
     """
     references, bootstrap = evaluator.references, evaluator.bootstrap
     count = len(references.dino_MD)

@@ -5,8 +5,11 @@ No DVC stage: which version is the champion is a fact of the registry (docs/adr/
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import getpass
+from typing import TYPE_CHECKING
 
 from dreambooth_core import files
 from dreambooth_core.errors import UnknownModelError
@@ -15,11 +18,14 @@ from dreambooth_core.evaluation.comparison import Contender, Noise
 from dreambooth_core.pipeline import registered
 from dreambooth_core.pipeline.common import VERDICT, StageContext, evaluation_of
 from dreambooth_core.pipeline.registered import tracking_of
-from dreambooth_core.records import RegisteredVersion, Verdict
+from dreambooth_core.records import CheckpointScore, RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
+
+if TYPE_CHECKING:
+    from dreambooth_core.models.families import Pipeline
 
 
 def run(context: StageContext) -> Verdict:
@@ -84,14 +90,42 @@ def _champion(
     if version.version == challenger.version:
         row = evaluation_of(context).row(version.checkpoint)
     else:
-        from dreambooth_core.pipeline import rescore  # torch: only when there is something to score
-
-        row = rescore.score_version(context, champion)
+        row = _rescore(context, champion)
     return Contender(
         name=label(version),
         qualified=version.qualified,
         row=row,
         harness=evaluation_of(context).harness,
+    )
+
+
+def _rescore(context: StageContext, info: VersionInfo) -> CheckpointScore:
+    """The row of a registered version on the present suite, seeds, scorers and photos.
+
+    The store has its images if the same base model made them on a machine like this one. If it
+    lacks some, the version is downloaded from the registry and sampled.
+    """
+    from dreambooth_core.models import weights  # torch, for scoring alone
+    from dreambooth_core.pipeline import evaluate
+
+    resident, version = evaluate.open_resident(context), info.version
+
+    @functools.cache
+    def pipeline() -> Pipeline:
+        return weights.load_exported(
+            versions.fetch(tracking_of(context), info.uri),
+            context.places.root,
+            device=resident.device,
+            hash_cache=context.places.hash_cache,
+        )
+
+    return resident.score(
+        context,
+        name=version.checkpoint,
+        step=int(version.checkpoint.rsplit("-", 1)[-1]),
+        checkpoint_sha256=version.sha256,
+        borrow=lambda: contextlib.nullcontext(pipeline()),
+        base_sha256=info.tags.get("base_model_sha256"),
     )
 
 

@@ -1,7 +1,7 @@
 """The evaluate stage: a row of scores for the base model, every checkpoint and the real photos.
 
-The flow calls `score_row` once per row, mapped; the stage itself gathers the rows, which it then
-finds in the score store, and publishes.
+The flow maps `score_row` over the rows; the stage then loads them from the score store and
+publishes them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import io
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -27,18 +27,17 @@ from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import (
     StageContext,
+    base_identity,
     picture_name,
     publishing,
     row_pictures,
     table_of,
 )
-from dreambooth_core.pipeline.validate import images_digest
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import (
     REAL,
     SCORES,
     STEP_0,
-    BaseModelIdentity,
     Checkpoint,
     CheckpointScore,
     Evaluation,
@@ -46,7 +45,6 @@ from dreambooth_core.records import (
     TrainingRun,
 )
 from dreambooth_core.report import grid
-from dreambooth_core.workspace import Places
 
 
 def rows_to_score(context: StageContext) -> tuple[str, ...]:
@@ -56,42 +54,47 @@ def rows_to_score(context: StageContext) -> tuple[str, ...]:
 
 
 def score_row(context: StageContext, name: str) -> CheckpointScore:
-    """Score one row, or find it in the store. Raises Stopped between sampling blocks."""
-    session = open_session(context)
+    """Score one row, or load it from the store. Raises Stopped between sampling blocks."""
+    resident = open_resident(context)
     if name == REAL:
-        return scores.score_real(session.evaluator)
+        return scores.score_real(resident.evaluator)
     checkpoint = None if name == STEP_0 else _checkpoint(context, name)
     folder = context.places.stage_dir("train") / name
-    return session.score(context, name=name, checkpoint=checkpoint, folder=folder)
+    return resident.score(
+        context,
+        name=name,
+        step=checkpoint.step if checkpoint else 0,
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+        borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
+    )
 
 
 def run(context: StageContext) -> Evaluation:
     """Score all rows, then publish samples, scores, curves and the grid."""
-    names = rows_to_score(context)
-    rows = [score_row(context, name) for name in names]
-    session = open_session(context)
+    rows = [score_row(context, name) for name in rows_to_score(context)]
+    resident = open_resident(context)
     text_range = next(row.text_range for row in rows if row.name == STEP_0)
     assert text_range is not None  # noqa: S101 - step 0 always has prompts
     evaluation = Evaluation(
-        harness=session.evaluator.harness, text_range=text_range, rows=tuple(rows)
+        harness=resident.evaluator.harness, text_range=text_range, rows=tuple(rows)
     )
     with publishing(context.places, "evaluate") as out:
-        _write_pictures(session, evaluation, out)
+        _write_samples(resident, evaluation, out)
         table_of(evaluation).write(out, "scores.json")
         files.write_text(out / "curves.csv", _curves(rows))
         evaluation.write(out)
     return evaluation
 
 
-def draw(
+def sample(
     pipe: Pipeline,
     plan: EvaluationPlan,
-    *,
     prompts: Sequence[str],
     seeds: Sequence[int],
+    *,
     should_stop: StopSignal = never_stop,
 ) -> list[Image.Image]:
-    """Pictures as the plan says they are drawn, whichever model `pipe` is."""
+    """Sample evaluation images with the plan's settings."""
     return sampling.sample(
         pipe,
         prompts=prompts,
@@ -104,102 +107,97 @@ def draw(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """What the rows of one evaluation share in a process: scorers, photos, a resident pipeline."""
+class ResidentEvaluator:
+    """Scorers, photos and the base model's pipeline, loaded once for all rows of a process."""
 
-    evaluator: Evaluator
-    identity: BaseModelIdentity
-    device: torch.device
-    num_threads: int
-    pipeline: Callable[[], Pipeline]
-
-    def model_sha256(self, checkpoint_sha256: str | None, *, base_sha256: str | None = None) -> str:
-        """Everything about a model and a machine that makes its images what they are."""
-        base = base_sha256 or self.identity.sha256
-        return files.digest_of([base, checkpoint_sha256, self.device.type, self.num_threads])
-
-    def draw(
-        self,
-        context: StageContext,
-        pipe: Pipeline,
-        *,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-    ) -> list[Image.Image]:
-        """Pictures as the plan says they are drawn, whichever model `pipe` is."""
-        return draw(
-            pipe,
-            self.evaluator.plan,
-            prompts=prompts,
-            seeds=seeds,
-            should_stop=context.should_stop,
+    def __init__(self, context: StageContext) -> None:
+        self._settings, self._places = context.settings, context.places
+        self._photos = _photos(context)
+        self._identity = base_identity(context)
+        self.device = load.pick_device(context.settings.compute)
+        folder = context.places.stage_dir("validate")
+        self.evaluator = make_evaluator(
+            context.settings,
+            context.places.root,
+            photos=[folder / image.file for image in self._photos.images],
+            store=context.places.store / "evaluate",
+            device=self.device,
         )
 
+    def is_for(self, context: StageContext) -> bool:
+        """Whether settings, folders and photos are those of the context."""
+        own = self._settings, self._places, self._photos
+        return own == (context.settings, context.places, _photos(context))
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """The base model's pipeline; the first image that the store lacks loads it."""
+        return load.load_pipeline(self._settings.base_model, self._places.root, device=self.device)
+
     def score(
-        self, context: StageContext, *, name: str, checkpoint: Checkpoint | None, folder: Path
+        self,
+        context: StageContext,
+        *,
+        name: str,
+        step: int,
+        checkpoint_sha256: str | None,
+        borrow: Callable[[], AbstractContextManager[Pipeline]],
+        base_sha256: str | None = None,
     ) -> CheckpointScore:
-        """The row of the base model, or of a checkpoint whose files are in `folder`."""
-        own_sha256 = checkpoint.sha256 if checkpoint else None
+        """The row of a model; `borrow` lends its pipeline for images that the store lacks.
 
-        def sampler(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-            pipe = self.pipeline()
-            with weights.applied(pipe, folder, checkpoint):
-                return self.draw(context, pipe, prompts=prompts, seeds=seeds)
+        `base_sha256` identifies the model's base if it is not the base model of the settings.
+        """
 
-        row = scores.score_checkpoint(
+        def sample_block(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+            plan = self.evaluator.plan
+            with borrow() as pipe:
+                return sample(pipe, plan, prompts, seeds, should_stop=context.should_stop)
+
+        return scores.score_checkpoint(
             self.evaluator,
             model=ScoredModel(
                 name=name,
-                step=checkpoint.step if checkpoint else 0,
-                sha256=self.model_sha256(own_sha256),
+                step=step,
+                sha256=self._model_sha256(checkpoint_sha256, base_sha256),
+                checkpoint_sha256=checkpoint_sha256,
             ),
-            sampler=sampler,
+            sampler=sample_block,
             progress=context.progress,
             should_stop=context.should_stop,
         )
-        return row.model_copy(update={"checkpoint_sha256": own_sha256})
 
     def images(self, checkpoint_sha256: str | None) -> RowImages:
         """The stored images of a scored row."""
-        return scores.row_images(self.evaluator, self.model_sha256(checkpoint_sha256))
+        return scores.row_images(self.evaluator, self._model_sha256(checkpoint_sha256))
+
+    def _model_sha256(self, checkpoint_sha256: str | None, base_sha256: str | None = None) -> str:
+        """Hash everything in the model and the machine that images depend on."""
+        base, threads = base_sha256 or self._identity.sha256, self._settings.compute.num_threads
+        return files.digest_of([base, checkpoint_sha256, self.device.type, threads])
 
 
-def open_session(context: StageContext) -> Session:
-    """The session of this process for the context's settings and photos."""
-    view = context.settings
-    load.configure_torch(view.compute)
-    photos = context.places.stage_dir("validate")
-    manifest = Manifest.read(photos)
-    paths = tuple(photos / image.file for image in manifest.images)
-    digest = images_digest(manifest)  # same names, other photos: another session
-    return _session(context.places, view.model_dump_json(by_alias=True), paths, digest)
+_resident: list[ResidentEvaluator] = []
+"""At most one: two pipelines may not fit on a GPU."""
 
 
-@functools.lru_cache(maxsize=1)  # one resident pipeline per process: a GPU may not hold two
-def _session(
-    places: Places, view_json: str, photos: tuple[Path, ...], _photos_sha256: str
-) -> Session:
-    view = SubjectView.model_validate_json(view_json)
-    device = load.pick_device(view.compute)
-    identity = load.resolve_base_model(view.base_model, places.root, hash_cache=places.hash_cache)
-    return Session(
-        evaluator=make_evaluator(
-            view, places.root, photos=photos, store=places.store / "evaluate", device=device
-        ),
-        identity=identity,
-        device=device,
-        num_threads=view.compute.num_threads,
-        pipeline=functools.cache(
-            lambda: load.load_pipeline(view.base_model, places.root, device=device)
-        ),
-    )
+def open_resident(context: StageContext) -> ResidentEvaluator:
+    """The evaluator of this process for the context's settings, folders and photos."""
+    load.configure_torch(context.settings.compute)
+    if not (_resident and _resident[0].is_for(context)):
+        _resident.clear()
+        _resident.append(ResidentEvaluator(context))
+    return _resident[0]
+
+
+def _photos(context: StageContext) -> Manifest:
+    return Manifest.read(context.places.stage_dir("validate"))
 
 
 def make_evaluator(
     view: SubjectView, root: Path, *, photos: Sequence[Path], store: Path, device: torch.device
 ) -> Evaluator:
-    """What all rows of a subject are scored with; its images and scores are kept in `store`."""
+    """Load the scorers and the photos' features; images and scores go to `store`."""
     clip = extractors.load_clip(view.evaluate.clip, root=root, device=device)
     dino = extractors.load_dino(view.evaluate.dino, root=root, device=device)
     plan = suites.make_plan(
@@ -241,15 +239,15 @@ def _curves(rows: Sequence[CheckpointScore]) -> str:
     return text.getvalue()
 
 
-def _write_pictures(session: Session, evaluation: Evaluation, out: Path) -> None:
-    """Copy every row's samples, and draw the grid prompts x rows."""
+def _write_samples(resident: ResidentEvaluator, evaluation: Evaluation, out: Path) -> None:
+    """Copy every row's samples, and draw the grid of prompts and rows."""
     run_rows = [row for row in evaluation.rows if row.name != REAL]
     columns: dict[str, list[Path]] = {}
     for row in run_rows:
-        paths = session.images(row.checkpoint_sha256)
+        paths = resident.images(row.checkpoint_sha256)
         folder = row_pictures(out, row.name)
         folder.mkdir(parents=True)
         for index, path in enumerate((*paths.suite, *paths.class_prompt)):
             shutil.copyfile(path, folder / picture_name(index))
         columns[row.name] = list(paths.suite)
-    grid.write_grid(out / "grid.png", plan_prompts=session.evaluator.plan.prompts, columns=columns)
+    grid.write_grid(out / "grid.png", plan_prompts=resident.evaluator.plan.prompts, columns=columns)
