@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 StopSignal = Callable[[], bool]
@@ -22,10 +21,6 @@ class MetricSink(Protocol):
         """Record numbers at a step (a completed optimizer update)."""
         ...
 
-    def image(self, path: Path, *, name: str, step: int) -> None:
-        """Record a picture."""
-        ...
-
     def close(self, *, status: str) -> None:
         """End the record with `FINISHED`, `FAILED` or `KILLED`."""
         ...
@@ -35,9 +30,6 @@ class NullSink:
     """A MetricSink that keeps nothing."""
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Keep nothing."""
-
-    def image(self, path: Path, *, name: str, step: int) -> None:
         """Keep nothing."""
 
     def close(self, *, status: str) -> None:

@@ -39,11 +39,11 @@ def run(context: StageContext) -> Verdict:
         settings=context.settings.select,
         noise=_noise(context),
     )
-    reigns = champion is not None and champion.version.version == challenger.version
-    if reigns and _is_of(last_verdict(context), challenger):
+    is_champion = champion is not None and champion.version.version == challenger.version
+    if is_champion and _is_of(last_verdict(context), challenger):
         return verdict  # the page keeps what was decided when it became the champion
     verdict.write(context.places.verdict_dir, VERDICT)
-    if not reigns:
+    if not is_champion:
         _carry_out(tracking, challenger, verdict)
     return verdict
 

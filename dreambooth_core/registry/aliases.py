@@ -1,7 +1,7 @@
-"""The aliases challenger (newest registered) and champion (in use): who moved them, when and why.
+"""The aliases challenger (newest version) and champion (version in use), with their history.
 
-MLflow keeps only where an alias points now. The history of champions is a tag of the registered
-model. The alias is the truth: a kill between the two leaves a history that the next call mends.
+MLflow stores the present version of an alias and no history, so a tag of the registered model holds
+the champions. The alias decides: if a kill leaves the two apart, the next read repairs the history.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dreambooth_core.registry.versions import VersionInfo, aliases_of, get_versi
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 PARITY = "parity"
-"""Tag of a version: how the export parity check ended."""
+"""Tag of a version: the outcome of the export parity check."""
 
 PARITY_PASSED = "passed"
 
@@ -35,8 +35,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Reign:
-    """A champion in the history, and the decision that made it one."""
+class Tenure:
+    """The time of one champion, and the decision that began it."""
 
     version: int
     who: str
@@ -60,9 +60,9 @@ def _pointed_at(tracking: Tracking, name: str, alias: str) -> VersionInfo | None
 
 
 def set_challenger(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
-    """Make a version the challenger, unless it is the champion (found again by its fingerprint).
+    """Make a version the challenger, unless it is already the champion.
 
-    Raises RegistryError unless its export parity passed.
+    Raises RegistryError unless its export parity check passed.
     """
     _require_parity(get_version(tracking, name=name, version=version))
     if aliases_of(tracking, name=name).get(CHAMPION) != version:
@@ -81,71 +81,74 @@ def set_tags(tracking: Tracking, *, name: str, version: int, tags: Mapping[str, 
 def promote(tracking: Tracking, *, name: str, version: int, decision: Decision) -> VersionInfo:
     """Make a version the champion; it stops being the challenger.
 
-    Raises RegistryError for an unknown version and for one whose export parity has not passed.
+    Raises RegistryError if the version is unknown or has not passed its export parity check.
     """
     _require_parity(get_version(tracking, name=name, version=version))
     with alone(tracking):
-        reigns = _history(tracking, name)
-        if not reigns or reigns[-1].version != version:
-            reigns = [*reigns, Reign(version=version, **asdict(decision))]
+        tenures = _history(tracking, name)
+        if not tenures or tenures[-1].version != version:
+            tenures = [*tenures, Tenure(version=version, **asdict(decision))]
         _state(tracking, name, version, "promoted", decision)
-        _write_history(tracking, name, reigns)
+        _write_history(tracking, name, tenures)
         _point(tracking, name, CHAMPION, version)
         _drop_challenger(tracking, name, version)
     return get_version(tracking, name=name, version=version)
 
 
 def rollback(tracking: Tracking, *, name: str, decision: Decision) -> VersionInfo:
-    """Make the champion before this one the champion again; the steps back are unlimited.
+    """Make the previous champion the champion again; repeat to go further back.
 
-    Raises RegistryError when there is none before it.
+    Raises RegistryError if there is no previous champion.
     """
     with alone(tracking):
-        reigns = _history(tracking, name)
+        tenures = _history(tracking, name)
         current = aliases_of(tracking, name=name).get(CHAMPION)
-        if len(reigns) < 2:
+        if len(tenures) < 2:
             raise RegistryError(
                 f"{name} has no earlier champion to go back to",
                 got=f"champion: {'none' if current is None else f'version {current}'}",
                 hint="`dreambooth promote SUBJECT VERSION` makes any version the champion",
             )
-        deposed, before = reigns[-1], reigns[-2]
-        _state(tracking, name, deposed.version, "rolled_back", decision)
+        replaced, before = tenures[-1], tenures[-2]
+        _state(tracking, name, replaced.version, "rolled_back", decision)
         _state(tracking, name, before.version, "restored", decision)
-        # The alias first: a history that is one too long is mended, a lost one is not.
+        # The alias first: a history with one entry too many can be repaired, a lost entry cannot.
         _point(tracking, name, CHAMPION, before.version)
-        _write_history(tracking, name, reigns[:-1])
+        _write_history(tracking, name, tenures[:-1])
     return get_version(tracking, name=name, version=before.version)
 
 
-def champions(tracking: Tracking, *, name: str) -> tuple[Reign, ...]:
-    """The champions up to the present one, oldest first; those rolled back are left out."""
+def champions(tracking: Tracking, *, name: str) -> tuple[Tenure, ...]:
+    """The champions up to the present one, oldest first, without those rolled back."""
     return tuple(_history(tracking, name))
 
 
-def _history(tracking: Tracking, name: str) -> list[Reign]:
-    """The history, mended to end with the version that the alias points at."""
+def _history(tracking: Tracking, name: str) -> list[Tenure]:
+    """The history, cut or extended to end with the version of the alias."""
     client = connect(tracking)
     current = aliases_of(tracking, name=name).get(CHAMPION)
     with in_plain_words(tracking, doing=f"reading the champions of {name}"):
         text = client.get_registered_model(name).tags.get(_HISTORY, "[]")
-    reigns = [Reign(**reign) for reign in json.loads(text)]
+    tenures = [Tenure(**entry) for entry in json.loads(text)]
     if current is None:
         return []
-    places = [i for i, reign in enumerate(reigns) if reign.version == current]
-    if places:  # what stands after it was written just before a kill, or undone elsewhere
-        return reigns[: places[-1] + 1]
-    return [*reigns, Reign(version=current, who="unknown", when="", why="set outside the project")]
+    places = [i for i, tenure in enumerate(tenures) if tenure.version == current]
+    if places:  # later entries are from before a kill, or undone by another program
+        return tenures[: places[-1] + 1]
+    return [
+        *tenures,
+        Tenure(version=current, who="unknown", when="", why="set outside the project"),
+    ]
 
 
-def _write_history(tracking: Tracking, name: str, reigns: Sequence[Reign]) -> None:
-    kept = [asdict(reign) for reign in reigns[-_HISTORY_LENGTH:]]
+def _write_history(tracking: Tracking, name: str, tenures: Sequence[Tenure]) -> None:
+    kept = [asdict(tenure) for tenure in tenures[-_HISTORY_LENGTH:]]
     with in_plain_words(tracking, doing=f"writing the champions of {name}"):
         connect(tracking).set_registered_model_tag(name, _HISTORY, json.dumps(kept))
 
 
 def _state(tracking: Tracking, name: str, version: int, what: str, decision: Decision) -> None:
-    """Write a decision into a version's tags, as `promoted.who` and so on."""
+    """Write a decision into a version's tags, such as `promoted.who`."""
     tags = {f"{what}.{key}": value for key, value in asdict(decision).items()}
     set_tags(tracking, name=name, version=version, tags=tags)
 
@@ -156,14 +159,14 @@ def _point(tracking: Tracking, name: str, alias: str, version: int) -> None:
 
 
 def _drop_challenger(tracking: Tracking, name: str, version: int) -> None:
-    """A champion is not its own challenger."""
+    """Remove the alias challenger from a version that is the champion."""
     if aliases_of(tracking, name=name).get(CHALLENGER) == version:
         with in_plain_words(tracking, doing=f"removing the alias {CHALLENGER} of {name}"):
             connect(tracking).delete_registered_model_alias(name, CHALLENGER)
 
 
 def _require_parity(info: VersionInfo) -> None:
-    """Refuse an alias for an upload that was never seen to give the images that were scored."""
+    """Refuse an alias for an upload that has not reproduced the scored images."""
     if info.tags.get(PARITY) != PARITY_PASSED:
         raise RegistryError(
             f"version {info.version.version} of {info.version.name} has not passed export parity",

@@ -1,4 +1,8 @@
-"""The MetricSink that writes to MLflow: from a thread of its own, so that training never waits."""
+"""The MetricSink that writes to MLflow in a thread, so that training never waits for a server.
+
+MLflow's own asynchronous logging cannot keep that promise: it needs a run that exists already, it
+retries every batch for minutes, and the process cannot exit before its queue is empty.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from mlflow.entities import Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -28,105 +30,79 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Which run a sink writes to, and what it says about it once."""
+    """The run that a sink finds or creates."""
 
     experiment: str
     fingerprint: str
     name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
     system_metrics_every_s: int | None = None
 
 
-@dataclass(frozen=True)
-class _Picture:
-    png: bytes
-    name: str
-    step: int
-
-
 class MlflowSink:
-    """Batches numbers and pictures into the run of `spec`; losing them never fails the work.
+    """Writes numbers into the run of `spec` in batches; a failure never stops the training.
 
-    Nothing is asked of MLflow before the first item, and all of it happens in a daemon thread. The
-    first failure is a warning in the log; the rest of the run then goes unrecorded, as the files of
-    the stages hold all of it anyway. A number that the run already has at a step (an exact resume
-    computes some steps twice) is left out.
+    The first number starts a daemon thread, which makes every call to MLflow. On the first failure
+    the thread logs one warning and ends: the stage's own files hold all numbers. It skips a number
+    that the run already has at that step, because an exact resume repeats some steps.
     """
 
     def __init__(self, tracking: Tracking, spec: RunSpec) -> None:
         self._tracking, self._spec = tracking, spec
-        self._items: queue.SimpleQueue[Metric | _Picture | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
         self._known: dict[str, set[tuple[int, float]]] = {}
         self._status = "FINISHED"
         self._thread: threading.Thread | None = None
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record numbers at a step."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="mlflow-sink", daemon=True)
+            self._thread.start()
         now = int(time.time() * 1000)
         for key, value in values.items():
-            self._put(Metric(key, float(value), now, step))
-
-    def image(self, path: Path, *, name: str, step: int) -> None:
-        """Record a picture; its file is read now and may be gone later."""
-        try:
-            self._put(_Picture(path.read_bytes(), name, step))
-        except OSError as error:
-            _LOG.warning("picture %s is not recorded: %s", name, error)
+            self._queue.put(Metric(key, float(value), now, step))
 
     def close(self, *, status: str) -> None:
-        """Write what is left, for at most CLOSE_TIMEOUT_S, and end the run with `status`."""
+        """Write the rest, for at most CLOSE_TIMEOUT_S, and end the run with `status`."""
         if self._thread is None:
             return
         self._status = status
-        self._items.put(None)
+        self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             _LOG.warning("MLflow is slow: the last metrics may be missing there")
         self._thread = None
 
-    def _put(self, item: Metric | _Picture) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow-sink", daemon=True)
-            self._thread.start()
-        self._items.put(item)
+    # ---- in the thread --------------------------------------------------------------------------
 
-    # ---- below: the thread ----------------------------------------------------------------------
-
-    def _work(self) -> None:
+    def _write_all(self) -> None:
         try:
-            self._record()
+            run = self._open_run()
+            with self._system_metrics(run):
+                is_open = True
+                while is_open:
+                    batch, is_open = self._next_batch()
+                    new = [metric for metric in batch if self._is_new(run, metric)]
+                    if new:
+                        connect(self._tracking).log_batch(run.run_id, metrics=new)
+            runs.set_status(self._tracking, run, self._status)
         except DreamBoothError as error:
-            _LOG.warning("this run is not recorded from here on: %s", error)
+            _LOG.warning("MLflow records nothing more of this run: %s", error)
         except Exception:
-            # Whatever MLflow does, the training goes on: its own files are the truth.
-            _LOG.warning("this run is not recorded from here on", exc_info=True)
+            # MLflow raises many types, and none of them may stop the training.
+            _LOG.warning("MLflow records nothing more of this run", exc_info=True)
 
-    def _record(self) -> None:
-        run = self._open()
-        with self._watching_the_machine(run):
-            open_ = True
-            while open_:
-                batch, open_ = self._next_batch()
-                self._write(run, batch)
-        runs.set_status(self._tracking, run, self._status)
-
-    def _open(self) -> runs.RunRef:
+    def _open_run(self) -> runs.RunRef:
         spec = self._spec
         run = runs.find_or_create_run(
-            self._tracking,
-            experiment=spec.experiment,
-            fingerprint=spec.fingerprint,
-            name=spec.name,
-            tags=spec.tags,
+            self._tracking, experiment=spec.experiment, fingerprint=spec.fingerprint, name=spec.name
         )
         if not run.created:
             runs.set_status(self._tracking, run, "RUNNING")
-        runs.log_params(self._tracking, run, spec.params)
         return run
 
     @contextlib.contextmanager
-    def _watching_the_machine(self, run: runs.RunRef) -> Iterator[None]:
+    def _system_metrics(self, run: runs.RunRef) -> Iterator[None]:
         """Record processor, memory, disk, network and GPU while the block runs."""
         every = self._spec.system_metrics_every_s
         if every is None:
@@ -144,39 +120,29 @@ class MlflowSink:
         finally:
             monitor.finish()
 
-    def _next_batch(self) -> tuple[list[Metric | _Picture], bool]:
-        """Wait for the first item, then gather more for a while; False when the sink is closed."""
-        batch: list[Metric | _Picture] = []
+    def _next_batch(self) -> tuple[list[Metric], bool]:
+        """Wait for a number and collect more for FLUSH_EVERY_S; False after `close`."""
+        batch: list[Metric] = []
         deadline: float | None = None
         while len(batch) < _MAX_BATCH:
             try:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                item = self._items.get(timeout=left)
+                metric = self._queue.get(timeout=left)
             except queue.Empty:
                 break
-            if item is None:
+            if metric is None:
                 return batch, False
-            batch.append(item)
+            batch.append(metric)
             deadline = deadline or time.monotonic() + FLUSH_EVERY_S
         return batch, True
 
-    def _write(self, run: runs.RunRef, batch: list[Metric | _Picture]) -> None:
-        metrics = [item for item in batch if isinstance(item, Metric)]
-        new = [metric for metric in metrics if self._is_new(run, metric)]
-        if new:
-            connect(self._tracking).log_batch(run.run_id, metrics=new)
-        for item in batch:
-            if isinstance(item, _Picture):
-                runs.log_image(self._tracking, run, item.png, name=item.name, step=item.step)
-
     def _is_new(self, run: runs.RunRef, metric: Metric) -> bool:
-        """Whether the run lacks this number; remembers it."""
+        """Whether the run lacks this number; from now on it has it."""
         if metric.key not in self._known:
             client = connect(self._tracking)
             history = set() if run.created else runs.recorded(client, run.run_id, metric.key)
             self._known[metric.key] = history
         entry = (metric.step, metric.value)
-        if entry in self._known[metric.key]:
-            return False
+        is_new = entry not in self._known[metric.key]
         self._known[metric.key].add(entry)
-        return True
+        return is_new

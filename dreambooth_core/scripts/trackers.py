@@ -42,11 +42,6 @@ class TrackerSink:
         renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
         self._ask(lambda tracker: tracker.log(renamed, step=step))
 
-    def image(self, path: Path, *, name: str, step: int) -> None:
-        """Record a picture from a file."""
-        with Image.open(path) as image:
-            self.pictures([image.convert("RGB")], name=name, step=step)
-
     def pictures(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
         """Record pictures of one size under one name."""
         stack_NHWC = np.stack([np.asarray(image) for image in images])

@@ -82,15 +82,15 @@ def test_rollback_says_on_both_versions_who_did_it_and_why(three) -> None:
     promote(three, 1)
     promote(three, 2)
     rollback(three)
-    deposed = versions.get_version(three, name=MODEL, version=2).tags
+    replaced = versions.get_version(three, name=MODEL, version=2).tags
     restored = versions.get_version(three, name=MODEL, version=1).tags
-    assert deposed["rolled_back.who"] == restored["restored.who"] == "ada"
+    assert replaced["rolled_back.who"] == restored["restored.who"] == "ada"
 
 
 def test_promoting_the_champion_again_adds_nothing_to_roll_back_to(three) -> None:
     promote(three, 1)
     promote(three, 1)
-    assert [reign.version for reign in aliases.champions(three, name=MODEL)] == [1]
+    assert [tenure.version for tenure in aliases.champions(three, name=MODEL)] == [1]
 
 
 @pytest.mark.parametrize("stopped_before", ["_write_history", "_point", "_drop_challenger"])
