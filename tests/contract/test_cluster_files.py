@@ -48,7 +48,7 @@ def longest_grace_s() -> float:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder with stand-ins for all that the files start."""
+    """A folder with stand-ins for all programs that the files start."""
     texts = {name: _PROGRAM.format(name=name) for name in ("dreambooth", "python")}
     for name, text in (texts | {"srun": _SRUN, "scontrol": "#!/bin/bash\necho n0\n"}).items():
         path = tmp_path / name
@@ -58,7 +58,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 def asked_to_stop(command: list[str], programs: Path, **variables: str) -> tuple[str, str, int]:
-    """What the started process says first and last, and its exit code; only it gets the signal."""
+    """The first and last line of the started process, and its exit code after SIGTERM."""
     process = subprocess.Popen(
         command,
         env={"PATH": f"{programs}:/usr/bin:/bin", **variables},
@@ -77,7 +77,7 @@ def asked_to_stop(command: list[str], programs: Path, **variables: str) -> tuple
 
 
 @pytest.mark.parametrize("rank", STARTED)
-def test_the_container_of_kubernetes_passes_sigterm_on_to_what_trains(rank, programs):
+def test_kubernetes_container_passes_sigterm_on_to_the_training(rank, programs):
     first, last, code = asked_to_stop(
         pod()["containers"][0]["command"], programs, JOB_COMPLETION_INDEX=rank
     )
@@ -86,7 +86,7 @@ def test_the_container_of_kubernetes_passes_sigterm_on_to_what_trains(rank, prog
 
 
 @pytest.mark.parametrize("rank", STARTED)
-def test_a_task_of_slurm_passes_sigterm_on_to_what_trains(rank, programs):
+def test_slurm_task_passes_sigterm_on_to_the_training(rank, programs):
     script = slurm_script().replace("srun ", "exec srun ")  # the task's own process is asked
     first, last, code = asked_to_stop(
         ["bash", "-c", script], programs, SLURM_NODEID=rank, SLURM_JOB_NODELIST="n[0-1]"
@@ -95,12 +95,12 @@ def test_a_task_of_slurm_passes_sigterm_on_to_what_trains(rank, programs):
     assert (last, code) == (f"{first.split()[0]} was asked to stop", 3)
 
 
-def test_clusters_wait_longer_than_any_preset_needs_to_save():
+def test_clusters_wait_longer_than_any_preset_stop_grace():
     announced = re.search(r"#SBATCH --signal=TERM@(\d+)", slurm_script())
     assert announced is not None
     assert int(announced[1]) > longest_grace_s()
     assert pod()["terminationGracePeriodSeconds"] > longest_grace_s()
 
 
-def test_a_leader_that_fails_ends_the_other_machines_of_slurm():
+def test_failed_leader_ends_the_other_slurm_machines():
     assert "srun --kill-on-bad-exit=1 " in slurm_script()

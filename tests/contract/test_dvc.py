@@ -21,22 +21,22 @@ def _body(stage: str) -> dict[str, list[str]]:
     return DVC_YAML["stages"][stage]["do"]
 
 
-def test_dvc_yaml_has_exactly_the_stages_of_the_pipeline_for_every_subject() -> None:
+def test_dvc_yaml_has_every_stage_for_every_subject() -> None:
     assert tuple(DVC_YAML["stages"]) == STAGES
     assert all(stage["foreach"] == "${subjects}" for stage in DVC_YAML["stages"].values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_dvc_watches_exactly_the_settings_that_the_stage_reads(stage: str) -> None:
+def test_dvc_tracks_exactly_the_settings_that_a_stage_reads(stage: str) -> None:
     assert _body(stage)["params"] == config.dvc_params(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_text_of_a_user_reaches_the_shell(stage: str) -> None:
+def test_no_user_text_reaches_the_shell(stage: str) -> None:
     assert _body(stage)["cmd"] == f"python -m dreambooth_core {stage} --subject ${{key}}"
 
 
-def test_names_of_subjects_hold_nothing_that_a_shell_would_read() -> None:
+def test_subject_names_reject_shell_syntax() -> None:
     settings = config.read_yaml(ROOT / "params.yaml")
     settings["subjects"]["mug; rm -rf x"] = settings["subjects"]["mug"]
     with pytest.raises(ValueError, match=r"mug; rm -rf x"):
@@ -71,7 +71,7 @@ TABLE: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize(("setting", "stages"), TABLE.items())
-def test_a_changed_setting_makes_exactly_these_stages_stale(setting: str, stages: set[str]) -> None:
+def test_changed_setting_makes_exactly_these_stages_stale(setting: str, stages: set[str]) -> None:
     watching = {
         stage
         for stage in STAGES
@@ -85,7 +85,7 @@ def _is_under(setting: str, key: str) -> bool:
     return setting == key or setting.startswith(f"{key}.")
 
 
-def test_every_stage_depends_on_outputs_of_earlier_stages_only() -> None:
+def test_stages_depend_only_on_outputs_of_earlier_stages() -> None:
     seen: set[str] = set()
     for stage in STAGES:
         upstream = {d.split("/")[2] for d in _body(stage)["deps"] if d.startswith("work/")}
@@ -93,23 +93,23 @@ def test_every_stage_depends_on_outputs_of_earlier_stages_only() -> None:
         seen.add(stage)
 
 
-def test_the_committed_dvc_file_names_the_bytes_of_the_shipped_example() -> None:
+def test_committed_dvc_file_matches_the_shipped_example() -> None:
     pointer = config.read_yaml(ROOT / "data" / "instance" / "mug.dvc")
     assert pointer["outs"][0]["md5"] == dvc_md5(ROOT / "examples" / "mug-stripes")
 
 
-def test_every_subject_of_params_has_its_training_loss_among_the_plots() -> None:
+def test_every_subject_has_a_plot_of_its_training_loss() -> None:
     subjects = config.read_yaml(ROOT / "params.yaml")["subjects"]
     plots = {path for entry in DVC_YAML["plots"] for path in entry}
     assert plots == {f"work/{name}/train/metrics.csv" for name in subjects}
 
 
-def test_a_setting_that_moved_while_a_stage_ran_is_named_with_both_values() -> None:
+def test_drift_error_names_the_setting_with_both_values() -> None:
     with pytest.raises(StageError, match=r"train.learning_rate was 5e-06, is 9e-09"):
         refuse_drift("train", {"train.learning_rate": 5e-6}, {"train.learning_rate": 9e-9})
 
 
-def test_dvc_sees_the_photos_of_every_subject_when_it_is_asked_about_everything() -> None:
+def test_dvc_tracks_the_photos_of_every_subject() -> None:
     """A rule of git's that also hides their folder from DVC leaves them out of every push."""
     with Repo(str(ROOT)) as repo:
         seen = {stage.addressing for stage in repo.index.stages}

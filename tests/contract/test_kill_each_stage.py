@@ -1,4 +1,4 @@
-"""A kill of all processes in the middle of any stage loses nothing, and nothing is made twice."""
+"""Kills all processes in the middle of each stage: the next run repeats no finished work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRIGGERS = {
     "evaluate": ".state/evaluate/images/*/*/block/record.json",
     "register": ".state/upload/*/*",
 }
-"""What lies in the store when a stage is in the middle of its work."""
+"""Files in the store that show that a stage is in the middle of its work."""
 
 
 def _build(root: Path) -> Workspace:
@@ -40,7 +40,7 @@ def _command(stage: str) -> list[str]:
 
 
 def _kill_in_the_middle(workspace: Workspace, stage: str) -> bool:
-    """Start a stage and kill it with all its children once its store shows work; was it running?"""
+    """Start a stage and kill its process tree at work; return False if it ended first."""
     process = subprocess.Popen(
         _command(stage),
         cwd=workspace.root,
@@ -72,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
-def test_killed_in_every_stage_the_same_bytes_are_published_and_nothing_is_made_twice(
+def test_kill_in_every_stage_changes_no_byte_and_repeats_no_work(
     undisturbed: Workspace, tmp_path: Path
 ) -> None:
     killed = _build(tmp_path / "killed")
@@ -107,7 +107,7 @@ def _finished_blocks(workspace: Workspace) -> dict[Path, int]:
 
 
 def _leftovers(workspace: Workspace) -> list[str]:
-    """Processes that still work in the workspace, and half-written folders beside its outputs."""
+    """Processes still running in the workspace, and temporary folders next to its outputs."""
     root = str(workspace.root)
     processes = [
         " ".join(p.info["cmdline"])

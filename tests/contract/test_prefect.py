@@ -1,4 +1,4 @@
-"""prefect.yaml and the flows: what is deployed exists, and flows are prose."""
+"""prefect.yaml deploys existing flows, and flows are plain sequences of calls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DEPLOYMENTS = {
 FLOW_FILES = ("train_subject.py", "retrain_all.py")
 
 
-def test_the_deployments_that_the_documents_name_are_there() -> None:
+def test_deployments_named_by_the_documentation_exist() -> None:
     assert set(DEPLOYMENTS) == {"train-subject/local", "retrain-all/nightly"}
     assert DEPLOYMENTS["retrain-all/nightly"]["schedules"][0]["cron"] == "0 2 * * *"
 
 
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
-def test_every_entrypoint_is_a_flow_of_that_name_that_takes_these_parameters(name: str) -> None:
+def test_entrypoint_is_a_flow_that_takes_its_parameters(name: str) -> None:
     file, function = DEPLOYMENTS[name]["entrypoint"].split(":")
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
     assert flow.name == DEPLOYMENTS[name]["flow_name"]
@@ -33,7 +33,7 @@ def test_every_entrypoint_is_a_flow_of_that_name_that_takes_these_parameters(nam
 
 
 @pytest.mark.parametrize("file", FLOW_FILES)
-def test_flows_are_prose_without_branches_loops_or_arithmetic(file: str) -> None:
+def test_flows_have_no_branches_loops_or_arithmetic(file: str) -> None:
     tree = ast.parse((ROOT / "flows" / file).read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     logic = (ast.If, ast.For, ast.While, ast.Try, ast.BinOp, ast.Compare, ast.Lambda)
@@ -41,7 +41,7 @@ def test_flows_are_prose_without_branches_loops_or_arithmetic(file: str) -> None
     assert [type(n).__name__ for n in found if isinstance(n, logic)] == []
 
 
-def test_no_task_that_writes_files_uses_prefects_result_cache() -> None:
+def test_no_task_uses_prefect_result_cache() -> None:
     from prefect import Task
     from prefect.cache_policies import NO_CACHE
 
@@ -52,7 +52,7 @@ def test_no_task_that_writes_files_uses_prefects_result_cache() -> None:
     assert [task.name for task in tasks if task.cache_policy != NO_CACHE] == []
 
 
-def test_prefects_scheduler_gets_a_sqlalchemy_that_it_works_with() -> None:
+def test_lock_file_pins_sqlalchemy_2_0_for_prefect_scheduler() -> None:
     """With 2.1 the server of Prefect 3.8 creates no scheduled run, silently."""
     locked = (ROOT / "requirements.lock").read_text().lower()
     version = re.search(r"^sqlalchemy==(\d+)\.(\d+)", locked, re.MULTILINE)

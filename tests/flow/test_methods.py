@@ -1,4 +1,4 @@
-"""What params.yaml can ask of the training, through all stages up to a registered version."""
+"""Training methods of params.yaml, through all stages up to a registered version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LORA = {"rank": 4, "lora_alpha": 6.0, "lora_dropout": 0.0, "lora_layers": ["to_q
 
 
 def _through_all_stages(workspace: Workspace) -> TrainingRun:
-    """Run the stages in processes of their own; register draws the scored pictures again."""
+    """Run each stage in a new process; register samples the scored images again."""
     for stage in STAGES[:-1]:
         command = (sys.executable, "-m", "dreambooth_core", stage, "--subject", SUBJECT)
         workspaces.run_in(workspace.root, *command)
@@ -38,7 +38,7 @@ def _draw(workspace: Workspace) -> list[Path]:
     return sorted(out.iterdir())
 
 
-def test_sdxl_with_adapters_on_all_networks_becomes_a_version(tmp_path: Path) -> None:
+def test_sdxl_lora_on_all_networks_becomes_a_version(tmp_path: Path) -> None:
     workspace = workspaces.build(tmp_path)
     shutil.rmtree(tmp_path / "assets" / "pocket-sd")
     tiny_models.build_tiny_sdxl(tmp_path / "assets" / "pocket-sd")
@@ -49,7 +49,7 @@ def test_sdxl_with_adapters_on_all_networks_becomes_a_version(tmp_path: Path) ->
     assert len(_draw(workspace)) == 2
 
 
-def test_a_text_encoder_captions_and_an_average_then_adapters_by_one_word(tmp_path: Path) -> None:
+def test_text_encoder_captions_and_ema_train_then_lora_by_one_setting(tmp_path: Path) -> None:
     workspace = workspaces.build(tmp_path)
     photos = tmp_path / "data" / "instance" / SUBJECT
     (photos / "photo-1.txt").write_text("sks mug on a table")

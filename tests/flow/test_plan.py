@@ -1,4 +1,4 @@
-"""`dreambooth plan` as it is typed, in a workspace that has run nothing yet."""
+"""`dreambooth plan` in a new workspace."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def with_preset(root: Path, name: str) -> None:
-    """What `dreambooth preset use` writes: the preset around the subjects."""
+    """Write a preset, with the subjects kept, like `dreambooth preset use`."""
     yaml = YAML()
     settings = yaml.load((root / "presets" / f"{name}.yaml").read_text())
     settings["subjects"] = yaml.load((root / "params.yaml").read_text())["subjects"]
@@ -44,8 +44,8 @@ def with_preset(root: Path, name: str) -> None:
         yaml.dump(settings, stream)
 
 
-def test_the_pocket_model_fits_a_cpu_and_its_time_is_that_of_the_table(root: Path) -> None:
-    """128 class images; 600 steps of batch 4 + 4; 11 models, each drawing the suite's pictures."""
+def test_pocket_model_fits_and_its_time_follows_the_speed_table(root: Path) -> None:
+    """128 class images; 600 steps of batch 4 + 4; 11 models, each of which samples the suite."""
     with_preset(root, "pocket")
     done = plan(root, SUBJECT, "--json")
     assert done.returncode == 0, done.stderr
@@ -68,8 +68,8 @@ def _is_plain(row: dict[str, Any]) -> bool:
     return full and not row["gradient_checkpointing"]
 
 
-def test_a_preset_too_large_for_a_card_is_told_with_the_one_that_fits(root: Path) -> None:
-    """sd14-16gb holds 8.3 GiB of weights, gradients and moments; a card of 6 GiB has no room."""
+def test_preset_too_large_for_a_gpu_suggests_one_that_fits(root: Path) -> None:
+    """sd14-16gb needs 8.3 GiB for weights, gradients and moments: too much for 6 GiB."""
     with_preset(root, "sd14-16gb")
     done = plan(root, "--card-gib", "6")
     assert done.returncode == 0, done.stderr
@@ -79,8 +79,8 @@ def test_a_preset_too_large_for_a_card_is_told_with_the_one_that_fits(root: Path
     assert "a preset that fits: `dreambooth preset use sd14-6gb`" in words
 
 
-def test_a_recipe_that_offloads_gets_no_verdict_and_no_advice(root: Path) -> None:
-    """On a card that would be too small for what is not offloaded, too."""
+def test_offloading_preset_gets_no_memory_verdict_and_no_suggestion(root: Path) -> None:
+    """Also on a GPU that is too small for the part that is not offloaded."""
     with_preset(root, "sd14-8gb")
     done = plan(root, SUBJECT, "--card-gib", "1", "--json")
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_a_recipe_that_offloads_gets_no_verdict_and_no_advice(root: Path) -> Non
     ],
     ids=["a card of no size", "an unknown subject"],
 )
-def test_wrong_input_is_refused_with_what_was_found(root: Path, options: Any, message: str) -> None:
+def test_wrong_input_is_refused_with_its_value(root: Path, options: Any, message: str) -> None:
     done = plan(root, *options)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())

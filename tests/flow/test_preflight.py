@@ -1,4 +1,4 @@
-"""`run`, `plan` and the flow refuse at once what this machine cannot train."""
+"""`run`, `plan` and the flow immediately refuse what this machine cannot train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose settings ask for two things that only a GPU has; nothing has run yet."""
+    """A new workspace with two settings that need a GPU."""
     root = tmp_path_factory.mktemp("preflight")
     workspaces.build(root)
     workspaces.change(root, "train.mixed_precision", "fp16")
@@ -31,7 +31,7 @@ def dreambooth(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_command_refuses_all_of_it_at_once_before_anything_is_started(root, command):
+def test_command_reports_all_problems_before_starting_anything(root, command):
     done = dreambooth(root, command, SUBJECT)
     words = " ".join(done.stderr.split())
     assert done.returncode == 2, words
@@ -43,13 +43,13 @@ def test_a_command_refuses_all_of_it_at_once_before_anything_is_started(root, co
     assert not (root / ".prefect").exists()
 
 
-def test_another_machines_card_can_be_planned(root):
+def test_plan_accepts_the_gpu_of_another_machine(root):
     done = dreambooth(root, "plan", SUBJECT, "--card-gib", "12")
     assert done.returncode == 0, done.stderr
     assert "12.0 GiB on gpu" in " ".join(done.stdout.split())
 
 
-def test_the_flow_refuses_before_it_takes_the_subject(root):
+def test_flow_refuses_before_it_locks_the_subject(root):
     env = workspaces.environment(root)
     with (
         pytest.raises(SettingsError, match="fp16 needs a GPU"),

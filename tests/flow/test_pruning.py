@@ -1,4 +1,4 @@
-"""What `dreambooth clean` removes from the store, and what it must leave there."""
+"""`dreambooth clean` removes old entries from the store and keeps those in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USED, UNUSED = "a" * 64, "b" * 64
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    """A store of entries that are 400 days old; the published records name half of them."""
+    """A store with entries of 400 days; published records reference half of them."""
     workspace = Workspace(tmp_path)
     shutil.copy(REPOSITORY / "params.yaml", workspace.params)
     for digest in (USED, UNUSED):
@@ -46,7 +46,7 @@ def _left(workspace: Workspace) -> set[str]:
             for p in workspace.state.glob(f"{g}/*")}  # fmt: skip
 
 
-def test_old_entries_go_and_those_that_an_output_came_from_stay(workspace: Workspace) -> None:
+def test_old_entries_are_removed_unless_an_output_came_from_them(workspace: Workspace) -> None:
     removed = {entry["path"] for entry in prune(workspace, dry_run=False)["removed"]}
     assert removed == {
         *(f".state/{group}/{UNUSED}" for group in ("train", "class-images")),
@@ -55,23 +55,23 @@ def test_old_entries_go_and_those_that_an_output_came_from_stay(workspace: Works
     assert _left(workspace) == {USED}
 
 
-def test_scores_stay_as_every_comparison_asks_for_the_champions(workspace: Workspace) -> None:
+def test_scores_are_never_removed(workspace: Workspace) -> None:
     prune(workspace, dry_run=False)
     assert len(list((workspace.state / "evaluate" / "scores").iterdir())) == 2
 
 
-def test_a_dry_run_names_the_same_entries_and_removes_none(workspace: Workspace) -> None:
+def test_dry_run_lists_the_same_entries_and_removes_none(workspace: Workspace) -> None:
     dry = prune(workspace, dry_run=True)
     assert _left(workspace) == {USED, UNUSED}
     assert prune(workspace, dry_run=False)["removed"] == dry["removed"]
 
 
-def test_young_entries_stay(workspace: Workspace) -> None:
+def test_young_entries_are_kept(workspace: Workspace) -> None:
     _age(workspace.state, days=0)
     assert prune(workspace, dry_run=False)["removed"] == []
 
 
-def test_nothing_is_removed_while_a_run_holds_a_subject(workspace: Workspace) -> None:
+def test_nothing_is_removed_while_a_run_locks_a_subject(workspace: Workspace) -> None:
     with (
         hold(workspace.subject_lock("mug"), timeout_s=1),
         pytest.raises(StageError, match=r"subject-mug\.lock is held"),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM to `dreambooth run`: saved, ended in 10 s, nothing left, resumed."""
+"""Ctrl-C and SIGTERM stop `dreambooth run`: it saves, ends all processes, and resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IN_TRAINING, IN_EVALUATION = r"  train \d+/300", r"  score \S.* \d+/"
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """One workspace; every test stops its run later than the one before."""
+    """One workspace; each test stops the run later than the test before."""
     built = workspaces.build(tmp_path_factory.mktemp("signals") / "checkout")
     workspaces.change(built.root, "train.max_train_steps", STEPS)
     workspaces.change(built.root, "train.checkpointing_steps", STEPS // 2)
@@ -53,7 +53,7 @@ def _await(pattern: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _processes(workspace: Workspace) -> list[str]:
-    """Processes that work in the workspace or were told about it."""
+    """Processes that run in the workspace or have it in their command line."""
     root, found = str(workspace.root), list[str]()
     for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
         words = " ".join(process.info["cmdline"] or ())
@@ -69,7 +69,7 @@ def _saved_step(workspace: Workspace) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_during_training_saves_and_ends_in_10_s(
+def test_run_stopped_during_training_saves_and_ends_within_10_s(
     workspace: Workspace, tmp_path: Path, number: signal.Signals
 ) -> None:
     before = _saved_step(workspace) if list(workspace.state.glob("train/*/ended.json")) else 0
@@ -81,7 +81,7 @@ def test_a_run_stopped_during_training_saves_and_ends_in_10_s(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_during_evaluation_ends_in_10_s(
+def test_run_stopped_during_evaluation_ends_within_10_s(
     workspace: Workspace, tmp_path: Path, number: signal.Signals
 ) -> None:
     log = tmp_path / "log"
@@ -104,7 +104,7 @@ def _stop_and_check(
     assert log.read_text().rstrip().endswith("run the same command again to continue")
 
 
-def test_after_all_that_the_same_command_completes_and_makes_no_step_twice(
+def test_stopped_run_completes_without_repeating_a_step(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

@@ -1,4 +1,4 @@
-"""The flow on tiny models in Prefect's own harness, and its agreement with DVC in both ways."""
+"""The flow on tiny models in Prefect's test harness, mixed with DVC in both directions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.flow.workspaces import SUBJECT, dvc
 
 pytestmark = [
     pytest.mark.timeout(1800),
-    pytest.mark.filterwarnings("ignore"),  # the libraries' own, dozens
+    pytest.mark.filterwarnings("ignore"),  # dozens, all from libraries
 ]
 
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[None]:
-    """A Prefect server of the tests' own."""
+    """A Prefect server for the tests."""
     with prefect_test_harness(server_startup_timeout=300):
         yield
 
@@ -53,7 +53,7 @@ def first(harness: None, prepared: Workspace) -> dict[str, Any]:
         return _run(prepared, monkeypatch)
 
 
-def test_the_first_run_runs_every_stage_and_registers_version_1(first: dict[str, Any]) -> None:
+def test_first_run_runs_every_stage_and_registers_version_1(first: dict[str, Any]) -> None:
     assert [s["stage"] for s in first["stages"]] == [*STAGES[:-1], "compare", "report"]
     assert not any(s["skipped"] for s in first["stages"])
     assert first["version"]["version"] == 1
@@ -62,12 +62,12 @@ def test_the_first_run_runs_every_stage_and_registers_version_1(first: dict[str,
     ]
 
 
-def test_after_a_flow_dvc_has_nothing_to_do(first: dict[str, Any], prepared: Workspace) -> None:
+def test_dvc_has_nothing_to_do_after_a_flow(first: dict[str, Any], prepared: Workspace) -> None:
     assert json.loads(dvc(prepared.root, "status", "--json").stdout) == {}
     assert "Running stage" not in dvc(prepared.root, "repro").stdout
 
 
-def test_a_second_flow_skips_all_but_the_comparison(
+def test_second_flow_skips_everything_except_the_comparison(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = _run(prepared, monkeypatch)
@@ -75,7 +75,7 @@ def test_a_second_flow_skips_all_but_the_comparison(
     assert again["version"] == first["version"]
 
 
-def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
+def test_flow_after_dvc_repro_skips_everything_except_the_comparison(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (prepared.root / "dvc.lock").unlink()
@@ -85,7 +85,7 @@ def test_after_dvc_repro_a_flow_skips_all_but_the_comparison(
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
 
 
-def test_what_was_pushed_comes_back_after_outputs_photos_and_cache_are_gone(
+def test_dvc_pull_restores_deleted_outputs_photos_and_cache(
     first: dict[str, Any], prepared: Workspace
 ) -> None:
     before = files.tree_hashes(prepared.root / "work"), files.tree_hashes(prepared.root / "data")
@@ -101,7 +101,7 @@ def test_what_was_pushed_comes_back_after_outputs_photos_and_cache_are_gone(
 
 
 @pytest.mark.slow
-def test_a_changed_rule_runs_selection_and_what_follows_from_it(
+def test_changed_selection_rule_reruns_selection_but_not_training(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspaces.change(prepared.root, "select.max_pres_gain", 1.0)
@@ -112,7 +112,7 @@ def test_a_changed_rule_runs_selection_and_what_follows_from_it(
 
 
 @pytest.mark.slow
-def test_after_dvc_repro_registered_a_version_a_flow_compares_it_and_shows_the_verdict(
+def test_flow_compares_and_reports_a_version_registered_by_dvc_repro(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspaces.change(prepared.root, "select.max_pres_gain", 0.5)
@@ -121,7 +121,7 @@ def test_after_dvc_repro_registered_a_version_a_flow_compares_it_and_shows_the_v
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare", "report"]
 
 
-def test_settings_that_move_during_a_stage_are_never_recorded(
+def test_settings_changed_during_a_stage_are_never_recorded(
     first: dict[str, Any], prepared: Workspace
 ) -> None:
     before = (prepared.root / "dvc.lock").read_text()
@@ -138,7 +138,7 @@ def test_settings_that_move_during_a_stage_are_never_recorded(
     assert (prepared.root / "dvc.lock").read_text() == before
 
 
-def test_missing_photos_come_back_from_dvcs_cache(
+def test_missing_photos_are_restored_from_dvc_cache(
     first: dict[str, Any], prepared: Workspace
 ) -> None:
     from tasks import photos
