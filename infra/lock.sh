@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml in a fresh environment and write the exact versions to requirements.lock,
-# and what the extra `jax` adds to them to requirements-jax.lock.
-# Packages that only a CUDA build of torch brings are left out: torch asks for its own.
+# Resolve pyproject.toml in a fresh environment. Write the exact versions to requirements.lock and the
+# additional packages of the extra `jax` to requirements-jax.lock. Exclude the packages that only CUDA
+# builds of torch need; such a build pins its own versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -21,11 +21,11 @@ pip install --quiet --no-build-isolation --constraint "$scratch/all" --editable 
 versions > "$scratch/with-jax"
 
 {
-    echo "# Written by infra/lock.sh from pyproject.toml; exact versions for every machine."
+    echo "# Written by infra/lock.sh from pyproject.toml; exact versions for all machines."
     cat "$scratch/all"
 } > requirements.lock.new
 {
-    echo "# Written by infra/lock.sh: what the extra \`jax\` adds to requirements.lock; nothing there changes."
+    echo "# Written by infra/lock.sh: the additional packages of the extra \`jax\`; the others do not change."
     grep -vxFf "$scratch/all" "$scratch/with-jax"
 } > requirements-jax.lock.new
 mv requirements.lock.new requirements.lock

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Images and weights belong to DVC, not to git: refuse files above 500 kB (assets/ is exempt).
+# Reject files above 500 kB, except in assets/: DVC tracks images and weights, not git.
 set -eu
 status=0
 for file in "$@"; do

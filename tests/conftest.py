@@ -1,12 +1,12 @@
-"""What all tests share: a quiet, offline environment and the tiny models, built once a session."""
+"""Shared by all tests: an offline environment without telemetry, and session-wide tiny models."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-QUIET_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # two spinning threads on a busy machine cost ten times the time
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # spinning threads on a busy machine take ten times as long
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -20,9 +20,9 @@ QUIET_ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "MPLCONFIGDIR": "/tmp/mpl-dreambooth-tests",
 }
-os.environ.update(QUIET_ENVIRONMENT)
+os.environ.update(ENVIRONMENT)
 
-import pytest  # noqa: E402 - the libraries read the environment while they are imported
+import pytest  # noqa: E402 - libraries read the environment at import
 import torch  # noqa: E402
 
 from tests import tiny_models  # noqa: E402
@@ -38,14 +38,14 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with v-prediction and DPM-Solver++, as in Stable Diffusion 2.x."""
+    """`tiny_sd` with v-prediction and DPM-Solver++. Never write into it."""
     folder = tmp_path_factory.mktemp("models") / "tiny-sd-v"
     return tiny_models.build_tiny_sd(folder, prediction_type="v_prediction")
 
 
 @pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny pipeline of Stable Diffusion 2.x's architecture. Never write into it."""
+    """Folder of a tiny pipeline like Stable Diffusion 2.x. Never write into it."""
     return tiny_models.build_tiny_sd2(tmp_path_factory.mktemp("models") / "tiny-sd2")
 
 
@@ -69,5 +69,5 @@ def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with four distinct 96 px photos, the test's own."""
+    """A writable folder with four distinct 96 px photos."""
     return tiny_models.build_photos(tmp_path / "photos")

@@ -1,4 +1,4 @@
-"""Paths of the checkout that tests read."""
+"""Paths in the checkout."""
 
 from pathlib import Path
 

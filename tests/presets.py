@@ -1,4 +1,4 @@
-"""The shipped presets with a subject in them."""
+"""Shipped presets with a subject."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _SUBJECT = """subjects:
 
 
 def view_of(tmp_path: Path, text: str) -> config.SubjectView:
-    """The settings of a subject that is added to a preset's text."""
+    """The settings of a subject added to a preset's text."""
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("subjects: {}\n", _SUBJECT))
     return config.for_subject(config.load_settings(path), "dog")

@@ -1,7 +1,7 @@
-"""Tiny random models with the files and shapes of real ones, built without a network in seconds.
+"""Tiny random models with the files and architectures of real ones, built offline in seconds.
 
-They learn nothing and draw noise: tests of mechanics use them; tests of learning use the pocket
-models. Each builder writes one folder that the ordinary `from_pretrained` loads.
+Their images are noise. Tests of learning use the pocket models instead. Each builder writes one
+folder for `from_pretrained`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from transformers import (
 from tools.pocket.tokenizer import learn_merges
 
 SIDE = 64
-"""Pixels of a side of what the tiny pipeline draws and the tiny scorers look at."""
+"""Resolution of the tiny pipelines and scorers in pixels."""
 LATENT_SIDE = 8
 """SIDE / 8, as in Stable Diffusion 1.x."""
 LATENT_CHANNELS = 4
@@ -66,9 +66,9 @@ _NOISE_SCHEDULE = {
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer that has the corpus's words whole and spells all others in letters.
+    """A CLIPTokenizer with one token per word of the corpus; it spells all other words.
 
-    The same ids at every call, so that a model built twice is one model.
+    The ids are the same at every call, so two builds of a model are identical.
     """
     merges = learn_merges(sorted({word for text in _CORPUS for word in text.split()}))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -81,7 +81,7 @@ def tiny_tokenizer() -> CLIPTokenizer:
 def tiny_text_config(
     tokenizer: CLIPTokenizer, *, width: int = TEXT_WIDTH, **changes: Any
 ) -> CLIPTextConfig:
-    """Two layers, with the tokenizer's special ids (pooling uses the end token)."""
+    """Two layers, with the tokenizer's special ids; pooling uses the end token."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -98,7 +98,7 @@ def tiny_text_config(
 
 
 def _tiny_unet(**changes: Any) -> UNet2DConditionModel:
-    given: dict[str, Any] = dict(
+    options: dict[str, Any] = dict(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -110,7 +110,7 @@ def _tiny_unet(**changes: Any) -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    return UNet2DConditionModel(**{**given, **changes})
+    return UNet2DConditionModel(**{**options, **changes})
 
 
 def _tiny_vae(**changes: Any) -> AutoencoderKL:
@@ -127,14 +127,14 @@ def _tiny_vae(**changes: Any) -> AutoencoderKL:
 
 
 def _scheduler(prediction_type: str) -> PNDMScheduler | DPMSolverMultistepScheduler:
-    """PNDM as Stable Diffusion 1.x has it; DPM-Solver++ for the v-prediction variant."""
+    """PNDM as in Stable Diffusion 1.x; DPM-Solver++ for v-prediction."""
     if prediction_type == "epsilon":
         return PNDMScheduler(**_NOISE_SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False)
     return DPMSolverMultistepScheduler(**_NOISE_SCHEDULE, prediction_type=prediction_type)
 
 
 def build_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """Save a StableDiffusionPipeline of about 0.2 M parameters that draws SIDE px images."""
+    """Save a StableDiffusionPipeline of about 0.2 M parameters."""
     tokenizer = tiny_tokenizer()
     return _save(
         folder,
@@ -153,8 +153,11 @@ def build_tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int =
 
 
 def build_tiny_sd2(folder: Path, *, seed: int = 3) -> Path:
-    """The same as Stable Diffusion 2.x has it: v-prediction with DDIM, linear projections in the
-    U-Net with heads of one width, a text encoder with plain GELU and padding by "!"."""
+    """Save a pipeline like Stable Diffusion 2.x.
+
+    v-prediction with DDIM, linear projections and heads of equal width in the U-Net, and a text
+    encoder with GELU and the padding token "!".
+    """
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "!"})
     return _save(
@@ -179,7 +182,7 @@ def build_tiny_sd2(folder: Path, *, seed: int = 3) -> Path:
 
 
 def build_tiny_sdxl(folder: Path, *, seed: int = 4) -> Path:
-    """A StableDiffusionXLPipeline: two text encoders, pooled embeddings and sizes as conditions."""
+    """Save a StableDiffusionXLPipeline: two text encoders, pooled embeddings, size conditioning."""
     tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer()
     tokenizer_2.add_special_tokens({"pad_token": "!"})
     first, second = TEXT_WIDTH // 2, TEXT_WIDTH // 2
@@ -211,7 +214,7 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 4) -> Path:
 
 
 def _save(folder: Path, seed: int, make: Callable[[], Any]) -> Path:
-    """Save a pipeline whose weights are drawn from the seed alone."""
+    """Save a pipeline with random weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = make()
@@ -249,7 +252,7 @@ def build_tiny_clip(folder: Path, *, seed: int = 1) -> Path:
 
 
 def build_tiny_dino(folder: Path, *, seed: int = 2) -> Path:
-    """Save a ViTModel (what DINO v1 is) and its image processor (PIL backend)."""
+    """Save a ViTModel, the architecture of DINO v1, and its image processor (PIL backend)."""
     config = ViTConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -266,7 +269,7 @@ def build_tiny_dino(folder: Path, *, seed: int = 2) -> Path:
 
 
 def build_photos(folder: Path, *, count: int = 4, side: int = 96) -> Path:
-    """Write `count` distinct PNG photos of a striped mug, upright and opaque."""
+    """Write `count` distinct PNG photos of a striped mug."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         shade = (40 * index) % 200

@@ -1,4 +1,4 @@
-"""Imports without the collector: on again afterwards, and nothing is lost to it."""
+"""`gc_paused` disables the garbage collector during imports and restores it afterwards."""
 
 import gc
 import weakref
@@ -8,26 +8,26 @@ import pytest
 from dreambooth_core.environment import gc_paused
 
 
-class Ring:
-    """Refers to itself, so that only the collector frees it."""
+class Cycle:
+    """Refers to itself, so only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
-def test_the_collector_rests_inside_and_works_afterwards() -> None:
+def test_collector_is_disabled_inside_and_enabled_afterwards() -> None:
     with gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
 
 
-def test_the_collector_works_again_after_a_failed_import() -> None:
+def test_collector_is_enabled_after_a_failed_import() -> None:
     with pytest.raises(ModuleNotFoundError), gc_paused():
         import no_such_module  # noqa: F401  # pyright: ignore[reportMissingImports]
     assert gc.isenabled()
 
 
-def test_a_collector_that_was_off_stays_off() -> None:
+def test_disabled_collector_stays_disabled() -> None:
     gc.disable()
     try:
         with gc_paused():
@@ -37,31 +37,31 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_a_process_passes_over_its_first_imports_and_over_nothing_later() -> None:
+def test_only_objects_of_the_first_imports_are_frozen() -> None:
     gc.unfreeze()
     try:
         with gc_paused():
-            first = Ring()
+            first = Cycle()
         with gc_paused():
-            later = Ring()
-        watched = {id(one) for one in gc.get_objects()}
-        assert id(first) not in watched
-        assert id(later) in watched
+            later = Cycle()
+        tracked = {id(one) for one in gc.get_objects()}
+        assert id(first) not in tracked
+        assert id(later) in tracked
     finally:
         gc.unfreeze()
 
 
-def test_what_ends_after_later_imports_is_freed() -> None:
+def test_cycles_are_freed_after_later_imports() -> None:
     gc.unfreeze()
     try:
         with gc_paused():
             pass
-        ring = Ring()
-        seen = weakref.ref(ring)
+        cycle = Cycle()
+        reference = weakref.ref(cycle)
         with gc_paused():
             pass
-        del ring
+        del cycle
         gc.collect()
-        assert seen() is None
+        assert reference() is None
     finally:
         gc.unfreeze()
