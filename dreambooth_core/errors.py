@@ -42,8 +42,8 @@ class Problem:
     key: str | None = None
     file: str | None = None
 
-    def spelled(self, spell: Callable[[str], str]) -> str:
-        """The text after the file and the key, which `spell` may turn into a flag."""
+    def spelled(self, spell: Callable[[str], str | None]) -> str:
+        """The text after the file and the key, which `spell` turns into a flag or leaves out."""
         key = None if self.key is None else spell(self.key)
         return ": ".join(part for part in (self.file, key, self.text) if part is not None)
 

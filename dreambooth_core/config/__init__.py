@@ -5,7 +5,7 @@ stage reads which setting, `loading` reads params.yaml and reports its mistakes.
 """
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
-from dreambooth_core.config.keys import flatten, nearest
+from dreambooth_core.config.keys import flatten, nearest, problems_of, similar
 from dreambooth_core.config.launching import (
     LaunchConfig,
     deepspeed_config,
@@ -85,10 +85,12 @@ __all__ = [
     "load_view",
     "nearest",
     "parse_yaml",
+    "problems_of",
     "read_launch_config",
     "read_yaml",
     "replace_section",
     "replace_value",
     "settings_of",
+    "similar",
     "strategy_of",
 ]

@@ -24,9 +24,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def similar(name: str, known: Iterable[str], *, limit: int) -> list[str]:
+    """The known names most similar to `name`, the best first."""
+    return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to `name`, or None."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)
+    return next(iter(similar(name, known, limit=1)), None)
 
 
 def problems_of(

@@ -9,7 +9,7 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError
 
 _SETTING = "train.enable_xformers_memory_efficient_attention"
-_DEFAULT = f"set {_SETTING} to false: torch's own SDPA, which needs nothing, is the default"
+_DEFAULT = "turn it off: the default, PyTorch's SDPA, needs no package"
 
 
 def check_xformers(device: torch.device) -> None:
@@ -18,11 +18,12 @@ def check_xformers(device: torch.device) -> None:
     if device.type != "cuda":
         besides = "" if is_here else ", and xFormers is not installed"
         raise SettingsError(
-            f"{_SETTING} needs a GPU", got=f"computing on {device.type}{besides}", hint=_DEFAULT
+            "needs a GPU", key=_SETTING, got=f"device {device.type}{besides}", hint=_DEFAULT
         )
     if not is_here:
         raise SettingsError(
-            f"{_SETTING} is on, and xFormers is not installed",
+            "needs xFormers, which is not installed",
+            key=_SETTING,
             hint=f"{_DEFAULT}; or `pip install xformers` in the version made for your torch",
         )
 
@@ -34,7 +35,8 @@ def use_xformers(unet: UNet2DConditionModel, *, device: torch.device) -> None:
         unet.enable_xformers_memory_efficient_attention()
     except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
         raise SettingsError(
-            "xFormers is installed and cannot run on this device",
+            "xFormers is installed, but cannot run on this device",
+            key=_SETTING,
             got=f"{type(error).__name__}: {error}",
             hint=_DEFAULT,
         ) from error

@@ -64,7 +64,8 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
         attach.add_adapter(config)
     except ValueError as error:
         raise SettingsError(
-            f"train.lora.{option} fits no layer of the {part}",
+            f"fits no layer of the {part}",
+            key=f"train.lora.{option}",
             got=", ".join(layers),
             allowed=FITTING,
         ) from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from dreambooth_core.config import LoraSettings
+from dreambooth_core.config import LoraSettings, similar
 from dreambooth_core.errors import SettingsError
 
 FITTING = (
@@ -34,10 +33,8 @@ def require_layers(parts: Mapping[str, nn.Module], settings: LoraSettings) -> No
         wanted.append(_Names("text_encoder_layers", "the text encoder", names, text))
     mistakes = [each.mistake() for each in wanted]
     found = [mistake for mistake in mistakes if mistake is not None]
-    if len(found) == 1:
-        raise found[0]
     if found:
-        raise SettingsError("\n".join(str(mistake) for mistake in found))
+        raise SettingsError.of(problem for mistake in found for problem in mistake.problems)
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ class _Names:
 
     def mistake(self) -> SettingsError | None:
         """What is wrong with the names, all of it in one error."""
-        option = f"train.lora.{self.option}"
+        key = f"train.lora.{self.option}"
         if not self.names:
-            return SettingsError(f"{option} names no layer of {self.where}", allowed=FITTING)
+            return SettingsError(f"names no layer of {self.where}", key=key, allowed=FITTING)
         found = {name: self._found(name) for name in self.names}
         unknown = [name for name, modules in found.items() if not modules]
         unfit = [name for name, modules in found.items() if not _all_fit(modules)]
@@ -70,7 +67,8 @@ class _Names:
         instead = {name: self._instead(name, found[name]) for name in (*unknown, *unfit)}
         hints = [f"{' or '.join(near)} for {name}" for name, near in instead.items() if near]
         return SettingsError(
-            f"{option}: {', and '.join(said)}",
+            ", and ".join(said),
+            key=key,
             got=", ".join(self.names),
             allowed=FITTING,
             hint=f"did you mean {', '.join(hints)}?" if hints else "leave the name out",
@@ -94,7 +92,7 @@ class _Names:
             if path and isinstance(layer, _CAN_TAKE)
         ]
         known = sorted({_short(path) for network in self.networks for path in _fitting(network)})
-        near = difflib.get_close_matches(name, known, n=_NUM_SHOWN, cutoff=0.5)
+        near = similar(name, known, limit=_NUM_SHOWN)
         return list(dict.fromkeys(inside))[:_NUM_SHOWN] or near
 
 

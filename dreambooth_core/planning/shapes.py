@@ -81,7 +81,8 @@ def _require_layers(tensors: Named, option: str, layers: Sequence[str]) -> None:
     unknown = [layer for layer in layers if not any(_fits(name, [layer]) for name in names)]
     if unknown or not layers:
         raise SettingsError(
-            f"train.lora.{option}: no layer of the base model has the name",
+            "no layer of the base model has this name",
+            key=f"train.lora.{option}",
             got=", ".join(unknown) or "no name at all",
             hint="ends of names, such as to_q and to_out.0 in a U-Net, q_proj in a text encoder",
         )

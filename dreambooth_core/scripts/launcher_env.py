@@ -10,6 +10,7 @@ from pathlib import Path
 from dreambooth_core.config import Strategy
 from dreambooth_core.config.launching import read_deepspeed
 from dreambooth_core.config.yaml_files import mapping
+from dreambooth_core.errors import Problem
 
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
@@ -73,24 +74,30 @@ def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
     return {half: value for half, value in enabled.items() if isinstance(value, bool)}
 
 
-def launcher_problems(launcher: LauncherEnv) -> list[str]:
-    """Half a batch and half the steps an epoch would be a result that nobody asked for."""
+def launcher_problems(launcher: LauncherEnv) -> list[Problem]:
+    """Report a launcher that started fewer processes than it was told to."""
     if not launcher.is_lonely:
         return []
     return [
-        "accelerate launch: several processes were asked for and one was started, as it does with "
-        "--cpu and MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, "
-        f"on a CPU too. If you wanted one: {' and '.join(_ADDRESS)} come from your own environment "
-        f"then; `unset {' '.join(_ADDRESS)}`"
+        Problem(
+            "several processes were requested, but one was started, as happens with --cpu and "
+            "MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, on a "
+            "CPU too. If you wanted one process, your own environment sets "
+            f"{' and '.join(_ADDRESS)}: `unset {' '.join(_ADDRESS)}`",
+            "accelerate launch",
+        )
     ]
 
 
-def precision_problems(asked: str, launcher: LauncherEnv) -> list[str]:
-    """DeepSpeed would compute by its file; the script would take fp16's overflows for a failure."""
+def precision_problems(precision: str, launcher: LauncherEnv) -> list[Problem]:
+    """Report a precision that contradicts DeepSpeed's own file, which DeepSpeed follows."""
     return [
-        f"--mixed_precision: {asked}, but DeepSpeed's configuration has {half} "
-        f"{'on' if is_on else 'off'}; leave the flag out to follow the file, or write "
-        f'"enabled": "auto" there to follow the flag'
+        Problem(
+            f"{precision}, but DeepSpeed's configuration has {half} {'on' if is_on else 'off'}; "
+            'leave the flag out to follow the file, or write "enabled": "auto" there to follow '
+            "the flag",
+            "--mixed_precision",
+        )
         for half, is_on in launcher.deepspeed_halves.items()
-        if is_on is not (half == asked)
+        if is_on is not (half == precision)
     ]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dreambooth_core.environment import gc_paused, library_defaults
-from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.scripts import failures
+from dreambooth_core.errors import DreamBoothError, StageError
 from dreambooth_core.scripts.flags import Script
-from dreambooth_core.scripts.parsing import help_text, parse
+from dreambooth_core.scripts.parsing import help_text, in_flags, parse
 from dreambooth_core.scripts.settings import ScriptSettings, make_settings
 from dreambooth_core.scripts.signals import Stop
-from dreambooth_core.scripts.wording import in_flags
 
 _HELP = ("--help", "-h")
 _TRACEBACK = "DREAMBOOTH_TRACEBACK"
-"""Set to anything, it shows where in the program an error came from."""
+"""If set to anything, errors come with a traceback."""
+_SAFETENSORS_ERROR = re.compile(r"\(os error (\d+)\)")
+_FULL = "free space, or keep less: --checkpoints_total_limit, --checkpointing_steps"
+_CLOSED = "change its permissions, or choose another folder"
+_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _CLOSED),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move the existing file away"),
+}
 
 
 def main(script: Script, arguments: Sequence[str] | None = None) -> int:
@@ -39,11 +48,11 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         flags = parse(script, arguments)
-        with failures.told(Path(flags.output_dir)):
+        with _disk_errors_explained(Path(flags.output_dir)):
             return _run(make_settings(script, flags, os.environ))
     except DreamBoothError as error:
         if _is_main(os.environ) or error.exit_code == 1:
-            sys.stderr.write(f"error: {in_flags(str(error), script.flags.model_fields)}\n")
+            sys.stderr.write(f"error: {in_flags(error, script.flags.model_fields)}\n")
         if os.environ.get(_TRACEBACK):
             traceback.print_exception(error)
         return error.exit_code
@@ -63,3 +72,41 @@ def _run(plan: ScriptSettings) -> int:
 def _is_main(env: Mapping[str, str]) -> bool:
     """One process of a run tells a mistake that all of them see."""
     return env.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn an operating system error into a StageError that names the checkpoint to resume from.
+
+    Other exceptions are bugs and pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _os_error_number(error)
+        if number is None:
+            raise
+        where = getattr(error, "filename", None) or folder
+        raise StageError(
+            f"the run cannot go on: {os.strerror(number)}",
+            got=str(where),
+            hint=f"{_HINTS.get(number, 'check the disk and the path')}; {_how_to_resume(folder)}",
+        ) from error
+
+
+def _os_error_number(error: Exception) -> int | None:
+    """The errno of an error; safetensors has it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _SAFETENSORS_ERROR.search(str(error))
+    is_safetensors = type(error).__name__ == "SafetensorError"  # importing it would import torch
+    return int(found[1]) if found and is_safetensors else None
+
+
+def _how_to_resume(folder: Path) -> str:
+    from dreambooth_core.scripts import resume  # torch, which a failing run has imported
+
+    newest = resume.written_last(folder)
+    if newest is None:
+        return "no checkpoint was saved yet"
+    return f"--resume_from_checkpoint {newest[0].name} goes on from there"

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Collection, Sequence
+from typing import get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.config import nearest, problems_of
+from dreambooth_core.errors import DreamBoothError, Problem, SettingsError
 from dreambooth_core.scripts.flags import Script, ScriptFlags
 
 _NUMBER = re.compile(r"-\.?\d")
-_SECRET = "hub_token"
+_SECRETS = ("hub_token",)
 
 
 def parse(script: Script, arguments: Sequence[str]) -> ScriptFlags:
-    """The flags of a command line. Raises SettingsError that names every mistake in it."""
+    """Parse a command line. Raises SettingsError with every mistake in it."""
     values, problems = _read(script, arguments)
-    told = {problem.partition(":")[0] for problem in problems}
     try:
         flags = script.flags.model_validate(values)
     except ValidationError as error:
-        lines = (_describe(dict(item)) for item in error.errors(include_url=False))
-        problems += [line for line in lines if line.partition(":")[0] not in told]
-        raise SettingsError("\n".join(problems)) from None
+        known = {problem.key for problem in problems}
+        found = problems_of(error, script.flags, lambda at: f"--{at[0]}", secrets=_SECRETS)
+        raise SettingsError.of([*problems, *(p for p in found if p.key not in known)]) from None
     if problems:
-        raise SettingsError("\n".join(problems))
+        raise SettingsError.of(problems)
     return flags
 
 
-def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[str]]:
+def in_flags(error: DreamBoothError, flags: Collection[str]) -> str:
+    """The text of an error, with settings spelled as flags: --learning_rate, not the dotted key."""
+    if not isinstance(error, SettingsError):
+        return str(error)
+
+    def spell(key: str) -> str | None:
+        section, _, name = key.rpartition(".")
+        if not section:
+            return key
+        return f"--{name}" if name in flags else None
+
+    return "\n".join(problem.spelled(spell) for problem in error.problems)
+
+
+def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[Problem]]:
     """What stands on the command line by flag, and what cannot be understood of it."""
     fields = script.flags.model_fields
     values: dict[str, str | bool] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     rest = list(arguments)
     while rest:
         token = rest.pop(0)
         if not token.startswith("--"):
-            problems.append(f"{token}: not a flag; flags begin with --")
+            problems.append(Problem("not a flag; flags begin with --", token))
             continue
         name, equals, value = token[2:].partition("=")
         if name not in fields:
@@ -50,13 +63,13 @@ def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | boo
         elif _is_switch(fields[name]):
             values[name] = True
             if equals:
-                problems.append(f"--{name}: a switch takes no value, found {value!r}")
+                problems.append(Problem(f"a switch takes no value, found {value!r}", f"--{name}"))
         elif equals:
             values[name] = value
         elif rest and not _begins_flag(rest[0]):
             values[name] = rest.pop(0)
         else:
-            problems.append(f"--{name}: its value is missing")
+            problems.append(Problem("its value is missing", f"--{name}"))
     return values, problems
 
 
@@ -74,21 +87,12 @@ def _skip_values(rest: list[str]) -> None:
         rest.pop(0)
 
 
-def _why_unknown(script: Script, name: str) -> str:
+def _why_unknown(script: Script, name: str) -> Problem:
     if name in script.refused:
-        return f"--{name}: not taken: {script.refused[name]}"
-    near = difflib.get_close_matches(name, list(script.flags.model_fields), n=1, cutoff=0.6)
-    hint = f"did you mean --{near[0]}?" if near else f"`{script.name} --help` lists all"
-    return f"--{name}: unknown flag; {hint}"
-
-
-def _describe(error: dict[str, Any]) -> str:
-    """One line: the flag, what is wrong, what was found."""
-    name = str(error["loc"][0])
-    if error["type"] == "missing":
-        return f"--{name}: missing"
-    found = "a value" if name == _SECRET else repr(error["input"])
-    return f"--{name}: {error['msg']}, found {found}"
+        return Problem(f"not supported: {script.refused[name]}", f"--{name}")
+    near = nearest(name, script.flags.model_fields)
+    hint = f"did you mean --{near}?" if near else f"`{script.name} --help` lists all"
+    return Problem(f"unknown flag; {hint}", f"--{name}")
 
 
 def help_text(script: Script) -> str:

@@ -24,7 +24,7 @@ from dreambooth_core.scripts import checkpoints, class_images, export, hub, phot
 from dreambooth_core.scripts.agreement import from_main
 from dreambooth_core.scripts.checkpoints import ResumingRun
 from dreambooth_core.scripts.disk import make_folder, require_writable, unmade_on_wrong_input
-from dreambooth_core.scripts.notes import notes_on_pictures
+from dreambooth_core.scripts.flag_checks import notes_on_pictures
 from dreambooth_core.scripts.prepare import CACHE, build_latents, masks_text
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from dreambooth_core.config import (
     LoraSettings,
     PriorSettings,
     TrainSettings,
+    problems_of,
 )
-from dreambooth_core.environment import is_installed
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
-from dreambooth_core.scripts.flags import TRACKER_PACKAGES, Script, ScriptFlags
-from dreambooth_core.scripts.inputs import input_problems
+from dreambooth_core.scripts.flag_checks import flag_problems, notes_on
+from dreambooth_core.scripts.flags import Script, ScriptFlags
 from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems, precision_problems
-from dreambooth_core.scripts.notes import notes_on
 
 OFFSET_NOISE = 0.1
 """The strength that the seed document's switch stands for."""
@@ -102,13 +100,15 @@ class ScriptSettings:
 def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) -> ScriptSettings:
     """Check what belongs together. Raises SettingsError that names every mistake."""
     launcher = LauncherEnv.from_env(env)
-    problems = [*_prior_problems(flags), *_folder_problems(flags), *_package_problems(flags)]
-    problems += [*input_problems(flags), *_text_problems(flags), *launcher_problems(launcher)]
+    problems = [*flag_problems(flags), *launcher_problems(launcher)]
     problems += precision_problems(flags.mixed_precision or launcher.precision, launcher)
     if launcher.strategy == "fsdp" and flags.validation_prompt is not None:
         problems.append(
-            "--validation_prompt: no process can draw alone while FSDP splits the networks; draw "
-            "from a checkpoint instead"
+            Problem(
+                "no process can generate images alone while FSDP splits the networks; generate "
+                "them from a checkpoint instead",
+                "--validation_prompt",
+            )
         )
     num_replicas = _num_replicas(script, launcher)
     plan = ScriptSettings(
@@ -132,9 +132,9 @@ def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) ->
         if script.engine == "jax":
             refuse_what_jax_cannot(train)
     except ValidationError as error:
-        problems += [_describe(dict(item)) for item in error.errors(include_url=False)]
+        problems += problems_of(error, TrainSettings, lambda place: f"train.{place[0]}")
     if problems:
-        raise SettingsError("\n".join(problems))
+        raise SettingsError.of(problems)
     return plan
 
 
@@ -201,69 +201,3 @@ def _num_replicas(script: Script, launcher: LauncherEnv) -> int:
     from dreambooth_core.jax.devices import num_devices
 
     return num_devices()
-
-
-def _prior_problems(flags: ScriptFlags) -> list[str]:
-    if not flags.with_prior_preservation:
-        return []
-    return [
-        f"--{name}: missing; --with_prior_preservation needs it"
-        for name in ("class_data_dir", "class_prompt")
-        if getattr(flags, name) is None
-    ]
-
-
-def _folder_problems(flags: ScriptFlags) -> list[str]:
-    return [*_missing_folders(flags), *_shared_folders(flags)]
-
-
-def _missing_folders(flags: ScriptFlags) -> list[str]:
-    folder = Path(flags.instance_data_dir)
-    found = [] if folder.is_dir() else [f"--instance_data_dir: no folder {folder}"]
-    for name in ("output_dir", "class_data_dir"):
-        value = getattr(flags, name)
-        if value is not None and Path(value).exists() and not Path(value).is_dir():
-            found.append(f"--{name}: {value} is a file, a folder is needed")
-    return found
-
-
-def _shared_folders(flags: ScriptFlags) -> list[str]:
-    """Photos, class images, models and results have a folder each: most are only read."""
-    names = ("instance_data_dir", "class_data_dir", "pretrained_model_name_or_path", "output_dir")
-    given = [(name, getattr(flags, name)) for name in names if getattr(flags, name) is not None]
-    return [
-        f"--{name}: the same folder as --{other}; each needs one of its own"
-        for (other, there), (name, here) in itertools.combinations(given, 2)
-        if Path(here).resolve() == Path(there).resolve()
-    ]
-
-
-def _package_problems(flags: ScriptFlags) -> list[str]:
-    found: list[str] = []
-    if flags.enable_xformers_memory_efficient_attention and not is_installed("xformers"):
-        found.append(
-            "--enable_xformers_memory_efficient_attention: xFormers is not installed; leave the "
-            "flag out: PyTorch's own memory-efficient attention (SDPA) is used by default and "
-            "needs nothing"
-        )
-    if flags.use_8bit_adam and not is_installed("bitsandbytes"):
-        found.append("--use_8bit_adam: needs bitsandbytes: `pip install bitsandbytes`")
-    package = TRACKER_PACKAGES.get(flags.report_to)
-    if package and package != "tensorboard" and not is_installed(package):
-        found.append(f"--report_to: {package} is not installed: `pip install {package}`")
-    return found
-
-
-def _text_problems(flags: ScriptFlags) -> list[str]:
-    if flags.train_text_encoder and getattr(flags, "pre_compute_text_embeddings", False):
-        return [
-            "--pre_compute_text_embeddings: does not go with --train_text_encoder, which changes "
-            "the embeddings at every step"
-        ]
-    return []
-
-
-def _describe(error: dict[str, Any]) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    name = str(error["loc"][0]) if error["loc"] else None
-    return f"--{name}: {message}, found {error['input']!r}" if name else message

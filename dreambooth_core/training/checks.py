@@ -64,7 +64,7 @@ class MovedParameters:
                 _stop(
                     "trainable parameters were not moved by the first update",
                     stuck,
-                    hint="raise train.learning_rate: the update is smaller than their last bit",
+                    hint="raise learning_rate: the update is smaller than their last bit",
                 )
 
     def _with_gradient(self, group: ParameterGroup) -> list[str]:
@@ -168,6 +168,6 @@ def non_finite(
     return StageError(
         f"step {step} has a non-finite {'gradient' if math.isfinite(loss) else 'loss'}; {effect}",
         got=f"loss {loss}, gradient norm {grad_norm}, images: {', '.join(culprits)}",
-        hint="look at these images, lower train.learning_rate, or set train.mixed_precision to "
+        hint="look at these images, lower learning_rate, or set mixed_precision to "
         "'no'; the last saved state is as it was",
     )

@@ -48,7 +48,7 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
         raise StageError(
             "the trainer was started with the wrong number of processes",
             got=str(accelerator.num_processes),
-            allowed=f"train.num_processes: {job.train.num_processes}",
+            allowed=f"num_processes {job.train.num_processes}",
             hint="on a GPU machine num_processes can be at most the number of GPUs",
         )
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED

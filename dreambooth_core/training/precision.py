@@ -15,9 +15,9 @@ WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _COMPUTE_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _WHY_A_CPU = {
-    "auto": "compute.device auto found a CPU",
-    "cpu": "compute.device is cpu",
-    "cuda": "compute.device cuda found no GPU",
+    "auto": "a CPU, as compute.device is auto",
+    "cpu": "a CPU, as compute.device is cpu",
+    "cuda": "no GPU, though compute.device is cuda",
 }
 
 
@@ -27,10 +27,11 @@ def check_compute_type(
     """Raise SettingsError where the device cannot train in the compute type of the settings."""
     if train.mixed_precision == "fp16" and device.type == "cpu":
         raise SettingsError(
-            "train.mixed_precision fp16 needs a GPU",
-            got=f"train.mixed_precision fp16, and {_WHY_A_CPU[compute.device]}",
+            "fp16 needs a GPU",
+            key="train.mixed_precision",
+            got=_WHY_A_CPU[compute.device],
             allowed="'no' and bf16 on a CPU",
-            hint="set train.mixed_precision to bf16 or 'no'",
+            hint="use bf16 or 'no'",
         )
 
 

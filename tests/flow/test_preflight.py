@@ -35,8 +35,8 @@ def test_command_reports_all_problems_before_starting_anything(root, command):
     done = dreambooth(root, command, SUBJECT)
     words = " ".join(done.stderr.split())
     assert done.returncode == 2, words
-    assert "train.mixed_precision fp16 needs a GPU; found: train.mixed_precision fp16" in words
-    assert "train.enable_xformers_memory_efficient_attention needs a GPU" in words
+    assert "train.mixed_precision: fp16 needs a GPU; found: a CPU" in words
+    assert "train.enable_xformers_memory_efficient_attention: needs a GPU" in words
     assert "fits" not in done.stdout
     assert ("--card-gib" in words) == (command == "plan")
     assert not (root / "work").exists()

@@ -203,16 +203,17 @@ def check_deepspeed() -> None:
     if missing:
         raise SettingsError(
             f"DeepSpeed compiles its optimizer on this machine and needs {' and '.join(missing)}",
-            hint="install g++ and ninja (apt-get install g++ ninja-build), or set "
-            "train.accelerate_config to null",
+            hint="install g++ and ninja (apt-get install g++ ninja-build), or "
+            "launch without DeepSpeed",
         )
 
 
 def _no_deepspeed(why: str) -> SettingsError:
     return SettingsError(
-        "train.accelerate_config asks for DeepSpeed, which cannot be imported",
+        "DeepSpeed cannot be imported",
+        key="train.strategy",
         got=why,
-        hint='pip install "dreambooth-pipeline[deepspeed]", or set accelerate_config to null',
+        hint='pip install "dreambooth-pipeline[deepspeed]", or launch without it',
     )
 
 

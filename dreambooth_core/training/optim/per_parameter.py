@@ -108,9 +108,10 @@ def check_adam_8bit() -> None:
 
 def _no_bitsandbytes(why: str) -> SettingsError:
     return SettingsError(
-        "train.use_8bit_adam needs bitsandbytes, which cannot be imported",
+        "needs bitsandbytes, which cannot be imported",
+        key="train.use_8bit_adam",
         got=why,
-        hint=f'pip install "{BITSANDBYTES}", or set train.use_8bit_adam to false',
+        hint=f'pip install "{BITSANDBYTES}", or turn use_8bit_adam off',
     )
 
 

@@ -111,7 +111,7 @@ def test_layers_that_fit_nothing_are_refused_with_what_would(tiny_sd: Path) -> N
         ("norm1", "cannot take an adapter: norm1; found: norm1; allowed: ends of names of linear"),
         ("attn1", r"cannot take an adapter: attn1; .*attn1\.to_q or .* for attn1"),
         ("to_xx norm1", "has the name: to_xx, and cannot take an adapter: norm1; found"),
-        ("", "lora_layers names no layer of the U-Net; allowed"),
+        ("", "lora_layers: names no layer of the U-Net; allowed"),
     ],
 )
 def test_every_name_that_gives_no_adapter_is_told_with_what_would(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.scripts import failures, room
+from dreambooth_core.scripts import main, room
 from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.parsing import parse
 from dreambooth_core.scripts.settings import make_settings
@@ -64,7 +64,7 @@ def test_a_save_that_the_disk_refuses_is_one_line_with_the_checkpoint_to_go_on_f
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
     assert line.startswith("error: the run cannot go on: File too large; found: ")
     assert str(out) in line
-    assert "make room" in line
+    assert "free space" in line
     assert line.endswith("--resume_from_checkpoint checkpoint-2 goes on from there")
     monkeypatch.setenv("DREAMBOOTH_TRACEBACK", "1")
     with files_of_at_most(size // 2):
@@ -101,11 +101,14 @@ def test_a_run_needs_room_for_new_checkpoints_and_for_one_more_than_the_limit(
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path):
     for mistake in (KeyError("unet"), OSError("a library's own words")):
-        with pytest.raises(type(mistake)), failures.told(tmp_path):
+        with pytest.raises(type(mistake)), main._disk_errors_explained(tmp_path):
             raise mistake
 
 
 def test_without_a_whole_checkpoint_none_is_named(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(StageError, match="no checkpoint was saved yet"), failures.told(tmp_path):
+    with (
+        pytest.raises(StageError, match="no checkpoint was saved yet"),
+        main._disk_errors_explained(tmp_path),
+    ):
         os.mkdir(tmp_path / "checkpoint-3")  # noqa: PTH102 - what a library does

@@ -9,8 +9,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from dreambooth_core.errors import SettingsError
-from dreambooth_core.scripts import run
+from dreambooth_core.errors import Problem, SettingsError, StageError
+from dreambooth_core.scripts import photos, run
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
 from dreambooth_core.scripts.flags import (
     DREAMBOOTH,
@@ -18,9 +18,8 @@ from dreambooth_core.scripts.flags import (
     DREAMBOOTH_LORA,
     DREAMBOOTH_LORA_SDXL,
 )
-from dreambooth_core.scripts.parsing import help_text, parse
+from dreambooth_core.scripts.parsing import help_text, in_flags, parse
 from dreambooth_core.scripts.settings import make_settings
-from dreambooth_core.scripts.wording import in_flags
 from tests.paths import ROOT
 
 SUBJECT = ROOT / "examples" / "mug-stripes"
@@ -142,7 +141,7 @@ def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
 def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that_starts_them():
     env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     text = problems(DREAMBOOTH, *NEEDED, env=env)
-    assert "several processes were asked for and one was started" in text
+    assert "several processes were requested, but one was started" in text
     assert "accelerate launch --multi_gpu --num_processes N" in text
     assert "`unset MASTER_ADDR MASTER_PORT`" in text
     assert train_settings(env=env | {"WORLD_SIZE": "2"}).num_processes == 2
@@ -207,16 +206,28 @@ def test_save_steps_of_the_jax_script_is_another_name_of_checkpointing_steps():
     assert parse(DREAMBOOTH_FLAX, [*NEEDED, "--save_steps=7"]).checkpointing_steps == 7
 
 
-def test_what_the_core_says_of_settings_is_told_in_flags():
-    text = in_flags(
-        "lower train.learning_rate, set train.use_8bit_adam to false; enlarged (data.resolution); "
-        "looks blurry (data.blur_threshold); train.lora.lora_layers fits no layer; "
-        "photos/train.seed.png, train.seed.png",
-        DREAMBOOTH_LORA.flags.model_fields,
-    )
-    assert text == (
-        "lower --learning_rate, leave out --use_8bit_adam; enlarged (--resolution); "
-        "looks blurry; --lora_layers fits no layer; photos/train.seed.png, train.seed.png"
+def test_errors_of_settings_are_spelled_as_flags():
+    problems = [
+        Problem("needs a GPU; turn compile_blocks off", "train.mixed_precision"),
+        Problem("fits no layer", "train.lora.lora_layers"),
+        Problem("DeepSpeed cannot be imported", "train.strategy"),  # not a flag
+        Problem("missing", "--seed"),
+    ]
+    error = SettingsError.of(problems)
+    assert str(error).splitlines()[0].startswith("train.mixed_precision: needs a GPU")
+    assert in_flags(error, DREAMBOOTH_LORA.flags.model_fields).splitlines() == [
+        "--mixed_precision: needs a GPU; turn compile_blocks off",
+        "--lora_layers: fits no layer",
+        "DeepSpeed cannot be imported",
+        "--seed: missing",
+    ]
+    assert in_flags(StageError("train.seed.png is torn"), ()) == "train.seed.png is torn"
+
+
+def test_settings_of_photos_are_spelled_as_flags_or_left_out():
+    line = "enlarged (data.resolution); looks blurry (data.blur_threshold), data.resolution.png"
+    assert photos._in_flags(line, DREAMBOOTH.flags.model_fields) == (
+        "enlarged (--resolution); looks blurry, data.resolution.png"
     )
 
 
@@ -260,15 +271,14 @@ def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
     model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",
                      f"--output_dir={tmp_path}")  # fmt: skip
     assert (
-        "--output_dir: the same folder as --pretrained_model_name_or_path; "
-        "each needs one of its own"
+        "--output_dir: the same folder as --pretrained_model_name_or_path; each needs its own"
     ) in model
     folders = [f"--instance_data_dir={tmp_path}", f"--class_data_dir={tmp_path}/."]
     text = problems(DREAMBOOTH, NEEDED[0], NEEDED[2], *folders, f"--output_dir={tmp_path}/x/..")
     assert text.splitlines() == [
-        "--class_data_dir: the same folder as --instance_data_dir; each needs one of its own",
-        "--output_dir: the same folder as --instance_data_dir; each needs one of its own",
-        "--output_dir: the same folder as --class_data_dir; each needs one of its own",
+        "--class_data_dir: the same folder as --instance_data_dir; each needs its own",
+        "--output_dir: the same folder as --instance_data_dir; each needs its own",
+        "--output_dir: the same folder as --class_data_dir; each needs its own",
     ]
 
 
@@ -292,8 +302,8 @@ def test_pictures_that_a_run_ends_before_are_told_before_it():
         return "; ".join(make_settings(script, flags, {}).notes)
 
     assert note_on("--max_train_steps=99") == (
-        "--validation_prompt: no picture is drawn: --validation_steps is 100, and the run ends at "
-        "step 99"
+        "--validation_prompt: no image is generated: --validation_steps is 100, and the run ends "
+        "at step 99"
     )
     assert note_on("--max_train_steps=100") == ""
     assert "--validation_steps is 9," in note_on("--max_train_steps=8", "--validation_steps=9")
@@ -315,7 +325,9 @@ def test_flags_of_other_model_families_are_refused_with_the_reason():
 def test_every_refused_flag_is_told_with_its_reason(script):
     assert script.refused
     text = problems(script, *NEEDED, *(f"--{name}=x" for name in script.refused))
-    assert text.splitlines() == [f"--{n}: not taken: {why}" for n, why in script.refused.items()]
+    assert text.splitlines() == [
+        f"--{n}: not supported: {why}" for n, why in script.refused.items()
+    ]
 
 
 def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
@@ -324,7 +336,9 @@ def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
         (DREAMBOOTH_FLAX, "pretrained_vae_name_or_path"),
     ):
         text = problems(script, *NEEDED, f"--{name}=owner/vae-fp16-fix")
-        assert f"--{name}: not taken: leave it out: photos are encoded by the model's own" in text
+        assert (
+            f"--{name}: not supported: leave it out: photos are encoded by the model's own" in text
+        )
         assert "in fp32" in text
 
 
@@ -345,7 +359,7 @@ def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
 def test_validation_pictures_under_fsdp_are_refused_with_the_reason():
     env = {"ACCELERATE_USE_FSDP": "true"}
     text = problems(DREAMBOOTH, *NEEDED, "--validation_prompt=a mug", env=env)
-    assert "no process can draw alone while FSDP splits the networks" in text
+    assert "no process can generate images alone while FSDP splits the networks" in text
 
 
 def test_scale_lr_multiplies_by_batch_accumulation_and_processes():

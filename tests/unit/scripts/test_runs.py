@@ -325,7 +325,7 @@ def test_an_epoch_too_short_for_a_validation_picture_is_told(tiny_sd, photos, tm
     flags = {"max_train_steps": None, "train_batch_size": 4, "validation_prompt": "a mug"}
     assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
     said = capsys.readouterr().out
-    told = "no picture is drawn: --validation_steps is 100, and the run ends at step 1"
+    told = "no image is generated: --validation_steps is 100, and the run ends at step 1"
     assert said.count(told) == 1
     assert said.index(told) < said.index("training starts")
 

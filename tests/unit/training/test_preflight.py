@@ -18,7 +18,7 @@ from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.pipeline import StageContext, preflight, run_stage
 from dreambooth_core.scripts.flags import DREAMBOOTH
-from dreambooth_core.scripts.wording import in_flags
+from dreambooth_core.scripts.parsing import in_flags
 from dreambooth_core.training.launch.accelerate_config import RANK, RENDEZVOUS
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import staleness
@@ -83,10 +83,10 @@ def test_all_that_a_cpu_cannot_do_is_told_at_once_each_with_what_to_do(tmp_path)
         lines = lines_of(workspace_of(tmp_path, **own))
     wanted = [
         "compute.device is cuda, but torch finds no GPU",
-        "train.mixed_precision fp16 needs a GPU",
-        "train.enable_xformers_memory_efficient_attention needs a GPU",
-        "train.compile_blocks is on, and torch.compile needs a C++ compiler",
-        "train.use_8bit_adam needs bitsandbytes",
+        "train.mixed_precision: fp16 needs a GPU",
+        "train.enable_xformers_memory_efficient_attention: needs a GPU",
+        "train.compile_blocks: torch.compile needs a C++ compiler",
+        "train.use_8bit_adam: needs bitsandbytes",
     ]
     assert [line[: len(text)] for line, text in zip(lines, wanted, strict=True)] == wanted
     assert all("what to do: " in line for line in lines)
@@ -96,21 +96,21 @@ def test_all_that_a_cpu_cannot_do_is_told_at_once_each_with_what_to_do(tmp_path)
 def test_a_missing_deepspeed_is_told_with_the_pip_line(tmp_path):
     own = {"train__accelerate_config": "deepspeed-two-cpus", "train__num_processes": 2}
     (line,) = lines_of(workspace_of(tmp_path, **own))
-    assert "asks for DeepSpeed, which cannot be imported" in line
+    assert "train.strategy: DeepSpeed cannot be imported" in line
     assert 'pip install "dreambooth-pipeline[deepspeed]"' in line
 
 
 @pytest.mark.parametrize(
     ("device", "why"),
-    [("auto", "compute.device auto found a CPU"), ("cpu", "compute.device is cpu")],
+    [("auto", "a CPU, as compute.device is auto"), ("cpu", "a CPU, as compute.device is cpu")],
 )
 def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, why):
     own = {"train__mixed_precision": "fp16", "compute__device": device}
-    (line,) = lines_of(workspace_of(tmp_path, **own))
-    assert f"found: train.mixed_precision fp16, and {why}; allowed: 'no' and bf16" in line
-    told = in_flags(line, DREAMBOOTH.flags.model_fields)
-    assert told.startswith("--mixed_precision fp16 needs a GPU; found: --mixed_precision fp16, and")
-    assert "what to do: set --mixed_precision to bf16" in told
+    problem = problem_of(workspace_of(tmp_path, **own))
+    assert problem is not None
+    text = f"fp16 needs a GPU; found: {why}; allowed: 'no' and bf16"
+    assert str(problem).startswith(f"train.mixed_precision: {text}")
+    assert in_flags(problem, DREAMBOOTH.flags.model_fields).startswith(f"--mixed_precision: {text}")
 
 
 def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
@@ -146,7 +146,7 @@ def test_dvcs_stages_refuse_with_exit_code_2_and_make_nothing(tmp_path):
     command = [sys.executable, "-m", "dreambooth_core", "class-images", "--subject", SUBJECT]
     done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "error: train.mixed_precision fp16 needs a GPU" in done.stderr
+    assert "error: train.mixed_precision: fp16 needs a GPU" in done.stderr
     assert not (workspace.root / "work").exists()
 
 
