@@ -110,23 +110,12 @@ def find_or_create_run(
 # ---- what is written into a run -----------------------------------------------------------------
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `section.field: text`, the form of MLflow's params."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
 def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> None:
     """Write settings as params. MLflow's params never change: a key that is there stays."""
     client = connect(tracking)
     with in_plain_words(tracking, doing="writing the settings"):
         known = client.get_run(run.run_id).data.params
-        new = [Param(k, v) for k, v in flattened(values).items() if k not in known]
+        new = [Param(k, str(v)) for k, v in flatten(values).items() if k not in known]
         for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, params=batch)
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dreambooth_core import files
+from dreambooth_core.config import flatten
 from dreambooth_core.records import (
     REAL,
     STEP_0,
@@ -79,7 +80,10 @@ def render_page(content: PageContent) -> str:
         grid=_grid(content),
         best_images=_best_images(content),
         differences=_differences(content.verdict),
-        settings=sorted(_flat(content.settings)),
+        settings=sorted(
+            (key, "null" if value is None else str(value))
+            for key, value in flatten(content.settings).items()
+        ),
         headline=_headline(content),
     )
 
@@ -249,17 +253,6 @@ def _differences(verdict: Verdict | None) -> list[dict[str, Any]]:
         for kind, value in found
         if value is not None
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted key, value) pairs."""
-    flat: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", "null" if value is None else str(value)))
-    return flat
 
 
 def _score(value: float) -> str:
