@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from PIL import Image
 
+from dreambooth_core.config import flatten
 from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
 
 FINGERPRINT = "dreambooth.fingerprint"
