@@ -70,9 +70,9 @@ def subject_add(
 ) -> None:
     """Add a subject to params.yaml, copy its photos and track them with DVC."""
     session = open_session(as_json=json)
-    newcomer = subjects.Newcomer(name, class_noun=class_noun, identifier=identifier)
+    new = subjects.NewSubject(name, class_noun=class_noun, identifier=identifier)
     dvc = Dvc(session.workspace, env=session.env)
-    added = subjects.add(session.workspace, newcomer, images, dvc)
+    added = subjects.add(session.workspace, new, images, dvc)
     shown = f"{name}: {len(added['copied'])} files copied to {added['instance_dir']}"
     session.terminal.finish(
         added,

@@ -1,4 +1,4 @@
-"""Presets: complete settings in presets/*.yaml, written into params.yaml around the subjects."""
+"""Lists presets (presets/*.yaml) and writes them to params.yaml, keeping the subjects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dreambooth_core.workspace import Workspace
 
 
 def list_all(workspace: Workspace) -> dict[str, str]:
-    """Names of the presets, each with the comment on its first line."""
+    """Map each preset to the comment on its first line."""
     paths = sorted((workspace.root / "presets").glob("*.yaml"))
     return {path.stem: _first_line(path.read_text(encoding="utf-8")) for path in paths}
 
@@ -22,7 +22,7 @@ def read(workspace: Workspace, name: str) -> str:
     known = list_all(workspace)
     if name not in known:
         raise SettingsError(
-            f"no preset is called {name!r}",
+            f"unknown preset {name!r}",
             allowed=", ".join(known) or "presets/ is empty",
             hint="`dreambooth preset list` shows them",
         )
@@ -30,7 +30,7 @@ def read(workspace: Workspace, name: str) -> str:
 
 
 def use(workspace: Workspace, name: str) -> list[str]:
-    """Write a preset into params.yaml, keeping the subjects; returns the keys that changed.
+    """Write a preset to params.yaml, keeping the subjects; return the changed keys.
 
     Raises SettingsError, and leaves the file unchanged, if the result is invalid.
     """

@@ -1,4 +1,4 @@
-"""Adding a subject: its photos copied in, its entry in params.yaml, its tracking by DVC."""
+"""Adds a subject: copies its photos, writes its entry to params.yaml, tracks it with DVC."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ _NAME = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
 
 
 @dataclass(frozen=True)
-class Newcomer:
-    """What a user says about a new subject."""
+class NewSubject:
+    """The name and words that a user chooses for a new subject."""
 
     name: str
     class_noun: str
     identifier: str
 
 
-def add(workspace: Workspace, newcomer: Newcomer, images: Path, dvc: Dvc) -> dict[str, Any]:
-    """Copy, write, track; says what was copied and what was left out.
+def add(workspace: Workspace, new: NewSubject, images: Path, dvc: Dvc) -> dict[str, Any]:
+    """Copy the photos, write the entry, track with DVC; return the copied and skipped files.
 
     Raises SettingsError for a name that is wrong or taken, DataError without any usable file; then
     nothing has changed.
     """
     settings = config.load_settings(workspace.params)
-    _check_name(newcomer.name, settings)
+    _check_name(new.name, settings)
     entry = config.SubjectSettings(
-        instance_dir=f"data/instance/{newcomer.name}",
-        identifier=newcomer.identifier,
-        class_noun=newcomer.class_noun,
+        instance_dir=f"data/instance/{new.name}",
+        identifier=new.identifier,
+        class_noun=new.class_noun,
         prompts=None,
         overrides={},
     )
     target = workspace.resolve(entry.instance_dir)
     if target.exists():
         raise DataError(
-            f"{entry.instance_dir} exists already",
+            f"{entry.instance_dir} already exists",
             hint="choose another name, or move that folder away",
         )
     copied, skipped = _copy(images, target)
     try:
-        _write_params(workspace, newcomer.name, entry)
+        _write_params(workspace, new.name, entry)
     except BaseException:
         shutil.rmtree(target)
         raise
-    _write_plot(workspace, newcomer.name)
+    _write_plot(workspace, new.name)
     dvc.add(entry.instance_dir)
     return {
-        "name": newcomer.name,
+        "name": new.name,
         "instance_dir": entry.instance_dir,
         "copied": copied,
         "skipped": skipped,
@@ -65,27 +65,27 @@ def add(workspace: Workspace, newcomer: Newcomer, images: Path, dvc: Dvc) -> dic
 def _check_name(name: str, settings: config.Settings) -> None:
     if not _NAME.match(name):
         raise SettingsError(
-            "this is no name for a subject",
+            "not a valid name for a subject",
             got=repr(name),
             allowed="a lower-case letter, then lower-case letters, digits and _ (48 at most)",
         )
     if name in settings.subjects:
         raise SettingsError(
-            f"a subject {name!r} is there already", hint="choose another name, or edit params.yaml"
+            f"the subject {name!r} already exists", hint="choose another name, or edit params.yaml"
         )
 
 
 def _copy(images: Path, target: Path) -> tuple[list[str], list[str]]:
-    """Copy the ordinary files of a folder; links, folders and hidden files are left out.
+    """Copy the regular files of a folder; skip links, folders and hidden files.
 
     DVC cannot track broken links, and the gate would skip all of these anyway.
     """
     if not images.is_dir():
-        raise DataError("the photos' folder does not exist", got=str(images))
+        raise DataError("the folder of photos does not exist", got=str(images))
     entries = sorted(images.iterdir())
     wanted = [p for p in entries if p.is_file() and not p.is_symlink() and p.name[0] != "."]
     if not wanted:
-        raise DataError("the folder holds no file", got=str(images))
+        raise DataError("the folder contains no files", got=str(images))
     with files.atomic_dir(target) as aside:
         for path in wanted:
             shutil.copyfile(path, aside / path.name)

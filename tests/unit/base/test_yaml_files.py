@@ -66,8 +66,8 @@ def test_new_subject_only_adds_lines(workspace: Workspace, tmp_path: Path) -> No
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "a.png").write_bytes(b"x")
-    newcomer = subjects.Newcomer("cup", "cup", "sks")
-    subjects.add(workspace, newcomer, photos, NoDvc())  # pyright: ignore[reportArgumentType]
+    new = subjects.NewSubject("cup", "cup", "sks")
+    subjects.add(workspace, new, photos, NoDvc())  # pyright: ignore[reportArgumentType]
     assert workspace.params.read_text() == (
         text + "  cup:\n    instance_dir: data/instance/cup\n    identifier: sks\n"
         "    class_noun: cup\n    prompts: null\n    overrides: {}\n"
