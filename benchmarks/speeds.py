@@ -24,7 +24,7 @@ from benchmarks import recipes
 from benchmarks.common import has_gpu, machine, wall_clock
 from benchmarks.recipes import ROOT, Recipe
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
-from dreambooth_core.models import load, sampling, solvers
+from dreambooth_core.models import load, sampling
 from dreambooth_core.planning.speed import TABLE_NAME
 from dreambooth_core.planning.tables import line_through
 
@@ -87,7 +87,7 @@ def training(*, as_json: bool) -> list[dict[str, Any]]:
 def pictures() -> list[dict[str, Any]]:
     """Seconds to sample an image, by sampling steps, and to score one."""
     pipe = load.load_pipeline_folder(ROOT / _BASE, device=_device())
-    solvers.give_solver(pipe, "dpm++")
+    sampling.give_solver(pipe, "dpm++")
     rows: list[dict[str, Any]] = []
     drawn: list[Any] = []
     for steps in _SAMPLING_STEPS:

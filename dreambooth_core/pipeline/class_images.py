@@ -11,7 +11,7 @@ from dreambooth_core import files
 from dreambooth_core.blocks import Sampler
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
-from dreambooth_core.models import load, sampling, solvers
+from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import StageContext, base_identity, machine, publishing
 from dreambooth_core.records import Manifest
@@ -48,7 +48,7 @@ def _key(context: StageContext, prior: PriorSettings) -> str:
         class_prompt=view.subject.class_prompt,
         prior=prior,
         resolution=view.data.resolution,
-        sampler=solvers.solver_name(
+        sampler=sampling.solver_name(
             prior.solver, own=load.sampler_name(view.base_model, context.places.root)
         ),
         compute=[*machine(view), view.versions.class_images],
@@ -65,7 +65,7 @@ def _sampler(context: StageContext, prior: PriorSettings) -> Sampler:
         pipe = load.load_pipeline(
             view.base_model, context.places.root, device=load.pick_device(view.compute)
         )
-        solvers.give_solver(pipe, prior.solver)
+        sampling.give_solver(pipe, prior.solver)
         return pipe
 
     def draw(indices: Sequence[int]) -> list[Image.Image]:

@@ -89,7 +89,7 @@ def _compiler(compute: ComputeSettings) -> None:
 
 
 def _adam_8bit() -> None:
-    from dreambooth_core.training.optim.per_parameter import check_adam_8bit
+    from dreambooth_core.training.optim.adamw import check_adam_8bit
 
     check_adam_8bit()
 

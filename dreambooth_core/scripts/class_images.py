@@ -15,7 +15,7 @@ from dreambooth_core.blocks import png_bytes
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data.class_images import class_image_key, class_seed
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, sampling, solvers
+from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import Pipeline, native_side
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import Manifest
@@ -106,7 +106,7 @@ def _look(
         class_prompt=plan.class_prompt,
         prior=prior,
         resolution=0,  # the base model's own
-        sampler=solvers.solver_name(
+        sampler=sampling.solver_name(
             prior.solver, own=load.sampler_name(plan.base_model, Path.cwd())
         ),
         compute=[device.type, plan.compute.num_threads, str(dtype)],
@@ -144,7 +144,7 @@ def _draw(
         log_line(f"making {len(found.missing)} class images in {folder}")
     dtype = _dtype(plan, accelerator.device)
     pipe = load.load_pipeline(plan.base_model, Path.cwd(), device=accelerator.device, dtype=dtype)
-    solvers.give_solver(pipe, prior.solver)
+    sampling.give_solver(pipe, prior.solver)
     for turn, (block, wanted) in enumerate(own, start=1):
         first = block * prior.sample_batch_size
         indices = range(first, first + prior.sample_batch_size)

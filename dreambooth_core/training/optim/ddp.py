@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.training.optim.ema import MovingAverage
-from dreambooth_core.training.optim.per_parameter import (
+from dreambooth_core.training.optim.adamw import (
     begin_update,
     build_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from dreambooth_core.training.optim.ema import MovingAverage
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.precision import check_types
 from dreambooth_core.training.protocols import Applied, CheckpointSource

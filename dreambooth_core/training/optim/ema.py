@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, which is what gets published."""
+"""An exponential moving average (EMA) of the trained weights; checkpoints publish the average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from dreambooth_core.numerics.averaging import decay_at
+
+def decay_at(step: int, *, decay: float) -> float:
+    """The EMA decay of update number `step` (from 1): min(decay, step / (step + 9)).
+
+    The warm-up keeps the average from staying at the base model for 1 / (1 - decay) updates. It is
+    diffusers' EMAModel warm-up from the second update on; diffusers' first decay is 0, here 0.1.
+    """
+    return min(decay, step / (step + 9))
 
 
 class MovingAverage:

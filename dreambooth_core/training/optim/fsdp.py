@@ -30,8 +30,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from dreambooth_core.config import TrainSettings
+from dreambooth_core.training.optim.adamw import fused_adamw
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.optim.per_parameter import fused_adamw
 from dreambooth_core.training.protocols import Applied, CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreambooth_core.models import load, sampling, solvers
+from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import Pipeline
 from tests.paths import ROOT
 
@@ -23,7 +23,7 @@ def draw(pipe: Pipeline, steps: int) -> np.ndarray:
 
 def test_ten_steps_of_the_solver_draw_the_pictures_that_fifty_steps_draw() -> None:
     pipe = load.load_pipeline_folder(ROOT / "assets" / "pocket-sd", device=CPU)
-    solvers.give_solver(pipe, "dpm++")
+    sampling.give_solver(pipe, "dpm++")
     ten, fifty = draw(pipe, 10), draw(pipe, 50)
     others = np.roll(fifty, 1, axis=0)
     assert np.abs(ten - fifty).mean() < 0.3 * np.abs(ten - others).mean()
@@ -36,7 +36,7 @@ def test_a_solver_keeps_the_models_noise_schedule_and_prediction(
     folder = tiny_sd if prediction_type == "epsilon" else tiny_sd_v
     pipe = load.load_pipeline_folder(folder, device=CPU)
     own = pipe.scheduler
-    solvers.give_solver(pipe, "dpm++")
+    sampling.give_solver(pipe, "dpm++")
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert pipe.scheduler.config["prediction_type"] == prediction_type
     assert torch.equal(pipe.scheduler.alphas_cumprod, own.alphas_cumprod)
@@ -45,10 +45,10 @@ def test_a_solver_keeps_the_models_noise_schedule_and_prediction(
 def test_without_a_solver_the_pipeline_keeps_its_own(tiny_sd: Path) -> None:
     pipe = load.load_pipeline_folder(tiny_sd, device=CPU)
     own = pipe.scheduler
-    solvers.give_solver(pipe, None)
+    sampling.give_solver(pipe, None)
     assert pipe.scheduler is own
 
 
 def test_the_name_of_a_set_tells_the_solver_from_the_same_class_of_the_models_own() -> None:
     own = "DPMSolverMultistepScheduler"
-    assert solvers.solver_name(None, own=own) != solvers.solver_name("dpm++", own=own)
+    assert sampling.solver_name(None, own=own) != sampling.solver_name("dpm++", own=own)

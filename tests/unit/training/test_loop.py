@@ -17,8 +17,8 @@ from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.optim.adamw import build_optimizer
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS, DdpStrategy
-from dreambooth_core.training.optim.per_parameter import build_optimizer
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 from tests.unit.training import tiny

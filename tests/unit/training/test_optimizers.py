@@ -16,10 +16,11 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.training import checks, precision
-from dreambooth_core.training.optim import per_parameter
-from dreambooth_core.training.optim.per_parameter import FusedBackward, PerParameter
+from dreambooth_core.training.optim import adamw
+from dreambooth_core.training.optim.fused_backward import FusedBackward
+from dreambooth_core.training.optim.per_parameter import PerParameter
 from dreambooth_core.training.trainable import ParameterGroup, TrainableModel
-from tests.unit.training.tiny import FULL
+from tests.unit.training.tiny import FULL, LORA
 
 KINDS: dict[str, dict[str, Any]] = {
     "AdamW": {},
@@ -67,7 +68,7 @@ class Run:
         precision.check_types(self.parameters, settings)
         group = ParameterGroup("unet", self.parameters, settings.learning_rate)
         model = cast("TrainableModel", SimpleNamespace(groups=(group,)))
-        self.optimizer = per_parameter.build_optimizer(model, settings)
+        self.optimizer = adamw.build_optimizer(model, settings)
         self.fused = None
         if settings.fused_backward:
             assert isinstance(self.optimizer, PerParameter)
@@ -88,7 +89,7 @@ class Run:
             loss.backward()
             norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.net.parameters()]
             healthy = torch.isfinite(torch.stack([loss.detach(), *norms])).all()
-            per_parameter.begin_update(self.optimizer, step=step, healthy=healthy)
+            adamw.begin_update(self.optimizer, step=step, healthy=healthy)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
@@ -99,13 +100,13 @@ class Run:
     def restored(self) -> Run:
         """A fresh run that is given this one's weights and state, as a resume does."""
         names = list(self.parameters)
-        tensors = per_parameter.optimizer_tensors(self.optimizer, names)
+        tensors = adamw.optimizer_tensors(self.optimizer, names)
         copied = {name: tensor.clone() for name, tensor in tensors.items()}
         other = Run(self.settings)
         with torch.no_grad():
             for name, parameter in other.parameters.items():
                 parameter.copy_(self.parameters[name])
-        per_parameter.load_optimizer_tensors(other.optimizer, copied, names=names)
+        adamw.load_optimizer_tensors(other.optimizer, copied, names=names)
         return other
 
 
@@ -151,7 +152,7 @@ def test_a_non_finite_loss_moves_no_weight_and_leaves_the_state_finite(kind, fus
     before = run.bits()
     run.update(1, spoil=spoil)
     assert all(torch.equal(bits, run.bits()[name]) for name, bits in before.items())
-    tensors = per_parameter.optimizer_tensors(run.optimizer, list(run.parameters))
+    tensors = adamw.optimizer_tensors(run.optimizer, list(run.parameters))
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
 
@@ -189,7 +190,7 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
 
     def moments(run: Run, name: str) -> int:
         run.update(0)
-        tensors = per_parameter.optimizer_tensors(run.optimizer, list(run.parameters))
+        tensors = adamw.optimizer_tensors(run.optimizer, list(run.parameters))
         own = {k: t for k, t in tensors.items() if k.startswith(f"{name}|") and "qmap" not in k}
         return sum(t.numel() * t.element_size() for t in own.values() if t.numel() > 1)
 
@@ -201,7 +202,7 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
 def test_a_factored_state_of_a_convolution_is_one_number_per_row_and_column():
     run = Run(settings_of(optimizer="adafactor"))
     run.update(0)
-    tensors = per_parameter.optimizer_tensors(run.optimizer, list(run.parameters))
+    tensors = adamw.optimizer_tensors(run.optimizer, list(run.parameters))
     assert tensors["conv.weight|exp_avg_sq_row"].shape == (64,)
     assert tensors["conv.weight|exp_avg_sq_col"].shape == (8 * 9,)
 
@@ -215,7 +216,7 @@ def test_a_missing_bitsandbytes_is_a_settings_error_with_the_pip_line(monkeypatc
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SettingsError, match=re.escape(per_parameter.BITSANDBYTES)) as caught:
+    with pytest.raises(SettingsError, match=re.escape(adamw.BITSANDBYTES)) as caught:
         Run(settings_of(use_8bit_adam=True))
     assert caught.value.exit_code == 2
 
@@ -275,7 +276,7 @@ def test_weights_without_a_gradient_shrink_by_rate_times_decay_in_every_optimize
     before = run.bits()
     for parameter in run.net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    per_parameter.begin_update(run.optimizer, step=1, healthy=torch.tensor(data=True))
+    adamw.begin_update(run.optimizer, step=1, healthy=torch.tensor(data=True))
     run.optimizer.step()
     for name, bits in run.bits().items():
         torch.testing.assert_close(bits, before[name] * (1 - 0.1 * 0.5))
@@ -300,3 +301,11 @@ def test_the_random_rounding_is_keyed_by_update_name_and_seed():
     draws = [*rounded(update=1), *rounded(update=2), *rounded(update=1, seed=1)]
     assert len(set(draws)) == 6
     assert rounded(update=1) == tuple(draws[:2])
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adafactor"])
+def test_optimizer_starts_at_the_adapters_own_peak_rate(kind):
+    run = Run(settings_of(**KINDS[kind], method="lora", lora={**LORA, "learning_rate": 0.02}))
+    optimizers = getattr(run.optimizer, "_entries", None)
+    single = next(iter(optimizers.values())).optimizer if optimizers else run.optimizer
+    assert single.defaults["lr"] == 0.02

@@ -5,9 +5,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 
-from dreambooth_core.numerics.averaging import decay_at
 from dreambooth_core.training.optim.ddp import WEIGHTS
-from dreambooth_core.training.optim.ema import MovingAverage
+from dreambooth_core.training.optim.ema import MovingAverage, decay_at
 from tests.unit.training import tiny
 
 
