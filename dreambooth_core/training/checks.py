@@ -59,8 +59,9 @@ class MovedParameters:
         for group in self._groups:
             learning = self._with_gradient(group)
             stuck = [name for name in learning if name not in moved]
-            # Stochastic rounding to bf16 may leave a small tensor unchanged, but not a network.
-            if stuck and (self._train.weight_dtype == "fp32" or stuck == learning):
+            # By chance, stochastic rounding to bf16 leaves small tensors unchanged, never most.
+            share = _num_weights(group, stuck) / _num_weights(group, learning)
+            if share > (0 if self._train.weight_dtype == "fp32" else 0.5):
                 _stop(
                     "trainable parameters were not moved by the first update",
                     stuck,
@@ -78,6 +79,10 @@ class MovedParameters:
     def _checksums(self) -> dict[str, torch.Tensor]:
         named = self._state.model.denoiser.named_parameters()
         return {name: checksum(self._state.value(parameter)) for name, parameter in named}
+
+
+def _num_weights(group: ParameterGroup, names: Sequence[str]) -> int:
+    return sum(group.parameters[name].numel() for name in names)
 
 
 def checksum(value: torch.Tensor) -> torch.Tensor:
