@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.jax import adamw
-from dreambooth_core.jax.adamw import Moments
+from dreambooth_core.jax import optax_adamw
 from dreambooth_core.jax.functional import Arrays, Tensors, micro_step_loss
+from dreambooth_core.jax.optax_adamw import Moments
 from dreambooth_core.training.step import StepInput
 from dreambooth_core.training.trainable import TrainableModel
 
@@ -25,7 +25,7 @@ class CompiledSteps:
 
     def __init__(self, model: TrainableModel, settings: TrainSettings) -> None:
         self._model, self._settings = model, settings
-        self._optimizer = adamw.adamw(settings)
+        self._optimizer = optax_adamw.adamw(settings)
         self._group_of = {
             name: index for index, group in enumerate(model.groups) for name in group.parameters
         }
@@ -77,8 +77,8 @@ class CompiledSteps:
         """Parameters and moments after the update; as they were where a number is not finite."""
         loss, norm = values[0], values[4]
         healthy = jnp.isfinite(loss) & jnp.isfinite(norm)
-        clipped = adamw.clip(gradients, norm, max_grad_norm=self._settings.max_grad_norm)
-        after = adamw.moved(
+        clipped = optax_adamw.clip(gradients, norm, max_grad_norm=self._settings.max_grad_norm)
+        after = optax_adamw.moved(
             self._optimizer,
             parameters,
             moments,

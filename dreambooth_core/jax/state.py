@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.jax import adamw
-from dreambooth_core.jax.adamw import Moments
+from dreambooth_core.jax import optax_adamw
 from dreambooth_core.jax.functional import Arrays, to_numpy, to_torch
+from dreambooth_core.jax.optax_adamw import Moments
 from dreambooth_core.jax.placement import Placement
 from dreambooth_core.training.optim.ddp import OPTIMIZER, WEIGHTS
 from dreambooth_core.training.protocols import CheckpointSource
@@ -39,11 +39,11 @@ class JaxState:
         self.model = model
         self._name_of = {id(p): name for name, p in model.trainable.items()}
         start = {name: to_numpy(p) for name, p in model.trainable.items()}
-        moments = adamw.adamw(settings).init(start)
+        moments = optax_adamw.adamw(settings).init(start)
         if state is not None:
             start = {name: to_numpy(weight) for name, weight in load_file(state / WEIGHTS).items()}
             assert start.keys() == model.trainable.keys(), "the state is of another model"
-            moments = adamw.from_torch_state(moments, load_file(state / OPTIMIZER))
+            moments = optax_adamw.from_torch_state(moments, load_file(state / OPTIMIZER))
         self.parameters: Arrays = placement.on_all(start)
         self.moments: Moments = placement.on_all(moments)
         self.frozen: Arrays = placement.on_all(_frozen_tensors(model))
@@ -64,7 +64,7 @@ class JaxState:
     def save(self, folder: Path) -> None:
         """Weights and moments."""
         save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)
-        save_file(adamw.to_torch_state(self.moments), folder / OPTIMIZER)
+        save_file(optax_adamw.to_torch_state(self.moments), folder / OPTIMIZER)
 
     def snapshot(self) -> CheckpointSource | None:
         """None: it is copied off the devices and written before the next update."""
