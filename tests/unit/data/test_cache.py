@@ -202,9 +202,7 @@ def test_the_same_weights_under_another_config_have_another_address(tiny_sd: Pat
     assert cache.model_sha256(vae) != cache.model_sha256(other)
 
 
-def test_a_copy_of_the_vae_in_another_folder_has_the_same_address(
-    tiny_sd: Path, tmp_path: Path
-) -> None:
+def test_copy_of_the_vae_has_the_same_address(tiny_sd: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sd, tmp_path / "copy")
     assert cache.model_sha256(_vae(tmp_path / "copy")) == cache.model_sha256(_vae(tiny_sd))
 
@@ -241,7 +239,7 @@ def test_an_image_that_is_not_its_manifests_is_refused(
     assert not (tmp_path / "out" / "record.json").exists()
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_its_length(
+def test_too_long_prompt_raises_with_its_length(
     tmp_path: Path, sets: list[ImageSet], encoders: Encoders
 ) -> None:
     long = replace(sets[0], prompt="a photo of " + "dog " * 80)
@@ -305,7 +303,7 @@ def test_sizes_are_the_pictures_and_the_places_of_its_crops(
     assert sizes.tolist() == [[80, 160, view.top, view.left] for view in views]
 
 
-def test_a_caption_is_the_prompt_of_its_photo_and_the_others_keep_theirs(
+def test_caption_replaces_the_prompt_of_its_photo_alone(
     tmp_path: Path, sets: list[ImageSet], encoders: Encoders
 ) -> None:
     first, *others = sets[0].manifest.images

@@ -52,9 +52,7 @@ def test_captions_come_from_both_kinds_of_file_into_the_manifest(
     )
 
 
-def test_without_the_setting_no_caption_is_read_and_no_byte_moves(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_without_the_setting_captions_change_nothing(folder: Path, tmp_path: Path) -> None:
     (folder / "photo-0.txt").write_text("a caption")
     inspection = inspected(folder, tmp_path, captions=False)
     manifest = gate.write_accepted(inspection, out=tmp_path / "out", fingerprint="f")
@@ -62,15 +60,13 @@ def test_without_the_setting_no_caption_is_read_and_no_byte_moves(
     assert "caption" not in json.dumps(manifest.to_json())
 
 
-def test_a_folder_without_any_caption_is_refused_with_the_way_out(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_folder_without_captions_raises_with_the_fix(folder: Path, tmp_path: Path) -> None:
     (folder / "photo-0.txt").write_text("  \n")
     with pytest.raises(DataError, match=r"no photo of mug has a caption.*photo\.txt beside"):
         gate.require_captions(inspected(folder, tmp_path))
 
 
-def test_two_captions_that_differ_are_refused_and_equal_ones_are_not(folder: Path) -> None:
+def test_conflicting_captions_raise_and_equal_ones_do_not(folder: Path) -> None:
     photos = sorted(folder.glob("*.png"))
     (folder / "photo-1.txt").write_text("sks mug")
     list_captions(folder, ("photo-1.png", "sks  mug"))
@@ -83,7 +79,7 @@ def test_two_captions_that_differ_are_refused_and_equal_ones_are_not(folder: Pat
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"file_name": "a.png"}', '{"file_name": 1, "text": ""}']
 )
-def test_a_line_that_is_no_caption_is_refused_with_its_number(folder: Path, line: str) -> None:
+def test_invalid_caption_line_raises_with_its_number(folder: Path, line: str) -> None:
     (folder / METADATA).write_text('{"file_name": "photo-0.png", "text": "x"}\n\n' + line)
     with pytest.raises(DataError, match=r"line 3 of metadata\.jsonl is not a caption"):
         read_captions(folder, sorted(folder.glob("*.png")))

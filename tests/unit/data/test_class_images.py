@@ -41,7 +41,7 @@ def make(tmp_path: Path, num: int, artist: Artist, *, out: str = "out", **more: 
     )
 
 
-def test_a_set_of_30_topped_up_to_48_is_the_set_of_48(tmp_path: Path) -> None:
+def test_set_of_30_grown_to_48_equals_a_set_of_48(tmp_path: Path) -> None:
     artist, alone = Artist(), Artist()
     make(tmp_path, 30, artist)
     topped_up = make(tmp_path, 48, artist, out="topped-up")
@@ -146,7 +146,7 @@ make_class_images(state=root / "state", out=root / "out", key="k" * 64, fingerpr
 """
 
 
-def test_killed_twice_it_completes_with_the_same_bytes_and_one_block_lost_per_kill(
+def test_each_kill_costs_at_most_one_block_and_no_byte(
     tmp_path: Path,
 ) -> None:
     log = tmp_path / "log"
@@ -180,7 +180,7 @@ def test_two_processes_making_one_set_share_the_work(tmp_path: Path) -> None:
     assert files.tree_hashes(tmp_path / "out-log-0") == files.tree_hashes(tmp_path / "out-log-1")
 
 
-def test_the_key_holds_all_that_changes_bits_but_not_the_count() -> None:
+def test_key_covers_everything_but_the_count() -> None:
     prior = PriorSettings(
         prior_loss_weight=1, num_class_images=30, num_inference_steps=25, guidance_scale=3,
         sample_batch_size=16, seed=7,
@@ -229,9 +229,7 @@ def test_png_is_lossless_and_carries_nothing_but_pixels() -> None:
         assert again.tobytes() == noise.tobytes()
 
 
-def test_with_a_real_pipeline_5_images_are_the_first_3_and_two_more(
-    tiny_sd: Path, tmp_path: Path
-) -> None:
+def test_real_pipeline_extends_3_images_to_5(tiny_sd: Path, tmp_path: Path) -> None:
     settings = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
     pipe = load.load_pipeline(settings, tmp_path, device=torch.device("cpu"))
 

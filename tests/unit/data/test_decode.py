@@ -80,7 +80,7 @@ def test_the_name_does_not_matter_for_a_whole_picture(read) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
-def test_of_several_frames_the_first_is_used_and_it_is_said(read, kind) -> None:
+def test_first_of_several_frames_is_used_with_a_warning(read, kind) -> None:
     options = {"quality": 95} if kind in ("WEBP", "AVIF") else {}
     data = encode(photo(1), kind, save_all=True, append_images=[photo(2), photo(3)], **options)
     decoded = read(data)
@@ -252,7 +252,7 @@ def test_wide_gamut_colours_are_converted_to_srgb(read, kind) -> None:
     assert np.abs(np.subtract(decoded.image.getpixel((9, 9)), expected)).max() <= 3
 
 
-def test_transparent_pixels_are_converted_before_they_are_laid_on_the_background(read) -> None:
+def test_transparent_pixels_are_converted_before_blending(read) -> None:
     image = plain((160, 120, 80, 255), "RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 64, 32))
     decoded = read(encode(image, "PNG", icc_profile=adobe_rgb_profile()), background="#102030")

@@ -51,7 +51,7 @@ def inspect(folder: Path, **settings: object) -> Inspection:
 # ---- warnings -----------------------------------------------------------------------------------
 
 
-def test_a_photo_is_as_sharp_at_twice_and_half_the_resolution() -> None:
+def test_sharpness_does_not_depend_on_the_resolution() -> None:
     """Measured at a shorter side of 256 px: a 1024 px photo and its 512 px version agree to 15 %,
     though the variance of the Laplacian of the two files themselves differs 2.7 times."""
     large = photo(1, (1365, 1024)).filter(ImageFilter.GaussianBlur(2))
@@ -131,13 +131,13 @@ A, B, C = hashes("a", 0b0), hashes("b", 0b1111), hashes("c", 0b11111111)
 
 
 @pytest.mark.parametrize("photos", [[A, B, C], [C, B, A], [B, A, C], [B, C, A]])
-def test_of_a_chain_of_likes_both_ends_stay_whatever_the_order(photos: list[ImageHashes]) -> None:
+def test_both_ends_of_a_chain_of_duplicates_stay(photos: list[ImageHashes]) -> None:
     """a and b differ in 4 bits, b and c in 4, a and c in 8."""
     assert list(duplicates(photos, distance=4)) == ["b"]
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_the_photo_with_more_pixels_stays_and_takes_its_whole_neighbourhood(order: int) -> None:
+def test_largest_photo_stays_and_removes_its_near_duplicates(order: int) -> None:
     photos = [A, hashes("b", 0b1111, num_pixels=101), C]
     rejected = duplicates(photos[order:] + photos[:order], distance=4)
     assert sorted(rejected) == ["a", "c"]
@@ -173,7 +173,7 @@ def test_fewer_class_images_than_the_advice_are_warned_of() -> None:
     assert class_set_warnings(None) == ()
 
 
-def test_an_instance_photo_among_the_class_images_is_found_at_another_size(tmp_path: Path) -> None:
+def test_resized_instance_photo_is_found_among_class_images(tmp_path: Path) -> None:
     folder = put(tmp_path / "class", {"0.png": photo(5), "1.png": photo(1).resize((64, 48))})
     class_images = read_hashes({name: folder / name for name in ("0.png", "1.png")})
     photos = [hashes_of(photo(seed), name=f"photo-{seed}") for seed in (1, 2)]
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
         assert refusal.value.exit_code == 2
 
 
-def test_a_folder_without_a_usable_photo_gives_a_report_and_then_an_error(tmp_path: Path) -> None:
+def test_folder_without_usable_photos_gives_report_then_error(tmp_path: Path) -> None:
     folder = put(tmp_path / "photos", {f"{i}.png": photo(i, (9, 9)) for i in range(7)})
     inspection = inspect(folder)
     assert len(inspection.report.rejected) == 7
@@ -232,7 +232,7 @@ def test_a_stop_is_heeded_between_photos(tmp_path: Path) -> None:
     assert seen == [(1, 4, "0.png"), (2, 4, "1.png")]
 
 
-def test_what_is_published_are_the_accepted_pixels_in_order_with_their_hashes(
+def test_published_images_are_the_accepted_pixels_in_order(
     tmp_path: Path,
 ) -> None:
     folder = put(tmp_path / "photos", {"b.png": photo(2), "a.png": photo(1), "c.png": photo(2)})
@@ -273,7 +273,7 @@ PHOTOS = os.environ.get("DREAMBOOTH_PHOTOS")
 
 
 @pytest.mark.skipif(not PHOTOS, reason="DREAMBOOTH_PHOTOS names no folder of subjects' folders")
-def test_every_photo_of_the_dreambooth_dataset_is_accepted_without_a_warning(
+def test_dreambooth_dataset_photos_are_accepted_without_warnings(
     tmp_path: Path,
 ) -> None:
     """107 photos of 20 subjects. The closest two photos of a subject (dog6/01, 02) differ in 12 of

@@ -203,15 +203,13 @@ def test_each_bad_photo_is_rejected_with_its_reason(report: GateReport, name: st
 
 
 @pytest.mark.parametrize("name", sorted({**SKIPPED_FILES, **SKIPPED_ENTRIES}))
-def test_each_entry_that_is_no_photo_is_skipped_with_its_reason(
-    report: GateReport, name: str
-) -> None:
+def test_entries_other_than_photos_are_skipped_with_a_reason(report: GateReport, name: str) -> None:
     reasons = {each.name: each.reason for each in report.skipped}
     expected = SKIPPED_ENTRIES.get(name) or SKIPPED_FILES[name][1]
     assert reasons[name.replace("\n", "\\n")] == expected
 
 
-def test_the_report_names_every_entry_once_and_accepts_the_good_ones(
+def test_report_lists_every_entry_once_and_accepts_good_ones(
     report: GateReport, bad_folder: Path
 ) -> None:
     named = [each.name for each in (*report.accepted, *report.rejected, *report.skipped)]
@@ -236,7 +234,7 @@ def test_no_file_of_the_user_is_changed(bad_folder: Path, tmp_path: Path) -> Non
     assert fingerprints(bad_folder.parent) == before
 
 
-def test_the_same_folder_gives_the_same_bytes_in_whatever_order_it_was_filled(
+def test_bytes_do_not_depend_on_the_order_of_files(
     bad_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = inspect(bad_folder, tmp_path / "first")
@@ -275,7 +273,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_files_that_may_not_be_read_are_told_apart_by_their_names(open_folder: Path) -> None:
+def test_unreadable_files_are_sorted_by_their_names(open_folder: Path) -> None:
     photos = open_folder / "photos"
     photos.mkdir(mode=0o755)
     for name in ("closed.png", "closed"):

@@ -22,7 +22,7 @@ def test_centre_crop_takes_the_middle_of_the_scaled_picture() -> None:
     assert views == (View(left=16, top=0, mirrored=False),)  # 96 x 64 after scaling
 
 
-def test_a_square_photo_has_one_view_however_many_crops_are_asked_for() -> None:
+def test_square_photo_has_one_view_for_any_number_of_crops() -> None:
     crops = settings(center_crop=False, crops_per_image=8)
     assert transform.views_of((200, 200), crops, sha256=SHA) == (View(0, 0, False),)
 
@@ -36,7 +36,7 @@ def test_every_view_has_its_mirror_image_when_flips_are_on() -> None:
     assert [v.left for v in views[::2]] == [v.left for v in views[1::2]]
 
 
-def test_crops_depend_on_the_picture_and_more_crops_keep_the_first() -> None:
+def test_crops_depend_on_the_image_and_stay_when_more_follow() -> None:
     wide = (640, 64)
     few = transform.views_of(wide, settings(center_crop=False, crops_per_image=3), sha256=SHA)
     many = transform.views_of(wide, settings(center_crop=False, crops_per_image=6), sha256=SHA)

@@ -84,7 +84,7 @@ def test_better_dino_with_broken_clip_t_is_refused() -> None:
     assert "worse by more than the tolerated 0.0100, beyond the noise" in verdict.why
 
 
-def test_a_loss_of_clip_t_within_the_tolerance_is_no_obstacle() -> None:
+def test_clip_t_loss_within_the_tolerance_allows_promotion() -> None:
     """Tolerated are 0.1 x the text range of 0.1 = 0.01; lost is 0.008."""
     verdict = compare(
         contender("version 2", dino=lambda i: 0.1, clip_t=lambda i: -0.008),
@@ -118,7 +118,7 @@ def test_a_fallback_is_never_promoted_however_good_its_dino() -> None:
 
 
 @pytest.mark.parametrize("qualified", [True, False])
-def test_the_first_version_becomes_champion_if_and_only_if_it_qualified(qualified: bool) -> None:
+def test_first_version_becomes_champion_only_if_qualified(qualified: bool) -> None:
     first = contender("version 1", qualified=qualified)
     verdict = compare(first, None, settings=SELECT, noise=NOISE)
     assert verdict.promote is qualified
@@ -133,7 +133,7 @@ def test_the_same_version_is_already_the_champion() -> None:
     assert verdict.why == "version 3 is already the champion."
 
 
-def test_the_paired_difference_is_the_mean_of_the_differences_by_hand() -> None:
+def test_paired_difference_equals_the_mean_by_hand() -> None:
     """Three pairs that differ by 0.1, 0.2 and 0.6: 0.3."""
     shifts = [0.1, 0.2, 0.6]
     difference = paired_difference(

@@ -60,7 +60,7 @@ def examples() -> dict[str, Record]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_record_is_valid_and_one_without_a_key_is_not(name: str) -> None:
+def test_schema_accepts_a_record_and_rejects_a_missing_key(name: str) -> None:
     validator = jsonschema.Draft202012Validator(published(name))
     value = examples()[name].to_json()
     validator.validate(value)

@@ -85,7 +85,7 @@ def row():
     return score_features(BENCH, model=MODEL, features=FEATURES)
 
 
-def test_clip_t_is_the_cosine_of_each_image_with_its_own_prompt() -> None:
+def test_clip_t_is_the_cosine_of_image_and_prompt() -> None:
     """Images at 0 and 10 degrees against text 0, at 80 and 100 against text 90."""
     expected = [1.0, cos(10), cos(10), cos(10)]
     assert [image.clip_t for image in row().images] == pytest.approx(expected)
@@ -107,7 +107,7 @@ def test_text_range_averages_over_all_other_prompts() -> None:
     assert text_range == pytest.approx(0.5)
 
 
-def test_clip_i_is_the_mean_over_all_pairs_of_image_and_photo() -> None:
+def test_clip_i_averages_over_all_pairs_of_image_and_photo() -> None:
     """Photos at 0 and 60 degrees."""
     expected = [
         (1.0 + cos(60)) / 2,

@@ -71,7 +71,7 @@ def make_evaluator(clip: Path, dino: Path, *, photos: list[Path], root: Path) ->
 # ---- extractors ---------------------------------------------------------------------------------
 
 
-def test_features_have_length_1_and_the_same_image_the_same_feature(evaluator: Evaluator) -> None:
+def test_features_have_unit_length_and_depend_on_the_image_alone(evaluator: Evaluator) -> None:
     images = [Painter().paint("x", seed) for seed in (1, 2, 1)]
     for features in (evaluator.clip.images(images), evaluator.dino.images(images)):
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, rtol=1e-12)
@@ -111,7 +111,7 @@ def test_dino_takes_the_class_token_after_the_last_norm(
     )
 
 
-def test_dino_takes_a_trained_linear_pooler_where_the_config_has_one(tmp_path: Path) -> None:
+def test_dino_uses_a_trained_linear_pooler_from_the_config(tmp_path: Path) -> None:
     """A ViT of two features whose pooler swaps them: the class token (a, b) becomes (b, a)."""
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -138,7 +138,7 @@ def test_dino_takes_a_trained_linear_pooler_where_the_config_has_one(tmp_path: P
     np.testing.assert_allclose(scorer.images([image])[0] * np.hypot(a, b), [b, a], atol=1e-6)
 
 
-def test_scoring_leaves_the_models_in_the_mode_that_they_were_in(evaluator: Evaluator) -> None:
+def test_scoring_restores_the_training_mode_of_the_models(evaluator: Evaluator) -> None:
     evaluator.dino.model.train()
     evaluator.dino.images([Painter().paint("x", 1)])
     assert evaluator.dino.model.training
@@ -200,9 +200,7 @@ def test_the_same_weights_under_another_name_are_not_scored_again(evaluator: Eva
     assert painter.painted == NUM_IMAGES
 
 
-def test_a_stop_is_heeded_between_blocks_and_the_record_is_the_same_after(
-    evaluator: Evaluator, tmp_path: Path
-) -> None:
+def test_stop_between_blocks_does_not_change_the_row(evaluator: Evaluator, tmp_path: Path) -> None:
     painter = Painter()
     with pytest.raises(Stopped, match="stopped before image 16"):
         score_checkpoint(
@@ -266,7 +264,7 @@ def test_other_weights_get_their_own_images(evaluator: Evaluator) -> None:
 # ---- with a pipeline ----------------------------------------------------------------------------
 
 
-def test_a_real_pipeline_is_scored_the_same_in_one_go_and_after_a_stop(
+def test_real_pipeline_gets_the_same_row_after_a_stop(
     evaluator: Evaluator, tiny_sd: Path, tmp_path: Path
 ) -> None:
     """The package's own sampler on a tiny Stable Diffusion: every bit of the row agrees."""

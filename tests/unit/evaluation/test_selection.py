@@ -74,7 +74,7 @@ def test_a_tie_goes_to_the_earlier_step() -> None:
     assert "the earliest of 2 with that DINO" in chosen.rule
 
 
-def test_when_none_qualifies_the_highest_clip_t_is_the_fallback_and_does_not_qualify() -> None:
+def test_unqualified_fallback_has_the_highest_clip_t() -> None:
     chosen = select(
         checkpoint(100, clip_t=0.28, dino=0.60), checkpoint(200, clip_t=0.20, dino=0.85)
     )
@@ -100,16 +100,16 @@ def test_the_rule_is_a_sentence_with_the_numbers_that_decided() -> None:
     )
 
 
-def test_a_negative_text_range_does_not_ask_for_more_than_step_0() -> None:
+def test_negative_text_range_does_not_raise_the_clip_t_limit() -> None:
     assert select(checkpoint(100, clip_t=0.30, dino=0.6), text_range=-0.5).qualified
 
 
-def test_real_photos_less_alike_than_step_0_do_not_ask_for_less_than_its_pres() -> None:
+def test_photos_less_alike_than_step_0_do_not_lower_the_pres_limit() -> None:
     rows = [BASE, checkpoint(100, clip_t=0.3, dino=0.6, pres=0.40), real_row(0.2)]
     assert select_best(scores(rows), SELECT).qualified
 
 
-def test_with_a_single_photo_the_way_of_pres_leads_to_1() -> None:
+def test_with_a_single_photo_pres_is_measured_against_1() -> None:
     limits = limits_of(scores([BASE, real_row(None)]), SELECT)
     assert limits.max_pres == pytest.approx(0.40 + 0.25 * 0.60)
     assert "a single photo has no pairs" in limits.pres_because
@@ -120,13 +120,13 @@ def test_no_checkpoint_is_an_error() -> None:
         select()
 
 
-def test_no_row_step_0_is_an_error_that_names_the_rows() -> None:
+def test_missing_row_step_0_raises_with_the_existing_rows() -> None:
     rows = [checkpoint(100, clip_t=0.3, dino=0.6), real_row()]
     with pytest.raises(StageError, match="no row 'step 0'; found: checkpoint-100, real"):
         select_best(scores(rows), SELECT)
 
 
-def test_flat_metrics_hold_the_best_row_and_what_was_gained_over_step_0() -> None:
+def test_flat_metrics_hold_the_best_row_and_its_gains_over_step_0() -> None:
     table = scores([BASE, checkpoint(100, clip_t=0.31, dino=0.62), real_row()])
     metrics = flat_metrics(table, select_best(table, SELECT))
     assert (metrics["best_step"], metrics["qualified"]) == (100, 1)

@@ -44,7 +44,7 @@ def test_scored_texts_are_the_prompts_without_the_identifier(tmp_path: Path) -> 
     assert not any("  " in text for text in suite.scored_texts(class_noun="dog"))
 
 
-def test_a_text_file_is_a_suite_and_its_comments_are_no_prompts(tmp_path: Path) -> None:
+def test_text_file_is_a_suite_and_its_comments_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(
         "# mine\n\na {identifier} {class_noun} on a plate\n  a {identifier}  {class_noun} at sea\n"
     )
@@ -92,7 +92,7 @@ def plan(settings: EvaluateSettings = SETTINGS, subject: SubjectSettings = SUBJE
     return make_plan(settings, suite=suite, subject=subject, sampler="DDIM", resolution=64)
 
 
-def test_the_pocket_plan_of_params_yaml_has_at_least_32_images() -> None:
+def test_pocket_plan_of_params_yaml_has_at_least_32_images() -> None:
     made = plan()
     assert made.num_images == len(made.prompts) * 4 >= MIN_IMAGES
     assert len(made.requests) == made.num_images + 16
@@ -100,13 +100,13 @@ def test_the_pocket_plan_of_params_yaml_has_at_least_32_images() -> None:
     assert made.requests[-1][0] == "a photo of mug"
 
 
-def test_fewer_than_32_images_a_row_is_refused_with_the_number_that_would_do() -> None:
+def test_fewer_than_32_images_per_row_raise_with_the_number_needed() -> None:
     settings = SETTINGS.model_copy(update={"images_per_prompt": 3})
     with pytest.raises(SettingsError, match=r"x 3 images = 24.*at least 32.*to 4 or more"):
         plan(settings)
 
 
-def test_seeds_are_distinct_and_an_image_keeps_its_seed_when_more_are_asked_for() -> None:
+def test_seeds_are_distinct_and_stay_when_the_number_of_images_grows() -> None:
     made = plan()
     more = plan(SETTINGS.model_copy(update={"images_per_prompt": 6}))
     assert len(set(made.seeds) | set(made.class_seeds)) == made.num_images + 16

@@ -46,7 +46,7 @@ def test_a_new_model_has_neither_champion_nor_challenger(three) -> None:
     assert aliases.challenger(three, name=MODEL) is None
 
 
-def test_a_version_that_has_not_passed_export_parity_gets_no_alias(three) -> None:
+def test_version_without_export_parity_gets_no_alias(three) -> None:
     with pytest.raises(RegistryError, match="version 4 of dreambooth-mug has not passed"):
         aliases.set_challenger(three, name=MODEL, version=4)
     with pytest.raises(RegistryError, match="never checked"):
@@ -54,7 +54,7 @@ def test_a_version_that_has_not_passed_export_parity_gets_no_alias(three) -> Non
     assert versions.aliases_of(three, name=MODEL) == {}
 
 
-def test_the_challenger_that_is_promoted_becomes_champion_and_is_challenger_no_more(three) -> None:
+def test_promoted_challenger_becomes_champion_and_loses_its_alias(three) -> None:
     aliases.set_challenger(three, name=MODEL, version=2)
     promote(three, 2)
     assert versions.aliases_of(three, name=MODEL) == {"champion": 2}
@@ -69,7 +69,7 @@ def test_the_champion_is_never_its_own_challenger(three) -> None:
     assert versions.aliases_of(three, name=MODEL) == {"champion": 1}
 
 
-def test_rollback_walks_back_through_the_champions_and_ends_at_the_first(three) -> None:
+def test_rollback_walks_back_to_the_first_champion(three) -> None:
     for version in (1, 2, 1, 3):
         promote(three, version)
     assert [rollback(three) for _ in range(3)] == [1, 2, 1]
@@ -132,7 +132,7 @@ def test_a_rollback_killed_anywhere_keeps_the_history(
     assert rollback(three) == 1
 
 
-def test_a_champion_set_in_the_ui_can_be_rolled_back_to_the_one_before(three) -> None:
+def test_champion_set_in_the_ui_can_be_rolled_back(three) -> None:
     promote(three, 1)
     MlflowClient(three.uri, three.uri).set_registered_model_alias(MODEL, "champion", "3")
     assert champion(three) == 3

@@ -48,7 +48,7 @@ def with_one_wrong(requests: tuple[ParityRequest, ...]) -> tuple[ParityRequest, 
     return (*requests[:-1], requests[-1].model_copy(update={"pixels_sha256": "0" * 64}))
 
 
-def test_the_upload_in_a_fresh_process_gives_the_images_that_were_scored(
+def test_upload_reproduces_the_scored_images_in_a_fresh_process(
     tracking, run, tiny_sd, tmp_path, scored
 ) -> None:
     candidate = examples.candidate(tiny_sd)
@@ -68,7 +68,7 @@ def test_a_comparison_of_nothing_has_not_passed() -> None:
     assert ParityResult(model_uri="models:/x/1", compared=1, mismatches=()).passed
 
 
-def test_one_changed_pixel_changes_the_hash_and_the_file_format_does_not(tmp_path) -> None:
+def test_hash_depends_on_pixels_and_not_on_the_file_format(tmp_path) -> None:
     image = Image.new("RGB", (8, 8), "red")
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "a.bmp")
@@ -84,7 +84,7 @@ def test_one_changed_pixel_changes_the_hash_and_the_file_format_does_not(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_load_fails_the_check_with_the_last_lines(tracking, run) -> None:
+def test_model_that_fails_to_load_raises_with_the_last_lines(tracking, run) -> None:
     request = ParityRequest(prompt="x", seed=1, pixels_sha256="0")
     with pytest.raises(StageError, match=r"(?s)ended with code 1.*not found"):
         parity.check_parity(tracking, plan((request,)))

@@ -37,7 +37,7 @@ def run_of(tracking: Tracking):
 # ---- where MLflow is ----------------------------------------------------------------------------
 
 
-def test_without_a_uri_the_store_is_in_the_workspace_wherever_the_process_runs(tmp_path) -> None:
+def test_without_a_uri_the_store_is_in_the_workspace(tmp_path) -> None:
     there = resolve_tracking(Workspace(tmp_path))
     assert there.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert there.artifact_root == tmp_path / "mlartifacts"
@@ -54,12 +54,12 @@ def test_a_server_keeps_the_files_itself(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "databricks"])
-def test_a_store_that_mlflow_no_longer_writes_is_refused_with_the_way_out(tmp_path, uri) -> None:
+def test_unsupported_store_raises_with_the_fix(tmp_path, uri) -> None:
     with pytest.raises(SettingsError, match="unset it to use"):
         resolve_tracking(Workspace(tmp_path), uri=uri)
 
 
-def test_an_unreachable_server_is_an_error_within_seconds_that_says_what_to_do(tmp_path) -> None:
+def test_unreachable_server_raises_within_seconds_with_the_fix(tmp_path) -> None:
     nobody = resolve_tracking(Workspace(tmp_path), uri="http://ada:secret@127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(RegistryError, match=r"does not answer.*dreambooth up") as caught:
@@ -81,7 +81,7 @@ def test_a_run_is_found_again_by_its_fingerprint(tracking) -> None:
     assert first.experiment_id == other.experiment_id
 
 
-def test_two_processes_at_once_in_a_new_store_meet_in_one_run(tmp_path) -> None:
+def test_two_processes_share_one_run_in_a_new_store(tmp_path) -> None:
     program = f"""
 import sys
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_a_deleted_experiment_comes_back_instead_of_failing_the_run(tracking, ru
     assert again.experiment_id == run.experiment_id
 
 
-def test_params_are_written_once_and_a_changed_one_does_not_fail(tracking, run) -> None:
+def test_params_are_written_once_and_changes_are_ignored(tracking, run) -> None:
     runs.log_params(tracking, run, {"train": {"learning_rate": 5e-6, "lora": {"rank": 4}}})
     runs.log_params(tracking, run, {"train": {"learning_rate": 1.0}, "data": {"resolution": 64}})
     params = MlflowClient(tracking.uri).get_run(run.run_id).data.params
@@ -131,7 +131,7 @@ def test_params_are_written_once_and_a_changed_one_does_not_fail(tracking, run) 
     }
 
 
-def test_a_data_set_is_one_input_however_often_it_is_recorded(tracking, run, photos) -> None:
+def test_data_set_recorded_twice_is_one_input(tracking, run, photos) -> None:
     for _ in range(2):
         runs.log_dataset(
             tracking, run, name="mug", folder=str(photos), sha256="d" * 64, context="instance"
@@ -154,9 +154,7 @@ def record(tracking, run, *, suite: str = "pocket", grid: Path | None = None) ->
     )
 
 
-def test_scores_recorded_twice_leave_one_row_per_checkpoint_and_one_number_per_step(
-    tracking, run, tmp_path
-) -> None:
+def test_recording_scores_twice_adds_no_rows_and_no_numbers(tracking, run, tmp_path) -> None:
     grid = tmp_path / "grid.png"
     Image.new("RGB", (64, 64), "red").save(grid)
     first = record(tracking, run, grid=grid)
@@ -173,9 +171,7 @@ def test_scores_recorded_twice_leave_one_row_per_checkpoint_and_one_number_per_s
     assert len([path for path in pictures if path.endswith(".png")]) == 1
 
 
-def test_scores_of_another_harness_stand_beside_the_old_ones_and_never_replace_them(
-    tracking, run
-) -> None:
+def test_scores_of_another_harness_do_not_replace_the_old_ones(tracking, run) -> None:
     record(tracking, run)
     models = record(tracking, run, suite="objects")
     model = MlflowClient(tracking.uri).get_logged_model(models["checkpoint-50"])
@@ -183,7 +179,7 @@ def test_scores_of_another_harness_stand_beside_the_old_ones_and_never_replace_t
     assert {metric.dataset_name for metric in dino} == {"pocket", "objects"}
 
 
-def test_a_row_whose_making_was_killed_is_completed_and_not_made_twice(tracking, run) -> None:
+def test_half_created_row_is_completed_after_a_kill(tracking, run) -> None:
     client = MlflowClient(tracking.uri)
     half = logged_models._create(client, run, examples.checkpoint(50))
     assert half.status == LoggedModelStatus.PENDING
@@ -240,7 +236,7 @@ def test_a_sink_that_was_given_nothing_makes_no_run(tracking) -> None:
     assert runs.find_run(tracking, experiment=MODEL, fingerprint="a" * 64) is None
 
 
-def test_an_unreachable_server_costs_the_training_one_warning_and_no_time(tmp_path, caplog) -> None:
+def test_unreachable_server_costs_one_warning_and_no_time(tmp_path, caplog) -> None:
     nobody = resolve_tracking(Workspace(tmp_path), uri="http://127.0.0.1:9")
     writer = MlflowSink(nobody, SPEC)
     began = time.monotonic()

@@ -60,7 +60,7 @@ def served(tmp_path: Path, empty_store: Path) -> Iterator[Tracking]:
         server.wait(30)
 
 
-def test_a_run_its_scores_a_version_and_its_alias_live_on_a_server(
+def test_server_stores_run_scores_version_and_alias(
     served: Tracking, tiny_sd: Path, tmp_path: Path
 ) -> None:
     run = runs.find_or_create_run(served, experiment=MODEL, fingerprint="a" * 64, name="x")

@@ -58,9 +58,7 @@ def served(packed: Path):
     return mlflow.pyfunc.load_model(str(packed))
 
 
-def test_every_image_of_an_evaluation_comes_out_of_the_served_model_to_the_bit(
-    served, tiny_sd
-) -> None:
+def test_served_model_reproduces_every_evaluation_image_bit_for_bit(served, tiny_sd) -> None:
     prompts = [PROMPTS[i % 3] for i in range(6)]  # one full block and one that is filled up
     seeds = list(range(10, 16))
     expected = evaluated(tiny_sd, prompts, seeds)
@@ -69,14 +67,14 @@ def test_every_image_of_an_evaluation_comes_out_of_the_served_model_to_the_bit(
     assert [image.tobytes() for image in got] == [image.tobytes() for image in expected]
 
 
-def test_a_single_request_gives_the_picture_that_was_scored_inside_a_block(served, tiny_sd) -> None:
+def test_single_request_reproduces_an_image_scored_in_a_block(served, tiny_sd) -> None:
     expected = evaluated(tiny_sd, PROMPTS, [1, 2, 3])
     for prompt, seed, image in zip(PROMPTS, [1, 2, 3], expected, strict=True):
         [text] = served.predict([{"prompt": prompt, "seed": seed}])
         assert picture(text).tobytes() == image.tobytes()
 
 
-def test_the_same_seed_gives_the_same_bytes_twice_and_another_seed_others(served) -> None:
+def test_bytes_depend_on_the_seed(served) -> None:
     one, two, other = (
         served.predict([{"prompt": PROMPTS[0], "seed": seed}])[0] for seed in (5, 5, 6)
     )
@@ -116,7 +114,7 @@ def test_a_wrong_request_is_refused_in_words(served, wrong: dict, text: str) -> 
         served.predict([wrong])
 
 
-def test_the_packed_model_holds_no_pickle_and_no_path_of_this_machine(packed, tiny_sd) -> None:
+def test_packed_model_has_no_pickle_and_no_local_path(packed, tiny_sd) -> None:
     suffixes = {path.suffix for path in packed.rglob("*") if path.is_file()}
     assert suffixes <= {"", ".json", ".safetensors", ".py", ".yaml", ".txt"}
     text = (packed / "MLmodel").read_text()
@@ -125,7 +123,7 @@ def test_the_packed_model_holds_no_pickle_and_no_path_of_this_machine(packed, ti
     assert str(Path(package.__file__).parent) not in text
 
 
-def test_the_champion_loads_by_alias_in_a_fresh_process_without_this_project_or_pickle(
+def test_champion_loads_by_alias_without_this_project_or_pickle(
     tracking, run, tiny_sd, tmp_path
 ) -> None:
     candidate = examples.candidate(tiny_sd)
@@ -153,7 +151,7 @@ sys.stdout.write(model.predict([{{"prompt": {PROMPTS[0]!r}, "seed": 7}}])[0])
     assert picture(output).tobytes() == evaluated(tiny_sd, PROMPTS[:1], [7])[0].tobytes()
 
 
-def test_making_a_store_the_default_leaves_the_environment_as_it_was(tracking, monkeypatch) -> None:
+def test_default_store_is_restored_with_the_environment(tracking, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere.db")
     with as_default(tracking):
         assert mlflow.get_tracking_uri() == tracking.uri
@@ -161,7 +159,7 @@ def test_making_a_store_the_default_leaves_the_environment_as_it_was(tracking, m
     assert mlflow.get_tracking_uri() == "sqlite:////elsewhere.db"
 
 
-def test_lora_weights_are_served_on_their_base_model_to_the_bit(tiny_sd, tmp_path) -> None:
+def test_lora_weights_are_served_on_their_base_model(tiny_sd, tmp_path) -> None:
     adapter = tmp_path / "export"
     adapter.mkdir()
     write_random_lora(tiny_sd, adapter)
@@ -179,9 +177,7 @@ def test_lora_weights_are_served_on_their_base_model_to_the_bit(tiny_sd, tmp_pat
     assert picture(text).tobytes() != evaluated(tiny_sd, PROMPTS[:1], [3])[0].tobytes()
 
 
-def test_sdxl_is_served_as_it_was_scored_with_and_without_adapters_on_all_networks(
-    tiny_sdxl, tmp_path
-) -> None:
+def test_sdxl_is_served_as_scored_with_and_without_adapters(tiny_sdxl, tmp_path) -> None:
     cpu = torch.device("cpu")
     adapter = tmp_path / "export"
     parts = {}
@@ -209,7 +205,7 @@ def test_sdxl_is_served_as_it_was_scored_with_and_without_adapters_on_all_networ
         assert picture(text).tobytes() == expected.tobytes()
 
 
-def test_lora_weights_without_their_base_model_say_how_to_name_it(tiny_sd, tmp_path) -> None:
+def test_lora_weights_without_base_model_raise_with_the_fix(tiny_sd, tmp_path) -> None:
     adapter = tmp_path / "export"
     adapter.mkdir()
     write_random_lora(tiny_sd, adapter)

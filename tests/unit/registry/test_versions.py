@@ -45,7 +45,7 @@ def test_another_fingerprint_with_the_same_files_uploads_nothing_new(
     assert [row.name for row in rows] == ["checkpoint-100"]
 
 
-def test_an_upload_that_samples_otherwise_never_replaces_the_files_of_a_version(
+def test_upload_with_other_sampling_does_not_replace_a_version(
     tracking, run, tiny_sd, scratch
 ) -> None:
     register(tracking, run, tiny_sd, scratch)
@@ -57,9 +57,7 @@ def test_an_upload_that_samples_otherwise_never_replaces_the_files_of_a_version(
     assert sources[0] != sources[1]
 
 
-def test_the_tags_of_a_version_say_what_it_is_and_where_it_came_from(
-    tracking, run, tiny_sd, scratch
-) -> None:
+def test_version_tags_hold_scores_settings_and_lineage(tracking, run, tiny_sd, scratch) -> None:
     register(tracking, run, tiny_sd, scratch)
     [info] = versions.list_versions(tracking, name=MODEL)
     assert info.scores["dino"] == pytest.approx(0.5)
@@ -74,7 +72,7 @@ def test_the_tags_of_a_version_say_what_it_is_and_where_it_came_from(
     assert version.description == "# A mug\n\nBest of two checkpoints."
 
 
-def test_settings_too_long_for_a_tag_are_cut_and_their_hash_is_whole(
+def test_settings_too_long_for_a_tag_are_cut_with_full_hash(
     tracking, run, tiny_sd, scratch
 ) -> None:
     settings = {"train": {f"setting_{i}": i for i in range(600)}}
@@ -93,7 +91,7 @@ def test_an_export_with_a_possible_pickle_is_refused(tracking, run, tmp_path, sc
         register(tracking, run, export, scratch)
 
 
-def test_only_the_best_checkpoint_is_uploaded_and_keeps_its_row_and_scores(
+def test_only_the_best_checkpoint_is_uploaded_and_keeps_its_row(
     tracking, run, tiny_sd, scratch
 ) -> None:
     checkpoints = [examples.checkpoint(step) for step in (50, 100)]
@@ -118,7 +116,7 @@ def stored_files(model) -> int:
     return sum(path.is_file() for path in folder.rglob("*"))
 
 
-def test_a_kill_in_the_middle_of_an_upload_is_mended_by_the_next_run(
+def test_next_run_completes_an_upload_after_a_kill(
     tracking, run, tiny_sd, scratch, monkeypatch
 ) -> None:
     def killed(*_: object) -> None:

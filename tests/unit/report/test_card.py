@@ -23,7 +23,7 @@ CONTENT = CardContent(
 )
 
 
-def test_the_card_has_the_chosen_row_between_its_references_and_no_other() -> None:
+def test_card_shows_the_chosen_row_and_the_references_only() -> None:
     card = render_card(CONTENT)
     assert "| **checkpoint-200** | 0.789 (0.778 to 0.802) |" in card
     assert "| step 0 (base model) | 0.512" in card

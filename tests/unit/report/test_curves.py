@@ -32,7 +32,7 @@ def test_ticks_are_round_and_enclose_the_values(
     assert nice_ticks(low, high) == pytest.approx(expected)
 
 
-def test_a_chart_is_well_formed_and_higher_values_are_higher_up() -> None:
+def test_chart_is_well_formed_and_draws_higher_values_higher() -> None:
     svg = line_chart(POINTS, label="DINO over steps", marked=50)
     ElementTree.fromstring(svg)
     line = re.search(r'class="series" points="([^"]+)"', svg)
@@ -43,7 +43,7 @@ def test_a_chart_is_well_formed_and_higher_values_are_higher_up() -> None:
     assert second[0] == pytest.approx((first[0] + third[0]) / 2, abs=0.1)
 
 
-def test_the_chosen_checkpoint_has_a_ring_and_each_dot_its_numbers() -> None:
+def test_chart_rings_the_chosen_checkpoint_and_labels_each_dot() -> None:
     svg = line_chart(POINTS, label="x", marked=50)
     assert svg.count("dot best") == 1
     assert "<title>step 50: 0.5000 (0.4000 to 0.6000)</title>" in svg

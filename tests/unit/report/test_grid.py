@@ -25,7 +25,7 @@ def colours_of(sheet: Image.Image) -> set[tuple[int, ...]]:
     return {colour for count, colour in found if count >= 100 * 100}  # type: ignore[misc]
 
 
-def test_the_first_image_of_each_prompt_is_shown_in_every_column(tmp_path: Path) -> None:
+def test_grid_shows_the_first_image_of_each_prompt(tmp_path: Path) -> None:
     sheet = draw_grid(PROMPTS, columns=columns(tmp_path))
     shown = {(0, 255, 90), (20, 235, 90), (100, 155, 90), (120, 135, 90)}
     assert colours_of(sheet) - {(255, 255, 255)} == shown

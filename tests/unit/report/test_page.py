@@ -50,7 +50,7 @@ def test_the_page_shows_every_rows_numbers_with_their_intervals(tmp_path: Path) 
     assert "0.778 – 0.802" in text  # DINO of checkpoint-200
 
 
-def test_the_page_says_what_was_chosen_why_and_what_became_of_it(tmp_path: Path) -> None:
+def test_page_shows_choice_reason_and_verdict(tmp_path: Path) -> None:
     text = text_of(render_page(page_content(tmp_path)))
     assert (
         "The chosen checkpoint is checkpoint-200 , registered as dreambooth-mug version 2" in text
