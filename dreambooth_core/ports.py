@@ -1,4 +1,4 @@
-"""What the core asks of the world above it: where metrics go, how progress shows, when to stop."""
+"""Interfaces that callers of the core implement: metrics, progress, stop signal."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 StopSignal = Callable[[], bool]
-"""Says whether a stop was asked for; asked between steps and between sampling batches."""
+"""Returns whether to stop; called between training steps and between sampling steps."""
 
 
 def never_stop() -> bool:
-    """The StopSignal of work that nobody stops."""
+    """The StopSignal that never stops."""
     return False
 
 
 class MetricSink(Protocol):
-    """Receives numbers, pictures and files while a stage runs. Losing them never fails a stage."""
+    """Receives metrics while a stage runs. A failing sink never fails the stage."""
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
         """Record numbers at a step (a completed optimizer update)."""
@@ -27,22 +27,22 @@ class MetricSink(Protocol):
 
 
 class NullSink:
-    """A MetricSink that keeps nothing."""
+    """A MetricSink that drops everything."""
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Keep nothing."""
+        """Drop everything."""
 
     def close(self, *, status: str) -> None:
-        """Keep nothing."""
+        """Drop everything."""
 
 
 class Progress(Protocol):
-    """Shows how far a piece of work is."""
+    """Reports progress."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """`done` of `total` units are complete; `text` says what is worth saying (rate, ETA)."""
+        """Report `done` of `total` units; `text` adds a rate or an estimate."""
         ...
 
 
 def no_progress(done: int, total: int, text: str = "") -> None:
-    """The Progress of work that nobody watches."""
+    """The Progress that reports nothing."""

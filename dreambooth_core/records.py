@@ -1,7 +1,7 @@
-"""The frozen records that travel between stages, and their JSON twins.
+"""The frozen records that stages exchange, and their JSON files.
 
-A record is written last into its folder as `record.json`: a folder without one does not exist.
-Records hold no time, host, process, absolute path or run id, so the same work gives the same bytes.
+A stage writes `record.json` last, so a folder without one counts as missing. Records contain no
+time, host, process, absolute path or run id: the same work gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ Role = Literal["instance", "class"]
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, strict about keys, the same value gives the same bytes."""
+    """Base class of records: frozen, without unknown keys, with reproducible bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> dict[str, object]:
-        """The JSON twin as a plain dictionary."""
+        """The record as a plain dictionary."""
         return self.model_dump(mode="json")
 
     def write(self, folder: Path, name: str = RECORD_NAME) -> None:
-        """Write the JSON twin into `folder`, whole or not at all."""
+        """Write the record as JSON into `folder`, completely or not at all."""
         files.write_json(folder / name, self.to_json())
 
     @classmethod
     def read(cls, folder: Path, name: str = RECORD_NAME) -> Self:
-        """Read the twin. Raises CorruptRecordError when it is absent or does not fit."""
+        """Read a record. Raises CorruptRecordError if it is missing or invalid."""
         path = folder / name
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -56,7 +56,7 @@ class Record(BaseModel):
 
     @classmethod
     def read_if_there(cls, folder: Path, name: str = RECORD_NAME) -> Self | None:
-        """The record, or None where the folder holds no whole one."""
+        """The record, or None if the folder has no valid one."""
         try:
             return cls.read(folder, name)
         except CorruptRecordError:
@@ -64,7 +64,7 @@ class Record(BaseModel):
 
 
 class BaseModelIdentity(Record):
-    """Which base model, exactly: hub id and commit, or path and sha256 of its weights."""
+    """The exact base model: hub id and commit, or path and sha256 of its weights."""
 
     name: str
     revision: str | None

@@ -1,1 +1,1 @@
-"""Instance and class images: the gate, generation, the latent cache, batches."""
+"""Instance and class images: data gate, sampling, latent cache, batches."""

@@ -1,7 +1,7 @@
-"""Rows for the training: a pure function of (seed, global sample position).
+"""Training rows as a pure function of seed and global sample position.
 
-No loader, no worker and no state: row number p of a run is the same on any number of processes,
-for any split into micro-steps, and after any number of kills.
+There is no loader and no state, so row p of a run is the same on any number of processes, for any
+split into micro-steps, and after any number of kills.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dreambooth_core.records import CachedImage, LatentCache, Role
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: which image and view stands at a position, its latents, and its sizes in pixels."""
+    """One row: the image and view at a position, its latents, and its sizes in pixels."""
 
     role: Role
     position: int
@@ -38,19 +38,19 @@ class Sample:
 
 
 class LatentDataset:
-    """A latent cache on disk, read and verified once, kept in memory."""
+    """A latent cache, read from disk and verified once."""
 
     def __init__(self, folder: Path, *, seed: int, with_class_rows: bool) -> None:
-        """Open the cache in `folder`; rows are drawn by `seed`.
+        """Load the cache in `folder`; `seed` decides the rows.
 
-        Raises CorruptRecordError when a file is not what the record says, SettingsError when
-        class rows are asked for and the cache has none.
+        Raises CorruptRecordError if a file differs from the record, and SettingsError if
+        `with_class_rows` and the cache has no class images.
         """
         self.record = LatentCache.read(folder)
         wrong = files.mismatches(folder, self.record.files)
         if wrong:
             raise CorruptRecordError(
-                "the latent cache is not what its record says",
+                "the latent cache differs from its record",
                 got=f"missing or changed: {', '.join(wrong)}",
                 hint="delete the cache stage's output and run the stage again",
             )
@@ -65,7 +65,7 @@ class LatentDataset:
         self._is_pooled = any(name.endswith(".pooled") for name in self._text)
 
     def num_images(self, role: Role) -> int:
-        """How many images of a role the cache holds."""
+        """The number of images of a role."""
         return len(self._images[role])
 
     def rows_at(self, positions: Sequence[int]) -> TrainBatch:
@@ -88,8 +88,8 @@ class LatentDataset:
     def sample_at(self, position: int, *, role: Role) -> Sample:
         """The row of a role at a global sample position.
 
-        Every epoch goes through all images in an order of its own; the view and the VAE's sample
-        are drawn for the position. Each draw has a generator of its own.
+        Every epoch visits all images in a new order; the view and the VAE's sample depend on the
+        position. Each random number has a separate generator.
         """
         entries = self._images[role]
         epoch, place = divmod(position, len(entries))
@@ -109,7 +109,7 @@ class LatentDataset:
     def _draw_latents(
         self, entry: CachedImage, view: int, generator: torch.Generator
     ) -> torch.Tensor:
-        """z_0 = scale (mean + std noise), as diffusers' DiagonalGaussianDistribution samples."""
+        """z_0 = scale * (mean + std * noise), like diffusers' DiagonalGaussianDistribution."""
         moments = self._moments[entry.file]
         mean, logvar = moments["mean"][view], moments["logvar"][view]
         std = torch.exp(0.5 * logvar)
@@ -123,7 +123,7 @@ class LatentDataset:
         for role in self._roles:
             if not self._images[role]:
                 raise SettingsError(
-                    f"the latent cache holds no {role} images, and the training needs some",
+                    f"the latent cache lacks {role} images, which the training needs",
                     hint="run the stages class-images and cache again"
                     if role == "class"
                     else "run the stages validate and cache again",

@@ -1,8 +1,8 @@
 """The latent cache: VAE moments of every view and text embeddings, addressed by content.
 
-What an image becomes depends on its pixels, the VAE (weights and config), the transform and the
-arithmetic; the sha256 over those is the name of its file in the content store. So nothing stale can
-be found, and what two subjects or two settings share is made once.
+An image's moments depend on its pixels, the VAE (weights and config), the transform and the
+arithmetic. The sha256 of all that names its file in the content store, so entries are never stale,
+and subjects or settings share them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ _TRANSFORM = ("resolution", "center_crop", "crops_per_image", "random_flip")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """The images of one role: their manifest, the folder it speaks of, and the prompt of those
-    without a caption of their own."""
+    """The images of one role: manifest, folder, and the prompt of images without a caption."""
 
     manifest: Manifest
     folder: Path
@@ -47,9 +46,9 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The parts of the base model that encode: text encoders with their tokenizers, in order.
+    """The encoders of the base model: VAE, and text encoders with tokenizers in order.
 
-    `masks_text`: whether the text encoder is given the attention mask.
+    `masks_text`: whether the text encoders take the attention mask.
     """
 
     vae: AutoencoderKL
@@ -71,10 +70,10 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     should_stop: StopSignal = never_stop,
     progress: Progress = no_progress,
 ) -> LatentCache:
-    """Encode what the content store does not hold yet, and write the cache into the folder `out`.
+    """Encode the images that the content store lacks, and write the cache into `out`.
 
-    Raises CorruptRecordError when an image is not what its manifest says, StageError when the VAE
-    gives a number that is not finite, Stopped between two images.
+    Raises CorruptRecordError if an image differs from its manifest, StageError if the VAE returns
+    a non-finite number, and Stopped between two images.
     """
     encode = _Encoder(encoders.vae, settings=settings, store=MomentStore(content_store))
     entries = [(one, entry) for one in image_sets for entry in one.manifest.images]
@@ -82,7 +81,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     hashes: dict[str, str] = {}
     for image_set, entry in entries:
         if should_stop():
-            raise Stopped("the cache was asked to stop", hint="run it again to continue")
+            raise Stopped("caching stopped", hint="run the same command again to continue")
         key, data = encode(image_set.folder / entry.file, sha256=entry.sha256)
         name = f"{MOMENTS}/{key}.safetensors"
         files.write_bytes(out / name, data)
@@ -113,14 +112,14 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
 
 
 def _write_text(prompts: set[str], encoders: Encoders, *, out: Path) -> str:
-    """Write what stands for the prompts; returns the file's sha256."""
+    """Write the embeddings of the prompts; returns the file's sha256."""
     data = tensor_bytes(embed_prompts(sorted(prompts), encoders))
     files.write_bytes(out / TEXT_FILE, data)
     return files.sha256_bytes(data)
 
 
 class _Encoder:
-    """Gives an image's moments file: from the store, or made and stored."""
+    """Returns an image's moments, from the store or from the VAE."""
 
     def __init__(self, vae: AutoencoderKL, *, settings: DataSettings, store: MomentStore) -> None:
         self._vae, self._settings, self._store = vae, settings, store
@@ -139,15 +138,15 @@ class _Encoder:
 
 
 def moments_key(image_sha256: str, *, vae_sha256: str, settings: DataSettings) -> str:
-    """The address of an image's moments: sha256 over pixels, VAE, transform and arithmetic."""
+    """The address of an image's moments: sha256 of pixels, VAE, transform and arithmetic."""
     transform = {name: getattr(settings, name) for name in _TRANSFORM}
     return files.digest_of([_KEY_VERSION, image_sha256, vae_sha256, transform])
 
 
 def model_sha256(model: AutoencoderKL) -> str:
-    """sha256 over a model's weights, its config and its arithmetic.
+    """sha256 of a model's weights, config and arithmetic.
 
-    Entries of the config like `_name_or_path` say where it came from and do not count.
+    Private entries of the config, such as `_name_or_path`, do not count.
     """
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     tensors = {
@@ -158,7 +157,7 @@ def model_sha256(model: AutoencoderKL) -> str:
 
 
 def arithmetic_of(model: nn.Module) -> list[str | int]:
-    """What decides the bits of a sum: type, device, threads, deterministic kernels."""
+    """Everything that changes the bits of a sum: dtype, device, threads, deterministic kernels."""
     first = next(model.parameters())
     kernels = torch.are_deterministic_algorithms_enabled()
     return [str(first.dtype), first.device.type, torch.get_num_threads(), kernels]
@@ -170,13 +169,13 @@ def encode_image(
     """Mean and log-variance of the VAE's posterior for every view, fp32 [V, C, h, w], and `size`
     [V, 4]: height and width of the picture, top and left of the crop, in pixels.
 
-    Views go through one at a time, so that how many there are changes no bits. Raises
-    CorruptRecordError when the file is not the one recorded, StageError on a non-finite number.
+    The VAE encodes one view at a time, so the number of views does not change bits. Raises
+    CorruptRecordError if the file differs from its hash, and StageError for a non-finite number.
     """
     if not path.is_file() or files.sha256_file(path) != sha256:
         raise CorruptRecordError(
-            f"{path.name} is not the image that its manifest lists",
-            hint="run the stage that makes it again",
+            f"{path.name} differs from the image in its manifest",
+            hint="run the stage again that writes it",
         )
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
@@ -192,20 +191,20 @@ def encode_image(
     moments = {"mean": torch.stack(means), "logvar": torch.stack(logvars), "size": sizes}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in moments.values()):
         raise StageError(
-            f"the VAE gives numbers that are not finite for {path.name}",
+            f"the VAE returns non-finite numbers for {path.name}",
             hint="the base model's VAE may not work in half precision",
         )
     return moments
 
 
 class MomentStore:
-    """Moments by address, each file with its own sha256 beside it, written after it."""
+    """Moments by address; a second file, written last, holds the sha256 of the first."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: str) -> bytes | None:
-        """The stored file, or None where it is missing, half-written or damaged."""
+        """The stored file, or None if it is missing, incomplete or damaged."""
         try:
             data = self._file(key).read_bytes()
             return data if files.sha256_bytes(data) == self._seal(key).read_text() else None

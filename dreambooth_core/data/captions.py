@@ -1,4 +1,4 @@
-"""Captions of photos: `photo.txt` beside `photo.jpg`, or lines of `metadata.jsonl`."""
+"""Captions of photos: `photo.txt` next to `photo.jpg`, or lines of `metadata.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dreambooth_core.errors import DataError
 from dreambooth_core.records import ManifestImage
 
 METADATA = "metadata.jsonl"
-"""One object a line: `{"file_name": "photo.jpg", "text": "a photo of sks mug on a table"}`."""
+"""One object per line: `{"file_name": "photo.jpg", "text": "a photo of sks mug on a table"}`."""
 
 _MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions by the photo's file name, the files that they came from, and what to tell."""
+    """Captions by the photo's file name, the files that contain them, and warnings."""
 
     by_name: dict[str, str]
     files: frozenset[str]
@@ -29,7 +29,7 @@ class Captions:
 
 
 def read_captions(folder: Path, photos: Sequence[Path]) -> Captions:
-    """The captions of the photos in a folder. Links are not followed out of it.
+    """Read the captions of the photos in a folder, without following links out of it.
 
     Raises DataError for a file that cannot be read as captions, and for a photo with two.
     """
@@ -71,7 +71,7 @@ def _text(path: Path) -> str:
 
 
 def _words(text: str) -> str:
-    """The text in one line, its words apart by single blanks."""
+    """The text on one line, with single spaces."""
     return " ".join(text.split())
 
 
@@ -98,7 +98,7 @@ def _parsed(line: str, number: int) -> tuple[str, str]:
 
 
 def without_identifier(images: Sequence[ManifestImage], identifier: str) -> tuple[str, ...]:
-    """Warnings for captions that do not name the subject: they would teach it nothing."""
+    """Warnings for captions without the identifier, which cannot teach the subject."""
     return tuple(
         messages.CAPTION_WITHOUT.format(file=image.file, identifier=identifier)
         for image in images

@@ -1,4 +1,4 @@
-"""From a file of any supported kind to upright sRGB pixels without alpha, or a reason why not."""
+"""Decode a photo to upright sRGB pixels without alpha, or raise the reason why not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreambooth_core.data.listing import KINDS, is_cut_short, is_raw, kind_of
 from dreambooth_core.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
-"""Pillow's names of what is read; JPEG includes MPO, where a phone adds a second picture."""
+"""Pillow's names of the supported formats; MPO is a JPEG to which a phone adds an image."""
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -38,7 +38,7 @@ _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 
 @dataclass(frozen=True)
 class Decoded:
-    """Upright sRGB pixels (mode RGB, no metadata) and what is worth telling about them."""
+    """Upright sRGB pixels (mode RGB, no metadata) with warnings about them."""
 
     image: Image.Image
     turned: bool
@@ -55,7 +55,7 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
     """
     pillow_heif.register_heif_opener()
     with _as_reasons(path, max_pixels=max_pixels), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; they change no pixel
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which changes no pixel
         if is_raw(path):
             raise DataError(messages.REJECTED_RAW.format(suffix=path.suffix.lower()))
         if path.stat().st_size == 0:
@@ -67,7 +67,7 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
 
 @contextlib.contextmanager
 def _as_reasons(path: Path, *, max_pixels: int) -> Iterator[None]:
-    """Turn what decoders raise over broken or hostile bytes into a DataError with the reason."""
+    """Turn the exceptions of decoders on broken or hostile bytes into a DataError."""
     try:
         yield
     except (DataError, MemoryError):
@@ -75,7 +75,7 @@ def _as_reasons(path: Path, *, max_pixels: int) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         found = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_many(int(found[1]) if found else 0, max_pixels=max_pixels) from None
-    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error...
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error...
         if isinstance(error, OSError) and error.errno is not None:
             reason = messages.REJECTED_UNREADABLE.format(error=error.strerror)
         else:
@@ -115,7 +115,7 @@ def _why_undecodable(path: Path, error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """A decoder's message without what changes from run to run."""
+    """A decoder's message without parts that change between runs."""
     if isinstance(error, UnidentifiedImageError):
         return "no picture is found in them"
     text = " ".join(str(error).split()) or type(error).__name__
@@ -131,7 +131,7 @@ def _normalise(image: Image.Image, *, background: str) -> Decoded:
         notes.append(messages.WARNED_FRAMES)
     before = _orientation(image, notes)
     image.load()
-    # Pillow turns a TIFF while it loads it, and then takes the tag away.
+    # Pillow turns a TIFF while loading it, and then removes the tag.
     orientation = _orientation(image, notes)
     profile = cast("bytes | None", image.info.get("icc_profile"))
     colours, alpha = _split_alpha(_with_8_bits(image))
@@ -148,20 +148,20 @@ def _normalise(image: Image.Image, *, background: str) -> Decoded:
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    """Whether an animation or a page is left out; the second picture of a phone's photo is none."""
+    """Whether decoding drops frames or pages, besides the second image of a phone's photo."""
     if image.format in ("MPO", "HEIF"):
         return False
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # a damaged second frame does no harm
+    except Exception:  # a damaged second frame does not matter
         return True
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
-    """EXIF orientation 1..8. HEIC says 1: its decoder has turned the picture already."""
+    """EXIF orientation 1..8; always 1 for HEIC, whose decoder turns the image."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except OSError:  # a PNG is loaded for its EXIF data, so this is the picture's own trouble
+    except OSError:  # reading the EXIF data of a PNG loads its pixels, and those are damaged
         raise
     except Exception:
         notes.append(messages.WARNED_EXIF)
@@ -170,7 +170,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
 
 
 def _with_8_bits(image: Image.Image) -> Image.Image:
-    """Grey, colour or CMYK with 8 bits per channel; of 16 bits the upper 8 are kept.
+    """Convert to grey, colour or CMYK with 8 bits per channel, the upper 8 of 16.
 
     Pillow itself keeps the upper 8 bits of 16-bit colour, but clips 16-bit grey at 255.
     """
@@ -182,7 +182,7 @@ def _with_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The colours (mode L, RGB, CMYK or LAB) and the alpha channel, if the picture has one."""
+    """The colours (mode L, RGB, CMYK or LAB), and the alpha channel or None."""
     if image.has_transparency_data:
         grey = image.mode in ("L", "LA", "La", "1")
         both = image.convert("LA" if grey else "RGBA")
@@ -193,7 +193,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """Mode RGB in sRGB, through the embedded ICC profile where there is a usable one."""
+    """Convert to RGB in sRGB, with the embedded ICC profile if it is usable."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -1,7 +1,7 @@
-"""The data gate: every entry of a folder is accepted, rejected or skipped, each with its reason.
+"""The data gate: it accepts, rejects or skips every entry of a folder, with a reason.
 
-A user's file is opened for reading only. Each photo is decoded once: its normalised copy waits in a
-scratch folder until all photos are compared, so memory holds one photo at a time.
+It opens the user's files for reading only, and decodes each photo once. The normalised copies wait
+in a scratch folder for the comparison of all photos, so memory holds one photo at a time.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ from dreambooth_core.records import (
 
 REPORT_NAME = "report.json"
 ADVISED_CLASS_IMAGES = 200
-"""Fewer get a warning: 200 to 300 work for most subjects."""
+"""Fewer class images cause a warning: 200 to 300 work for most subjects."""
 
 _PNG_LEVEL = 3  # zlib: a third of the time of level 6 on a photograph, and no larger
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The gate's verdict; in the order of the accepted photos, where each one's normalised copy
-    waits, and its caption if it has one."""
+    """The gate's report, with copies and captions of the accepted photos in order."""
 
     report: GateReport
     copies: tuple[Path, ...]
@@ -50,7 +49,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Photo:
-    """A photo that can be used, unless it is like another one."""
+    """A usable photo, unless it is a duplicate."""
 
     accepted: AcceptedImage
     hashes: ImageHashes
@@ -68,11 +67,11 @@ def inspect_folder(
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> Inspection:
-    """Judge every entry of `folder`; normalised copies of the photos are left in `scratch`.
+    """Inspect every entry of `folder`, and write normalised copies of the photos to `scratch`.
 
-    Raises DataError when the folder is missing, no folder, unreadable or empty, or its captions
-    cannot be used, and Stopped between photos. A report without an accepted photo is returned:
-    `require_usable` refuses it.
+    Raises DataError if the folder is missing, unreadable, empty or not a folder, or if its captions
+    are invalid, and Stopped between photos. The report may lack accepted photos: `require_usable`
+    raises for those.
     """
     listing = list_folder(folder, subject=subject)
     captions = _captions(folder, listing, settings)
@@ -81,7 +80,7 @@ def inspect_folder(
     rejected: list[RejectedFile] = []
     for index, path in enumerate(listing.photos):
         if should_stop():
-            raise Stopped("the data gate was stopped; it begins anew when run again")
+            raise Stopped("the data gate stopped; the next run starts over")
         name = printable(path.name)
         try:
             copy, caption = scratch / f"{index:05d}.png", captions.by_name.get(path.name)
@@ -98,7 +97,7 @@ def inspect_folder(
         subject=subject,
         accepted=tuple(photo.accepted for photo in kept),
         rejected=tuple(sorted(rejected, key=lambda each: each.name)),
-        skipped=tuple(_skipped_or_caption(each, captions) for each in listing.skipped),
+        skipped=tuple(_relabel_caption(each, captions) for each in listing.skipped),
         warnings=(*_report_warnings(kept, settings), *captions.warnings),
     )
     return Inspection(
@@ -109,20 +108,20 @@ def inspect_folder(
 
 
 def _captions(folder: Path, listing: Listing, settings: DataSettings) -> Captions:
-    """The folder's captions, none when they are not asked for."""
+    """The folder's captions, or none without data.captions."""
     if not settings.captions:
         return Captions(by_name={}, files=frozenset())
     return read_captions(folder, listing.photos)
 
 
-def _skipped_or_caption(skipped: RejectedFile, captions: Captions) -> RejectedFile:
+def _relabel_caption(skipped: RejectedFile, captions: Captions) -> RejectedFile:
     if skipped.name not in captions.files:
         return skipped
     return RejectedFile(name=skipped.name, reason=messages.CAPTION_READ)
 
 
 def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | None) -> _Photo:
-    """Judge one photo by itself and write its normalised copy. Raises DataError with the reason."""
+    """Check one photo and write its normalised copy. Raises DataError with the reason."""
     decoded = decode(
         path,
         background=settings.background,
@@ -149,7 +148,7 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
 
 
 def _save_copy(image: Image.Image, path: Path) -> None:
-    """Lossless, and without metadata, so that the same pixels give the same bytes."""
+    """Save without metadata, so that the same pixels give the same bytes."""
     image.save(path, format="PNG", compress_level=_PNG_LEVEL)
 
 
@@ -170,20 +169,20 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
 
 
 def class_set_warnings(prior: PriorSettings | None) -> tuple[str, ...]:
-    """What to tell about the number of class images; for the manifest of the class images."""
+    """The warning about too few class images, for their manifest."""
     if prior is None or prior.num_class_images >= ADVISED_CLASS_IMAGES:
         return ()
     return (messages.CLASS_FEW.format(count=prior.num_class_images),)
 
 
 def require_usable(report: GateReport) -> None:
-    """Raise DataError, with the first reasons, when no photo was accepted."""
+    """Raise DataError with the first reasons if no photo was accepted."""
     if report.accepted:
         return
-    turned_away = [*report.rejected, *report.skipped]
-    reasons = [f"{each.name}: {each.reason}" for each in turned_away[:5]]
-    if len(turned_away) > len(reasons):
-        reasons.append(f"and {len(turned_away) - len(reasons)} more")
+    not_accepted = [*report.rejected, *report.skipped]
+    reasons = [f"{each.name}: {each.reason}" for each in not_accepted[:5]]
+    if len(not_accepted) > len(reasons):
+        reasons.append(f"and {len(not_accepted) - len(reasons)} more")
     raise DataError(
         messages.FOLDER_NOTHING.format(subject=report.subject),
         got="; ".join(reasons),
@@ -192,7 +191,7 @@ def require_usable(report: GateReport) -> None:
 
 
 def require_captions(inspection: Inspection) -> None:
-    """Raise DataError when no photo has a caption: for settings that ask for captions."""
+    """Raise DataError if no photo has a caption; for data.captions."""
     if not any(inspection.captions):
         subject = inspection.report.subject
         raise DataError(
@@ -203,7 +202,7 @@ def require_captions(inspection: Inspection) -> None:
 def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Manifest:
     """Publish into `out`: `images/NNN.png`, `report.json`, and the manifest as `record.json`, last.
 
-    The copies are moved out of the inspection's scratch folder: this can be done once.
+    Moves the copies out of the scratch folder, so it can run only once per inspection.
     """
     require_usable(inspection.report)
     (out / "images").mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from dreambooth_core.errors import DataError
 from dreambooth_core.records import RejectedFile
 
 KINDS = "JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC"
-"""What the gate reads, as text."""
+"""The supported formats, as text."""
 
 _SUFFIXES = frozenset(
     (
@@ -21,7 +21,7 @@ _SUFFIXES = frozenset(
         *(".tif", ".tiff", ".bmp", ".dib", ".gif", ".heic", ".heif", ".heics", ".heifs", ".hif"),
     )
 )
-# A raw file opens as a TIFF, but what then comes out is its thumbnail.
+# Pillow opens a raw file as a TIFF and decodes its thumbnail.
 _RAW_SUFFIXES = frozenset(
     (
         *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2"),
@@ -45,16 +45,16 @@ _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 
 @dataclass(frozen=True)
 class Listing:
-    """Entries in byte order of their names: what is meant to be a photo, and what is skipped."""
+    """Entries in byte order of their names: photos and skipped files."""
 
     photos: tuple[Path, ...]
     skipped: tuple[RejectedFile, ...]
 
 
 def list_folder(folder: Path, *, subject: str) -> Listing:
-    """Sort the entries of a folder. Nothing is opened that could block, nothing outside is read.
+    """Sort the entries of a folder without opening pipes or following links out of it.
 
-    Raises DataError when the folder is missing, no folder, unreadable or empty.
+    Raises DataError if the folder is missing, unreadable, empty or not a folder.
     """
     entries = _entries(folder, subject=subject)
     root = folder.resolve()
@@ -70,8 +70,8 @@ def list_folder(folder: Path, *, subject: str) -> Listing:
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be shown: bytes that are not UTF-8 and control characters
-    are escaped, so that it can harm neither a record nor a terminal."""
+    """A file's name with escapes for control characters and bytes that are not UTF-8, which could
+    damage a record or a terminal."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -106,7 +106,7 @@ def _why_skipped(path: Path, *, root: Path) -> str | None:
         return _why_link_fails(error)
     if stat.S_ISDIR(mode):
         return messages.SKIPPED_FOLDER
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(mode):  # opening a pipe would block
         return messages.SKIPPED_SPECIAL
     return _why_no_picture(path)
 
@@ -130,9 +130,9 @@ def _why_no_picture(path: Path) -> str | None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is meant to be a picture, by its suffix or by its first bytes.
+    """Whether a file is an image by its suffix or its first bytes.
 
-    Raises OSError when the suffix does not tell and the file cannot be read.
+    Raises OSError if the suffix is unknown and the file cannot be read.
     """
     if path.suffix.lower() in _SUFFIXES | _RAW_SUFFIXES | _OTHER_PICTURES:
         return True
@@ -145,7 +145,7 @@ def is_raw(path: Path) -> bool:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind that the first bytes of a file claim, or None for none that is read."""
+    """The supported format of a file by its first bytes, or None."""
     with path.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(b"\xff\xd8\xff"):
@@ -160,7 +160,7 @@ def kind_of(path: Path) -> str | None:
         return "WebP" if head[8:12] == b"WEBP" else None
     if head[4:8] == b"ftyp":
         return _kind_of_brand(head[8:12])
-    # Many a text begins with "BM", so the size of the next header must fit too.
+    # Some texts begin with "BM", so the size of the next header must fit too.
     is_bmp = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES
     return "BMP" if is_bmp else None
 
@@ -172,7 +172,7 @@ def _kind_of_brand(brand: bytes) -> str | None:
 
 
 def is_cut_short(path: Path) -> bool:
-    """Whether a WebP, AVIF or HEIC file is shorter than its own boxes say."""
+    """Whether a WebP, AVIF or HEIC file is shorter than its boxes."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(12)

@@ -1,4 +1,4 @@
-"""Every sentence of the data gate, in one place; docs/how-to-photos.md lists the same ones."""
+"""The messages of the data gate; docs/how-to-photos.md lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that say whether a photo is worth training on: contrast, sharpness, shape."""
+"""Quality measures of a photo: contrast, sharpness, aspect ratio."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dreambooth_core.config import DataSettings
 from dreambooth_core.data import messages
 
 MEASURED_SIDE = 256
-"""Photos are measured with this shorter side, so that numbers do not depend on the resolution."""
+"""The shorter side for measuring, so that the numbers do not depend on the resolution."""
 
 
 def shrunk_grey(image: Image.Image) -> Image.Image:
@@ -50,7 +50,7 @@ def why_blank(grey: Image.Image, settings: DataSettings) -> str | None:
 
 
 def quality_warnings(size: tuple[int, int], grey: Image.Image, settings: DataSettings) -> list[str]:
-    """What to tell about a photo of `size` (width, height in px) and its `shrunk_grey`."""
+    """Warnings about a photo of `size` (width, height in px) with its `shrunk_grey`."""
     found: list[str] = []
     sharp = sharpness(grey)
     if sharp < settings.blur_threshold:

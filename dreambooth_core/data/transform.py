@@ -1,4 +1,4 @@
-"""The geometry of training images: which square views are cut from a picture, and how."""
+"""The square views of a training image: scaling, cropping, mirroring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dreambooth_core.numerics.seeding import generator_for
 
 @dataclass(frozen=True)
 class View:
-    """A square of `resolution` px in a picture already scaled to it, perhaps mirrored."""
+    """A square of `resolution` px in the scaled image, possibly mirrored."""
 
     left: int
     top: int
@@ -24,7 +24,7 @@ class View:
 
 
 def views_of(size: tuple[int, int], settings: DataSettings, *, sha256: str) -> tuple[View, ...]:
-    """The distinct views of a picture of `size` (width, height) px, in a fixed order.
+    """The distinct views of an image of `size` (width, height) px, in a fixed order.
 
     `center_crop` gives the middle; otherwise there are up to `crops_per_image` random squares,
     drawn from (picture's sha256, crop), so that other pictures beside it change nothing. With
@@ -43,7 +43,7 @@ def views_of(size: tuple[int, int], settings: DataSettings, *, sha256: str) -> t
 
 
 def _corner(room: tuple[int, int], *, sha256: str, crop: int) -> tuple[int, int]:
-    """Where random crop number `crop` begins, uniform over the room on each axis."""
+    """The top left corner of random crop `crop`, uniform on each axis."""
     generator = generator_for(int(sha256[:15], 16), "crop", crop)
     left, top = (int(torch.randint(free + 1, (), generator=generator)) for free in room)
     return left, top
@@ -58,7 +58,7 @@ def scaled_size(size: tuple[int, int], *, resolution: int) -> tuple[int, int]:
 
 
 def cut(image: Image.Image, view: View, *, resolution: int) -> Image.Image:
-    """The view of a picture: scaled (bilinear over the whole source area), cropped, mirrored."""
+    """Scale (bilinear over the whole source area), crop and mirror an image."""
     scaled = image.resize(scaled_size(image.size, resolution=resolution), Image.Resampling.BILINEAR)
     box = (view.left, view.top, view.left + resolution, view.top + resolution)
     square = scaled.crop(box)
@@ -66,14 +66,14 @@ def cut(image: Image.Image, view: View, *, resolution: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as fp32 [3, height, width] in [-1, 1], as the VAE takes it."""
+    """An RGB image as fp32 [3, height, width] in [-1, 1], the input of the VAE."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
 
 
 def sizes_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
-    """What SDXL is told of every view, in pixels, fp32 [V, 4]: height and width of the picture,
-    top and left of the crop in the scaled picture (in its mirror image, for a mirrored view)."""
+    """SDXL's size conditioning per view, in pixels, fp32 [V, 4]: height and width of the image,
+    top and left of the crop in the scaled image (in its mirror image, for a mirrored view)."""
     width, _ = scaled_size(image.size, resolution=settings.resolution)
     last = width - settings.resolution
     return torch.tensor(
@@ -86,7 +86,7 @@ def sizes_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torc
 
 
 def tensors_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
-    """All views of a picture: fp32 [V, 3, R, R] in [-1, 1]."""
+    """All views of an image: fp32 [V, 3, R, R] in [-1, 1]."""
     views = views_of(image.size, settings, sha256=sha256)
     cuts = (cut(image, view, resolution=settings.resolution) for view in views)
     return torch.stack([to_tensor(square) for square in cuts])

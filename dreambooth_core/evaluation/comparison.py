@@ -1,4 +1,4 @@
-"""Challenger against champion, paired by (prompt, seed): promoted only beyond the noise."""
+"""Challenger against champion, paired by prompt and seed: promote only beyond the noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READERS: dict[str, Callable[[ImageScore], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One side of a comparison: a registered version, its row, and what it was scored with."""
+    """One side of a comparison: a registered version, its row, and the harness of the row."""
 
     name: str
     qualified: bool
@@ -31,7 +31,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """How the noise is measured: resamples, their seed, and step 0's text range."""
+    """The bootstrap of the difference: resamples, seed, and the text range of step 0."""
 
     samples: int
     seed: int
@@ -45,9 +45,9 @@ def compare(
     settings: SelectSettings,
     noise: Noise,
 ) -> Verdict:
-    """Whether the challenger takes the champion's place, and why, as a sentence with numbers.
+    """Decide whether the challenger replaces the champion, with the reason as a sentence.
 
-    Raises StageError when the two were not scored on the same prompts, seeds and scorers.
+    Raises StageError if the prompts, seeds or scorers of the two differ.
     """
     if champion is None:
         return _first(challenger)
@@ -76,7 +76,7 @@ def paired_difference(
 ) -> dict[str, Interval]:
     """Mean of challenger minus champion over the pairs, for DINO, CLIP-T and CLIP-I.
 
-    Raises StageError when harnesses or pairs differ: then both have to be scored again first.
+    Raises StageError if harnesses or pairs differ.
     """
     _check_same_harness(challenger, champion)
     ours, theirs = _by_pair(challenger.row), _by_pair(champion.row)

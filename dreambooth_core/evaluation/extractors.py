@@ -1,4 +1,4 @@
-"""The scorers' backbones: images or texts in, features of length 1 out, weights hashed.
+"""The scorers' backbones: images or texts in, unit-length features out, weights hashed.
 
 Legend: N images or texts, D feature width.
 """
@@ -31,7 +31,7 @@ class ClipScorer:
     """CLIP's image and text towers with their projections: CLIP-T and CLIP-I."""
 
     identity: ScorerIdentity
-    model: Any  # a CLIPModel; the library's own types do not know its outputs
+    model: Any  # a CLIPModel, whose outputs the library does not type
     processor: Any
     tokenizer: Any
 
@@ -45,7 +45,7 @@ class ClipScorer:
         return _in_batches(self.model, images, features)
 
     def texts(self, texts: Sequence[str]) -> Floats:
-        """Projected text features (N, D) of unit length; longer texts are cut at the context."""
+        """Projected text features (N, D) of unit length, from texts cut to the context length."""
 
         def features(batch: Sequence[str]) -> torch.Tensor:
             tokens = self.tokenizer(
@@ -88,7 +88,7 @@ class DinoScorer:
 
 
 def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
-    """A CLIPModel in float32. Raises SettingsError when it is absent, partial or no CLIP."""
+    """Load a CLIPModel in float32. Raises SettingsError if it is missing, partial or not a CLIP."""
     folder = _folder_of(name, root=root)
     _check_type(folder, name=name, allowed=("clip",))
     model = _load(CLIPModel, folder, name=name)
@@ -101,11 +101,11 @@ def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
 
 
 def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
-    """A ViT with a class token, in float32. Raises SettingsError when absent or of another kind."""
+    """Load a ViT with a class token in float32. Raises SettingsError if that is impossible."""
     folder = _folder_of(name, root=root)
     config = _check_type(folder, name=name, allowed=_CLS_MODELS)
-    # ViTs have a pooler of tanh by default, which DINO's weights lack: it would be random. A linear
-    # one is a projection that was trained to be the feature.
+    # By default a ViT has a tanh pooler, which DINO's weights lack, so it would be random. A linear
+    # pooler is trained to compute the feature.
     pooled = config.model_type in _WITH_POOLER and config.pooler_act == "linear"
     extra = {"add_pooling_layer": pooled} if config.model_type in _WITH_POOLER else {}
     return DinoScorer(
@@ -147,7 +147,7 @@ def _folder_of(name: str, *, root: Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_PARTS)))
     except Exception as error:
-        # The hub's client raises a dozen classes; each means that the scorer cannot be had here.
+        # The hub's client raises a dozen types; each means that the scorer is not available.
         raise SettingsError(
             "a scorer is neither a folder here nor to be had from the hub",
             got=f"{name} ({type(error).__name__})",
@@ -190,7 +190,7 @@ def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Mod
 
 
 def _identity(role: str, name: str, *, folder: Path) -> ScorerIdentity:
-    """The backbone's name without this machine's path, and one hash over all that shapes it."""
+    """The backbone's name without local paths, and a hash of everything behind its features."""
     parts = {path.name: files.sha256_file(path) for glob in _PARTS for path in folder.glob(glob)}
     backbone = Path(name).name if Path(name).is_absolute() else name
     return ScorerIdentity(name=role, backbone=backbone, sha256=files.digest_of(parts))

@@ -1,7 +1,7 @@
-"""Which checkpoint of a run is the best: the rule of docs/scores.md, as pure functions.
+"""The choice of the best checkpoint of a run: the rule of docs/scores.md, as pure functions.
 
-A checkpoint qualifies when it still follows the prompts (CLIP-T) and has not turned the whole class
-into the subject (PRES); among those the highest DINO wins, ties going to the earlier step.
+A checkpoint qualifies if it still follows the prompts (CLIP-T) and has not turned the whole class
+into the subject (PRES). The highest DINO among those wins; the earlier step breaks ties.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreambooth_core.records import (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a checkpoint has to keep to, and the sentences that say where the numbers come from."""
+    """The limits of a qualified checkpoint, with the reasons for the numbers."""
 
     min_clip_t: float
     max_pres: float
@@ -33,13 +33,13 @@ class Limits:
 
 
 def select_best(scores: Scores, settings: SelectSettings) -> Selection:
-    """The best checkpoint of `scores`, or the fallback when none qualifies.
+    """The best checkpoint of `scores`, or the fallback if none qualifies.
 
-    Raises StageError when the scores hold no checkpoint, or no row `step 0`.
+    Raises StageError if the scores lack checkpoints or the row `step 0`.
     """
     checkpoints = [row for row in scores.rows if row.step]
     if not checkpoints:
-        raise StageError("there is no checkpoint to select from", hint="run the stages before")
+        raise StageError("the scores lack a checkpoint", hint="run the stages train and evaluate")
     limits = limits_of(scores, settings)
     ranked = sorted((_judge(row, limits) for row in checkpoints), key=_rank)
     best = ranked[0]
@@ -53,12 +53,12 @@ def select_best(scores: Scores, settings: SelectSettings) -> Selection:
 
 
 def limits_of(scores: Scores, settings: SelectSettings) -> Limits:
-    """The limits that the base model's and the real photos' rows set."""
+    """The limits from the rows of the base model and the real photos."""
     base = _row(scores, STEP_0)
     real = next((row for row in scores.rows if row.name == REAL), None)
     clip_t, pres = _mean(base.clip_t, row=STEP_0), _mean(base.pres, row=STEP_0)
     loss = settings.max_clip_t_loss * max(0.0, scores.text_range)
-    # One photo alone has no pairs and so no DINO(real); a photo is then compared with itself.
+    # A single photo has no pairs and no DINO(real); 1 is its similarity to itself.
     ceiling = real.dino.mean if real is not None and real.dino is not None else 1.0
     what = "DINO of the real photos" if ceiling < 1.0 else "1 (a single photo has no pairs)"
     gain = settings.max_pres_gain * max(0.0, ceiling - pres)
@@ -73,7 +73,7 @@ def limits_of(scores: Scores, settings: SelectSettings) -> Limits:
 
 
 def flat_metrics(scores: Scores, selection: Selection) -> dict[str, float | int]:
-    """The numbers of a selection for `dvc metrics`: the best row's means and the gain in DINO."""
+    """The numbers for `dvc metrics`: the best row's means, and the gains over the base model."""
     best = _row(scores, selection.best or STEP_0)
     base = _row(scores, STEP_0)
     metrics: dict[str, float | int] = {
@@ -95,7 +95,7 @@ def _row(scores: Scores, name: str) -> ScoreRow:
         if row.name == name:
             return row
     raise StageError(
-        f"the scores hold no row {name!r}",
+        f"the scores lack the row {name!r}",
         got=", ".join(row.name for row in scores.rows),
         hint="run the stage evaluate again",
     )
@@ -127,7 +127,7 @@ def _judge(row: ScoreRow, limits: Limits) -> RankedCheckpoint:
 
 
 def _rank(judged: RankedCheckpoint) -> tuple[bool, float, int]:
-    """Qualified ones first, by DINO; the others by CLIP-T; ties by the earlier step."""
+    """Sort qualified checkpoints first, by DINO, then the others, by CLIP-T; ties by step."""
     value = judged.dino if judged.qualified else judged.clip_t
     return (not judged.qualified, -value, judged.step)
 

@@ -1,4 +1,4 @@
-"""Prompt suites: text files with one prompt a line, and the plan of images that one asks for."""
+"""Prompt suites (text files with one prompt per line) and the plan of evaluation images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.numerics.seeding import derive_seed
 
 MIN_IMAGES = 32
-"""Fewer images than this per row of scores say too little: the settings are refused."""
+"""Fewer images per row of scores are too noisy: such settings raise an error."""
 
 _FIELDS = {"identifier", "class_noun"}
 _SEED_BITS = 0x7FFF_FFFF  # seeds a person can type, and every JSON reader can hold exactly
@@ -29,7 +29,7 @@ class PromptSuite:
     templates: tuple[str, ...]
 
     def prompts(self, *, identifier: str, class_noun: str) -> tuple[str, ...]:
-        """The prompts that images are made from."""
+        """The prompts of the images."""
         return tuple(
             render(t, identifier=identifier, class_noun=class_noun) for t in self.templates
         )
@@ -40,12 +40,12 @@ class PromptSuite:
 
 
 def render(template: str, *, identifier: str, class_noun: str) -> str:
-    """A template's prompt; an empty identifier leaves no double space behind."""
+    """Fill in a template, without a double space for an empty identifier."""
     return " ".join(template.format(identifier=identifier, class_noun=class_noun).split())
 
 
 def shipped_suites() -> list[str]:
-    """Names of the suites that come with the package."""
+    """Names of the suites in the package."""
     names = [entry.name for entry in _shipped_folder().iterdir()]
     return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 
@@ -57,8 +57,8 @@ def _shipped_folder() -> Traversable:
 def load_suite(name: str, *, root: Path) -> PromptSuite:
     """A shipped suite by name, or a text file (its path relative to `root`).
 
-    Raises SettingsError naming the shipped suites when there is no such suite or file, and naming
-    the lines when some are not prompts.
+    Raises SettingsError with the shipped suites if there is no such suite or file, and with the
+    lines that are not prompts.
     """
     if name in shipped_suites():
         text = (_shipped_folder() / f"{name}.txt").read_text("utf-8")
@@ -68,7 +68,7 @@ def load_suite(name: str, *, root: Path) -> PromptSuite:
         return parse_suite(path.read_text("utf-8"), name=path.stem)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            "there is no such prompt suite",
+            "unknown prompt suite",
             got=f"{name!r} ({getattr(error, 'strerror', None) or 'not UTF-8 text'})",
             allowed=f"{', '.join(shipped_suites())}, or the path of a text file",
             hint="set evaluate.suite, or the subject's prompts",
@@ -76,9 +76,9 @@ def load_suite(name: str, *, root: Path) -> PromptSuite:
 
 
 def parse_suite(text: str, *, name: str) -> PromptSuite:
-    """The suite in `text`: a prompt a line; blank lines and lines that start with # do not count.
+    """Parse one prompt per line; blank lines and lines that start with # do not count.
 
-    Raises SettingsError with every bad line at once.
+    Raises SettingsError with all bad lines.
     """
     templates: list[str] = []
     problems: list[str] = []
@@ -116,7 +116,7 @@ def _problem_of(template: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """Which images a row of scores needs, the same for every checkpoint, run and version.
+    """The images of a row of scores, the same for every checkpoint, run and version.
 
     `seeds` holds one seed per suite image, prompt by prompt: image s of prompt p has
     `seeds[p * images_per_prompt + s]`.
@@ -153,7 +153,7 @@ class EvaluationPlan:
         return [p for p in range(len(self.prompts)) for _ in range(self.images_per_prompt)]
 
     def sampling_key(self, model_sha256: str) -> str:
-        """Identity of the images: the model that makes them and all that sampling depends on."""
+        """The key of the images: a hash of the model and of everything that sampling depends on."""
         sampling = [self.requests, self.sampler, self.steps, self.guidance]
         return files.digest_of([model_sha256, *sampling, self.resolution, self.batch_size])
 
@@ -168,9 +168,9 @@ def make_plan(
 ) -> EvaluationPlan:
     """The plan of `settings` for a subject's words.
 
-    Image s of prompt p has a seed from (evaluate.seed, "evaluate", p, s), image i of the class
-    prompt one from (evaluate.seed, "evaluate-class", i). Raises SettingsError when a row would
-    hold fewer than MIN_IMAGES images.
+    The seed of image s of prompt p depends on (evaluate.seed, "evaluate", p, s), that of image i
+    of the class prompt on (evaluate.seed, "evaluate-class", i). Raises SettingsError for fewer
+    than MIN_IMAGES images per row.
     """
     each = settings.images_per_prompt
     _check_counts(settings, num_prompts=len(suite.templates))

@@ -1,4 +1,4 @@
-"""What all stages share: their context, their fingerprint, and how they publish."""
+"""Shared by all stages: context, fingerprint, publishing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StageContext:
 
 
 def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str:
-    """sha256 over everything the stage's output depends on (design, section 4)."""
+    """sha256 of everything that the stage's output depends on."""
     return files.digest_of(
         {"stage": stage, "settings": config.settings_of(view, stage), "inputs": dict(inputs)}
     )
@@ -78,14 +78,14 @@ def base_identity(context: StageContext) -> BaseModelIdentity:
 
 
 def machine(view: SubjectView) -> list[str | int]:
-    """What of this machine changes bits: the kind of device and the number of threads."""
+    """Everything on this machine that changes bits: device type and number of threads."""
     from dreambooth_core.models import load
 
     return [load.pick_device(view.compute).type, view.compute.num_threads]
 
 
 def settings_that_count(view: SubjectView) -> dict[str, Any]:
-    """The settings that made the result, for the page, MLflow's params and a version's tags."""
+    """The settings behind a result, for the page, MLflow's params and a version's tags."""
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
     # accelerate_config and num_processes imply the strategy.
     dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
@@ -93,12 +93,12 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
 
 
 def evaluation_of(context: StageContext) -> Evaluation:
-    """What the evaluate stage has published. Raises CorruptRecordError where it has not."""
+    """The output of the evaluate stage. Raises CorruptRecordError if it is missing."""
     return Evaluation.read(context.places.stage_dir("evaluate"))
 
 
 def table_of(evaluation: Evaluation) -> Scores:
-    """The rows without their samples, as `scores.json` holds them (C6)."""
+    """The rows without their samples, the content of `scores.json`."""
     kept = set(ScoreRow.model_fields)
     return Scores(
         harness=evaluation.harness,
@@ -108,7 +108,7 @@ def table_of(evaluation: Evaluation) -> Scores:
 
 
 def row_pictures(evaluated: Path, row: str) -> Path:
-    """The folder of a row's pictures below the evaluate stage's folder."""
+    """The folder of a row's images in the output of the evaluate stage."""
     return evaluated / "images" / row.replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""The comparison across runs: challenger against champion, and the promotion that may follow.
+"""The comparison of challenger and champion across runs, and the promotion.
 
 No DVC stage: which version is the champion is a fact of the registry (docs/adr/0005).
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(context: StageContext) -> Verdict:
-    """Compare, write the verdict into the version's tags, and promote if it says so."""
+    """Compare, write the verdict into the version's tags, and promote if the verdict allows."""
     tracking = tracking_of(context)
     challenger = registered.get(context)
     champion = aliases.champion(tracking, name=challenger.name)
@@ -41,7 +41,7 @@ def run(context: StageContext) -> Verdict:
     )
     is_champion = champion is not None and champion.version.version == challenger.version
     if is_champion and _is_of(last_verdict(context), challenger):
-        return verdict  # the page keeps what was decided when it became the champion
+        return verdict  # the page keeps the verdict that made it the champion
     verdict.write(context.places.verdict_dir, VERDICT)
     if not is_champion:
         _carry_out(tracking, challenger, verdict)
@@ -58,13 +58,13 @@ def last_verdict(context: StageContext) -> Verdict | None:
 
 
 def decision(why: str) -> Decision:
-    """Who moves an alias (the account of this process), when, and why."""
+    """A decision by the account of this process, now."""
     now = datetime.datetime.now(datetime.UTC)  # noqa: TID251 - a tag of the registry, not an output
     return Decision(who=getpass.getuser(), when=now.isoformat(timespec="seconds"), why=why)
 
 
 def label(version: RegisteredVersion) -> str:
-    """How a version is called in verdicts."""
+    """The name of a version in verdicts."""
     return f"{version.name}/{version.version}"
 
 
@@ -138,7 +138,7 @@ def _noise(context: StageContext) -> Noise:
 
 
 def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict) -> None:
-    """Write the verdict as tags, and move the alias when it says so."""
+    """Write the verdict as tags, and move the alias on a promotion."""
     tags = {
         "verdict": verdict.why,
         "verdict.promote": str(verdict.promote).lower(),

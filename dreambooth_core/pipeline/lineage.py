@@ -1,4 +1,4 @@
-"""Lineage: the hashes of everything that a version was made from."""
+"""Lineage: the hashes of everything behind a version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data_sha256(places: Places) -> str:
 
 
 def dvc_hashes(root: Path, subject: str) -> dict[str, str]:
-    """The hash of each published folder as `dvc.lock` has it; stages not yet committed lack it."""
+    """The hash of each published folder in `dvc.lock`, without stages that are not committed."""
     path = root / "dvc.lock"
     if not path.is_file():
         return {}
@@ -31,7 +31,7 @@ def dvc_hashes(root: Path, subject: str) -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of the checkout, with a mark when files differ from it; None outside git."""
+    """The commit of the checkout, with a suffix if files differ from it; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         described = subprocess.run(

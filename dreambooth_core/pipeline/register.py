@@ -1,4 +1,4 @@
-"""The register stage: the best checkpoint becomes a version, checked before it gets an alias."""
+"""The register stage: make the best checkpoint a version, and check it before it gets an alias."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
 
 PARITY_BLOCKS = 1
-"""Sampling blocks that the parity check draws again: the first ones of the suite."""
+"""The number of sampling blocks, from the start of the suite, that the parity check repeats."""
 
 
 def run(context: StageContext) -> ModelVersion:
-    """Register the selected checkpoint (an experiment only says what it would be) and publish."""
+    """Register the selected checkpoint (not in an experiment) and publish its record."""
     version = describe(context)
     if not context.is_experiment:
         _register(context, version)
@@ -50,7 +50,7 @@ def run(context: StageContext) -> ModelVersion:
 
 
 def describe(context: StageContext) -> ModelVersion:
-    """What stands, or will stand, in the registry. Raises StageError when nothing was selected."""
+    """The present or future version in the registry. Raises StageError without a selection."""
     view = context.settings
     selection, checkpoint = selected(context)
     own = fingerprint(
@@ -68,7 +68,7 @@ def describe(context: StageContext) -> ModelVersion:
 
 
 def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
-    """The selection and its checkpoint. Raises StageError when there is none."""
+    """The selection and its checkpoint. Raises StageError if none is selected."""
     selection = Selection.read(context.places.stage_dir("select"))
     if selection.best is None:
         raise StageError("no checkpoint was selected", got=selection.rule)
@@ -77,7 +77,7 @@ def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
 
 
 def _register(context: StageContext, version: ModelVersion) -> None:
-    """Scores of all checkpoints, the upload of the best, the parity check, the alias."""
+    """Log the scores, upload the best checkpoint, check its parity, and set the alias."""
     tracking = tracking_of(context)
     run_ref = _record_run(context, tracking)
     scratch = context.places.store / "upload"
@@ -94,7 +94,7 @@ def _register(context: StageContext, version: ModelVersion) -> None:
 
 
 def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
-    """The training's run with its data, the scores of every checkpoint and the selection."""
+    """Log data, scores and selection into the training's run."""
     view, places = context.settings, context.places
     training = TrainingRun.read(places.stage_dir("train"))
     run_ref = runs.find_or_create_run(
@@ -165,7 +165,7 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
 
 
 def _serving(context: StageContext, identity: BaseModelIdentity) -> Serving:
-    """The version's defaults for a request: those that it was scored with."""
+    """The version's sampling defaults: the settings of the evaluation."""
     view = context.settings
     lora = view.train.method == "lora"
     base = load.find_base_model(view.base_model, context.places.root)
@@ -181,7 +181,7 @@ def _serving(context: StageContext, identity: BaseModelIdentity) -> Serving:
 
 
 def lineage_of(context: StageContext, identity: BaseModelIdentity) -> versions.Lineage:
-    """Where a version comes from: enough to make it again."""
+    """The origin of a version: enough to reproduce it."""
     return versions.Lineage(
         settings=settings_that_count(context.settings),
         data_sha256=lineage.data_sha256(context.places),
@@ -192,7 +192,7 @@ def lineage_of(context: StageContext, identity: BaseModelIdentity) -> versions.L
 
 
 def _check_parity(context: StageContext, tracking: Tracking, version: RegisteredVersion) -> None:
-    """Load the upload in a fresh process; its images must be those that were scored."""
+    """Raise StageError unless the upload reproduces the scored images in a fresh process."""
     info = versions.get_version(tracking, name=version.name, version=version.version)
     if info.tags.get(aliases.PARITY) == aliases.PARITY_PASSED:
         return
@@ -201,7 +201,7 @@ def _check_parity(context: StageContext, tracking: Tracking, version: Registered
         tracking,
         parity.ParityPlan(
             model_uri=info.uri,
-            requests=parity.requests_of(_scored_pictures(context, version)),
+            requests=parity.requests_of(_scored_images(context, version)),
             steps=harness.steps,
             guidance=harness.guidance,
             compute=context.settings.compute,
@@ -214,13 +214,13 @@ def _check_parity(context: StageContext, tracking: Tracking, version: Registered
     )
     if not result.passed:
         raise StageError(
-            "the registered version does not draw the images that were scored",
+            "the registered version does not reproduce the scored images",
             got=result.text,
-            hint="it got no alias; this is a fault of the export, please report it",
+            hint="it got no alias; this is a bug in the export, please report it",
         )
 
 
-def _scored_pictures(
+def _scored_images(
     context: StageContext, version: RegisteredVersion
 ) -> list[tuple[str, int, Path]]:
     """(prompt, seed, file) of the version's first scored images, as the evaluation published."""

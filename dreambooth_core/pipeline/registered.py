@@ -1,4 +1,4 @@
-"""What the registry holds of a subject; asked without torch, as every run asks it."""
+"""The registered version of a subject; without torch, because every run looks it up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tracking_of(context: StageContext) -> Tracking:
 
 
 def find(context: StageContext) -> RegisteredVersion | None:
-    """The registry's version of what is published, or None where either is missing."""
+    """The registered version of the published record, or None if either is missing."""
     published = ModelVersion.read_if_there(context.places.stage_dir("register"))
     if published is None:
         return None
@@ -26,7 +26,7 @@ def find(context: StageContext) -> RegisteredVersion | None:
 
 
 def get(context: StageContext) -> RegisteredVersion:
-    """The registry's version of what is published. Raises RegistryError when it is not there."""
+    """The registered version of the published record. Raises RegistryError if it is missing."""
     version = find(context)
     if version is None:
         subject = context.settings.name

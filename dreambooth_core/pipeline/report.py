@@ -35,7 +35,7 @@ from dreambooth_core.workspace import Places
 
 
 def run(context: StageContext) -> Path:
-    """Write the page from what is published and the last verdict; returns its path."""
+    """Write the page from the published outputs and the last verdict; returns its path."""
     view, places = context.settings, context.places
     evaluation = evaluation_of(context)
     scores = table_of(evaluation)
@@ -63,7 +63,7 @@ def run(context: StageContext) -> Path:
 
 
 def _gate_report(places: Places) -> GateReport:
-    """The gate's report, with what later stages had to warn about."""
+    """The gate's report with the warnings of later stages."""
     report = GateReport.read(places.stage_dir("validate"), "report.json")
     class_ = Manifest.read(places.stage_dir("class-images"))
     cache = LatentCache.read(places.stage_dir("cache"))
@@ -82,7 +82,7 @@ def _images(places: Places, evaluation: Evaluation) -> dict[str, list[Path]]:
 
 
 def _registered(context: StageContext) -> RegisteredVersion | None:
-    """The registry's version, or None where nothing is registered or nobody answers."""
+    """The registered version, or None if nothing is registered or the registry is unreachable."""
     from dreambooth_core.pipeline import registered  # MLflow takes seconds to import
 
     if context.is_experiment:
@@ -99,7 +99,7 @@ def _losses(path: Path) -> list[tuple[int, float]]:
 
 
 def _lineage(context: StageContext) -> Mapping[str, str]:
-    """Names and hashes of everything the chosen checkpoint was made from."""
+    """Names and hashes of everything behind the chosen checkpoint."""
     places = context.places
     training = TrainingRun.read(places.stage_dir("train"))
     version = ModelVersion.read_if_there(places.stage_dir("register"))

@@ -1,4 +1,4 @@
-"""The select stage: the best checkpoint of a run, with the rule that decided."""
+"""The select stage: choose the best checkpoint of a run by the rule of docs/scores.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dreambooth_core.records import Scores, Selection
 
 
 def run(context: StageContext) -> Selection:
-    """Publish the selection, and the flat numbers that `dvc metrics` compares."""
+    """Publish the selection and the numbers for `dvc metrics`."""
     scores = Scores.read(context.places.stage_dir("evaluate"), "scores.json")
     selected = selection.select_best(scores, context.settings.select)
     with publishing(context.places, "select") as out:

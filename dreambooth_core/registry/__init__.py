@@ -1,1 +1,1 @@
-"""The model registry and the tracker: the only importer of mlflow."""
+"""The model registry and run tracking; no other package imports mlflow."""

@@ -1,7 +1,7 @@
-"""Checkpoints as MLflow LoggedModels: a row with its scores for each, the files of the best only.
+"""Checkpoints as MLflow LoggedModels: scores for each, files for the best only.
 
-A row begins as an external model (nothing but a name, tags and scores). Uploading promotes that
-very row: its scores and id stay. Every step may be repeated after a kill.
+A logged model starts as an external model, with name, tags and scores. The upload adds files to the
+same model and keeps its id and scores. A rerun after a kill may repeat every step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain
 
 CHECKPOINT_SHA256 = "dreambooth.checkpoint_sha256"
 UPLOADED = "dreambooth.uploaded"
-"""Tag of a logged model, set last: digest of what was uploaded. Absent: nothing whole is there."""
+"""Tag of a logged model, set last: the digest of its upload, which is incomplete without it."""
 
 _MODEL_TYPE = "dreambooth-checkpoint"
 _MLMODEL = "MLmodel"
@@ -38,7 +38,7 @@ def record_scores(
     scores: Scores,
     grid: Path | None = None,
 ) -> dict[str, str]:
-    """Write the whole score table: a LoggedModel per checkpoint, curves over steps, the grid.
+    """Log the score table: a LoggedModel per checkpoint, curves over steps, the grid.
 
     Returns the model id of each checkpoint by name. Raises RegistryError.
     """
@@ -59,7 +59,7 @@ def record_scores(
 def record_selection(
     tracking: Tracking, run: RunRef, *, selection: Selection, scores: Scores
 ) -> None:
-    """Write which checkpoint is the best, with its scores as `best/...` and the rule as a tag."""
+    """Log the best checkpoint, its scores as `best/...`, and the rule as a tag."""
     runs.log_tags(
         tracking,
         run,
@@ -95,7 +95,7 @@ def find_model(tracking: Tracking, run: RunRef, sha256: str) -> LoggedModel | No
 
 
 def find_or_create_model(tracking: Tracking, run: RunRef, checkpoint: Checkpoint) -> LoggedModel:
-    """The LoggedModel of a checkpoint; one that a kill left half made is completed."""
+    """Find or create the LoggedModel of a checkpoint; completes one after a kill."""
     client = connect(tracking)
     with alone(tracking):
         model = find_model(tracking, run, checkpoint.sha256)
@@ -119,7 +119,7 @@ def _create(client: MlflowClient, run: RunRef, checkpoint: Checkpoint) -> Logged
 
 
 def _complete(client: MlflowClient, model: LoggedModel) -> LoggedModel:
-    """Give a new row the stub that MLflow expects of an external model, and mark it ready."""
+    """Add the stub that MLflow expects of an external model, and mark the model ready."""
     with tempfile.TemporaryDirectory() as folder:
         get_external_mlflow_model_spec(model).save(str(Path(folder) / _MLMODEL))
         client.log_model_artifacts(model.model_id, folder)
@@ -129,10 +129,10 @@ def _complete(client: MlflowClient, model: LoggedModel) -> LoggedModel:
 def upload(
     tracking: Tracking, run: RunRef, *, checkpoint: Checkpoint, saved_model: Path, digest: str
 ) -> str:
-    """Upload a saved MLflow model as the files of a checkpoint's row; returns the model id.
+    """Upload a saved MLflow model into a checkpoint's LoggedModel; returns the model id.
 
-    `digest` names the content: where it was uploaded before nothing is done. A row whose files are
-    of another digest may stand behind a registered version, so it stays and a new row is made.
+    Does nothing if an upload with this `digest` exists. A LoggedModel with another digest may
+    belong to a registered version, so it stays, and the upload gets a new one.
     """
     client = connect(tracking)
     model = find_or_create_model(tracking, run, checkpoint)
@@ -142,14 +142,14 @@ def upload(
             return there
         if UPLOADED in client.get_logged_model(model.model_id).tags:
             model = _create(client, run, checkpoint)
-        _make_it_its_own(saved_model, model, run)
+        _write_identity(saved_model, model, run)
         client.log_model_artifacts(model.model_id, str(saved_model))
         _finish_upload(client, run, model, checkpoint, digest)
     return model.model_id
 
 
 def find_upload(tracking: Tracking, run: RunRef, sha256: str, digest: str) -> str | None:
-    """The id of the row that holds exactly this upload, or None."""
+    """The id of the LoggedModel with exactly this upload, or None."""
     found = connect(tracking).search_logged_models(
         [run.experiment_id],
         filter_string=(
@@ -161,8 +161,8 @@ def find_upload(tracking: Tracking, run: RunRef, sha256: str, digest: str) -> st
     return found[0].model_id if found else None
 
 
-def _make_it_its_own(saved_model: Path, model: LoggedModel, run: RunRef) -> None:
-    """Write the row's id and run into the saved model's MLmodel file."""
+def _write_identity(saved_model: Path, model: LoggedModel, run: RunRef) -> None:
+    """Write id and run of the LoggedModel into the saved model's MLmodel file."""
     from mlflow.models import Model
 
     path = saved_model / _MLMODEL
@@ -175,7 +175,7 @@ def _make_it_its_own(saved_model: Path, model: LoggedModel, run: RunRef) -> None
 def _finish_upload(
     client: MlflowClient, run: RunRef, model: LoggedModel, checkpoint: Checkpoint, digest: str
 ) -> None:
-    """From external to real, then an output of the run, then the tag that says it is whole."""
+    """Mark the model as not external, link it to the run, and set the tag of a complete upload."""
     if model.status != LoggedModelStatus.READY:
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     if MLFLOW_MODEL_IS_EXTERNAL in client.get_logged_model(model.model_id).tags:
@@ -192,14 +192,14 @@ def _finish_upload(
 
 
 def harness_digest(scores: Scores) -> str:
-    """Names the harness that rows were scored in: rows of two harnesses are never mixed."""
+    """Hash the harness, which keeps rows of two harnesses apart."""
     return files.digest_of(scores.harness.to_json())[: runs.DIGEST_LENGTH]
 
 
 def _log_model_scores(
     tracking: Tracking, run: RunRef, model: LoggedModel, row: ScoreRow, scores: Scores
 ) -> None:
-    """Write a row's scores onto its model, tied to the harness, unless they are there."""
+    """Log a row's scores into its model, linked to the harness, unless they exist."""
     client, digest = connect(tracking), harness_digest(scores)
     with in_plain_words(tracking, doing=f"writing the scores of {row.name}"):
         there = {

@@ -1,4 +1,4 @@
-"""Packing an exported pipeline as an MLflow model: safetensors, text and one .py, no pickle."""
+"""Package an exported pipeline as an MLflow model of safetensors, text and one .py file."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".npy"
 
 @dataclass(frozen=True)
 class Serving:
-    """How the model samples when a request does not say: as the evaluation did.
+    """The sampling defaults of a served model: those of the evaluation.
 
-    `block_size` is the evaluation's sampling batch size (other sizes give other bits). For LoRA
-    weights `base_model` and `base_revision` say where their base model is (hub id or folder).
+    `block_size` is the evaluation's sampling batch size (other sizes give other bits). LoRA weights
+    need `base_model` (hub id or folder) and `base_revision`.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class Serving:
 
 
 def package_digest(export: Path, serving: Serving) -> str:
-    """Names what an upload consists of: the exported files, how they sample, the serving code."""
+    """Hash an upload: exported files, sampling defaults, serving code."""
     return files.digest_of(
         {
             "export": files.tree_hashes(export),
@@ -62,9 +62,9 @@ def package_digest(export: Path, serving: Serving) -> str:
 def packed(
     export: Path, *, serving: Serving, metadata: Mapping[str, Any], scratch: Path
 ) -> Iterator[Path]:
-    """Yield a folder with the MLflow model, made below `scratch` and removed afterwards.
+    """Yield a temporary folder below `scratch` with the MLflow model.
 
-    Raises RegistryError when the export holds a file that could be a pickle.
+    Raises RegistryError if the export has a file that could be a pickle.
     """
     _refuse_pickles(export)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -79,14 +79,14 @@ def packed(
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
             )
-        _forget_this_machine(folder / "model")
+        _make_paths_relative(folder / "model")
         yield folder / "model"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget_this_machine(model: Path) -> None:
-    """Give the pipeline folder its fixed name, and MLmodel relative paths for absolute ones."""
+def _make_paths_relative(model: Path) -> None:
+    """Rename the pipeline folder to ARTIFACT, and make the paths in MLmodel relative."""
     path = model / "MLmodel"
     spec = Model.load(str(path))
     flavor = spec.flavors["python_function"]
@@ -105,20 +105,20 @@ def _refuse_pickles(export: Path) -> None:
     )
     if found:
         raise RegistryError(
-            "the exported pipeline holds files that may be pickles",
+            "the exported pipeline has files that may be pickles",
             got=", ".join(found[:5]),
             allowed="safetensors and text files",
         )
 
 
 def _requirements() -> list[str]:
-    """The installed versions, without local parts such as +cpu that no index knows."""
+    """The installed versions, without local suffixes such as +cpu, which are not on PyPI."""
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _REQUIREMENTS]
 
 
 @contextlib.contextmanager
 def _quiet_mlflow() -> Iterator[None]:
-    """MLflow's hints (no signature, how to get an example) are for people who type, not for us."""
+    """Mute MLflow's hints (missing signature or example), which help interactive users only."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Export parity: the upload, loaded in a fresh process, gives the images that were scored."""
+"""Export parity: the uploaded model must reproduce the scored images in a fresh process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _POLL_S = 0.1
 
 
 class ParityRequest(Record):
-    """An image that was scored: what was asked for, and the hash of its pixels."""
+    """A scored image: prompt, seed, and the hash of its pixels."""
 
     prompt: str
     seed: int
@@ -41,7 +41,7 @@ class ParityRequest(Record):
 
 
 class ParityMismatch(Record):
-    """An image that came out otherwise."""
+    """An image that the upload does not reproduce."""
 
     prompt: str
     seed: int
@@ -50,7 +50,7 @@ class ParityMismatch(Record):
 
 
 class ParityResult(Record):
-    """How many images were compared, and which differ."""
+    """The number of compared images, and the ones that differ."""
 
     model_uri: str
     compared: int
@@ -58,12 +58,12 @@ class ParityResult(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether every image is the same, pixel by pixel (and there was one to compare)."""
+        """Whether all images are equal, pixel by pixel, and there was at least one."""
         return self.compared > 0 and not self.mismatches
 
     @property
     def text(self) -> str:
-        """The verdict in a sentence."""
+        """The result as a sentence."""
         if self.passed:
             return f"{self.compared} images of {self.model_uri} in a fresh process: all the same"
         return (
@@ -73,7 +73,7 @@ class ParityResult(Record):
 
 
 class ParityPlan(Record):
-    """What to compare: a version, the images, and how and on what the evaluation drew them."""
+    """The version and images to compare, with the sampling settings of the evaluation."""
 
     model_uri: str
     requests: tuple[ParityRequest, ...]
@@ -83,7 +83,7 @@ class ParityPlan(Record):
 
 
 class _Job(Record):
-    """What the fresh process is told."""
+    """The input of the fresh process."""
 
     tracking_uri: str
     plan: ParityPlan
@@ -91,18 +91,18 @@ class _Job(Record):
 
 
 def pixels_sha256(image: Image.Image) -> str:
-    """Hex sha256 of an image's mode, size and pixels, whatever file it came from."""
+    """Hex sha256 of an image's mode, size and pixels."""
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
 
 
 def requests_of(
-    pictures: Sequence[tuple[str, int, Path]], *, at_most: int | None = None
+    images: Sequence[tuple[str, int, Path]],
 ) -> tuple[ParityRequest, ...]:
-    """Requests for images that lie in files: (prompt, seed, path), in the order of evaluation."""
+    """Requests for scored images (prompt, seed, file), in the order of the evaluation."""
     requests: list[ParityRequest] = []
-    for prompt, seed, path in pictures[:at_most]:
+    for prompt, seed, path in images:
         with Image.open(path) as image:
             requests.append(
                 ParityRequest(prompt=prompt, seed=seed, pixels_sha256=pixels_sha256(image))
@@ -117,9 +117,9 @@ def check_parity(
     should_stop: StopSignal = never_stop,
     timeout_s: float = PARITY_TIMEOUT_S,
 ) -> ParityResult:
-    """Draw the plan's images from the registry's copy in a new process and compare the pixels.
+    """Sample the plan's images with the registered model in a fresh process; compare the pixels.
 
-    Raises StageError when that process fails, with its last lines, and Stopped when asked to stop.
+    Raises StageError with the last lines of that process if it fails, and Stopped on a stop.
     """
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
@@ -158,18 +158,18 @@ def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: 
         if (code := process.poll()) is not None:
             return code
         if should_stop():
-            raise Stopped("the export parity check was asked to stop", hint="run it again")
+            raise Stopped("the export parity check stopped", hint="run the same command again")
         raise StageError(f"the export parity check took longer than {timeout_s:.0f} s")
     finally:
         process.kill()
         process.wait()
 
 
-# ---- below: the fresh process -------------------------------------------------------------------
+# ---- in the fresh process ------------------------------------------------------------------------
 
 
 def main(job_file: Path) -> int:
-    """Load the model of a job file, draw its images and write the result. 0: it was compared."""
+    """Load the model of a job file, sample its images and write the result; returns 0."""
     job = _Job.read(job_file.parent, job_file.name)
     configure_torch(job.plan.compute)
     mlflow.set_tracking_uri(job.tracking_uri)
@@ -182,7 +182,7 @@ def main(job_file: Path) -> int:
 
 
 def _compare(model: Any, plan: ParityPlan) -> ParityResult:
-    """All requests in one call and in order, so that the blocks are those of the evaluation."""
+    """Sample all requests in one call, so that the blocks equal those of the evaluation."""
     pictures = model.predict(
         [
             {"prompt": r.prompt, "seed": r.seed, "steps": plan.steps, "guidance": plan.guidance}
@@ -191,7 +191,7 @@ def _compare(model: Any, plan: ParityPlan) -> ParityResult:
     )
     found = [_hash_of_png(picture) for picture in pictures]
     if len(found) != len(plan.requests):
-        raise RegistryError(f"{len(plan.requests)} images were asked for", got=str(len(found)))
+        raise RegistryError(f"expected {len(plan.requests)} images", got=str(len(found)))
     mismatches = [
         ParityMismatch(prompt=r.prompt, seed=r.seed, expected=r.pixels_sha256, got=got)
         for r, got in zip(plan.requests, found, strict=True)

@@ -1,7 +1,7 @@
-"""The MLflow run of a training: found or created by its fingerprint, written without doubles.
+"""The MLflow run of a training: found or created by fingerprint, without duplicate entries.
 
-Separate processes of one training (trainer, evaluation, registration, a rerun after a kill) meet in
-the same run, and doing a thing again adds no second row.
+All processes of a training (trainer, evaluation, registration, a rerun after a kill) write into the
+same run, and writing something again adds no second entry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dreambooth_core.config import flatten
 from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
 
 FINGERPRINT = "dreambooth.fingerprint"
-"""Tag of a run, a logged model and a model version: the fingerprint of what made it."""
+"""Tag of a run, a logged model and a model version: the fingerprint of its work."""
 
 DIGEST_LENGTH = 36
 """MLflow's limit for the digest of a data set."""
@@ -33,7 +33,7 @@ DIGEST_LENGTH = 36
 
 @dataclass(frozen=True)
 class RunRef:
-    """A training's run. `created` is false where it was there before."""
+    """A training's run; `created` is false if it existed before."""
 
     run_id: str
     experiment_id: str
@@ -41,7 +41,7 @@ class RunRef:
 
 
 def experiment_id(tracking: Tracking, name: str) -> str:
-    """The experiment called `name`, created or restored where needed. Raises RegistryError."""
+    """Find, create or restore the experiment `name`. Raises RegistryError."""
     client = connect(tracking)
     with in_plain_words(tracking, doing=f"opening experiment {name}"):
         found = client.get_experiment_by_name(name)
@@ -62,11 +62,11 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
-        return found.experiment_id  # another machine was quicker
+        return found.experiment_id  # another machine created it first
 
 
 def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
-    """The run of a training, or None. Raises RegistryError when the store does not answer."""
+    """The run of a training, or None. Raises RegistryError if the store is unreachable."""
     client = connect(tracking)
     with in_plain_words(tracking, doing=f"looking for the run of {experiment}"):
         found: Experiment | None = client.get_experiment_by_name(experiment)
@@ -77,7 +77,7 @@ def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef
 
 
 def _oldest(client: MlflowClient, experiment: str, fingerprint: str) -> Run | None:
-    """Should two machines ever have created one each at once, all settle on the older one."""
+    """The older run, in case two machines created one each at the same time."""
     runs = client.search_runs(
         [experiment],
         filter_string=f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -95,7 +95,7 @@ def find_or_create_run(
     name: str,
     tags: Mapping[str, str] | None = None,
 ) -> RunRef:
-    """The one run with this fingerprint in the experiment. Raises RegistryError."""
+    """Find or create the run with this fingerprint. Raises RegistryError."""
     with alone(tracking):
         there = find_run(tracking, experiment=experiment, fingerprint=fingerprint)
         if there is not None:
@@ -108,11 +108,11 @@ def find_or_create_run(
     return RunRef(run.info.run_id, home, created=True)
 
 
-# ---- what is written into a run -----------------------------------------------------------------
+# ---- content of a run ---------------------------------------------------------------------------
 
 
 def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> None:
-    """Write settings as params. MLflow's params never change: a key that is there stays."""
+    """Log settings as params. MLflow's params are final, so existing keys stay."""
     client = connect(tracking)
     with in_plain_words(tracking, doing="writing the settings"):
         known = client.get_run(run.run_id).data.params
@@ -122,7 +122,7 @@ def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> No
 
 
 def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
-    """Set tags of a run; a tag that is there is replaced."""
+    """Set tags of a run; replaces existing ones."""
     client = connect(tracking)
     with in_plain_words(tracking, doing="setting tags"):
         for batch in _batches([RunTag(k, v) for k, v in tags.items()], MAX_PARAMS_TAGS_PER_BATCH):
@@ -132,9 +132,9 @@ def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
 def log_dataset(
     tracking: Tracking, run: RunRef, *, name: str, folder: str, sha256: str, context: str
 ) -> None:
-    """Say which images went in: name, relative folder and digest; no image is copied."""
+    """Log a data set by name, relative folder and digest, without copying images."""
     with warnings.catch_warnings():
-        # A folder fits two of MLflow's source classes, which are the same one.
+        # A folder matches two of MLflow's source classes, which are the same.
         warnings.filterwarnings("ignore", message="The specified dataset source can be interp")
         source = resolve_dataset_source(folder)
     dataset = MetaDataset(source, name=name, digest=sha256[:DIGEST_LENGTH])
@@ -145,7 +145,7 @@ def log_dataset(
 
 
 def log_metrics(tracking: Tracking, run: RunRef, metrics: Iterable[Metric]) -> None:
-    """Write numbers that are not there yet (the same key, step and value is written once)."""
+    """Log metrics, without those that exist with the same key, step and value."""
     client = connect(tracking)
     with in_plain_words(tracking, doing="writing metrics"):
         new = [metric for metric in metrics if not _is_there(client, run, metric)]
@@ -158,28 +158,28 @@ def _is_there(client: MlflowClient, run: RunRef, metric: Metric) -> bool:
 
 
 def recorded(client: MlflowClient, run_id: str, key: str) -> set[tuple[int, float]]:
-    """Steps and values of a key so far."""
+    """The logged steps and values of a key."""
     return {(entry.step, entry.value) for entry in client.get_metric_history(run_id, key)}
 
 
-def log_image(tracking: Tracking, run: RunRef, picture: bytes, *, name: str, step: int) -> None:
-    """Write a picture for MLflow's image grid; the same picture at the same step only once.
+def log_image(tracking: Tracking, run: RunRef, png: bytes, *, name: str, step: int) -> None:
+    """Log an image for MLflow's image grid, once per step.
 
-    The tag that remembers it is set last, so a kill in between costs at most a second copy.
+    A tag, set last, marks it as logged, so a kill in between costs at most a second copy.
     """
     client = connect(tracking)
     tag = f"dreambooth.image.{name}.{step}"
-    digest = hashlib.sha256(picture).hexdigest()[:16]
-    with in_plain_words(tracking, doing=f"writing the picture {name}"):
+    digest = hashlib.sha256(png).hexdigest()[:16]
+    with in_plain_words(tracking, doing=f"writing the image {name}"):
         if client.get_run(run.run_id).data.tags.get(tag) == digest:
             return
-        with Image.open(io.BytesIO(picture)) as image:
+        with Image.open(io.BytesIO(png)) as image:
             client.log_image(run.run_id, image, key=name, step=step, synchronous=True)
         client.set_tag(run.run_id, tag, digest)
 
 
 def set_status(tracking: Tracking, run: RunRef, status: str) -> None:
-    """`RUNNING` while a process works on it, then `FINISHED`, `FAILED` or `KILLED`."""
+    """Set the status: `RUNNING`, then `FINISHED`, `FAILED` or `KILLED`."""
     client = connect(tracking)
     with in_plain_words(tracking, doing=f"marking the run {status}"):
         if status == "RUNNING":

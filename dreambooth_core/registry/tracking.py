@@ -1,4 +1,4 @@
-"""Where MLflow is, and how to reach it: the tracking URI, the client, errors in plain words."""
+"""The connection to MLflow: tracking URI, client, readable errors."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tracking:
-    """An MLflow store: its URI, and what this workspace keeps beside it.
+    """An MLflow store with the workspace's files for it.
 
-    `artifact_root` is where a new experiment's files go; None where the server decides. `lock`
-    guards every find-or-create (MLflow has none); `cache` holds downloaded models.
+    `artifact_root` is the folder for the files of a new experiment, or None if the server decides.
+    `lock` guards every find-or-create (MLflow has no lock); `cache` holds downloaded models.
     """
 
     uri: str
@@ -45,13 +45,13 @@ class Tracking:
 
     @property
     def is_server(self) -> bool:
-        """Whether it is reached over HTTP."""
+        """Whether the store is a server."""
         return self.uri.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Whether a store answers, in how many seconds, and in words for `dreambooth doctor`."""
+    """The health of a store: reachable or not, seconds, and a text for `dreambooth doctor`."""
 
     ok: bool
     seconds: float
@@ -59,10 +59,10 @@ class Ping:
 
 
 def resolve_tracking(workspace: Workspace, *, uri: str | None = None) -> Tracking:
-    """The store that `uri` names; without one, a SQLite file in the workspace.
+    """The store at `uri`, by default a SQLite file in the workspace.
 
-    A relative SQLite path is relative to the workspace, not to the folder that a process happens
-    to run in. Raises SettingsError for a kind of store that MLflow no longer writes.
+    A relative SQLite path is relative to the workspace, not to the current folder. Raises
+    SettingsError for a type of store that MLflow no longer writes.
     """
     resolved = _absolute(workspace, uri) if uri else f"{_SQLITE}{workspace.root / 'mlflow.db'}"
     server = resolved.startswith(("http://", "https://"))
@@ -79,7 +79,7 @@ def _absolute(workspace: Workspace, uri: str) -> str:
         return uri.rstrip("/")
     if uri.split(":", 1)[0].split("+", 1)[0] not in _DATABASES:
         raise SettingsError(
-            "MLFLOW_TRACKING_URI names a store that cannot be used",
+            "MLFLOW_TRACKING_URI has an unsupported type of store",
             got=uri,
             allowed="http(s)://HOST:PORT, sqlite:///PATH, postgresql://...",
             hint="unset it to use mlflow.db in the project's folder",
@@ -90,12 +90,12 @@ def _absolute(workspace: Workspace, uri: str) -> str:
 
 
 def ping(tracking: Tracking, *, timeout_s: float = PING_TIMEOUT_S) -> Ping:
-    """Ask whether the store answers, without MLflow's minutes of retries. Never raises."""
+    """Check whether the store is reachable, without MLflow's minutes of retries. Never raises."""
     began = time.monotonic()
     shown = without_password(tracking.uri)
     try:
         if tracking.is_server:
-            _knock(f"{tracking.uri}/health", timeout_s)
+            _get_health(f"{tracking.uri}/health", timeout_s)
         elif not tracking.uri.startswith(_SQLITE):
             MlflowClient(tracking.uri).search_experiments(max_results=1)
         elif not Path(tracking.uri.removeprefix(_SQLITE)).parent.is_dir():
@@ -105,13 +105,13 @@ def ping(tracking: Tracking, *, timeout_s: float = PING_TIMEOUT_S) -> Ping:
         return Ping(
             ok=False,
             seconds=time.monotonic() - began,
-            text=f"MLflow at {shown} does not answer: {reason}",
+            text=f"MLflow at {shown} is unreachable: {reason}",
         )
     return Ping(ok=True, seconds=time.monotonic() - began, text=f"MLflow at {shown}")
 
 
-def _knock(url: str, timeout_s: float) -> None:
-    """GET `url`; any answer below 500 means that a server is there. Raises OSError."""
+def _get_health(url: str, timeout_s: float) -> None:
+    """GET `url`; any status below 500 counts as healthy. Raises OSError."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s):
             return
@@ -121,12 +121,12 @@ def _knock(url: str, timeout_s: float) -> None:
 
 
 def without_password(uri: str) -> str:
-    """The URI with a password in it masked, fit for a log."""
+    """The URI with a masked password, for logs."""
     return re.sub(r"(://[^:/@]+:)[^@/]+@", r"\1***@", uri)
 
 
 def connect(tracking: Tracking) -> MlflowClient:
-    """A client for the store. Raises RegistryError within seconds when nothing answers."""
+    """A client for the store. Raises RegistryError within seconds if the store is unreachable."""
     return _connect(tracking)
 
 
@@ -143,10 +143,10 @@ def _connect(tracking: Tracking) -> MlflowClient:
 
 
 def _create_whole(tracking: Tracking) -> None:
-    """Create a missing SQLite file aside, and rename it when all its tables are there.
+    """Create a missing SQLite file under another name, and rename it once it has all tables.
 
-    MLflow creates tables one by one when it first opens a file: a process killed meanwhile would
-    leave a file that no process can open again.
+    MLflow creates the tables one by one when it first opens a file. A kill in between would leave
+    a file that MLflow cannot open.
     """
     if not tracking.uri.startswith(_SQLITE):
         return
@@ -164,23 +164,23 @@ def _create_whole(tracking: Tracking) -> None:
 
 @contextlib.contextmanager
 def in_plain_words(tracking: Tracking, *, doing: str) -> Iterator[None]:
-    """Turn MLflow's exceptions into a RegistryError that says what was being done and where."""
+    """Turn MLflow's exceptions into a RegistryError with the action and the store."""
     try:
         yield
     except MlflowException as error:
         raise RegistryError(
             f"MLflow at {without_password(tracking.uri)} failed while {doing}",
             got=str(error).splitlines()[0][:500] if str(error) else type(error).__name__,
-            hint="see `dreambooth doctor`, then run again: what is done is not done twice",
+            hint="run `dreambooth doctor`, then the same command again: it skips finished work",
         ) from error
 
 
 @contextlib.contextmanager
 def as_default(tracking: Tracking) -> Iterator[None]:
-    """Make the store MLflow's process-wide default for a while.
+    """Make the store MLflow's process-wide default inside the block.
 
-    MLflow looks up `models:/m-...` there, whatever client was asked. Its own way back would also
-    delete MLFLOW_TRACKING_URI from the environment, so that is put back here.
+    MLflow resolves `models:/m-...` there, whichever client it came from. Its own context manager
+    also deletes MLFLOW_TRACKING_URI from the environment, so this one restores it.
     """
     outside = MLFLOW_TRACKING_URI.get()
     try:
@@ -193,7 +193,7 @@ def as_default(tracking: Tracking) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(tracking: Tracking) -> Iterator[None]:
-    """Hold the workspace's MLflow lock: find-or-create of separate processes takes turns."""
+    """Hold the workspace's MLflow lock, which serializes find-or-create across processes."""
     with locks.hold(tracking.lock, timeout_s=LOCK_TIMEOUT_S, on_wait=_say_waiting):
         yield
 

@@ -1,6 +1,6 @@
-"""Versions of a registered model: registered once per fingerprint, listed, fetched.
+"""Versions of a registered model: register once per fingerprint, list, download.
 
-What a version is stands in its tags: the same fingerprint always gives the same version back.
+A version's tags describe it. Registering a fingerprint again returns the same version.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dreambooth_core.registry.tracking import (
 )
 
 TAG_LIMIT = 5000
-"""Characters of a tag's value that every MLflow store takes; longer ones are cut, and say so."""
+"""The maximum length of a tag's value in every MLflow store; longer values are cut and marked."""
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -48,7 +48,7 @@ _REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<vers
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version came from: enough to make it again."""
+    """The origin of a version: enough to reproduce it."""
 
     settings: Mapping[str, Any]
     data_sha256: str
@@ -59,7 +59,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run's best checkpoint, as it goes into the registry.
+    """A run's best checkpoint with everything that the registry stores.
 
     `export` is the folder of `models.weights.export_pipeline`; `card` is the version's description
     (Markdown).
@@ -93,7 +93,7 @@ class VersionInfo:
 
 
 def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> RegisteredVersion | None:
-    """The version with this fingerprint, or None. Raises RegistryError when nothing answers."""
+    """The version with this fingerprint, or None. Raises RegistryError if MLflow is unreachable."""
     client = connect(tracking)
     with in_plain_words(tracking, doing=f"looking for a version of {name}"):
         found = client.search_model_versions(
@@ -106,10 +106,10 @@ def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> Register
 def register_version(
     tracking: Tracking, run: RunRef, candidate: Candidate, *, scratch: Path
 ) -> RegisteredVersion:
-    """Upload the best checkpoint and make it a version; the same fingerprint only once.
+    """Upload the best checkpoint and register it, once per fingerprint.
 
-    Files are packed below `scratch` (it must hold a second copy of the export). The version has no
-    alias yet: that takes a passed parity check. Raises RegistryError.
+    `scratch` needs disk space for a second copy of the export. The version has no alias until its
+    parity check passes. Raises RegistryError.
     """
     record = candidate.record
     there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
@@ -120,7 +120,7 @@ def register_version(
     with alone(tracking):
         there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
         if there is not None:
-            return there  # another process was quicker
+            return there  # another process registered it first
         doing = f"registering a version of {record.name}"
         with in_plain_words(tracking, doing=doing), as_default(tracking):
             _ensure_registered_model(client, record.name)
@@ -136,7 +136,7 @@ def register_version(
 
 
 def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path) -> str:
-    """The id of the logged model that holds the candidate's files, uploaded where it is not yet."""
+    """Upload the candidate's files if necessary; returns the id of the logged model."""
     checkpoint = candidate.checkpoint
     digest = package.package_digest(candidate.export, candidate.serving)
     there = logged_models.find_upload(tracking, run, checkpoint.sha256, digest)
@@ -165,7 +165,7 @@ def _ensure_registered_model(client: MlflowClient, name: str) -> None:
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:
-    """All that is known of a version, as text. The settings are cut at TAG_LIMIT, never dropped."""
+    """Everything about a version, as text; values are cut at TAG_LIMIT."""
     lineage, record = candidate.lineage, candidate.record
     tags = {
         FINGERPRINT: record.fingerprint,
@@ -204,7 +204,7 @@ def list_versions(tracking: Tracking, *, name: str) -> list[VersionInfo]:
 
 
 def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
-    """One version. Raises RegistryError, naming those that exist, for an unknown one."""
+    """One version. Raises RegistryError with the existing versions if it is unknown."""
     versions = list_versions(tracking, name=name)
     found = next((info for info in versions if info.version.version == version), None)
     if found is None:
@@ -216,7 +216,7 @@ def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
 
 
 def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
-    """The model's aliases and the versions that they point at. Raises RegistryError."""
+    """The model's aliases with their versions. Raises RegistryError."""
     client = connect(tracking)
     try:
         aliases = client.get_registered_model(name).aliases
@@ -226,20 +226,20 @@ def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
                 raise
         known = sorted(model.name for model in client.search_registered_models(max_results=50))
         raise UnknownModelError(
-            f"no model is called {name!r} in the registry",
+            f"the registry has no model {name!r}",
             allowed=", ".join(known) or "none is registered yet",
             hint="`dreambooth run SUBJECT` registers the first version of a subject",
         ) from None
-    # SQLite gives whole numbers here, a server text.
+    # SQLite returns integers here, a server strings.
     return {alias: int(version) for alias, version in aliases.items()}
 
 
 def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/3` means. Raises RegistryError."""
+    """Resolve `models:/NAME@ALIAS` or `models:/NAME/3`. Raises RegistryError."""
     match = _REFERENCE.match(reference)
     if match is None:
         raise UnknownModelError(
-            "this is no model reference",
+            "not a model reference",
             got=reference,
             allowed="models:/NAME@champion, models:/NAME@challenger or models:/NAME/3",
         )
@@ -258,10 +258,10 @@ def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
 
 
 def fetch(tracking: Tracking, reference: str) -> Path:
-    """The exported pipeline folder of a referenced version, on this machine, every file verified.
+    """The local pipeline folder of a version, downloaded and verified.
 
-    Downloaded once into the workspace's cache (a store on this disk is copied like any other, so
-    that nobody can change a registered model by its files). Raises RegistryError.
+    Downloads once into the workspace's cache, also from a local store, so that changes to these
+    files cannot change a registered model. Raises RegistryError.
     """
     info = resolve_reference(tracking, reference)
     client = connect(tracking)
@@ -287,7 +287,7 @@ def _verify(model: Path, uri: str) -> None:
     wrong = files.mismatches(model / "artifacts" / package.ARTIFACT, expected)
     if wrong:
         raise CorruptRecordError(
-            f"the files of {uri} are not those that were uploaded",
+            f"the files of {uri} differ from the upload",
             got=", ".join(wrong[:5]),
             hint="run the subject again after deleting the version, or restore the store",
         )
@@ -311,7 +311,7 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
 
 
 def _settings(text: str) -> dict[str, Any]:
-    """The settings in a tag; none where they were cut to fit."""
+    """The settings in a tag, or none if they were cut."""
     try:
         return json.loads(text)
     except ValueError:

@@ -22,7 +22,7 @@ _MARKDOWN = "\\`*_{}[]<>()#+!|"
 
 @dataclass(frozen=True, kw_only=True)
 class CardContent:
-    """What a version's card says. `lineage` holds names with hashes, in order."""
+    """The content of a version's card. `lineage` holds names with hashes, in order."""
 
     model_name: str
     subject: str
@@ -36,7 +36,7 @@ class CardContent:
 
 
 def render_card(content: CardContent) -> str:
-    """The card as Markdown with the hub's metadata block on top; user texts are escaped."""
+    """Render the card as Markdown with the hub's metadata block; escapes user texts."""
     prompt = f"a photo of {content.identifier} {content.class_noun}"
     quality = (
         "It keeps to the limits of the selection."
@@ -125,15 +125,15 @@ def _lineage(content: CardContent) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and HTML leave alone."""
+    """Escape a text for Markdown and HTML."""
     return "".join(f"\\{letter}" if letter in _MARKDOWN else letter for letter in text)
 
 
 def _code(text: str) -> str:
-    """Text for inside backticks, which nothing can close early."""
+    """Escape a text for use between backticks."""
     return text.replace("`", "'")
 
 
 def _quoted(text: str) -> str:
-    """A YAML string in single quotes."""
+    """Quote a YAML string."""
     return "'" + text.replace("'", "''") + "'"

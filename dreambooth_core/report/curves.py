@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font of their own, colours from the page's CSS.
+"""Line charts as inline SVG without scripts or fonts; the colours are those of the page's CSS.
 
 Written by hand rather than by a plotting library, whose SVG carries fixed colours (unreadable on a
 dark page) and ids that clash when several stand on one page.
@@ -19,7 +19,7 @@ _MOST_STEPS = 8  # more numbers than this do not fit below the chart
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value at a step, with the ends of its interval where it has one."""
+    """A value at a step, optionally with an interval."""
 
     step: int
     value: float
@@ -38,7 +38,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Maps steps and values to the picture's coordinates."""
+    """Maps steps and values to coordinates of the chart."""
 
     steps: tuple[float, float]
     values: tuple[float, float]
@@ -66,10 +66,10 @@ def line_chart(
     `label` is what a screen reader says. Raises ValueError when there are no points.
     """
     if not points:
-        raise ValueError("a chart of no points")
+        raise ValueError("a chart needs at least one point")
     ticks = nice_ticks(*_value_range(points, levels))
     scale = Scale(steps=(points[0].step, points[-1].step), values=(min(ticks), max(ticks)))
-    # Parts are made of numbers, and texts are escaped where they go in.
+    # The parts contain numbers and escaped texts only.
     parts = [
         f'<svg class="chart" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(label)}">',
         *_axes(scale, ticks, points),
@@ -116,7 +116,7 @@ def _axes(scale: Scale, ticks: Sequence[float], points: Sequence[Point]) -> list
 
 
 def _shown_steps(points: Sequence[Point]) -> list[float]:
-    """The steps themselves where they are few, else round numbers among them."""
+    """The steps themselves if they are few, else round numbers between them."""
     steps = [point.step for point in points]
     if len(steps) <= _MOST_STEPS:
         return [float(step) for step in steps]
@@ -124,7 +124,7 @@ def _shown_steps(points: Sequence[Point]) -> list[float]:
 
 
 def _level(scale: Scale, level: Level, *, points: Sequence[Point]) -> str:
-    """The level's line; its label stands at the end where the series is farther away."""
+    """The level's line, with its label at the end that is farther from the series."""
     y = scale.y(level.value)
     text_y = y - 5 if y > _TOP + 14 else y + 14
     first, last = (abs(points[i].value - level.value) for i in (0, -1))

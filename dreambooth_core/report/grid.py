@@ -1,4 +1,4 @@
-"""The grid: prompts down, the base model and every checkpoint across, one picture a cell."""
+"""The grid: one image per prompt (down) and per base model or checkpoint (across)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _PAPER, _INK, _SOFT = (255, 255, 255), (28, 30, 34), (236, 238, 241)
 def write_grid(
     path: Path, *, plan_prompts: Sequence[str], columns: Mapping[str, Sequence[Path]]
 ) -> None:
-    """Write the grid as a PNG whose bytes depend on the pictures and words alone.
+    """Write the grid as a PNG whose bytes depend on images and texts alone.
 
-    Each column holds its row's suite images prompt by prompt, as many for each prompt; the first
-    of each prompt is shown, which has the same seed in all columns.
+    Each column holds a row's suite images, prompt by prompt, the same number for each. The grid
+    shows the first image of each prompt, which has the same seed in all columns.
     """
     files.write_bytes(path, png_bytes(draw_grid(plan_prompts, columns=columns)))
 
 
 def first_of_each(paths: Sequence[Path], *, num_prompts: int) -> list[Path]:
-    """The first image of every prompt. Raises ValueError when prompts have unequal numbers."""
+    """The first image of every prompt. Raises ValueError if the numbers differ."""
     if not paths or len(paths) % num_prompts:
         raise ValueError(f"{len(paths)} images cannot be the same number for {num_prompts} prompts")
     return list(paths[:: len(paths) // num_prompts])

@@ -30,7 +30,7 @@ from dreambooth_core.report.pictures import data_uri
 
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
-    """All that the page shows. `images` holds every row's suite images, prompt by prompt.
+    """The content of the page. `images` holds every row's suite images, prompt by prompt.
 
     `losses` are (step, loss) of every step; `limits` the selection's limits by score (`clip_t`,
     `pres`); `settings` the subject's sections; `lineage` names with hashes, in order.
@@ -53,12 +53,12 @@ class PageContent:
 
 
 def write_page(path: Path, content: PageContent) -> None:
-    """Write the page whole: `work/<subject>/report/index.html`."""
+    """Write the page: `work/<subject>/report/index.html`."""
     files.write_text(path, render_page(content))
 
 
 def render_page(content: PageContent) -> str:
-    """The page's HTML: no script, nothing loaded from elsewhere, texts escaped."""
+    """Render the page as HTML without scripts or external files; escapes all texts."""
     environment = Environment(
         loader=PackageLoader("dreambooth_core.report"),
         autoescape=True,
@@ -70,7 +70,7 @@ def render_page(content: PageContent) -> str:
     style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
         content=content,
-        # Our own style sheet, which holds no text of a user's.
+        # The package's style sheet, which contains no user texts.
         style=Markup(style),
         kinds=KINDS,
         tiles=_tiles(content),
@@ -88,7 +88,7 @@ def render_page(content: PageContent) -> str:
     )
 
 
-# ---- what stands where --------------------------------------------------------------------------
+# ---- parts of the page --------------------------------------------------------------------------
 
 
 def _headline(content: PageContent) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _row(scores: Scores, name: str | None) -> ScoreRow | None:
 
 
 def _tiles(content: PageContent) -> list[dict[str, Any]]:
-    """The chosen checkpoint's scores beside those of the base model and the real photos."""
+    """The chosen checkpoint's scores with those of the base model and the real photos."""
     best, base, real = (_row(content.scores, n) for n in (content.selection.best, STEP_0, REAL))
     tiles: list[dict[str, Any]] = []
     for kind in KINDS:
@@ -119,7 +119,7 @@ def _tiles(content: PageContent) -> list[dict[str, Any]]:
             change = value.mean - before.mean
             tone = "good" if change * kind.better > 0 else "bad"
             if kind.key in ("clip_t", "pres", "div"):
-                tone = "plain"  # a change within the limits is what training costs, and no fault
+                tone = "plain"  # training costs some of these; the limits judge them
             tiles.append(
                 {
                     "kind": kind,
@@ -134,7 +134,7 @@ def _tiles(content: PageContent) -> list[dict[str, Any]]:
 
 
 def _table(content: PageContent) -> list[dict[str, Any]]:
-    """The rows as shown: references apart, the best value of each score among checkpoints."""
+    """The rows of the table, with marks for references and for the best value of each score."""
     checkpoints = [row for row in content.scores.rows if row.step]
     judged = {ranked.name: ranked for ranked in content.selection.ranked}
     peaks: dict[str, float] = {}
@@ -236,7 +236,7 @@ def _best_images(content: PageContent) -> list[dict[str, str]]:
 
 
 def _differences(verdict: Verdict | None) -> list[dict[str, Any]]:
-    """The verdict's paired differences, each with the ends of a bar in percent of the scale."""
+    """The verdict's paired differences, each with a bar in percent of the scale."""
     if verdict is None or not verdict.difference:
         return []
     found = [(kind, verdict.difference.get(kind.key)) for kind in KINDS]

@@ -1,4 +1,4 @@
-"""Pictures for people: deterministic encoding, sizes that fit a page, and a font that is there."""
+"""Images on the page: reproducible encoding, sizes for a page, and a bundled font."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _WEBP_QUALITY = 88
 
 
 def font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships, with the same layout on every machine."""
+    """DejaVu Sans from matplotlib, with the same layout on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file as RGB, read whole."""
+    """Read an image file as RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def fit(image: Image.Image, side_px: int) -> Image.Image:
-    """The image scaled to a longer side of `side_px`: smooth enlarged, sharp reduced."""
+    """Scale an image to a longer side of `side_px`: bicubic up, Lanczos down."""
     scale = side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     method = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
@@ -35,14 +35,14 @@ def fit(image: Image.Image, side_px: int) -> Image.Image:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A PNG without any metadata: the same pixels give the same bytes."""
+    """Encode an optimised PNG: the same pixels give the same bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def data_uri(path: Path) -> str:
-    """The image for a page: small ones losslessly as they are, larger ones at most 256 px wide."""
+    """An image as a data URI: small images losslessly, larger ones with at most 256 px a side."""
     image = open_rgb(path)
     if max(image.size) <= _INLINE_SIDE // 2:
         return _uri("png", png_bytes(image))

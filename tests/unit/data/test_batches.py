@@ -157,6 +157,6 @@ def test_class_rows_without_class_images_are_refused(folder: Path) -> None:
     record = LatentCache.read(folder)
     instance = tuple(entry for entry in record.images if entry.role == "instance")
     record.model_copy(update={"images": instance}).write(folder)
-    with pytest.raises(SettingsError, match=r"no class images.*run the stages class-images"):
+    with pytest.raises(SettingsError, match=r"lacks class images.*run the stages class-images"):
         dataset(folder)
     assert dataset(folder, with_class_rows=False).num_images("class") == 0

@@ -234,7 +234,7 @@ def test_an_image_that_is_not_its_manifests_is_refused(
 ) -> None:
     name = sets[0].manifest.images[0].file
     shutil.copy(sets[0].folder / sets[0].manifest.images[1].file, sets[0].folder / name)
-    with pytest.raises(CorruptRecordError, match=f"{name} is not the image that its manifest"):
+    with pytest.raises(CorruptRecordError, match=f"{name} differs from the image in its manifest"):
         build(tmp_path, sets, encoders)
     assert not (tmp_path / "out" / "record.json").exists()
 
@@ -253,7 +253,7 @@ def test_numbers_that_are_not_finite_stop_with_the_images_name(
     vae = _vae(tiny_sd)
     with torch.no_grad():
         next(vae.parameters()).fill_(float("inf"))
-    with pytest.raises(StageError, match=r"not finite for photo-0\.png"):
+    with pytest.raises(StageError, match=r"non-finite numbers for photo-0\.png"):
         build(tmp_path, sets, replace(encoders, vae=vae))
 
 

@@ -116,13 +116,13 @@ def test_with_a_single_photo_pres_is_measured_against_1() -> None:
 
 
 def test_no_checkpoint_is_an_error() -> None:
-    with pytest.raises(StageError, match="no checkpoint to select from"):
+    with pytest.raises(StageError, match="the scores lack a checkpoint"):
         select()
 
 
 def test_missing_row_step_0_raises_with_the_existing_rows() -> None:
     rows = [checkpoint(100, clip_t=0.3, dino=0.6), real_row()]
-    with pytest.raises(StageError, match="no row 'step 0'; found: checkpoint-100, real"):
+    with pytest.raises(StageError, match="lack the row 'step 0'; found: checkpoint-100, real"):
         select_best(scores(rows), SELECT)
 
 

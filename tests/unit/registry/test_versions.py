@@ -157,11 +157,11 @@ def test_fetch_refuses_files_that_are_not_those_that_were_uploaded(
 @pytest.mark.parametrize(
     ("reference", "text"),
     [
-        ("models:/nobody@champion", "no model is called 'nobody'.*allowed: dreambooth-mug"),
+        ("models:/nobody@champion", "the registry has no model 'nobody'.*allowed: dreambooth-mug"),
         (f"models:/{MODEL}@champion", "has no champion.*it has no alias yet"),
         (f"models:/{MODEL}/7", "has no version 7.*allowed: 1"),
-        (f"models:/{MODEL}", "no model reference.*models:/NAME@champion"),
-        ("somewhere/else", "no model reference"),
+        (f"models:/{MODEL}", "not a model reference.*models:/NAME@champion"),
+        ("somewhere/else", "not a model reference"),
     ],
 )
 def test_a_wrong_reference_is_told_what_there_is(

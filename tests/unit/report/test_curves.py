@@ -60,7 +60,7 @@ def test_a_series_of_one_point_is_drawn() -> None:
 
 
 def test_a_chart_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="a chart of no points"):
+    with pytest.raises(ValueError, match="a chart needs at least one point"):
         line_chart([], label="x")
 
 
