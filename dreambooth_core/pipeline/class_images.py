@@ -1,10 +1,11 @@
-"""The class-images stage: what the base model thinks the class looks like."""
+"""The class-images stage: samples of the ordinary class by the base model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 
+import torch
 from PIL import Image
 
 from dreambooth_core import files
@@ -12,72 +13,98 @@ from dreambooth_core.blocks import Sampler
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling
-from dreambooth_core.models.families import Pipeline
-from dreambooth_core.pipeline.common import StageContext, base_identity, machine, publishing
+from dreambooth_core.models.families import Pipeline, native_side
+from dreambooth_core.pipeline.common import (
+    RunContext,
+    StageContext,
+    base_identity,
+    machine,
+    publishing,
+)
 from dreambooth_core.records import Manifest
 
 
 def run(context: StageContext) -> Manifest:
     """Publish exactly `num_class_images` images; an empty set without prior preservation."""
-    view = context.settings
+    settings, prior = context.settings, context.settings.prior
     with publishing(context.places, "class-images") as out:
-        if view.prior is None:
+        if prior is None:
             manifest = Manifest(role="class", fingerprint=files.digest_of(None), images=())
             manifest.write(out)
             return manifest
-        key = _key(context, view.prior)
+        key = set_key(
+            context,
+            prior,
+            resolution=settings.data.resolution,
+            compute=[*machine(settings.compute), settings.versions.class_images],
+        )
         return class_images.make_class_images(
             state=context.places.store_dir("class-images", key),
             out=out,
             key=key,
             fingerprint=key,
-            num=view.prior.num_class_images,
-            block_size=view.prior.sample_batch_size,
-            sampler=_sampler(context, view.prior),
-            warnings=gate.class_set_warnings(view.prior),
+            num=prior.num_class_images,
+            block_size=prior.sample_batch_size,
+            sampler=make_sampler(context, prior, resolution=settings.data.resolution),
+            warnings=gate.class_set_warnings(prior),
             should_stop=context.should_stop,
             progress=context.progress,
         )
 
 
-def _key(context: StageContext, prior: PriorSettings) -> str:
-    """The key of the set in the store, which subjects of one class share."""
-    view = context.settings
+def set_key(
+    context: RunContext, prior: PriorSettings, *, resolution: int, compute: Sequence[str | int]
+) -> str:
+    """The key of the set, which subjects of one class share in a store."""
+    settings = context.settings
     return class_images.class_image_key(
         base_identity(context),
-        class_prompt=view.subject.class_prompt,
+        class_prompt=settings.subject.class_prompt,
         prior=prior,
-        resolution=view.data.resolution,
+        resolution=resolution,
         sampler=sampling.solver_name(
-            prior.solver, own=load.sampler_name(view.base_model, context.places.root)
+            prior.solver, own=load.sampler_name(settings.base_model, context.places.root)
         ),
-        compute=[*machine(view), view.versions.class_images],
+        compute=compute,
     )
 
 
-def _sampler(context: StageContext, prior: PriorSettings) -> Sampler:
-    """A sampler by the base model, which is loaded when the first image is missing."""
-    view = context.settings
+def make_sampler(
+    context: RunContext,
+    prior: PriorSettings,
+    *,
+    resolution: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Sampler:
+    """A sampler by the base model, which is loaded when the first image is missing.
+
+    `resolution` defaults to that of the base model, `device` to that of the settings.
+    """
+    settings = context.settings
 
     @functools.cache
     def pipeline() -> Pipeline:
-        load.configure_torch(view.compute)
+        load.configure_torch(settings.compute)
         pipe = load.load_pipeline(
-            view.base_model, context.places.root, device=load.pick_device(view.compute)
+            settings.base_model,
+            context.places.root,
+            device=device or load.pick_device(settings.compute),
+            dtype=dtype,
         )
         sampling.give_solver(pipe, prior.solver)
         return pipe
 
-    def draw(indices: Sequence[int]) -> list[Image.Image]:
+    def sample(indices: Sequence[int]) -> list[Image.Image]:
         return sampling.sample(
             pipeline(),
-            prompts=[view.subject.class_prompt] * len(indices),
+            prompts=[settings.subject.class_prompt] * len(indices),
             seeds=[class_images.class_seed(prior.seed, index) for index in indices],
             steps=prior.num_inference_steps,
             guidance=prior.guidance_scale,
-            resolution=view.data.resolution,
+            resolution=resolution or native_side(pipeline()),
             batch_size=prior.sample_batch_size,
             should_stop=context.should_stop,
         )
 
-    return draw
+    return sample

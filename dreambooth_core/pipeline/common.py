@@ -1,4 +1,4 @@
-"""Shared by all stages: context, fingerprint, publishing."""
+"""What all stages share: their context, their fingerprint, and how they publish."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dreambooth_core import config, files, locks
-from dreambooth_core.config import SubjectView
+from dreambooth_core.config import (
+    BaseModelSettings,
+    ComputeSettings,
+    DataSettings,
+    SubjectView,
+)
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import BaseModelIdentity, Evaluation, ScoreRow, Scores
 from dreambooth_core.workspace import Places
@@ -23,14 +28,59 @@ VERDICT = "verdict.json"
 logger = logging.getLogger("dreambooth")
 
 
-@dataclass(frozen=True)
-class StageContext:
-    """Everything a stage needs from its caller: settings, folders, progress, stop signal."""
+class Subject(Protocol):
+    """The photos of a subject and the words for it."""
 
-    settings: SubjectView
+    @property
+    def instance_dir(self) -> str:
+        """The folder of the photos."""
+        ...
+
+    @property
+    def instance_prompt(self) -> str:
+        """The prompt of a photo without a caption."""
+        ...
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of the class images."""
+        ...
+
+
+class RunSettings(Protocol):
+    """The settings that a training run prepares its data by: `params.yaml`'s or a script's."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def subject(self) -> Subject: ...  # noqa: D102
+    @property
+    def base_model(self) -> BaseModelSettings: ...  # noqa: D102
+    @property
+    def compute(self) -> ComputeSettings: ...  # noqa: D102
+    @property
+    def data(self) -> DataSettings: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything the preparation of a training run needs from its caller."""
+
+    settings: RunSettings
     places: Places
     progress: Progress = no_progress
     should_stop: StopSignal = never_stop
+
+    def fingerprint(self, stage: str, inputs: Mapping[str, Any]) -> str:
+        """sha256 over the inputs of a stage: a run with folders of its own has one setting each."""
+        return files.digest_of({"stage": stage, "inputs": dict(inputs)})
+
+
+@dataclass(frozen=True)
+class StageContext(RunContext):
+    """Everything a stage needs from its caller: settings, folders, progress, stop signal."""
+
+    settings: SubjectView
     lock_fd: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -44,12 +94,10 @@ class StageContext:
         """Whether this is a `dvc exp run`, which never registers a version."""
         return "DVC_EXP_NAME" in self.env
 
-
-def fingerprint(view: SubjectView, stage: str, inputs: Mapping[str, Any]) -> str:
-    """sha256 of everything that the stage's output depends on."""
-    return files.digest_of(
-        {"stage": stage, "settings": config.settings_of(view, stage), "inputs": dict(inputs)}
-    )
+    def fingerprint(self, stage: str, inputs: Mapping[str, Any]) -> str:
+        """sha256 over everything that the stage's output depends on."""
+        settings = config.settings_of(self.settings, stage)
+        return files.digest_of({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
 
 @contextlib.contextmanager
@@ -67,7 +115,7 @@ def publishing(places: Places, stage: str) -> Iterator[Path]:
         yield out
 
 
-def base_identity(context: StageContext) -> BaseModelIdentity:
+def base_identity(context: RunContext) -> BaseModelIdentity:
     """The base model of the settings, by content."""
     from dreambooth_core.models import load  # torch takes seconds, and the data gate needs none
 
@@ -77,15 +125,15 @@ def base_identity(context: StageContext) -> BaseModelIdentity:
     )
 
 
-def machine(view: SubjectView) -> list[str | int]:
-    """Everything on this machine that changes bits: device type and number of threads."""
+def machine(compute: ComputeSettings) -> list[str | int]:
+    """The properties of this machine that change bits: device type and number of threads."""
     from dreambooth_core.models import load
 
-    return [load.pick_device(view.compute).type, view.compute.num_threads]
+    return [load.pick_device(compute).type, compute.num_threads]
 
 
 def settings_that_count(view: SubjectView) -> dict[str, Any]:
-    """The settings behind a result, for the page, MLflow's params and a version's tags."""
+    """The settings that made the result, for the page, MLflow's params and a version's tags."""
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
     # accelerate_config and num_processes imply the strategy.
     dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
@@ -93,12 +141,12 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
 
 
 def evaluation_of(context: StageContext) -> Evaluation:
-    """The output of the evaluate stage. Raises CorruptRecordError if it is missing."""
+    """What the evaluate stage has published. Raises CorruptRecordError where it has not."""
     return Evaluation.read(context.places.stage_dir("evaluate"))
 
 
 def table_of(evaluation: Evaluation) -> Scores:
-    """The rows without their samples, the content of `scores.json`."""
+    """The rows without their samples, as `scores.json` holds them (C6)."""
     kept = set(ScoreRow.model_fields)
     return Scores(
         harness=evaluation.harness,
@@ -108,7 +156,7 @@ def table_of(evaluation: Evaluation) -> Scores:
 
 
 def row_pictures(evaluated: Path, row: str) -> Path:
-    """The folder of a row's images in the output of the evaluate stage."""
+    """The folder of a row's pictures below the evaluate stage's folder."""
     return evaluated / "images" / row.replace(" ", "-")
 
 

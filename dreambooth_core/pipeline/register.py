@@ -11,7 +11,6 @@ from dreambooth_core.pipeline import lineage
 from dreambooth_core.pipeline.common import (
     StageContext,
     evaluation_of,
-    fingerprint,
     picture_name,
     publishing,
     row_pictures,
@@ -53,8 +52,7 @@ def describe(context: StageContext) -> ModelVersion:
     """The present or future version in the registry. Raises StageError without a selection."""
     view = context.settings
     selection, checkpoint = selected(context)
-    own = fingerprint(
-        view,
+    own = context.fingerprint(
         "register",
         {
             "checkpoint": checkpoint.sha256,

@@ -8,7 +8,6 @@ from dreambooth_core.errors import Stopped
 from dreambooth_core.pipeline.common import (
     StageContext,
     base_identity,
-    fingerprint,
     logger,
     machine,
     publishing,
@@ -50,12 +49,11 @@ def make_job(context: StageContext) -> TrainJob:
     identity = base_identity(context)
     cache_dir = places.stage_dir("cache")
     launched = read_launch_config(workspace, view.train)
-    own = fingerprint(
-        view,
+    own = context.fingerprint(
         "train",
         {
             "base_model": identity.sha256,
-            "machine": machine(view),
+            "machine": machine(view.compute),
             "cache": LatentCache.read(cache_dir).fingerprint,
             **({"launch": launched.to_json()} if launched else {}),
         },

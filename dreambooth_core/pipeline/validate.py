@@ -9,12 +9,15 @@ from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
-from dreambooth_core.pipeline.common import StageContext, fingerprint, publishing
+from dreambooth_core.pipeline.common import RunContext, publishing
 from dreambooth_core.records import Manifest
+
+REPORT = gate.REPORT_NAME
+"""The gate's report in the stage's output."""
 
 
 @contextlib.contextmanager
-def inspected(context: StageContext) -> Iterator[gate.Inspection]:
+def inspected(context: RunContext) -> Iterator[gate.Inspection]:
     """Yield the gate's verdict on the photos; their normalised copies exist inside the block."""
     settings = context.settings
     scratch_root = context.places.store / "validate"
@@ -30,7 +33,7 @@ def inspected(context: StageContext) -> Iterator[gate.Inspection]:
         )
 
 
-def run(context: StageContext) -> Manifest:
+def run(context: RunContext) -> Manifest:
     """Publish the report and the accepted photos. Raises DataError when none was accepted."""
     with inspected(context) as inspection:
         gate.require_usable(inspection.report)
@@ -39,7 +42,7 @@ def run(context: StageContext) -> Manifest:
             gate.require_captions(inspection)
         photos = [[image.name, image.sha256] for image in inspection.report.accepted]
         captions = list(inspection.captions)
-        own = fingerprint(settings, "validate", {"photos": photos, "captions": captions})
+        own = context.fingerprint("validate", {"photos": photos, "captions": captions})
         with publishing(context.places, "validate") as out:
             return gate.write_accepted(inspection, out=out, fingerprint=own)
 

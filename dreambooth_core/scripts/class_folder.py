@@ -73,15 +73,6 @@ def _index_of(name: str, key: str) -> int | None:
     return int(found[1]) if found and found[2] == key[:_KEY_LETTERS] else None
 
 
-def blocks_of(indices: Sequence[int], *, size: int) -> dict[int, list[int]]:
-    """The missing indices by the block that they are drawn in: blocks are fixed, as the size of a
-    batch and the place in it change bits."""
-    blocks: dict[int, list[int]] = {}
-    for index in indices:
-        blocks.setdefault(index // size, []).append(index)
-    return blocks
-
-
 def manifest_path(folder: Path) -> Path:
     """Beside the folder and not in it: scripts of others open every file of it as a picture."""
     return folder.parent / f"{folder.name}.manifest.json"

@@ -1,4 +1,4 @@
-"""Folders that a flag names."""
+"""The folders of the flags: created, writable, and with room for the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_core.errors import DreamBoothError, SettingsError
+from dreambooth_core.models.footprint import state_bytes
+from dreambooth_core.scripts import resume
+from dreambooth_core.scripts.checkpoints import STATE
+from dreambooth_core.scripts.settings import ScriptSettings
+from dreambooth_core.training.dry_run import Kept, check_disk
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.trainable import TrainableModel
 
 
 def make_folder(folder: Path, *, flag: str) -> None:
-    """Make it with those above, unless it is there. Raises SettingsError."""
+    """Create a folder and its parents. Raises SettingsError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -20,7 +27,7 @@ def make_folder(folder: Path, *, flag: str) -> None:
 
 
 def require_writable(folder: Path, *, flag: str) -> None:
-    """Raise SettingsError unless a file can be made in the folder; none is left there."""
+    """Raise SettingsError unless a file can be created in the folder."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -33,8 +40,8 @@ def require_writable(folder: Path, *, flag: str) -> None:
 
 
 @contextlib.contextmanager
-def unmade_on_wrong_input(folder: Path, *, scratch: Path) -> Iterator[None]:
-    """Where the input turns out to be wrong, remove what was made: `scratch`, and empty folders."""
+def removed_on_wrong_input(folder: Path, *, scratch: Path) -> Iterator[None]:
+    """Remove `scratch` and empty folders again if the input turns out to be wrong."""
     had_scratch = scratch.exists()
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -43,7 +50,42 @@ def unmade_on_wrong_input(folder: Path, *, scratch: Path) -> Iterator[None]:
         if error.exit_code == SettingsError.exit_code:
             if not had_scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
-            with contextlib.suppress(OSError):  # something is in there
+            with contextlib.suppress(OSError):  # not empty
                 for path in missing:
                     path.rmdir()
         raise
+
+
+def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> Kept:
+    """The most that a run from `first` to `last` adds to `there` checkpoints.
+
+    During a save there is one checkpoint more than the limit. The result counts as another.
+    """
+    every, limit = settings.flags.checkpointing_steps, settings.flags.checkpoints_total_limit
+    num = last // every - first // every
+    new = num if limit is None else min(num, max(1, limit + 1 - there))
+    return Kept(checkpoints=new + 1, states=new)
+
+
+def check_room_to_resume(
+    settings: ScriptSettings, job: TrainJob, model: TrainableModel, found: resume.Found
+) -> None:
+    """Raise StageError unless there is room for the rest of a run that goes on from `found`.
+
+    A new run learns the sizes from its dry run, a resumed one from its checkpoint.
+    """
+    path, record = found
+    there = len(resume.records(settings.output_dir, run=record.run))
+    check_disk(
+        settings.output_dir,
+        kept(settings, last=job.train.max_train_steps, first=record.step, there=there),
+        checkpoint_bytes=_published_bytes(path),
+        state_bytes=state_bytes([tuple(p.shape) for p in model.trainable.values()], job.train),
+    )
+
+
+def _published_bytes(path: Path) -> int:
+    """The size of a checkpoint without its training state."""
+    parts = [entry for entry in path.iterdir() if entry.name != STATE]
+    found = [file for part in parts for file in (part.rglob("*") if part.is_dir() else (part,))]
+    return sum(file.stat().st_size for file in found if file.is_file())

@@ -25,32 +25,32 @@ _OF_MODELS = ("*.json", "*.safetensors", "*.bin", "*.msgpack", "*.model", "merge
 """Files of saved networks, tokenizers and schedulers: an older result's are not left over."""
 
 
-def write_result(plan: ScriptSettings, model: TrainableModel) -> None:
+def write_result(settings: ScriptSettings, model: TrainableModel) -> None:
     """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
-    with files.atomic_dir(plan.state_dir / "result") as aside:
-        if plan.script.method == "lora":
+    with files.atomic_dir(settings.state_dir / "result") as aside:
+        if settings.script.method == "lora":
             model.write(aside)
-            if getattr(plan.flags, "output_kohya_format", False):
+            if getattr(settings.flags, "output_kohya_format", False):
                 lora.write_kohya(aside, out=aside / KOHYA_FILE)
         else:
-            _write_pipeline(plan, model, aside)
-    for entry in sorted((plan.state_dir / "result").iterdir()):
-        _move_over(entry, plan.output_dir / entry.name)
-    log_line(f"the result is in {plan.output_dir}")
+            _write_pipeline(settings, model, aside)
+    for entry in sorted((settings.state_dir / "result").iterdir()):
+        _move_over(entry, settings.output_dir / entry.name)
+    log_line(f"the result is in {settings.output_dir}")
 
 
-def _write_pipeline(plan: ScriptSettings, model: TrainableModel, out: Path) -> None:
+def _write_pipeline(settings: ScriptSettings, model: TrainableModel, out: Path) -> None:
     """The base pipeline, its safety checker included, with the trained networks in their places."""
-    settings = plan.base_model
+    base = settings.base_model
     found = source.find_model(
-        settings.pretrained_model_name_or_path,
+        base.pretrained_model_name_or_path,
         Path.cwd(),
-        revision=settings.revision,
-        variant=settings.variant,
+        revision=base.revision,
+        variant=base.variant,
         patterns=(*source.PIPELINE_PATTERNS, *_BESIDE),
     )
     parts: dict[str, Any] = dict(model.denoiser.parts)
-    if getattr(plan.flags, "skip_save_text_encoder", False):
+    if getattr(settings.flags, "skip_save_text_encoder", False):
         parts["text_encoder"] = None
     index = source.read_json_file(found.folder / "model_index.json", what="a saved pipeline")
     absent = {n: None for n in _OPTIONAL if n in index and not (found.folder / n).is_dir()}
@@ -58,7 +58,7 @@ def _write_pipeline(plan: ScriptSettings, model: TrainableModel, out: Path) -> N
         pipe = DiffusionPipeline.from_pretrained(
             found.folder,
             dtype=torch.float32,  # of the trained networks; a part of another could not feed them
-            variant=settings.variant,
+            variant=base.variant,
             use_safetensors=True,
             local_files_only=True,
             **absent,
@@ -69,19 +69,23 @@ def _write_pipeline(plan: ScriptSettings, model: TrainableModel, out: Path) -> N
     weights.write_pipeline(pipe, out)
 
 
-def check_places(plan: ScriptSettings, base: Path) -> None:
+def check_places(settings: ScriptSettings, base: Path) -> None:
     """Raise SettingsError where what output_dir holds is in the way of the result.
 
     A file stands where a folder will be, or a folder where a file will be.
     """
     index = source.read_json_file(base / "model_index.json", what="a saved pipeline")
-    folders = [] if plan.script.method == "lora" else [n for n in index if not n.startswith("_")]
-    names = (lora.LORA_FILE, KOHYA_FILE) if plan.script.method == "lora" else ("model_index.json",)
-    odd = [n for n in folders if _exists(plan.output_dir / n, is_dir=False)]
-    odd += [n for n in names if _exists(plan.output_dir / n, is_dir=True)]
+    folders = (
+        [] if settings.script.method == "lora" else [n for n in index if not n.startswith("_")]
+    )
+    names = (
+        (lora.LORA_FILE, KOHYA_FILE) if settings.script.method == "lora" else ("model_index.json",)
+    )
+    odd = [n for n in folders if _exists(settings.output_dir / n, is_dir=False)]
+    odd += [n for n in names if _exists(settings.output_dir / n, is_dir=True)]
     if odd:
         raise SettingsError(
-            f"--output_dir: {plan.output_dir} holds what is in the way of the result",
+            f"--output_dir: {settings.output_dir} holds what is in the way of the result",
             got=", ".join(odd),
             hint="move it away, or give another folder",
         )

@@ -14,16 +14,16 @@ NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
 """What only a resume on this machine needs."""
 
 
-def create_repository(plan: ScriptSettings) -> str:
+def create_repository(settings: ScriptSettings) -> str:
     """Create the repository before any training, so that a bad token costs no hours; its id.
 
     Raises SettingsError when the hub refuses or cannot be reached.
     """
     from huggingface_hub import create_repo
 
-    name = plan.flags.hub_model_id or plan.output_dir.resolve().name
+    name = settings.flags.hub_model_id or settings.output_dir.resolve().name
     try:
-        return create_repo(repo_id=name, exist_ok=True, token=plan.flags.hub_token).repo_id
+        return create_repo(repo_id=name, exist_ok=True, token=settings.flags.hub_token).repo_id
     except source.hub_errors() as error:
         first_line = str(error).partition("\n")[0]
         raise SettingsError(
@@ -34,45 +34,45 @@ def create_repository(plan: ScriptSettings) -> str:
         ) from None
 
 
-def upload(plan: ScriptSettings, repository: str) -> None:
+def upload(settings: ScriptSettings, repository: str) -> None:
     """Write the model card and upload output_dir. Raises StageError; the files stay here."""
     from huggingface_hub import upload_folder
 
-    files.write_text(plan.output_dir / "README.md", _card(plan))
+    files.write_text(settings.output_dir / "README.md", _card(settings))
     try:
         upload_folder(
             repo_id=repository,
-            folder_path=plan.output_dir,
+            folder_path=settings.output_dir,
             commit_message="End of training",
             ignore_patterns=list(NOT_UPLOADED),
-            token=plan.flags.hub_token,
+            token=settings.flags.hub_token,
         )
     except Exception as error:
         # Any failure of the network: the training is done, and the user must hear what is not.
         raise StageError(
-            f"the upload to {repository} failed; the result is whole in {plan.output_dir}",
+            f"the upload to {repository} failed; the result is whole in {settings.output_dir}",
             got=f"{type(error).__name__}: {error}",
-            hint=_by_hand(plan, repository),
+            hint=_by_hand(settings, repository),
         ) from error
     log_line(f"uploaded to {repository}")
 
 
-def not_uploaded(plan: ScriptSettings, repository: str) -> str:
+def not_uploaded(settings: ScriptSettings, repository: str) -> str:
     """What to say when the upload is stopped."""
     return (
         f"stopped before the upload to {repository} was done; the result is whole in "
-        f"{plan.output_dir}; what to do: {_by_hand(plan, repository)}"
+        f"{settings.output_dir}; what to do: {_by_hand(settings, repository)}"
     )
 
 
-def _by_hand(plan: ScriptSettings, repository: str) -> str:
-    return f"hf upload {repository} {plan.output_dir}"
+def _by_hand(settings: ScriptSettings, repository: str) -> str:
+    return f"hf upload {repository} {settings.output_dir}"
 
 
-def _card(plan: ScriptSettings) -> str:
+def _card(settings: ScriptSettings) -> str:
     """A model card: how it was made and which prompt it answers to."""
-    flags = plan.flags
-    base, is_lora = flags.pretrained_model_name_or_path, plan.script.method == "lora"
+    flags = settings.flags
+    base, is_lora = flags.pretrained_model_name_or_path, settings.script.method == "lora"
     shown = Path(base).name if Path(base).is_dir() else base
     tags = ["text-to-image", "diffusers", "dreambooth", *(["lora"] if is_lora else [])]
     head = [

@@ -60,13 +60,13 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
         gc.freeze()  # else the interpreter walks through all of torch once more before it ends
 
 
-def _run(plan: ScriptSettings) -> int:
-    stop = Stop(plan.launcher)
+def _run(settings: ScriptSettings) -> int:
+    stop = Stop(settings.launcher)
     stop.install()
     with gc_paused():  # torch takes seconds: mistakes are told before
         from dreambooth_core.scripts import run
 
-    return run.run(plan, stop=stop)
+    return run.run(settings, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:

@@ -1,79 +1,131 @@
-"""The latent cache of a script's run: all is encoded once, in the run's folder."""
+"""What a script prepares before it trains: photos, class images, the latent cache."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+from collections.abc import Collection, Iterator
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from transformers import CLIPTokenizer
 
 from dreambooth_core import files
-from dreambooth_core.data import cache
-from dreambooth_core.errors import SettingsError
+from dreambooth_core.config import DataSettings
+from dreambooth_core.data.cache import Encoders
+from dreambooth_core.errors import DataError, SettingsError
 from dreambooth_core.models import load, source
-from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
-from dreambooth_core.scripts import class_images, photos
+from dreambooth_core.pipeline import cache, validate
+from dreambooth_core.pipeline.common import RunContext
+from dreambooth_core.records import BaseModelIdentity, GateReport, Manifest
+from dreambooth_core.scripts import class_images
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
-
-CACHE = "cache"
-
-_MOMENTS = "moments"
+from dreambooth_core.training.distributed import broadcast_from_main
+from dreambooth_core.training.progress import log_line
 
 
-def build_latents(
-    plan: ScriptSettings,
-    *,
-    instance: Manifest,
-    class_: Manifest | None,
-    device: torch.device,
-    stop: Stop,
-) -> LatentCache:
-    """Encode images and prompts with the frozen networks, and let go of these."""
-    base, root = plan.base_model, Path.cwd()
-    sets = [
-        cache.ImageSet(
-            manifest=instance,
-            folder=plan.state_dir / photos.FOLDER,
-            prompt=plan.flags.instance_prompt,
-        )
-    ]
-    if class_ is not None:
-        sets.append(
-            cache.ImageSet(
-                manifest=class_,
-                folder=plan.state_dir / class_images.FOLDER,
-                prompt=plan.class_prompt,
-            )
-        )
-    encoders = cache.Encoders(
-        vae=load.load_component("vae", base, root, device=device),
-        text_encoders=tuple(load.load_text_encoders(base, root, device=device).values()),
-        tokenizers=_tokenizers(plan),
-        identity=BaseModelIdentity(
-            name=base.pretrained_model_name_or_path, revision=base.revision, sha256=""
-        ),
-        masks_text=masks_text(plan),
+@dataclasses.dataclass(frozen=True)
+class ImageSets:
+    """The images to train on; `fingerprints` has one of each set."""
+
+    num_instance: int
+    num_class: int
+    fingerprints: tuple[str, ...]
+
+
+def prepare_images(
+    settings: ScriptSettings, *, seed: int, accelerator: Accelerator, stop: Stop
+) -> ImageSets:
+    """Publish the accepted photos and the class images below the run's own folder.
+
+    Raises DataError without a usable photo, Stopped between two images.
+    """
+    context = RunContext(settings, settings.places, should_stop=stop)
+    instance = broadcast_from_main(accelerator, lambda: _accept_photos(context, settings))
+    class_ = class_images.complete(context, settings, seed=seed, accelerator=accelerator)
+    fingerprints = [_fingerprint(context)]
+    if settings.class_dir:
+        fingerprints.append(class_.fingerprint)
+    return ImageSets(len(instance.images), len(class_.images), tuple(fingerprints))
+
+
+def encode_images(settings: ScriptSettings, *, stop: Stop) -> None:
+    """Publish the latent cache, and free the frozen networks."""
+    context = RunContext(settings, settings.places, should_stop=stop)
+    base = settings.base_model
+    identity = BaseModelIdentity(
+        name=base.pretrained_model_name_or_path, revision=base.revision, sha256=""
     )
-    _require_places(encoders)
-    with stop.watched(), files.atomic_dir(plan.state_dir / CACHE) as out:
-        record = cache.build_cache(
-            sets,
-            encoders=encoders,
-            settings=plan.data,
-            content_store=plan.state_dir / _MOMENTS,
-            out=out,
-            fingerprint="",
-            should_stop=stop,
-        )
+    encoders = cache.load_encoders(context, identity)
+    encoders = dataclasses.replace(
+        encoders,
+        tokenizers=_tokenizers(settings, encoders.tokenizers),
+        masks_text=settings.masks_text,
+    )
+    _check_token_limit(encoders)
+    with stop.watched():
+        cache.encode(context, encoders)
     del encoders
-    load.free_memory(device)
-    return record
+    load.free_memory(load.pick_device(settings.compute))
 
 
-def _require_places(encoders: cache.Encoders) -> None:
-    """Raise SettingsError where a tokenizer gives more tokens than its text encoder can read."""
+def _accept_photos(context: RunContext, settings: ScriptSettings) -> Manifest:
+    """Run the data gate, and report each photo that it leaves out."""
+    try:
+        manifest = validate.run(context)
+    except DataError as error:
+        hint = "put 3 to 6 photos of the subject into --instance_data_dir"
+        raise DataError(error.what, got=error.got, hint=hint) from None
+    for line in _lines(_report(context)):
+        log_line(_in_flags(line, settings.script.flags.model_fields))
+    return manifest
+
+
+def _report(context: RunContext) -> GateReport:
+    return GateReport.read(context.places.stage_dir("validate"), validate.REPORT)
+
+
+def _fingerprint(context: RunContext) -> str:
+    """A digest of the accepted photos as the user has them."""
+    return files.digest_of([photo.sha256 for photo in _report(context).accepted])
+
+
+def _in_flags(line: str, flags: Collection[str]) -> str:
+    """Spell the settings in brackets as flags, and leave out those that are not flags here."""
+    for name in DataSettings.model_fields:
+        line = line.replace(f" (data.{name})", f" (--{name})" if name in flags else "")
+    return line.replace("raise prior.num_class_images", "raise --num_class_images")
+
+
+def _lines(report: GateReport) -> Iterator[str]:
+    for each in report.rejected:
+        yield f"warning: photo {each.name} is left out: {each.reason}"
+    for each in report.skipped:
+        yield f"{each.name} is skipped: {each.reason}"
+    for photo in report.accepted:
+        yield from (f"warning: photo {photo.name}: {warning}" for warning in photo.warnings)
+    yield from (f"warning: {warning}" for warning in report.warnings)
+    yield f"{len(report.accepted)} photos to train on"
+
+
+def _tokenizers(
+    settings: ScriptSettings, own: tuple[CLIPTokenizer, ...]
+) -> tuple[CLIPTokenizer, ...]:
+    """The base model's tokenizers or that of --tokenizer_name, with the limit of the flags."""
+    flags, root = settings.flags, settings.places.root
+    name = getattr(flags, "tokenizer_name", None)
+    if name is not None:
+        patterns = source.MODEL_PATTERNS
+        found = source.find_model(name, root, revision=flags.revision, patterns=patterns)
+        own = (load.load_tokenizer(found.folder),)
+    length = getattr(flags, "tokenizer_max_length", None)
+    for tokenizer in own:
+        tokenizer.model_max_length = length or tokenizer.model_max_length
+    return own
+
+
+def _check_token_limit(encoders: Encoders) -> None:
+    """Raise SettingsError if a tokenizer gives more tokens than its text encoder can read."""
     for tokenizer, encoder in zip(encoders.tokenizers, encoders.text_encoders, strict=True):
         config: Any = encoder.config
         if tokenizer.model_max_length > config.max_position_embeddings:
@@ -82,25 +134,3 @@ def _require_places(encoders: cache.Encoders) -> None:
                 got=str(tokenizer.model_max_length),
                 allowed=f"up to {config.max_position_embeddings}",
             )
-
-
-def masks_text(plan: ScriptSettings) -> bool:
-    """Whether the text encoder is given the attention mask."""
-    return bool(getattr(plan.flags, "text_encoder_use_attention_mask", False))
-
-
-def _tokenizers(plan: ScriptSettings) -> tuple[CLIPTokenizer, ...]:
-    """The base model's, or the one of its own that a flag names; cut to the length of a flag."""
-    root = Path.cwd()
-    name = getattr(plan.flags, "tokenizer_name", None)
-    if name is None:
-        tokenizers = load.load_tokenizers(plan.base_model, root)
-    else:
-        found = source.find_model(
-            name, root, revision=plan.flags.revision, patterns=source.MODEL_PATTERNS
-        )
-        tokenizers = (load.load_tokenizer(found.folder),)
-    length = getattr(plan.flags, "tokenizer_max_length", None)
-    for tokenizer in tokenizers:
-        tokenizer.model_max_length = length or tokenizer.model_max_length
-    return tokenizers

@@ -6,6 +6,7 @@ names its run in its record; `latest` and the limit of checkpoints look at one r
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,38 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.scripts import checkpoints
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
+from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import log_line
 
 LATEST = "latest"
 
 Found = tuple[Path, ScriptCheckpoint]
 """A checkpoint to go on from, verified."""
+
+
+def checkpoint_of(settings: ScriptSettings) -> Found | None:
+    """The checkpoint that --resume_from_checkpoint names. Raises SettingsError."""
+    name = settings.flags.resume_from_checkpoint
+    if name is None:
+        return None
+    found = find_checkpoint(settings.output_dir, name)
+    if found is None:
+        log_line(f"no whole checkpoint in {settings.output_dir}: a new run begins")
+    else:
+        log_line(f"resuming from {found[0].name}")
+    return found
+
+
+def seed_of(settings: ScriptSettings, found: Found | None) -> int:
+    """The seed of the flags, else of the checkpoint, else the script's default or a random one."""
+    flags = settings.flags
+    if found is not None and "seed" not in flags.model_fields_set:
+        return int(found[1].settings["seed"])
+    if flags.seed is not None:
+        return flags.seed
+    seed = secrets.randbelow(2**31)
+    log_line(f"seed {seed} (a random one; give it as --seed to have the same run again)")
+    return seed
 
 
 def name_run(

@@ -23,6 +23,7 @@ from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 from dreambooth_core.scripts.flag_checks import flag_problems, notes_on
 from dreambooth_core.scripts.flags import Script, ScriptFlags
 from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems, precision_problems
+from dreambooth_core.workspace import Places
 
 OFFSET_NOISE = 0.1
 """The strength that the seed document's switch stands for."""
@@ -32,6 +33,15 @@ CLASS_IMAGE_GUIDANCE = 7.5
 """What the base pipeline does when it is asked for nothing else, as that script asks."""
 CLASS_IMAGE_STEPS = 15
 """Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/guide.md has figures)."""
+
+
+@dataclass(frozen=True)
+class ScriptSubject:
+    """The photos and the prompts of the flags."""
+
+    instance_dir: str
+    instance_prompt: str
+    class_prompt: str
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,27 @@ class ScriptSettings:
         return Path(folder) if self.flags.with_prior_preservation and folder else None
 
     @property
-    def class_prompt(self) -> str:
-        """The prompt of the class images; empty without prior preservation."""
-        return self.flags.class_prompt or ""
+    def places(self) -> Places:
+        """The folders of the run's own data, which a finished run removes."""
+        return Places(Path.cwd(), self.state_dir, self.state_dir / "store", self.name)
+
+    @property
+    def name(self) -> str:
+        """The subject in messages of the data gate."""
+        return "your subject"
+
+    @property
+    def subject(self) -> ScriptSubject:
+        """The photos and the prompts."""
+        flags = self.flags
+        return ScriptSubject(
+            flags.instance_data_dir, flags.instance_prompt, flags.class_prompt or ""
+        )
+
+    @property
+    def masks_text(self) -> bool:
+        """Whether the text encoder gets the attention mask."""
+        return bool(getattr(self.flags, "text_encoder_use_attention_mask", False))
 
     def prior(self, *, seed: int) -> PriorSettings:
         """The settings of the class images."""
@@ -111,7 +139,7 @@ def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) ->
             )
         )
     num_replicas = _num_replicas(script, launcher)
-    plan = ScriptSettings(
+    settings = ScriptSettings(
         script=script,
         flags=flags,
         launcher=launcher,
@@ -128,14 +156,14 @@ def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) ->
         num_replicas=num_replicas,
     )
     try:
-        train = plan.train(seed=0, max_train_steps=1)
+        train = settings.train(seed=0, max_train_steps=1)
         if script.engine == "jax":
             refuse_what_jax_cannot(train)
     except ValidationError as error:
         problems += problems_of(error, TrainSettings, lambda place: f"train.{place[0]}")
     if problems:
         raise SettingsError.of(problems)
-    return plan
+    return settings
 
 
 def _train_values(

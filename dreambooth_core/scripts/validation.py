@@ -50,7 +50,7 @@ class Validation:
 
     def __init__(
         self,
-        plan: ScriptSettings,
+        settings: ScriptSettings,
         *,
         prompt: str,
         is_due: IsDue,
@@ -58,7 +58,7 @@ class Validation:
         take: TakePictures,
         is_main: bool,
     ) -> None:
-        self._plan, self._prompt, self._seed = plan, prompt, seed
+        self._plan, self._prompt, self._seed = settings, prompt, seed
         self._is_due = is_due
         self._take, self._is_main = take, is_main
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.config.compatibility import TRAIN_RULES, broken
-from dreambooth_core.errors import Problem, SettingsError, StageError
+from dreambooth_core.errors import DreamBoothError, Problem, SettingsError, StageError
 from dreambooth_core.models.attention import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
@@ -18,6 +20,8 @@ from dreambooth_core.training.optim.fused_backward import FusedBackwardStrategy
 from dreambooth_core.training.precision import check_compute_type
 from dreambooth_core.training.protocols import Strategy
 from dreambooth_core.training.trainable import TrainableModel
+
+T = TypeVar("T")
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:
@@ -61,6 +65,25 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
         found = list(broken(TRAIN_RULES, {**dict(job.train), "strategy": "deepspeed"}))
         if found:
             raise SettingsError.of(Problem(text, f"train.{name}") for name, text in found)
+
+
+def broadcast_from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """Call `make` in the main process and return its value in all of them.
+
+    A DreamBoothError is raised in all of them as well, so that no process waits for the others.
+    """
+    answer: list[tuple[T | None, DreamBoothError | None]] = [(None, None)]
+    if accelerator.is_main_process:
+        try:
+            answer = [(make(), None)]
+        except DreamBoothError as error:
+            answer = [(None, error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
+    value, error = answer[0]
+    if error is not None:
+        raise error
+    return value  # pyright: ignore[reportReturnType] - None only if `make` returns None
 
 
 def make_strategy(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
 
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.batch import RowsAt
@@ -20,7 +19,11 @@ from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.checkpoints.resume_state import read_metrics, state_dir
 from dreambooth_core.training.checkpoints.start import Start, find_start
-from dreambooth_core.training.distributed import make_strategy, start_accelerator
+from dreambooth_core.training.distributed import (
+    broadcast_from_main,
+    make_strategy,
+    start_accelerator,
+)
 from dreambooth_core.training.dry_run import check_room_to_go_on, dry_run, kept_in_store
 from dreambooth_core.training.job import Ended, TrainJob, write_ended
 from dreambooth_core.training.loop import Loop
@@ -82,7 +85,7 @@ def work(
     """
     accelerator = start_accelerator(job)
     try:
-        start = _agree_on_start(job, accelerator)
+        start = broadcast_from_main(accelerator, lambda: find_start(job))
         table = start.finished_table
         if table is None:
             ended, table = _train(job, accelerator, start, open_rows, open_sink, should_stop)
@@ -132,13 +135,3 @@ def _train(
         return ended, metrics.to_csv(loop.rows)
     finally:
         sink.close(status=status)
-
-
-def _agree_on_start(job: TrainJob, accelerator: Accelerator) -> Start:
-    """The main process looks at the store; all begin where it says."""
-    found = [find_start(job) if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    start = found[0]
-    assert start is not None
-    return start

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.scripts import main, room
+from dreambooth_core.scripts import disk, main
 from dreambooth_core.scripts.flags import DREAMBOOTH
 from dreambooth_core.scripts.parsing import parse
 from dreambooth_core.scripts.settings import make_settings
@@ -95,7 +95,7 @@ def test_a_run_needs_room_for_new_checkpoints_and_for_one_more_than_the_limit(
     flags = arguments("m", SUBJECT, Path("out"), checkpointing_steps=2, max_train_steps=10)
     flags += [f"--checkpoints_total_limit={limit}"] if limit else []
     plan = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
-    kept = room.kept(plan, last=10, first=first, there=there)
+    kept = disk.kept(plan, last=10, first=first, there=there)
     assert (kept.checkpoints, kept.states) == (states + 1, states)
 
 

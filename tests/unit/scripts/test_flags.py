@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from dreambooth_core.errors import Problem, SettingsError, StageError
-from dreambooth_core.scripts import photos, run
+from dreambooth_core.scripts import prepare, resume
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
 from dreambooth_core.scripts.flags import (
     DREAMBOOTH,
@@ -226,7 +226,7 @@ def test_errors_of_settings_are_spelled_as_flags():
 
 def test_settings_of_photos_are_spelled_as_flags_or_left_out():
     line = "enlarged (data.resolution); looks blurry (data.blur_threshold), data.resolution.png"
-    assert photos._in_flags(line, DREAMBOOTH.flags.model_fields) == (
+    assert prepare._in_flags(line, DREAMBOOTH.flags.model_fields) == (
         "enlarged (--resolution); looks blurry, data.resolution.png"
     )
 
@@ -413,7 +413,7 @@ def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
     )  # without JAX
     plan = make_settings(script, parse(script, [*NEEDED, *given]), {})
     record = ScriptCheckpoint(step=2, method="full", settings={"seed": found}, files={})
-    assert run.seed_of(plan, None if found is None else (Path(), record)) == expected
+    assert resume.seed_of(plan, None if found is None else (Path(), record)) == expected
 
 
 def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
