@@ -12,9 +12,6 @@ from dreambooth_core.data import gate
 from dreambooth_core.pipeline.common import RunContext, publishing
 from dreambooth_core.records import Manifest
 
-REPORT = gate.REPORT_NAME
-"""The gate's report in the stage's output."""
-
 
 @contextlib.contextmanager
 def inspected(context: RunContext) -> Iterator[gate.Inspection]:

@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
+from dreambooth_core.data import gate
 from dreambooth_core.data.cache import Encoders
 from dreambooth_core.errors import DataError, SettingsError
 from dreambooth_core.models import load, source
@@ -82,7 +83,7 @@ def _accept_photos(context: RunContext, settings: ScriptSettings) -> Manifest:
 
 
 def _report(context: RunContext) -> GateReport:
-    return GateReport.read(context.places.stage_dir("validate"), validate.REPORT)
+    return GateReport.read(context.places.stage_dir("validate"), gate.REPORT_NAME)
 
 
 def _fingerprint(context: RunContext) -> str:

@@ -12,11 +12,11 @@ from dreambooth_core import files
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.lora_layers import require_layers
-from dreambooth_core.scripts import disk, export, hub, prepare, resume, train
+from dreambooth_core.scripts import disk, export, hub, prepare, resume, training
 from dreambooth_core.scripts.flag_checks import notes_on_pictures
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
-from dreambooth_core.scripts.train import TrainingInputs
+from dreambooth_core.scripts.training import TrainingInputs
 from dreambooth_core.supervision import die_with_parent
 from dreambooth_core.training.distributed import broadcast_from_main, start_accelerator
 from dreambooth_core.training.progress import log_line
@@ -31,12 +31,12 @@ def run(settings: ScriptSettings, *, stop: Stop) -> int:
     if settings.launcher.by_accelerate:
         die_with_parent()
     any_train = settings.train(seed=0, max_train_steps=1)
-    accelerator = start_accelerator(train.make_job(settings, any_train))
+    accelerator = start_accelerator(training.make_job(settings, any_train))
     cleanup = disk.removed_on_wrong_input(settings.output_dir, scratch=settings.state_dir)
     try:
         with cleanup if accelerator.is_main_process else contextlib.nullcontext():
             inputs, repository = _prepare(settings, accelerator, stop)
-            _publish(inputs, train.train(inputs, stop=stop), repository, stop)
+            _publish(inputs, training.train(inputs, stop=stop), repository, stop)
             return 0
     except Stopped as stopped:
         if accelerator.is_main_process:
