@@ -95,7 +95,7 @@ class StageContext(RunContext):
         return "DVC_EXP_NAME" in self.env
 
     def fingerprint(self, stage: str, inputs: Mapping[str, Any]) -> str:
-        """sha256 over everything that the stage's output depends on."""
+        """sha256 of everything that the stage's output depends on."""
         settings = config.settings_of(self.settings, stage)
         return files.digest_of({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
@@ -126,14 +126,14 @@ def base_identity(context: RunContext) -> BaseModelIdentity:
 
 
 def machine(compute: ComputeSettings) -> list[str | int]:
-    """The properties of this machine that change bits: device type and number of threads."""
+    """Everything on this machine that changes bits: device type and number of threads."""
     from dreambooth_core.models import load
 
     return [load.pick_device(compute).type, compute.num_threads]
 
 
 def settings_that_count(view: SubjectView) -> dict[str, Any]:
-    """The settings that made the result, for the page, MLflow's params and a version's tags."""
+    """The settings behind a result, for the page, MLflow's params and a version's tags."""
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
     # accelerate_config and num_processes imply the strategy.
     dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
@@ -141,12 +141,12 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
 
 
 def evaluation_of(context: StageContext) -> Evaluation:
-    """What the evaluate stage has published. Raises CorruptRecordError where it has not."""
+    """The output of the evaluate stage. Raises CorruptRecordError if it is missing."""
     return Evaluation.read(context.places.stage_dir("evaluate"))
 
 
 def table_of(evaluation: Evaluation) -> Scores:
-    """The rows without their samples, as `scores.json` holds them (C6)."""
+    """The rows without their samples, the content of `scores.json`."""
     kept = set(ScoreRow.model_fields)
     return Scores(
         harness=evaluation.harness,
@@ -156,7 +156,7 @@ def table_of(evaluation: Evaluation) -> Scores:
 
 
 def row_pictures(evaluated: Path, row: str) -> Path:
-    """The folder of a row's pictures below the evaluate stage's folder."""
+    """The folder of a row's images in the output of the evaluate stage."""
     return evaluated / "images" / row.replace(" ", "-")
 
 
