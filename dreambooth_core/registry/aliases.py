@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
+from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
 from dreambooth_core.registry.versions import VersionInfo, aliases_of, get_version
 
 CHALLENGER = "challenger"
@@ -73,7 +73,7 @@ def set_challenger(tracking: Tracking, *, name: str, version: int) -> VersionInf
 def set_tags(tracking: Tracking, *, name: str, version: int, tags: Mapping[str, str]) -> None:
     """Set tags of a version, such as the verdict of a comparison."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"tagging version {version} of {name}"):
+    with registry_errors(tracking, doing=f"tagging version {version} of {name}"):
         for key, value in tags.items():
             client.set_model_version_tag(name, str(version), key, value)
 
@@ -84,7 +84,7 @@ def promote(tracking: Tracking, *, name: str, version: int, decision: Decision) 
     Raises RegistryError if the version is unknown or has not passed its export parity check.
     """
     _require_parity(get_version(tracking, name=name, version=version))
-    with alone(tracking):
+    with mlflow_lock(tracking):
         tenures = _history(tracking, name)
         if not tenures or tenures[-1].version != version:
             tenures = [*tenures, Tenure(version=version, **asdict(decision))]
@@ -100,7 +100,7 @@ def rollback(tracking: Tracking, *, name: str, decision: Decision) -> VersionInf
 
     Raises RegistryError if there is no previous champion.
     """
-    with alone(tracking):
+    with mlflow_lock(tracking):
         tenures = _history(tracking, name)
         current = aliases_of(tracking, name=name).get(CHAMPION)
         if len(tenures) < 2:
@@ -127,7 +127,7 @@ def _history(tracking: Tracking, name: str) -> list[Tenure]:
     """The history, cut or extended to end with the version of the alias."""
     client = connect(tracking)
     current = aliases_of(tracking, name=name).get(CHAMPION)
-    with in_plain_words(tracking, doing=f"reading the champions of {name}"):
+    with registry_errors(tracking, doing=f"reading the champions of {name}"):
         text = client.get_registered_model(name).tags.get(_HISTORY, "[]")
     tenures = [Tenure(**entry) for entry in json.loads(text)]
     if current is None:
@@ -143,7 +143,7 @@ def _history(tracking: Tracking, name: str) -> list[Tenure]:
 
 def _write_history(tracking: Tracking, name: str, tenures: Sequence[Tenure]) -> None:
     kept = [asdict(tenure) for tenure in tenures[-_HISTORY_LENGTH:]]
-    with in_plain_words(tracking, doing=f"writing the champions of {name}"):
+    with registry_errors(tracking, doing=f"writing the champions of {name}"):
         connect(tracking).set_registered_model_tag(name, _HISTORY, json.dumps(kept))
 
 
@@ -154,14 +154,14 @@ def _state(tracking: Tracking, name: str, version: int, what: str, decision: Dec
 
 
 def _point(tracking: Tracking, name: str, alias: str, version: int) -> None:
-    with in_plain_words(tracking, doing=f"moving the alias {alias} of {name}"):
+    with registry_errors(tracking, doing=f"moving the alias {alias} of {name}"):
         connect(tracking).set_registered_model_alias(name, alias, str(version))
 
 
 def _drop_challenger(tracking: Tracking, name: str, version: int) -> None:
     """Remove the alias challenger from a version that is the champion."""
     if aliases_of(tracking, name=name).get(CHALLENGER) == version:
-        with in_plain_words(tracking, doing=f"removing the alias {CHALLENGER} of {name}"):
+        with registry_errors(tracking, doing=f"removing the alias {CHALLENGER} of {name}"):
             connect(tracking).delete_registered_model_alias(name, CHALLENGER)
 
 

@@ -20,7 +20,7 @@ from dreambooth_core import files
 from dreambooth_core.records import REAL, SCORES, Checkpoint, ScoreRow, Scores, Selection
 from dreambooth_core.registry import runs
 from dreambooth_core.registry.runs import RunRef
-from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
+from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
 
 CHECKPOINT_SHA256 = "dreambooth.checkpoint_sha256"
 UPLOADED = "dreambooth.uploaded"
@@ -82,7 +82,7 @@ def record_selection(
 def find_model(tracking: Tracking, run: RunRef, sha256: str) -> LoggedModel | None:
     """The oldest LoggedModel of a checkpoint in its training's run, or None."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing="looking for a checkpoint"):
+    with registry_errors(tracking, doing="looking for a checkpoint"):
         found = client.search_logged_models(
             [run.experiment_id],
             filter_string=(
@@ -97,9 +97,9 @@ def find_model(tracking: Tracking, run: RunRef, sha256: str) -> LoggedModel | No
 def find_or_create_model(tracking: Tracking, run: RunRef, checkpoint: Checkpoint) -> LoggedModel:
     """Find or create the LoggedModel of a checkpoint; completes one after a kill."""
     client = connect(tracking)
-    with alone(tracking):
+    with mlflow_lock(tracking):
         model = find_model(tracking, run, checkpoint.sha256)
-        with in_plain_words(tracking, doing=f"recording {checkpoint.name}"):
+        with registry_errors(tracking, doing=f"recording {checkpoint.name}"):
             if model is None:
                 model = _create(client, run, checkpoint)
             if model.status != LoggedModelStatus.READY:
@@ -136,7 +136,7 @@ def upload(
     """
     client = connect(tracking)
     model = find_or_create_model(tracking, run, checkpoint)
-    with alone(tracking), in_plain_words(tracking, doing=f"uploading {checkpoint.name}"):
+    with mlflow_lock(tracking), registry_errors(tracking, doing=f"uploading {checkpoint.name}"):
         there = find_upload(tracking, run, checkpoint.sha256, digest)
         if there is not None:
             return there
@@ -201,7 +201,7 @@ def _log_model_scores(
 ) -> None:
     """Log a row's scores into its model, linked to the harness, unless they exist."""
     client, digest = connect(tracking), harness_digest(scores)
-    with in_plain_words(tracking, doing=f"writing the scores of {row.name}"):
+    with registry_errors(tracking, doing=f"writing the scores of {row.name}"):
         there = {
             (metric.key, metric.value)
             for metric in client.get_logged_model(model.model_id).metrics or ()

@@ -22,7 +22,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_B
 from PIL import Image
 
 from dreambooth_core.config import flatten
-from dreambooth_core.registry.tracking import Tracking, alone, connect, in_plain_words
+from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
 
 FINGERPRINT = "dreambooth.fingerprint"
 """Tag of a run, a logged model and a model version: the fingerprint of its work."""
@@ -43,7 +43,7 @@ class RunRef:
 def experiment_id(tracking: Tracking, name: str) -> str:
     """Find, create or restore the experiment `name`. Raises RegistryError."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"opening experiment {name}"):
+    with registry_errors(tracking, doing=f"opening experiment {name}"):
         found = client.get_experiment_by_name(name)
         if found is None:
             return _create_experiment(client, tracking, name)
@@ -68,7 +68,7 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
 def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
     """The run of a training, or None. Raises RegistryError if the store is unreachable."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"looking for the run of {experiment}"):
+    with registry_errors(tracking, doing=f"looking for the run of {experiment}"):
         found: Experiment | None = client.get_experiment_by_name(experiment)
         if found is None:
             return None
@@ -96,12 +96,12 @@ def find_or_create_run(
     tags: Mapping[str, str] | None = None,
 ) -> RunRef:
     """Find or create the run with this fingerprint. Raises RegistryError."""
-    with alone(tracking):
+    with mlflow_lock(tracking):
         there = find_run(tracking, experiment=experiment, fingerprint=fingerprint)
         if there is not None:
             return there
         home = experiment_id(tracking, experiment)
-        with in_plain_words(tracking, doing=f"creating the run {name}"):
+        with registry_errors(tracking, doing=f"creating the run {name}"):
             run = connect(tracking).create_run(
                 home, run_name=name, tags={**(tags or {}), FINGERPRINT: fingerprint}
             )
@@ -114,7 +114,7 @@ def find_or_create_run(
 def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> None:
     """Log settings as params. MLflow's params are final, so existing keys stay."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing="writing the settings"):
+    with registry_errors(tracking, doing="writing the settings"):
         known = client.get_run(run.run_id).data.params
         new = [Param(k, str(v)) for k, v in flatten(values).items() if k not in known]
         for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
@@ -124,7 +124,7 @@ def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> No
 def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
     """Set tags of a run; replaces existing ones."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing="setting tags"):
+    with registry_errors(tracking, doing="setting tags"):
         for batch in _batches([RunTag(k, v) for k, v in tags.items()], MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, tags=batch)
 
@@ -140,14 +140,14 @@ def log_dataset(
     dataset = MetaDataset(source, name=name, digest=sha256[:DIGEST_LENGTH])
     tag = InputTag("mlflow.data.context", context)
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"recording the data set {name}"):
+    with registry_errors(tracking, doing=f"recording the data set {name}"):
         client.log_inputs(run.run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
 
 
 def log_metrics(tracking: Tracking, run: RunRef, metrics: Iterable[Metric]) -> None:
     """Log metrics, without those that exist with the same key, step and value."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing="writing metrics"):
+    with registry_errors(tracking, doing="writing metrics"):
         new = [metric for metric in metrics if not _is_there(client, run, metric)]
         for batch in _batches(new, MAX_METRICS_PER_BATCH):
             client.log_batch(run.run_id, metrics=batch)
@@ -170,7 +170,7 @@ def log_image(tracking: Tracking, run: RunRef, png: bytes, *, name: str, step: i
     client = connect(tracking)
     tag = f"dreambooth.image.{name}.{step}"
     digest = hashlib.sha256(png).hexdigest()[:16]
-    with in_plain_words(tracking, doing=f"writing the image {name}"):
+    with registry_errors(tracking, doing=f"writing the image {name}"):
         if client.get_run(run.run_id).data.tags.get(tag) == digest:
             return
         with Image.open(io.BytesIO(png)) as image:
@@ -181,7 +181,7 @@ def log_image(tracking: Tracking, run: RunRef, png: bytes, *, name: str, step: i
 def set_status(tracking: Tracking, run: RunRef, status: str) -> None:
     """Set the status: `RUNNING`, then `FINISHED`, `FAILED` or `KILLED`."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"marking the run {status}"):
+    with registry_errors(tracking, doing=f"marking the run {status}"):
         if status == "RUNNING":
             client.update_run(run.run_id, status=status)
         else:

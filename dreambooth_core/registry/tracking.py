@@ -163,7 +163,7 @@ def _create_whole(tracking: Tracking) -> None:
 
 
 @contextlib.contextmanager
-def in_plain_words(tracking: Tracking, *, doing: str) -> Iterator[None]:
+def registry_errors(tracking: Tracking, *, doing: str) -> Iterator[None]:
     """Turn MLflow's exceptions into a RegistryError with the action and the store."""
     try:
         yield
@@ -192,11 +192,11 @@ def as_default(tracking: Tracking) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(tracking: Tracking) -> Iterator[None]:
+def mlflow_lock(tracking: Tracking) -> Iterator[None]:
     """Hold the workspace's MLflow lock, which serializes find-or-create across processes."""
-    with locks.hold(tracking.lock, timeout_s=LOCK_TIMEOUT_S, on_wait=_say_waiting):
+    with locks.hold(tracking.lock, timeout_s=LOCK_TIMEOUT_S, on_wait=_log_waiting):
         yield
 
 
-def _say_waiting(holder: str) -> None:
+def _log_waiting(holder: str) -> None:
     _LOG.debug("waiting for %s, which writes to MLflow", holder)

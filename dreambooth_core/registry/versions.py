@@ -33,10 +33,10 @@ from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.runs import FINGERPRINT, RunRef
 from dreambooth_core.registry.tracking import (
     Tracking,
-    alone,
     as_default,
     connect,
-    in_plain_words,
+    mlflow_lock,
+    registry_errors,
 )
 
 TAG_LIMIT = 5000
@@ -95,7 +95,7 @@ class VersionInfo:
 def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> RegisteredVersion | None:
     """The version with this fingerprint, or None. Raises RegistryError if MLflow is unreachable."""
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"looking for a version of {name}"):
+    with registry_errors(tracking, doing=f"looking for a version of {name}"):
         found = client.search_model_versions(
             f"name = '{name}' AND tags.`{FINGERPRINT}` = '{fingerprint}'"
         )
@@ -117,12 +117,12 @@ def register_version(
         return there
     model_id = _upload(tracking, run, candidate, scratch)
     client = connect(tracking)
-    with alone(tracking):
+    with mlflow_lock(tracking):
         there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
         if there is not None:
             return there  # another process registered it first
         doing = f"registering a version of {record.name}"
-        with in_plain_words(tracking, doing=doing), as_default(tracking):
+        with registry_errors(tracking, doing=doing), as_default(tracking):
             _ensure_registered_model(client, record.name)
             version = client.create_model_version(
                 record.name,
@@ -198,7 +198,7 @@ def list_versions(tracking: Tracking, *, name: str) -> list[VersionInfo]:
     """All versions of a model, oldest first. Raises RegistryError for an unknown model."""
     client = connect(tracking)
     aliases = aliases_of(tracking, name=name)
-    with in_plain_words(tracking, doing=f"listing the versions of {name}"):
+    with registry_errors(tracking, doing=f"listing the versions of {name}"):
         found = client.search_model_versions(f"name = '{name}'")
     return [_info(version, aliases) for version in sorted(found, key=lambda v: int(v.version))]
 
@@ -222,7 +222,7 @@ def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
         aliases = client.get_registered_model(name).aliases
     except MlflowException as error:
         if error.error_code not in _ABSENT:
-            with in_plain_words(tracking, doing=f"reading {name}"):
+            with registry_errors(tracking, doing=f"reading {name}"):
                 raise
         known = sorted(model.name for model in client.search_registered_models(max_results=50))
         raise UnknownModelError(
@@ -265,12 +265,12 @@ def fetch(tracking: Tracking, reference: str) -> Path:
     """
     info = resolve_reference(tracking, reference)
     client = connect(tracking)
-    with in_plain_words(tracking, doing=f"reading {info.uri}"):
+    with registry_errors(tracking, doing=f"reading {info.uri}"):
         source = client.get_model_version(info.version.name, str(info.version.version)).source
     target = tracking.cache / (source or "").rsplit("/", 1)[-1]
     if not target.is_dir():
         with (
-            in_plain_words(tracking, doing=f"downloading {info.uri}"),
+            registry_errors(tracking, doing=f"downloading {info.uri}"),
             as_default(tracking),
             files.atomic_dir(target) as aside,
         ):
