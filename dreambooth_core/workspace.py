@@ -1,4 +1,4 @@
-"""Where things are: the only place that spells the paths of a workspace."""
+"""The paths of a workspace, all defined here."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Workspace:
 
     @property
     def state(self) -> Path:
-        """The store: outside DVC and git, survives everything but `dreambooth clean`."""
+        """The store: outside DVC and git; only `dreambooth clean` removes from it."""
         return self.root / ".state"
 
     @property

@@ -48,7 +48,7 @@ class Subject(Protocol):
 
 
 class RunSettings(Protocol):
-    """The settings that a training run prepares its data by: `params.yaml`'s or a script's."""
+    """The settings that prepare the data of a training, from `params.yaml` or from flags."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -64,7 +64,7 @@ class RunSettings(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything the preparation of a training run needs from its caller."""
+    """Everything that the stages before the training need from their caller."""
 
     settings: RunSettings
     places: Places
@@ -72,7 +72,7 @@ class RunContext:
     should_stop: StopSignal = never_stop
 
     def fingerprint(self, stage: str, inputs: Mapping[str, Any]) -> str:
-        """sha256 over the inputs of a stage: a run with folders of its own has one setting each."""
+        """sha256 of the stage's inputs, enough in folders that belong to one run."""
         return files.digest_of({"stage": stage, "inputs": dict(inputs)})
 
 

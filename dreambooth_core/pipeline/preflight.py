@@ -1,7 +1,7 @@
-"""Before anything is made: what the settings ask for and this machine cannot do, all of it at once.
+"""Settings that this machine cannot train, reported together before any work.
 
-Each check is the one of the code that needs what it looks for. Torch is imported only where the
-settings ask for something that not every machine has.
+The checks are those of the code that needs the device or the package. Torch is imported only if
+the settings need something that not every machine has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Check = Callable[[], object]
 
 
 def problem(root: Path, view: SubjectView, env: Mapping[str, str]) -> SettingsError | None:
-    """One error that names all that this machine cannot do of the settings; None: it can do all.
+    """One error with all settings that this machine does not support; None if there are none.
 
     Raises SettingsError for a launch configuration that the settings do not fit.
     """
@@ -61,7 +61,7 @@ def _pick_device(compute: ComputeSettings) -> torch.device:
 
 
 def _device(compute: ComputeSettings) -> torch.device:
-    """The device to look at. A GPU that is missing is told on its own; what is left is the CPU."""
+    """The device to check: the CPU if the GPU is missing, which has its own error."""
     import torch
 
     try:

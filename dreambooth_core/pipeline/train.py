@@ -1,4 +1,4 @@
-"""The train stage: the trainer in processes of its own, and what it made as the stage's output."""
+"""The train stage: run the trainer in separate processes, and publish its output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreambooth_core.training.launch.accelerate_config import node_of
 from dreambooth_core.workspace import Workspace
 
 _COPIES_OF_CHECKPOINTS = 3
-"""In the store, in the stage's output and in DVC's cache: one on a disk that can share blocks."""
+"""In the store, in the stage's output and in DVC's cache; a disk with reflinks stores one."""
 
 
 def run(context: StageContext) -> TrainingRun:

@@ -1,4 +1,4 @@
-"""Several machines: which one this is, and how one takes part in a training that another leads."""
+"""A training on several machines: the part of a machine that does not lead."""
 
 from __future__ import annotations
 

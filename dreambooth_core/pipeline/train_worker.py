@@ -1,4 +1,4 @@
-"""What accelerate launches: the trainer with its data and its metric sink."""
+"""The process that accelerate launches: the trainer with its data and its metric sink."""
 
 from __future__ import annotations
 

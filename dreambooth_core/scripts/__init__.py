@@ -1,1 +1,1 @@
-"""The scripts of the seed document: their flags, folders and outputs, over the same core."""
+"""The command lines of the diffusers guide, on the stages and the loop of the pipeline."""

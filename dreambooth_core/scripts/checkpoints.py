@@ -1,10 +1,10 @@
-"""Checkpoints as the seed document's scripts lay them out: everything of a step in `checkpoint-N`.
+"""Checkpoints in the layout of the guide's scripts: everything of a step in `checkpoint-N`.
 
 ```text
 checkpoint-N/unet/                            loads with UNet2DConditionModel.from_pretrained
-checkpoint-N/text_encoder/                    when it is trained
+checkpoint-N/text_encoder/                    if it is trained
 checkpoint-N/pytorch_lora_weights.safetensors  instead of both for LoRA
-checkpoint-N/training_state/                  what a resume needs besides: no weight twice
+checkpoint-N/training_state/                  the rest of a resume state: no weight twice
 checkpoint-N/record.json                      written last: sha256 of every file
 ```
 """
@@ -51,20 +51,20 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 class ScriptCheckpoint(Record):
-    """A checkpoint's record: its step, the settings it was made with, sha256 of its files."""
+    """A checkpoint's record: its step, its settings, sha256 of its files."""
 
     step: int
     method: Method
     settings: dict[str, Any]
     files: dict[str, str]
     run: str = ""
-    """The run that it is of (lineage.py); empty in those of before runs had names."""
+    """The name of its run (resume.py); empty in checkpoints of older versions."""
     images: tuple[str, ...] = ()
-    """Fingerprints of the photos, and of the class images."""
+    """Fingerprints of the photos and of the class images."""
 
 
 class ScriptLayout:
-    """Writes `checkpoint-N` folders below `folder` and keeps at most `limit` of them."""
+    """Writes `checkpoint-N` folders into `folder` and keeps at most `limit` of them."""
 
     def __init__(
         self,
@@ -83,23 +83,23 @@ class ScriptLayout:
         self._settings, self._run, self._images = settings, run, images
 
     def begin(self, source: CheckpointSource, *, step: int) -> None:
-        """Nothing to do: a run makes checkpoints only as it goes."""
+        """Do nothing: step 0 has no checkpoint."""
 
     def is_due(self, step: int) -> bool:
-        """At every multiple of checkpointing_steps; the last step's weights are the result."""
+        """Whether `step` is a multiple of checkpointing_steps."""
         return step % self._every == 0
 
     def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
-        """Write the checkpoint aside, rename it, verify it, and only then prune older ones.
+        """Write the checkpoint, rename it into place, verify it, and only then prune older ones.
 
-        Raises StageError when the disk gives back other bytes.
+        Raises StageError if the written files do not verify.
         """
         path, processes = self._folder / checkpoint_name(step), PartialState()
         with resume_state.shared_aside(path) as aside:
             self._write(source, aside)
             processes.wait_for_everyone()
             if processes.is_main_process:
-                shared_weights.leave_out(aside / STATE, checkpoint=aside)
+                shared_weights.remove_shared(aside / STATE, checkpoint=aside)
                 files.write_text(aside / STATE / METRICS, metrics)
                 self._record(aside, step=step)
         if processes.is_main_process:
@@ -109,7 +109,7 @@ class ScriptLayout:
         processes.wait_for_everyone()
 
     def _write(self, source: CheckpointSource, aside: Path) -> None:
-        """The networks by the main process, and each process's part of the training state."""
+        """Write the networks in the main process, and each process's part of the training state."""
         state = aside / STATE
         state.mkdir(exist_ok=True)
         with source.gathered_weights():
@@ -145,7 +145,7 @@ class ScriptLayout:
             shutil.rmtree(path, ignore_errors=True)
 
     def _is_older(self, path: Path, *, keep: int) -> bool:
-        """Of this run, and not the step just written."""
+        """Whether a checkpoint belongs to this run and is not the step just written."""
         record = ScriptCheckpoint.read_if_there(path)
         return path.name != checkpoint_name(keep) and record is not None and record.run == self._run
 
@@ -157,7 +157,7 @@ def read_metrics(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class ResumingRun:
-    """The run that goes on from a checkpoint: what it trains, by which flags and processes."""
+    """The resuming run: its flags, its kind of state and its weights."""
 
     settings: dict[str, Any]
     kind: StateKind
@@ -170,20 +170,19 @@ def state_to_resume(
 ) -> Path:
     """The folder that `Strategy` continues from: the checkpoint's own, or one made in `scratch`.
 
-    There the weights are put together, and the rest is linked. Where another optimizer made the
-    checkpoint, or other processes split its state, it is the weights alone: moments of one kind
-    mean nothing to another.
+    The scratch folder has the complete weights and links to the rest. It has the weights alone if
+    another optimizer or another number of processes wrote the state: the moments would not fit.
     """
     state, settings = folder / STATE, run.settings
     is_alike = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
     made_by = state_kind.of_state(state)
     is_fitting = is_alike and made_by == run.kind
-    if is_fitting and shared_weights.is_whole(state):
+    if is_fitting and shared_weights.is_complete(state):
         return state
     if made_by != run.kind:
         log_line(
             f"note: the state of {folder.name} is {made_by}, that of this run {run.kind}: the "
-            "weights go on, the optimizer's moments begin anew"
+            "weights continue, the optimizer starts anew"
         )
     weights = shared_weights.read_weights(state, checkpoint=folder, trained=run.trained)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -196,7 +195,7 @@ def state_to_resume(
 
 
 def read_whole(path: Path) -> ScriptCheckpoint | None:
-    """The record of a checkpoint whose every file is what it says; else None."""
+    """The record of a checkpoint if all its files verify, else None."""
     record = ScriptCheckpoint.read_if_there(path)
     if record is None or checkpoint_name(record.step) != path.name:
         return None
@@ -204,18 +203,18 @@ def read_whole(path: Path) -> ScriptCheckpoint | None:
 
 
 def folders(folder: Path) -> list[Path]:
-    """All folders with a checkpoint's name, lowest step first."""
+    """All folders named `checkpoint-N`, lowest step first."""
     found = (_NAME.fullmatch(p.name) for p in folder.glob("checkpoint-*") if p.is_dir())
     return [folder / checkpoint_name(step) for step in sorted(int(m[1]) for m in found if m)]
 
 
 def effective(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that change no weight."""
+    """The settings that change weights."""
     return {name: value for name, value in settings.items() if name not in _WITHOUT_EFFECT}
 
 
 def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
-    """Which settings are not those of the checkpoint, each as `name: old -> new`."""
+    """Settings that differ from the checkpoint's, each as `name: old -> new`."""
     old, new = effective(record.settings), effective(settings)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
@@ -225,7 +224,7 @@ def changes(record: ScriptCheckpoint, settings: dict[str, Any]) -> list[str]:
 
 
 def check_fits(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise SettingsError unless a checkpoint's weights are those that are trained now."""
+    """Raise SettingsError unless the checkpoint has the weights that the run trains."""
     saved = shared_weights.read_shapes(folder / STATE, checkpoint=folder, trained=shapes)
     odd = sorted(saved.keys() ^ shapes.keys())
     odd += [n for n in sorted(saved.keys() & shapes.keys()) if list(saved[n]) != list(shapes[n])]

@@ -1,8 +1,8 @@
-"""The user's folder of class images: what in it can be used, and what has to be made.
+"""The user's folder of class images: usable images, missing ones, and the manifest.
 
-Images that lie there are kept, whoever made them. A new one is called after its index and its key
-(model, prompt, sampler, seed...), so that an interrupted set is continued and a larger one begins
-with the smaller: image i depends on the key and on i alone.
+Existing images stay. The name of a new one has its index and its key (model, prompt, sampler,
+seed...). Image i depends on the key and on i alone, so an interrupted set continues, and a larger
+set starts with the smaller one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _KEY_LETTERS = 8
 
 @dataclass(frozen=True)
 class Usable:
-    """The images of the folder that decode, in order of their names, and why others do not."""
+    """The images that decode, in order of their names, and the reasons why others do not."""
 
     paths: tuple[Path, ...]
     unusable: tuple[str, ...]
 
 
 def list_usable(folder: Path, data: DataSettings) -> Usable:
-    """Open every file of the folder; hidden ones and sub-folders do not count."""
+    """Decode every file of the folder except hidden ones; subfolders do not count."""
     paths: list[Path] = []
     unusable: list[str] = []
     for path in _candidates(folder):
@@ -74,16 +74,16 @@ def _index_of(name: str, key: str) -> int | None:
 
 
 def manifest_path(folder: Path) -> Path:
-    """Beside the folder and not in it: scripts of others open every file of it as a picture."""
+    """Next to the folder, because other trainers open every file inside it as an image."""
     return folder.parent / f"{folder.name}.manifest.json"
 
 
 def write_manifest(
     folder: Path, *, key: str, prompt: str, base_model: str, prior: PriorSettings
 ) -> None:
-    """Say how the images of the set `key` in the folder were made: enough to make them again.
+    """Record how the images of the set `key` were sampled, in enough detail to repeat it.
 
-    What is known of other sets stays, as long as there are images of theirs.
+    Entries of other sets stay as long as the folder has images of theirs.
     """
     there = [path.name for path in _candidates(folder)]
     images = [
@@ -103,16 +103,16 @@ def write_manifest(
 
 
 def read_sets(folder: Path) -> list[dict[str, Any]]:
-    """What is known of how the folder's images were made: the sets of the manifest, if any."""
+    """The sets in the folder's manifest, if there is one."""
     try:
         sets = json.loads(manifest_path(folder).read_bytes())["sets"]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # none yet, or another program's
+        return []  # none yet, or a foreign file
     return list(sets)
 
 
 def of_other_prompts(folder: Path, prompt: str) -> dict[str, int]:
-    """How many images of the folder are known to be made for other prompts, by prompt."""
+    """The number of images that the manifest lists for other prompts, by prompt."""
     names = [path.name for path in _candidates(folder)]
     found: dict[str, int] = {}
     for one in read_sets(folder):
@@ -123,14 +123,14 @@ def of_other_prompts(folder: Path, prompt: str) -> dict[str, int]:
 
 
 def _num_of(one: dict[str, Any], names: Sequence[str]) -> int:
-    """How many of the files are of that set."""
+    """The number of files in that set."""
     return sum(_index_of(name, one["key"]) is not None for name in names)
 
 
 def gather(paths: Sequence[Path], *, data: DataSettings, out: Path) -> Manifest:
-    """Bring the images into `out` as the cache wants them; the user's files are only read.
+    """Collect the images in `out` for the cache; the user's files are only read.
 
-    What this project made is linked; others become upright sRGB copies.
+    Images of this project are linked; others become upright sRGB copies.
     """
     images: list[ManifestImage] = []
     for path in paths:

@@ -115,7 +115,7 @@ def _refuse_other_prompts(settings: ScriptSettings, folder: Path) -> None:
             f"--class_data_dir: {folder} holds class images of another prompt",
             got=", ".join(f"{num} of {other!r}" for other, num in sorted(others.items())),
             allowed=f"images of {prompt!r}, and your own",
-            hint="give each class prompt a folder of its own",
+            hint="use a separate folder for each class prompt",
         )
 
 

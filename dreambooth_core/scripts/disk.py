@@ -70,7 +70,7 @@ def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0)
 def check_room_to_resume(
     settings: ScriptSettings, job: TrainJob, model: TrainableModel, found: resume.Found
 ) -> None:
-    """Raise StageError unless there is room for the rest of a run that goes on from `found`.
+    """Raise StageError unless there is room for the rest of a run that resumes from `found`.
 
     A new run learns the sizes from its dry run, a resumed one from its checkpoint.
     """

@@ -1,4 +1,4 @@
-"""What is left in output_dir at the end: a pipeline, or the adapter, as those scripts leave it."""
+"""The result in output_dir, as the guide's scripts save it: a pipeline or an adapter."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import TrainableModel
 
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
-"""As the documented script calls it."""
+"""The file name of the guide's script."""
 
 _BESIDE = ("safety_checker/*.json", "safety_checker/*.safetensors", "feature_extractor/*.json")
 _OPTIONAL = ("safety_checker", "feature_extractor")
 _OF_MODELS = ("*.json", "*.safetensors", "*.bin", "*.msgpack", "*.model", "merges.txt", "vocab.txt")
-"""Files of saved networks, tokenizers and schedulers: an older result's are not left over."""
+"""Files of saved networks, tokenizers and schedulers, which a new result replaces."""
 
 
 def write_result(settings: ScriptSettings, model: TrainableModel) -> None:
-    """Write the trained networks into output_dir, aside first, so that no part of it is torn."""
+    """Write the trained networks to a temporary folder, then move them into output_dir."""
     with files.atomic_dir(settings.state_dir / "result") as aside:
         if settings.script.method == "lora":
             model.write(aside)
@@ -40,7 +40,7 @@ def write_result(settings: ScriptSettings, model: TrainableModel) -> None:
 
 
 def _write_pipeline(settings: ScriptSettings, model: TrainableModel, out: Path) -> None:
-    """The base pipeline, its safety checker included, with the trained networks in their places."""
+    """Write the base pipeline with its safety checker and the trained networks."""
     base = settings.base_model
     found = source.find_model(
         base.pretrained_model_name_or_path,
@@ -69,11 +69,8 @@ def _write_pipeline(settings: ScriptSettings, model: TrainableModel, out: Path) 
     weights.write_pipeline(pipe, out)
 
 
-def check_places(settings: ScriptSettings, base: Path) -> None:
-    """Raise SettingsError where what output_dir holds is in the way of the result.
-
-    A file stands where a folder will be, or a folder where a file will be.
-    """
+def check_output_dir(settings: ScriptSettings, base: Path) -> None:
+    """Raise SettingsError if output_dir has a file in place of a result's folder, or vice versa."""
     index = source.read_json_file(base / "model_index.json", what="a saved pipeline")
     folders = (
         [] if settings.script.method == "lora" else [n for n in index if not n.startswith("_")]
@@ -96,9 +93,9 @@ def _exists(path: Path, *, is_dir: bool) -> bool:
 
 
 def _move_over(entry: Path, target: Path) -> None:
-    """Put a file or folder in the place of an older one of its name.
+    """Replace an older file or folder of the same name.
 
-    Of an older folder only a model's files go: what else a user keeps in there is carried over.
+    Files in an older folder that are not a model's move to the new one.
     """
     if target.is_dir() and not target.is_symlink():
         _carry_over(target, entry)

@@ -1,8 +1,7 @@
 """The flags of each script: names, types, defaults and limits. Torch-free.
 
-Names, meanings and defaults are those of the seed document's scripts, so that its commands run as
-they stand. Where a flag means the same as a setting of params.yaml it has its name, and
-`TrainSettings` says what is allowed.
+Names, meanings and defaults are those of the guide's scripts, so that its commands run as printed.
+A flag that equals a setting of params.yaml has its name, and `TrainSettings` defines its limits.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class ScriptFlags(Section):
     checkpointing_steps: PositiveInt = flag("Save checkpoint-N every so many.", default=500)
     checkpoints_total_limit: PositiveInt | None = flag("Checkpoints kept.", default=None)
     resume_from_checkpoint: str | None = flag(
-        "Go on from this checkpoint of output_dir: a name, or latest.", default=None
+        "Resume from this checkpoint of output_dir: a name, or latest.", default=None
     )
     gradient_accumulation_steps: PositiveInt = flag("Micro-steps per update.", default=1)
     gradient_checkpointing: bool = flag("Recompute activations to save memory.", default=False)

@@ -1,4 +1,4 @@
-"""The upload to the hub, as `push_to_hub` asks for it."""
+"""The upload to the hub for `push_to_hub`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import log_line
 
 NOT_UPLOADED = (".dreambooth/*", ".aside-*", "checkpoint-*/training_state/*")
-"""What only a resume on this machine needs."""
+"""Files that only a resume on this machine needs."""
 
 
 def create_repository(settings: ScriptSettings) -> str:
-    """Create the repository before any training, so that a bad token costs no hours; its id.
+    """Create the repository before the training, so that a bad token fails early; return its id.
 
     Raises SettingsError when the hub refuses or cannot be reached.
     """
@@ -48,7 +48,7 @@ def upload(settings: ScriptSettings, repository: str) -> None:
             token=settings.flags.hub_token,
         )
     except Exception as error:
-        # Any failure of the network: the training is done, and the user must hear what is not.
+        # Whatever failed, the training is done: report how to upload by hand.
         raise StageError(
             f"the upload to {repository} failed; the result is whole in {settings.output_dir}",
             got=f"{type(error).__name__}: {error}",
@@ -58,7 +58,7 @@ def upload(settings: ScriptSettings, repository: str) -> None:
 
 
 def not_uploaded(settings: ScriptSettings, repository: str) -> str:
-    """What to say when the upload is stopped."""
+    """The message for a stopped upload."""
     return (
         f"stopped before the upload to {repository} was done; the result is whole in "
         f"{settings.output_dir}; what to do: {_by_hand(settings, repository)}"
@@ -70,7 +70,7 @@ def _by_hand(settings: ScriptSettings, repository: str) -> str:
 
 
 def _card(settings: ScriptSettings) -> str:
-    """A model card: how it was made and which prompt it answers to."""
+    """The model card: base model, method and prompt."""
     flags = settings.flags
     base, is_lora = flags.pretrained_model_name_or_path, settings.script.method == "lora"
     shown = Path(base).name if Path(base).is_dir() else base

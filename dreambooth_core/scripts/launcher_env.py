@@ -1,4 +1,4 @@
-"""What the launcher's environment says of a run's processes, and what of it cannot be."""
+"""The launcher's environment: processes, precision, and settings that cannot work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 @dataclass(frozen=True)
 class LauncherEnv:
-    """What the launcher's environment says about the processes of this run."""
+    """The processes of this run, from the environment variables of the launcher."""
 
     num_processes: int
     is_main: bool
@@ -28,13 +28,13 @@ class LauncherEnv:
     strategy: Strategy
     num_threads: int
     is_lonely: bool
-    """Whether accelerate was asked for several processes and has started this one alone."""
+    """Whether accelerate started one process although several were requested."""
     deepspeed_halves: Mapping[str, bool]
-    """Of fp16 and bf16 those that DeepSpeed's own file turns on or off; `auto` is neither."""
+    """fp16 and bf16 as DeepSpeed's file turns them on or off; `auto` is absent."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> LauncherEnv:
-        """Read it as accelerate and torchrun leave it; without them it is one process."""
+        """Read the variables of accelerate and torchrun; without them there is one process."""
         num_processes = int(env.get("WORLD_SIZE", "1"))
         strategy: Strategy = "ddp" if num_processes > 1 else "single"
         if _is_on(env, "ACCELERATE_USE_DEEPSPEED"):
@@ -57,7 +57,7 @@ class LauncherEnv:
 
     @property
     def precision(self) -> str:
-        """In what the launcher computes: accelerate's word, else that of DeepSpeed's own file."""
+        """The launcher's compute type: accelerate's, else that of DeepSpeed's file."""
         halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
         return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
 
@@ -67,7 +67,7 @@ def _is_on(env: Mapping[str, str], name: str) -> bool:
 
 
 def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
-    """What the file says that the launcher was given. Raises SettingsError if it is no JSON."""
+    """fp16 and bf16 in DeepSpeed's file. Raises SettingsError if it is not JSON."""
     path = Path(env.get(_DEEPSPEED_FILE, ""))
     told = read_deepspeed(path) if path.is_file() else {}
     enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}

@@ -1,4 +1,4 @@
-"""What the scripts call: from the command line to an exit code. Reads the environment."""
+"""The entry of the scripts: from the command line to an exit code. Reads the environment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
     # Libraries read these while they are imported.
     for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
-    # What libraries tell one another's authors; the one mistake that counts would drown in it.
+    # Warnings of one library about another would bury the one message that matters.
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
@@ -57,20 +57,20 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         return error.exit_code
     finally:
-        gc.freeze()  # else the interpreter walks through all of torch once more before it ends
+        gc.freeze()  # else the interpreter traverses all of torch once more at exit
 
 
 def _run(settings: ScriptSettings) -> int:
     stop = Stop(settings.launcher)
     stop.install()
-    with gc_paused():  # torch takes seconds: mistakes are told before
+    with gc_paused():  # torch takes seconds, and mistakes are reported before
         from dreambooth_core.scripts import run
 
     return run.run(settings, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:
-    """One process of a run tells a mistake that all of them see."""
+    """Only the main process reports a mistake that all processes see."""
     return env.get("RANK", "0") == "0"
 
 
@@ -109,4 +109,4 @@ def _how_to_resume(folder: Path) -> str:
     newest = resume.written_last(folder)
     if newest is None:
         return "no checkpoint was saved yet"
-    return f"--resume_from_checkpoint {newest[0].name} goes on from there"
+    return f"--resume_from_checkpoint {newest[0].name} continues from there"

@@ -1,7 +1,7 @@
-"""Which checkpoints of a folder belong together: those of a run and of all that resumed it.
+"""The checkpoint to resume from, and the run that checkpoints belong to.
 
-A folder can hold checkpoints of several runs, as scripts may be started in it again and again. Each
-names its run in its record; `latest` and the limit of checkpoints look at one run only.
+Scripts can run in one folder again and again, so a folder can have checkpoints of several runs.
+Each record names its run; `latest` and the limit of checkpoints apply to one run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dreambooth_core.training.progress import log_line
 LATEST = "latest"
 
 Found = tuple[Path, ScriptCheckpoint]
-"""A checkpoint to go on from, verified."""
+"""A verified checkpoint to resume from."""
 
 
 def checkpoint_of(settings: ScriptSettings) -> Found | None:
@@ -53,10 +53,10 @@ def seed_of(settings: ScriptSettings, found: Found | None) -> int:
 def name_run(
     folder: Path, found: Found | None, *, settings: dict[str, Any], images: Sequence[str]
 ) -> str:
-    """The name of the run that begins, or of the one that goes on from `found`.
+    """The name of a new run, or of the run that continues from `found`.
 
-    Equal settings and images (their fingerprints) give equal names, as they give equal bytes. A run
-    that goes back to an earlier step with other settings is a new one beside the later steps.
+    Equal settings and images give equal names, because they give equal bytes. A resume from an
+    earlier step with other settings is a new run.
     """
     if found is None:
         return files.digest_of([checkpoints.effective(settings), list(images)])
@@ -67,8 +67,8 @@ def name_run(
     return files.digest_of([record.run, record.step, checkpoints.effective(settings)])
 
 
-def strangers(folder: Path, run: str) -> list[str]:
-    """Names of the folder's checkpoints that are of other runs, or of other scripts."""
+def foreign_checkpoints(folder: Path, run: str) -> list[str]:
+    """Names of the folder's checkpoints from other runs or other programs."""
     own = {path for path, _ in records(folder, run=run)}
     return [path.name for path in checkpoints.folders(folder) if path not in own]
 
@@ -103,12 +103,12 @@ def _why_not(path: Path) -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """A checkpoint is renamed into its place with its record, so one without is another's."""
+    """Our checkpoints are renamed into place with their record, so one without is foreign."""
     return not (path / RECORD_NAME).exists()
 
 
 def _latest(folder: Path) -> Found | None:
-    """The highest whole step of the run that wrote last. Raises SettingsError."""
+    """The highest complete step of the run that wrote last. Raises SettingsError."""
     there = checkpoints.folders(folder)
     if there and all(map(_is_foreign, there)):
         raise SettingsError(
@@ -128,12 +128,12 @@ def _latest(folder: Path) -> Found | None:
 
 
 def written_last(folder: Path) -> Found | None:
-    """The checkpoint that was finished last, whatever its step; its files are not looked at."""
+    """The checkpoint that was saved last, at any step; its files are not verified."""
     found = records(folder)
     return max(found, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns, default=None)
 
 
 def records(folder: Path, *, run: str | None = None) -> list[Found]:
-    """The checkpoints with a record, lowest step first; files are not looked at."""
+    """The checkpoints with a record, lowest step first; their files are not verified."""
     found = ((path, ScriptCheckpoint.read_if_there(path)) for path in checkpoints.folders(folder))
     return [(p, record) for p, record in found if record and run in (None, record.run)]

@@ -88,7 +88,7 @@ def _publish(inputs: TrainingInputs, trainer: StepTrainer, repository: str, stop
     if accelerator.is_main_process:
         shutil.rmtree(settings.state_dir, ignore_errors=True)
         if repository:
-            stop.part_with(hub.not_uploaded(settings, repository))
+            stop.exit_on_stop(hub.not_uploaded(settings, repository))
             hub.upload(settings, repository)
     accelerator.wait_for_everyone()
 
@@ -104,7 +104,7 @@ def _begin(settings: ScriptSettings) -> None:
     if lora := settings.train(seed=0, max_train_steps=1).lora:
         with_text = settings.flags.train_text_encoder
         require_layers(load.empty_networks(base, with_text=with_text), lora)
-    export.check_places(settings, base)
+    export.check_output_dir(settings, base)
     _require_folder(settings.state_dir)
 
 

@@ -1,4 +1,4 @@
-"""From flags to the core's settings, with all checks that need no torch."""
+"""The settings of a script's run from its flags, with all checks that need no torch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems,
 from dreambooth_core.workspace import Places
 
 OFFSET_NOISE = 0.1
-"""The strength that the seed document's switch stands for."""
+"""The strength behind the guide's switch."""
 VIEWS_PER_PHOTO = 4
-"""Random crops cached of each picture, where the seed document's script draws one a step."""
+"""Cached random crops per image; the guide's script crops anew in each step."""
 CLASS_IMAGE_GUIDANCE = 7.5
-"""What the base pipeline does when it is asked for nothing else, as that script asks."""
+"""The default of the base pipeline, which the guide's script uses."""
 CLASS_IMAGE_STEPS = 15
-"""Of DPM-Solver++, for the 50 steps of the pipeline's own sampler (docs/guide.md has figures)."""
+"""DPM-Solver++ steps in place of 50 steps of the model's own sampler (docs/guide.md)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ScriptSubject:
 
 @dataclass(frozen=True)
 class ScriptSettings:
-    """A checked command line: what to do, and the core's settings for it."""
+    """A checked command line as settings."""
 
     script: Script
     flags: ScriptFlags
@@ -60,23 +60,23 @@ class ScriptSettings:
 
     @property
     def output_dir(self) -> Path:
-        """Where checkpoints and the result go."""
+        """The folder of checkpoints and of the result."""
         return Path(self.flags.output_dir)
 
     @property
     def state_dir(self) -> Path:
-        """The run's own folder, removed when it has ended well: caches and copies of photos."""
+        """Caches and copies of photos; a successful run removes the folder at its end."""
         return self.output_dir / ".dreambooth"
 
     @property
     def class_dir(self) -> Path | None:
-        """Where class images are, when there is prior preservation."""
+        """The folder of the class images; None without prior preservation."""
         folder = self.flags.class_data_dir
         return Path(folder) if self.flags.with_prior_preservation and folder else None
 
     @property
     def places(self) -> Places:
-        """The folders of the run's own data, which a finished run removes."""
+        """The folders of the stages, inside `state_dir`."""
         return Places(Path.cwd(), self.state_dir, self.state_dir / "store", self.name)
 
     @property
@@ -118,7 +118,7 @@ class ScriptSettings:
         )
 
     def steps_per_epoch(self, *, num_instance: int, num_class: int) -> int:
-        """Updates in which every image is seen once; with class images the larger set counts."""
+        """Optimizer updates per epoch; with class images the larger set counts."""
         num_images = max(num_instance * getattr(self.flags, "repeats", 1), num_class)
         batches = -(-num_images // self.flags.train_batch_size)
         micro_steps = -(-batches // self.num_replicas)
@@ -126,7 +126,7 @@ class ScriptSettings:
 
 
 def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) -> ScriptSettings:
-    """Check what belongs together. Raises SettingsError that names every mistake."""
+    """Check the flags together. Raises SettingsError with every mistake."""
     launcher = LauncherEnv.from_env(env)
     problems = [*flag_problems(flags), *launcher_problems(launcher)]
     problems += precision_problems(flags.mixed_precision or launcher.precision, launcher)
@@ -169,7 +169,7 @@ def make_settings(script: Script, flags: ScriptFlags, env: Mapping[str, str]) ->
 def _train_values(
     script: Script, flags: ScriptFlags, launcher: LauncherEnv, num_replicas: int
 ) -> dict[str, Any]:
-    """The fields of TrainSettings: those of the same name, and those that flags say otherwise."""
+    """The fields of TrainSettings: flags of the same name, and values derived from flags."""
     given = flags.model_dump()
     values = {name: given[name] for name in TrainSettings.model_fields if name in given}
     for name in ("max_train_steps", "seed", "optimizer"):
@@ -187,8 +187,8 @@ def _train_values(
     if not flags.train_text_encoder:
         values["text_encoder_lr"] = None
     if flags.lr_scheduler == "constant":
-        values["lr_warmup_steps"] = 0  # it has no warm-up, and the flag's default is not 0
-    # The layout of these checkpoints keeps or prunes them itself.
+        values["lr_warmup_steps"] = 0  # the flag's default is not 0
+    # ScriptLayout prunes checkpoints itself.
     values["checkpoints_total_limit"] = flags.checkpoints_total_limit or 1
     return values
 
@@ -204,7 +204,7 @@ def _lora_settings(given: Mapping[str, Any]) -> LoraSettings:
 
 
 def _data_settings(flags: ScriptFlags) -> DataSettings:
-    """The gate and the transform: what no flag says is generous, for the gate only warns here."""
+    """Gate and transform; limits without a flag are generous, because the gate only warns here."""
     return DataSettings(
         resolution=flags.resolution,
         center_crop=flags.center_crop,
@@ -223,7 +223,7 @@ def _data_settings(flags: ScriptFlags) -> DataSettings:
 
 
 def _num_replicas(script: Script, launcher: LauncherEnv) -> int:
-    """The processes of the launcher, or all devices of this host's JAX. Raises SettingsError."""
+    """The processes of the launcher, or all JAX devices of this host. Raises SettingsError."""
     if script.engine == "torch":
         return launcher.num_processes
     from dreambooth_core.jax.devices import num_devices

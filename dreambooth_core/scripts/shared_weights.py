@@ -1,8 +1,8 @@
-"""The trained weights of a checkpoint once on the disk: what its networks hold, its state need not.
+"""Weights that a checkpoint's networks and its resume state share, stored once.
 
-After a full fine-tune both have the same fp32 numbers, a third of what the rest of the checkpoint
-takes. An adapter's state is left as it is, and so is one that is split over processes. The
-weights of such a one are read from the networks or from the adapters' file.
+After a full fine-tune both have the same fp32 weights, a third of the checkpoint's size. The state
+of an adapter stays complete, and so does a state that is split over processes: a resume reads its
+weights from the networks or from the adapter's file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.optim.ddp import WEIGHTS
 
 _BESIDE = "beside.json"
-"""In a state: the names of the weights that are in the networks' files instead."""
+"""In a state: the names of the weights that only the networks' files have."""
 
 
-def leave_out(state: Path, *, checkpoint: Path) -> None:
-    """Take those weights out of a new state that the checkpoint's networks hold to the bit."""
+def remove_shared(state: Path, *, checkpoint: Path) -> None:
+    """Remove from a new state the weights that the checkpoint's networks have bit by bit."""
     path = state / WEIGHTS
     if not path.is_file():
         return
@@ -41,15 +41,15 @@ def leave_out(state: Path, *, checkpoint: Path) -> None:
     files.write_json(state / _BESIDE, beside)
 
 
-def is_whole(state: Path) -> bool:
-    """Whether a state has all that it needs in its own folder."""
+def is_complete(state: Path) -> bool:
+    """Whether a state has all its weights in its own folder."""
     return not (state / _BESIDE).is_file()
 
 
 def read_weights(
     state: Path, *, checkpoint: Path, trained: Collection[str]
 ) -> dict[str, torch.Tensor]:
-    """All weights of a verified checkpoint's state; where it is split, those of `trained`."""
+    """All weights of a verified checkpoint's state; of a split state those of `trained`."""
     if state_kind.of_state(state).is_split:
         return dict(_published(checkpoint, trained))
     own = load_file(state / WEIGHTS) if (state / WEIGHTS).is_file() else {}
@@ -59,7 +59,7 @@ def read_weights(
 def read_shapes(
     state: Path, *, checkpoint: Path, trained: Collection[str]
 ) -> dict[str, Sequence[int]]:
-    """The shapes of what `read_weights` gives."""
+    """The shapes of the weights that `read_weights` returns."""
     if state_kind.of_state(state).is_split:
         return {name: list(tensor.shape) for name, tensor in _published(checkpoint, trained)}
     shapes: dict[str, Sequence[int]] = {}
@@ -71,14 +71,14 @@ def read_shapes(
 
 
 def _names_beside(state: Path) -> list[str]:
-    return [] if is_whole(state) else json.loads((state / _BESIDE).read_bytes())
+    return [] if is_complete(state) else json.loads((state / _BESIDE).read_bytes())
 
 
 def _published(checkpoint: Path, trained: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that a tool for inference reads, by the names that they are trained under.
+    """The weights in the files for inference, under their names in the training.
 
-    The whole of an adapter; of a network those that are trained (some numbers never are), and all
-    where none of it is trained now.
+    These are all weights of an adapter, and of a network those that are trained, or all if none
+    is trained now.
     """
     adapter = checkpoint / LORA_FILE
     if adapter.is_file():
@@ -92,7 +92,7 @@ def _published(checkpoint: Path, trained: Collection[str]) -> Iterator[tuple[str
 
 
 def _in_networks(checkpoint: Path, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named weights that the checkpoint's network files have, one after the other."""
+    """The named weights in the checkpoint's network files, one at a time."""
     for part in COMPONENTS:
         prefix = f"{part}."
         wanted = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}

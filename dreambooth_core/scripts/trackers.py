@@ -1,4 +1,4 @@
-"""Curves and pictures to the trackers of the seed document's scripts, through accelerate."""
+"""Curves and images for the trackers of the guide's scripts, through accelerate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from dreambooth_core.scripts.flags import TRACKER_PACKAGES
 
 PROJECT = "dreambooth"
-"""The name of the run, as those scripts have it: TensorBoard's files are in `logs/dreambooth`."""
+"""The project name of the guide's scripts: TensorBoard writes to `logs/dreambooth`."""
 
 _CLOSE_TIMEOUT_S = 30.0
 _RENAMED = {"learning_rate": "lr"}
@@ -24,9 +24,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class TrackerSink:
-    """A MetricSink over accelerate's trackers, which import and write in a thread of their own.
+    """A MetricSink over accelerate's trackers, which import and write in a separate thread.
 
-    So the first step does not wait for them. The first failure is a warning; the training goes on.
+    The first step does not wait for them. The first failure is a warning, not an error.
     """
 
     def __init__(self, report_to: str, *, logging_dir: Path, config: Mapping[str, Any]) -> None:
@@ -38,17 +38,17 @@ class TrackerSink:
             self._thread.start()
 
     def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Record numbers at a step; the learning rate is called `lr`, as those scripts do."""
+        """Log numbers at a step; the learning rate is `lr`, as in the guide's scripts."""
         renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
         self._ask(lambda tracker: tracker.log(renamed, step=step))
 
-    def pictures(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
-        """Record pictures of one size under one name."""
+    def images(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
+        """Log images of one size under one name."""
         stack_NHWC = np.stack([np.asarray(image) for image in images])
         self._ask(lambda tracker: _log_images(tracker, {name: stack_NHWC}, step))
 
     def close(self, *, status: str) -> None:
-        """Write what is left, for a limited time; `status` has no place in these trackers."""
+        """Flush for a limited time; these trackers have no field for `status`."""
         if not self._names:
             return
         self._jobs.put(None)
@@ -57,7 +57,7 @@ class TrackerSink:
             _LOG.warning("a tracker is slow: its last numbers may be missing (%s)", status)
 
     def _ask(self, job: Callable[[Any], None]) -> None:
-        """Leave a job for the thread, if there is one to do it."""
+        """Queue a job for the thread if there is a tracker."""
         if self._names:
             self._jobs.put(job)
 
@@ -70,7 +70,7 @@ class TrackerSink:
             for tracker in trackers:
                 tracker.finish()
         except Exception as error:
-            # Whatever a tracker does, the training goes on: it is the user's run that counts.
+            # A broken tracker must not end the training.
             _LOG.warning("nothing is tracked from here on: %s: %s", type(error).__name__, error)
 
     def _start(self, name: str) -> Any:
@@ -92,7 +92,7 @@ def _available(report_to: str) -> list[str]:
 
 
 def _log_images(tracker: Any, values: dict[str, Any], step: int) -> None:
-    """TensorBoard and Weights & Biases take pictures; accelerate's Comet tracker has no call."""
+    """Log images to TensorBoard and W&B; accelerate's Comet tracker does not support them."""
     if tracker.name == "tensorboard":
         tracker.log_images(values, step=step, dataformats="NHWC")
     elif hasattr(tracker, "log_images"):

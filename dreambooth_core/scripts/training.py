@@ -121,7 +121,7 @@ def train(inputs: TrainingInputs, *, stop: Stop) -> StepTrainer:
     if ended.how == "stopped":
         raise Stopped(
             f"stopped and saved at step {ended.step}",
-            hint="--resume_from_checkpoint latest goes on from there",
+            hint="--resume_from_checkpoint latest continues from there",
         )
     return trainer
 
@@ -203,7 +203,7 @@ def _run_name(inputs: TrainingInputs) -> str:
     if found and found[1].images not in ((), images):
         log_line("note: other photos or class images than the checkpoint's")
     run = resume.name_run(folder, found, settings=inputs.recorded, images=images)
-    if others := resume.strangers(folder, run):
+    if others := resume.foreign_checkpoints(folder, run):
         log_line(
             f"note: {', '.join(others)} in {folder} are of another run: they stay, until a "
             "checkpoint of the same step takes their place; `latest` is of this run as soon as "
@@ -242,7 +242,7 @@ def _callbacks(inputs: TrainingInputs, sink: TrackerSink) -> list[Callback]:
             prompt=flags.validation_prompt,
             is_due=is_due,
             seed=inputs.train.seed,
-            take=lambda images, step: sink.pictures(images, name="validation", step=step),
+            log=lambda images, step: sink.images(images, name="validation", step=step),
             is_main=inputs.is_main,
         )
     ]

@@ -1,4 +1,4 @@
-"""Pictures of the validation prompt while the training goes on."""
+"""Validation images during the training."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SCHEDULERS = {
 }
 
 IsDue = Callable[[int], bool]
-"""Whether pictures are drawn after a step."""
-TakePictures = Callable[[Sequence[Image.Image], int], None]
-"""Receives the pictures of a step."""
+"""Whether validation is due after a step."""
+LogImages = Callable[[Sequence[Image.Image], int], None]
+"""Receives the images of a step."""
 
 
 def after_steps(every: int) -> IsDue:
-    """After every so many updates, as the full fine-tune's script draws."""
+    """Every N updates, as in the script for full fine-tuning."""
     return lambda step: step % every == 0
 
 
 def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
-    """After the first epoch, every so many epochs from there on, and in the end.
+    """After the first epoch, after every N-th epoch from there, and at the end.
 
     So the LoRA scripts draw, which count epochs from 0 and look after each of them.
     """
@@ -46,7 +46,7 @@ def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
 
 
 class Validation:
-    """A callback of the loop that draws with the weights of now, in the main process."""
+    """A callback that generates images by the current weights, in the main process."""
 
     def __init__(
         self,
@@ -55,33 +55,33 @@ class Validation:
         prompt: str,
         is_due: IsDue,
         seed: int,
-        take: TakePictures,
+        log: LogImages,
         is_main: bool,
     ) -> None:
-        self._plan, self._prompt, self._seed = settings, prompt, seed
+        self._settings, self._prompt, self._seed = settings, prompt, seed
         self._is_due = is_due
-        self._take, self._is_main = take, is_main
+        self._log, self._is_main = log, is_main
 
     def is_due(self, step: int) -> bool:
-        """After the steps that the script's flags name."""
+        """Whether validation is due after `step`."""
         return self._is_due(step)
 
     def on_step_end(self, trainer: StepTrainer, *, step: int) -> None:
-        """Draw num_validation_images pictures, each of its own seed, the same every time.
+        """Generate num_validation_images images, each by the same seed every time.
 
         All processes come here: some kinds of updates need them to put the weights together.
         """
         with trainer.state.gathered_weights():
             if self._is_main:
                 log_line(f"validation pictures at step {step}: {self._prompt!r}")
-                self._take(self._draw(trainer.model.denoiser.parts), step)
+                self._log(self._generate(trainer.model.denoiser.parts), step)
 
-    def _draw(self, parts: Mapping[str, nn.Module]) -> list[Image.Image]:
-        """The pictures, in the type and on the device that the trained networks have."""
-        settings, networks = self._plan.base_model, cast(dict[str, Any], parts)
+    def _generate(self, parts: Mapping[str, nn.Module]) -> list[Image.Image]:
+        """Generate images in the dtype and on the device of the trained networks."""
+        base, networks = self._settings.base_model, cast(dict[str, Any], parts)
         device, dtype = networks["unet"].device, networks["unet"].dtype
-        pipe = load.load_pipeline(settings, Path.cwd(), device=device, dtype=dtype)
-        flags = self._plan.flags
+        pipe = load.load_pipeline(base, Path.cwd(), device=device, dtype=dtype)
+        flags = self._settings.flags
         name = getattr(flags, "validation_scheduler", "DPMSolverMultistepScheduler")
         pipe.scheduler = _SCHEDULERS[name].from_config(pipe.scheduler.config)
         for part, module in networks.items():

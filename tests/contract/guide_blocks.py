@@ -1,4 +1,4 @@
-"""The seed document's command blocks and snippets: found by their headings, run as printed.
+"""The guide's command blocks and snippets: found by their headings, run as printed.
 
 Changed are the model, the folders, the numbers of steps and of class images, and: the backslash
 that the blocks with a text encoder lack; without a GPU bf16 for fp16 and `cpu` for `cuda`; the

@@ -1,4 +1,4 @@
-"""The seed document's torch blocks run as printed, and its snippets load what they leave.
+"""The guide's torch blocks run as printed, and its snippets load what they leave.
 
 What is changed in them stands in `guide_blocks.py`; the JAX blocks are in `tests/unit/jax`.
 """
@@ -18,19 +18,15 @@ from tests.paths import ROOT
 XFORMERS = "  --enable_xformers_memory_efficient_attention \\\n"
 
 
-def test_the_first_block_trains_and_the_last_snippet_draws_a_picture(tmp_path, tiny_sd, photos):
+def test_first_block_trains_and_last_snippet_generates_an_image(tmp_path, tiny_sd, photos):
     assert_the_result_draws(block("Fine-tuning"), tmp_path, tiny_sd, photos)
 
 
-def test_the_block_with_prior_preservation_makes_the_class_images_and_trains(
-    tmp_path, tiny_sd, photos
-):
+def test_prior_preservation_block_samples_class_images_and_trains(tmp_path, tiny_sd, photos):
     assert_class_images_are_made(block("Prior-preserving loss"), tmp_path, tiny_sd, photos)
 
 
-def test_the_block_of_the_text_encoder_leaves_a_checkpoint_that_its_snippet_loads(
-    tmp_path, tiny_sd, photos
-):
+def test_text_encoder_block_saves_a_checkpoint_its_snippet_loads(tmp_path, tiny_sd, photos):
     printed = block("Text encoder and U-Net")
     assert "  --use_8bit_adam\n" in printed  # the shell would end the command here
     text = printed.replace("  --use_8bit_adam\n", "  --use_8bit_adam \\\n")
@@ -38,14 +34,12 @@ def test_the_block_of_the_text_encoder_leaves_a_checkpoint_that_its_snippet_load
 
 
 @pytest.mark.slow
-def test_the_block_for_16_gb_trains(tmp_path, tiny_sd, photos):
+def test_16_gb_block_trains(tmp_path, tiny_sd, photos):
     assert_trained(launch(block("16 GB"), tmp_path, tiny_sd, photos), tmp_path / "out", tiny_sd)
 
 
 @pytest.mark.slow
-def test_the_block_for_12_gb_trains_and_names_sdpa_where_xformers_is_missing(
-    tmp_path, tiny_sd, photos
-):
+def test_12_gb_block_trains_and_suggests_sdpa_without_xformers(tmp_path, tiny_sd, photos):
     text = block("12 GB")
     done = launch(text, tmp_path, tiny_sd, photos)
     if "xFormers is not installed" in done.stderr:
@@ -58,9 +52,7 @@ def test_the_block_for_12_gb_trains_and_names_sdpa_where_xformers_is_missing(
 
 
 @pytest.mark.slow
-def test_the_block_for_8_gb_trains_and_saves_on_all_processes_under_deepspeed(
-    tmp_path, tiny_sd, photos
-):
+def test_8_gb_block_trains_and_saves_under_deepspeed(tmp_path, tiny_sd, photos):
     pytest.importorskip("deepspeed")
     config = (
         tmp_path / "hf" / "accelerate" / "default_config.yaml"
@@ -76,5 +68,5 @@ def test_the_block_for_8_gb_trains_and_saves_on_all_processes_under_deepspeed(
 
 
 @pytest.mark.slow
-def test_the_block_for_8_gb_trains_in_half_precision(tmp_path, tiny_sd, photos):
+def test_8_gb_block_trains_in_half_precision(tmp_path, tiny_sd, photos):
     assert_trained(launch(block("8 GB"), tmp_path, tiny_sd, photos), tmp_path / "out", tiny_sd)

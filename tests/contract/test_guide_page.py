@@ -38,19 +38,19 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_every_test_that_the_page_names_exists():
+def test_every_test_named_on_the_page_exists():
     named = [name for name in quoted(PAGE) if re.fullmatch(r"test_\w+(\.\.\.)?", name)]
     assert [name for name in named if not fnmatch.filter(TESTS, name.replace("...", "*"))] == []
 
 
-def test_the_page_names_every_refused_flag_and_no_other():
+def test_page_lists_exactly_the_refused_flags():
     refused = {name for script in SCRIPTS for name in script.refused}
     told = [name for row in rows("Flags", "Refused with the reason") for name in quoted(row[0])]
     assert sorted(told) == sorted(refused)
 
 
 @pytest.mark.parametrize("heading", ["Blocks", "Flags"])
-def test_every_row_names_tests_and_all_of_them_exist(heading):
+def test_every_row_names_existing_tests(heading):
     assert rows(heading)
     for first, *_, proofs in rows(heading):
         names = [name for name in quoted(proofs) if name.startswith("test_")]
@@ -70,7 +70,7 @@ def test_every_flag_of_every_script_has_a_row(script):
     assert missing == []
 
 
-def test_every_block_of_the_seed_document_has_a_row():
+def test_every_block_of_the_guide_has_a_row():
     commands = re.findall(r"## ([^\n]+)\n\n```bash\n[^`]*train_dreambooth", BLOCKS)
     assert len(commands) == 9
     assert len(rows("Blocks")) == 9

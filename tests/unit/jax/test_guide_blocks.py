@@ -1,4 +1,4 @@
-"""The seed document's three JAX blocks run as printed, and its snippets load what they leave."""
+"""The guide's three JAX blocks run as printed, and its snippets load what they leave."""
 
 import pytest
 
@@ -12,17 +12,13 @@ from tests.contract.guide_blocks import (
 pytestmark = pytest.mark.jax
 
 
-def test_the_first_jax_block_trains_and_the_last_snippet_draws_a_picture(tmp_path, tiny_sd, photos):
+def test_first_jax_block_trains_and_last_snippet_generates_an_image(tmp_path, tiny_sd, photos):
     assert_the_result_draws(block("JAX: fine-tuning"), tmp_path, tiny_sd, photos)
 
 
-def test_the_jax_block_with_prior_preservation_makes_the_class_images_and_trains(
-    tmp_path, tiny_sd, photos
-):
+def test_jax_prior_preservation_block_samples_class_images_and_trains(tmp_path, tiny_sd, photos):
     assert_class_images_are_made(block("JAX: prior-preserving loss"), tmp_path, tiny_sd, photos)
 
 
-def test_the_jax_block_of_the_text_encoder_leaves_a_checkpoint_that_its_snippet_loads(
-    tmp_path, tiny_sd, photos
-):
+def test_jax_text_encoder_block_saves_a_checkpoint_its_snippet_loads(tmp_path, tiny_sd, photos):
     assert_a_checkpoint_loads(block("JAX: text encoder and U-Net"), tmp_path, tiny_sd, photos)

@@ -17,9 +17,7 @@ PARTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safeten
 
 
 @pytest.mark.jax
-def test_a_resumed_run_is_the_undisturbed_one_to_the_bit_and_torch_goes_on_from_it_to_1e_5(
-    tiny_sd, photos, tmp_path
-):
+def test_jax_resume_is_bit_exact_and_torch_resumes_within_1e_5(tiny_sd, photos, tmp_path):
     flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
     jax = flags | {"script": DREAMBOOTH_FLAX}
     whole, resumed, in_torch = (tmp_path / name for name in ("whole", "resumed", "torch"))
@@ -39,7 +37,7 @@ def losses(out):
 
 
 @pytest.mark.jax
-def test_save_steps_makes_checkpoints_and_validation_pictures_show_the_weights_of_now(
+def test_save_steps_saves_checkpoints_and_validation_shows_current_weights(
     tiny_sd, photos, tmp_path
 ):
     flags = {"train_text_encoder": True, "max_train_steps": 3, "save_steps": 2}
@@ -52,7 +50,7 @@ def test_save_steps_makes_checkpoints_and_validation_pictures_show_the_weights_o
     assert len({picture.encoded_image_string for picture in events.Images("validation")}) == 3
 
 
-def test_flax_weights_are_refused_with_the_way_to_convert_them(tmp_path):
+def test_flax_weights_are_refused_with_a_conversion_hint(tmp_path):
     index = {"_class_name": "FlaxStableDiffusionPipeline"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(SettingsError, match=r"Flax weights.*CompVis/stable-diffusion-v1-4"):

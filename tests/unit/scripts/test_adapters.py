@@ -33,7 +33,7 @@ def train(model: Path, photos: Path, out: Path, *, script=DREAMBOOTH_LORA, **fla
     return load_file(out / ADAPTER)
 
 
-def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, subject, tmp_path):
+def test_rank_layers_and_alpha_shape_and_scale_the_adapter(tiny_sd, subject, tmp_path):
     flags = {"rank": 3, "lora_layers": "to_q, to_out.0"}
     tensors = train(tiny_sd, subject, tmp_path / "a", **flags, lora_alpha=3)
     assert {t.shape[0] for name, t in tensors.items() if ".lora_A." in name} == {3}
@@ -52,7 +52,7 @@ def test_rank_and_layers_are_those_of_the_adapter_and_alpha_scales_it(tiny_sd, s
         ("to_q,to_out", "--lora_layers: cannot take an adapter: to_out; "),
     ],
 )
-def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
+def test_layer_that_cannot_have_an_adapter_is_refused(
     tiny_sd, subject, tmp_path, capsys, layers, said
 ):
     flags = {"script": DREAMBOOTH_LORA, "lora_layers": layers, **prior(tmp_path / "class", 2)}
@@ -61,9 +61,7 @@ def test_a_layer_that_cannot_have_an_adapter_is_refused_by_name(
     assert not (tmp_path / "class").exists()  # class images would have been made for nothing
 
 
-def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
-    tiny_sd, subject, tmp_path
-):
+def test_dropout_changes_the_adapter_but_interpolation_does_not(tiny_sd, subject, tmp_path):
     base = train(tiny_sd, subject, tmp_path / "a")
     dropped = train(tiny_sd, subject, tmp_path / "b", lora_dropout=0.5)
     assert any(not torch.equal(base[name], dropped[name]) for name in base)
@@ -71,9 +69,7 @@ def test_dropout_changes_what_is_learned_and_the_kind_of_interpolation_does_not(
     assert files.tree_hashes(tmp_path / "a") == files.tree_hashes(tmp_path / "c")
 
 
-def test_photos_are_encoded_in_fp32_whatever_the_training_computes_in(
-    tiny_sdxl, subject, tmp_path, monkeypatch
-):
+def test_photos_are_encoded_in_fp32_at_every_precision(tiny_sdxl, subject, tmp_path, monkeypatch):
     seen = []
 
     def watch(vae, *args, **kwargs):
@@ -86,9 +82,7 @@ def test_photos_are_encoded_in_fp32_whatever_the_training_computes_in(
     assert set(seen) == {(torch.float32, torch.float32, False)}
 
 
-def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
-    tiny_sdxl, subject, tmp_path
-):
+def test_sdxl_adapter_of_all_networks_loads_and_exports_to_kohya(tiny_sdxl, subject, tmp_path):
     flags = {"train_text_encoder": True, "output_kohya_format": True, "use_dora": True}
     out = tmp_path / "out"
     tensors = train(
@@ -102,7 +96,7 @@ def test_an_xl_adapter_of_all_networks_loads_and_has_a_twin_in_kohyas_format(
     pipe.load_lora_weights(out / "checkpoint-1")
 
 
-def test_the_text_encoders_of_xl_have_a_rate_of_their_own(tiny_sdxl, subject, tmp_path):
+def test_sdxl_text_encoders_have_their_own_learning_rate(tiny_sdxl, subject, tmp_path):
     """A B-matrix begins at 0, and AdamW's first update is its rate."""
     flags = {"train_text_encoder": True, "text_encoder_lr": 1e-3}
     tensors = train(tiny_sdxl, subject, tmp_path / "out", script=DREAMBOOTH_LORA_SDXL, **flags)
@@ -119,9 +113,7 @@ def _is_b(name: str, part: str) -> bool:
     return name.startswith(f"{part}.") and "lora_B" in name
 
 
-def test_mirrored_photos_are_trained_on_and_those_of_a_symmetric_subject_are_the_same(
-    tiny_sdxl, tmp_path
-):
+def test_random_flip_trains_on_mirrored_photos(tiny_sdxl, tmp_path):
     symmetric, lopsided = tmp_path / "symmetric", tmp_path / "lopsided"
     tiny_models.build_photos(lopsided, side=64)
     symmetric.mkdir()
@@ -150,7 +142,7 @@ def test_repeats_make_an_epoch_longer(tiny_sdxl, subject, tmp_path):
     assert not list(tmp_path.glob("checkpoint-7*"))
 
 
-def test_min_snr_and_adamws_name_are_taken_by_the_xl_script_and_prodigy_is_refused(
+def test_sdxl_script_accepts_min_snr_and_adamw_but_refuses_prodigy(
     tiny_sdxl, subject, tmp_path, capsys
 ):
     script = DREAMBOOTH_LORA_SDXL
@@ -162,9 +154,7 @@ def test_min_snr_and_adamws_name_are_taken_by_the_xl_script_and_prodigy_is_refus
     assert "--optimizer: Input should be 'AdamW'" in capsys.readouterr().err
 
 
-def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
-    tiny_sdxl, subject, tmp_path, capsys
-):
+def test_base_model_with_another_objective_is_refused_early(tiny_sdxl, subject, tmp_path, capsys):
     model = tmp_path / "edm"
     shutil.copytree(tiny_sdxl, model)
     edm = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}
@@ -187,16 +177,12 @@ def test_a_base_model_of_another_objective_is_refused_before_anything_is_made(
         (1, 1, 3, [1, 2, 3]),
     ],
 )
-def test_pictures_are_due_after_the_first_epoch_every_so_many_and_at_the_end(
-    every, per_epoch, last, due
-):
+def test_validation_is_due_after_first_nth_and_last_epoch(every, per_epoch, last, due):
     is_due = after_epochs(every, steps_per_epoch=per_epoch, last=last)
     assert [step for step in range(1, last + 1) if is_due(step)] == due
 
 
-def test_a_short_run_draws_at_its_end_and_learns_the_same_as_without_pictures(
-    tiny_sd, subject, tmp_path
-):
+def test_short_run_validates_at_its_end_without_changing_the_training(tiny_sd, subject, tmp_path):
     """Dropout draws from the generator that pictures could have moved."""
     flags = {"max_train_steps": 5, "lora_dropout": 0.5}
     base = train(tiny_sd, subject, tmp_path / "a", **flags)
@@ -208,7 +194,7 @@ def test_a_short_run_draws_at_its_end_and_learns_the_same_as_without_pictures(
     assert all(torch.equal(base[name], drawn[name]) for name in base)
 
 
-def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, subject, tmp_path):
+def test_validation_runs_by_epochs_and_in_half_precision(tiny_sd, subject, tmp_path):
     flags = {
         "script": DREAMBOOTH_LORA, "report_to": "tensorboard", "logging_dir": "curves",
         "validation_prompt": "a mug", "validation_epochs": 2, "num_validation_images": 1,
@@ -222,7 +208,7 @@ def test_validation_pictures_come_by_epochs_and_in_half_precision_too(tiny_sd, s
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
 
 
-def test_another_sampler_of_validation_pictures_draws_others(tiny_sd, subject, tmp_path):
+def test_validation_scheduler_changes_the_images(tiny_sd, subject, tmp_path):
     drawn = []
     for name in ("DPMSolverMultistepScheduler", "DDPMScheduler"):
         flags = {

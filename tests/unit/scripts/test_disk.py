@@ -36,9 +36,7 @@ def files_of_at_most(num_bytes: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_folders_in_which_nothing_can_be_written_are_refused_in_a_sentence(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_read_only_folders_are_refused(tiny_sd, photos, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".dreambooth").write_text("")
     for out, flags, error in (
@@ -50,7 +48,7 @@ def test_folders_in_which_nothing_can_be_written_are_refused_in_a_sentence(
         assert error in capsys.readouterr().err
 
 
-def test_a_save_that_the_disk_refuses_is_one_line_with_the_checkpoint_to_go_on_from(
+def test_failed_save_is_one_line_naming_the_checkpoint_to_resume_from(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "out"
@@ -65,14 +63,14 @@ def test_a_save_that_the_disk_refuses_is_one_line_with_the_checkpoint_to_go_on_f
     assert line.startswith("error: the run cannot go on: File too large; found: ")
     assert str(out) in line
     assert "free space" in line
-    assert line.endswith("--resume_from_checkpoint checkpoint-2 goes on from there")
+    assert line.endswith("--resume_from_checkpoint checkpoint-2 continues from there")
     monkeypatch.setenv("DREAMBOOTH_TRACEBACK", "1")
     with files_of_at_most(size // 2):
         assert run(tiny_sd, photos, out, **flags, max_train_steps=3) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_resume_checks_the_free_disk_for_what_is_left_to_write(
+def test_resume_checks_the_disk_for_its_remaining_checkpoints(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     flags = {"checkpointing_steps": 2, "resume_from_checkpoint": "latest"}
@@ -89,9 +87,7 @@ def test_a_resume_checks_the_free_disk_for_what_is_left_to_write(
     ("limit", "first", "there", "states"),
     [(None, 0, 0, 5), (None, 4, 2, 3), (2, 0, 0, 3), (2, 4, 2, 1), (2, 4, 1, 2), (2, 4, 7, 1)],
 )
-def test_a_run_needs_room_for_new_checkpoints_and_for_one_more_than_the_limit(
-    limit, first, there, states
-):
+def test_disk_needs_room_for_one_checkpoint_more_than_the_limit(limit, first, there, states):
     flags = arguments("m", SUBJECT, Path("out"), checkpointing_steps=2, max_train_steps=10)
     flags += [f"--checkpoints_total_limit={limit}"] if limit else []
     plan = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
@@ -99,13 +95,13 @@ def test_a_run_needs_room_for_new_checkpoints_and_for_one_more_than_the_limit(
     assert (kept.checkpoints, kept.states) == (states + 1, states)
 
 
-def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path):
+def test_bugs_keep_their_traceback(tmp_path):
     for mistake in (KeyError("unet"), OSError("a library's own words")):
         with pytest.raises(type(mistake)), main._disk_errors_explained(tmp_path):
             raise mistake
 
 
-def test_without_a_whole_checkpoint_none_is_named(tmp_path):
+def test_error_without_checkpoint_suggests_no_resume(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     with (
         pytest.raises(StageError, match="no checkpoint was saved yet"),

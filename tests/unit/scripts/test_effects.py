@@ -46,9 +46,7 @@ def distance(one: Path, other: Path) -> float:
     return max((left[name] - right[name]).abs().max().item() for name in left)
 
 
-def test_flags_that_are_accepted_without_effect_leave_every_byte_of_the_result_as_it_is(
-    tiny_sd, subject, plain, tmp_path
-):
+def test_flags_without_effect_leave_the_result_byte_identical(tiny_sd, subject, plain, tmp_path):
     flags = {
         "set_grads_to_none": True, "pre_compute_text_embeddings": True, "local_rank": 0,
         "dataloader_num_workers": 2, "tokenizer_name": tiny_sd / "tokenizer",
@@ -57,7 +55,7 @@ def test_flags_that_are_accepted_without_effect_leave_every_byte_of_the_result_a
     assert files.tree_hashes(tmp_path / "out") == files.tree_hashes(plain)
 
 
-def test_embeddings_cannot_be_computed_before_while_the_text_encoder_is_trained(
+def test_precomputed_embeddings_exclude_training_the_text_encoder(
     tiny_sd, subject, tmp_path, capsys
 ):
     flags = {"pre_compute_text_embeddings": True, "train_text_encoder": True}
@@ -67,7 +65,7 @@ def test_embeddings_cannot_be_computed_before_while_the_text_encoder_is_trained(
     )
 
 
-def test_a_tokenizer_of_ones_own_reads_the_prompt(tiny_sd, subject, plain, tmp_path):
+def test_tokenizer_name_tokenizes_the_prompt(tiny_sd, subject, plain, tmp_path):
     """One that gives two words each other's numbers, and a prompt with these words exchanged."""
     other = tmp_path / "tokenizer"
     shutil.copytree(tiny_sd / "tokenizer", other)
@@ -80,16 +78,14 @@ def test_a_tokenizer_of_ones_own_reads_the_prompt(tiny_sd, subject, plain, tmp_p
     assert files.tree_hashes(tmp_path / "out") == files.tree_hashes(plain)
 
 
-def test_the_prompt_and_the_resolution_decide_what_is_trained(tiny_sd, subject, plain, tmp_path):
+def test_prompt_and_resolution_change_the_training(tiny_sd, subject, plain, tmp_path):
     for flags in ({"instance_prompt": "a photo of sks dog"}, {"resolution": 32}):
         out = tmp_path / next(iter(flags))
         assert run(tiny_sd, subject, out, **flags) == 0
         assert distance(out, plain) > RATE / 10
 
 
-def test_center_crop_leaves_out_what_is_beside_the_middle_and_random_crops_do_not(
-    tiny_sd, tmp_path
-):
+def test_center_crop_drops_the_borders_and_random_crops_keep_them(tiny_sd, tmp_path):
     """Two sets of 128 x 64 photos that differ outside their middle 64 x 64 only."""
     squares = sorted(tiny_models.build_photos(tmp_path / "squares", side=64).iterdir())
     for name, noise in (("one", 90), ("other", 40)):
@@ -104,7 +100,7 @@ def test_center_crop_leaves_out_what_is_beside_the_middle_and_random_crops_do_no
     assert distance(tmp_path / "one-random", tmp_path / "other-random") > RATE / 10
 
 
-def test_weight_decay_takes_its_share_of_every_weight(tiny_sd, subject, tmp_path):
+def test_weight_decay_shrinks_every_weight(tiny_sd, subject, tmp_path):
     """AdamW: w' = w - rate * decay * w - rate * step, Loshchilov and Hutter 2019."""
     flags = {"max_train_steps": 1}
     assert run(tiny_sd, subject, tmp_path / "none", **flags, adam_weight_decay=0.0) == 0
@@ -129,9 +125,7 @@ def test_each_flag_of_optimizer_and_loss_changes_the_weights(
     assert distance(tmp_path / "out", plain) > RATE / 10
 
 
-def test_recomputed_activations_and_accumulated_batches_change_no_more_than_rounding(
-    tiny_sd, subject, tmp_path
-):
+def test_checkpointing_and_accumulation_change_only_rounding(tiny_sd, subject, tmp_path):
     alone, recomputed, summed = (tmp_path / name for name in ("alone", "recomputed", "summed"))
     assert run(tiny_sd, subject, alone, train_batch_size=2, max_train_steps=1) == 0
     flags = {"train_batch_size": 2, "max_train_steps": 1, "gradient_checkpointing": True}
@@ -147,7 +141,7 @@ def median_distance(one: Path, other: Path) -> float:
     return torch.cat([(left[n] - right[n]).abs().flatten() for n in left]).median().item()
 
 
-def test_a_prior_of_weight_0_is_no_prior_and_one_of_weight_1_is(tiny_sd, subject, plain, tmp_path):
+def test_prior_loss_weight_0_equals_no_prior(tiny_sd, subject, plain, tmp_path):
     folder = tmp_path / "class"
     for name, weight in (("none", 0.0), ("full", 1.0)):
         flags = prior(folder, 2, prior_loss_weight=weight)
@@ -156,7 +150,7 @@ def test_a_prior_of_weight_0_is_no_prior_and_one_of_weight_1_is(tiny_sd, subject
     assert median_distance(tmp_path / "full", plain) > RATE / 10
 
 
-def test_class_images_in_half_precision_are_other_images_of_another_set(tiny_sd, subject, tmp_path):
+def test_half_precision_class_images_form_another_set(tiny_sd, subject, tmp_path):
     made = []
     for precision in ("fp32", "bf16"):
         folder = tmp_path / precision
@@ -185,24 +179,22 @@ def test_schedules_give_the_rates_of_their_formulas(flags, expected, tiny_sd, su
     assert rates == pytest.approx(expected, abs=1e-3)
 
 
-def test_bf16_computes_in_half_and_keeps_fp32_weights_and_fp16_needs_a_gpu(
-    tiny_sd, subject, plain, tmp_path, capsys
-):
+def test_bf16_keeps_fp32_weights_and_fp16_needs_a_gpu(tiny_sd, subject, plain, tmp_path, capsys):
     assert run(tiny_sd, subject, tmp_path / "bf16", mixed_precision="bf16") == 0
     assert {tensor.dtype for tensor in unet(tmp_path / "bf16").values()} == {torch.float32}
     assert distance(tmp_path / "bf16", plain) > RATE / 10
     if not torch.cuda.is_available():
         assert run(tiny_sd, subject, tmp_path / "fp16", mixed_precision="fp16") == 2
-        assert "--mixed_precision fp16 needs a GPU" in capsys.readouterr().err
+        assert "--mixed_precision: fp16 needs a GPU" in capsys.readouterr().err
 
 
-def test_tf32_is_allowed_where_the_flag_says_so_and_not_otherwise(tiny_sd, subject, tmp_path):
+def test_allow_tf32_allows_tf32(tiny_sd, subject, tmp_path):
     for name, flags in (("on", {"allow_tf32": True}), ("off", {})):
         assert run(tiny_sd, subject, tmp_path / name, max_train_steps=1, **flags) == 0
         assert torch.backends.cuda.matmul.allow_tf32 is (name == "on")
 
 
-def test_a_result_without_text_encoder_loads_with_one_that_is_given(tiny_sd, subject, tmp_path):
+def test_result_without_text_encoder_loads_with_a_separate_one(tiny_sd, subject, tmp_path):
     out = tmp_path / "out"
     assert run(tiny_sd, subject, out, max_train_steps=1, skip_save_text_encoder=True) == 0
     assert not (out / "text_encoder").exists()
@@ -211,7 +203,7 @@ def test_a_result_without_text_encoder_loads_with_one_that_is_given(tiny_sd, sub
     assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
 
 
-def test_a_variant_is_read_where_the_plain_weights_are_missing(tiny_sd, subject, tmp_path, capsys):
+def test_variant_is_loaded_if_plain_weights_are_missing(tiny_sd, subject, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(tiny_sd, model)
     for path in model.rglob("*.safetensors"):

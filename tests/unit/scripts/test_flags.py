@@ -53,7 +53,7 @@ def train_settings(*arguments: str, script=DREAMBOOTH, env=None):
     return plan.train(seed=0, max_train_steps=10)
 
 
-def test_every_flag_of_the_seeds_list_is_taken_and_has_a_line_of_help():
+def test_every_flag_of_the_guide_is_accepted_and_has_help():
     text = help_text(DREAMBOOTH)
     for name in SEED_FLAGS.split():
         assert name in DREAMBOOTH.flags.model_fields
@@ -104,7 +104,7 @@ def test_defaults_are_those_of_the_documented_scripts(column, script, other):
     }
 
 
-def test_all_mistakes_are_told_at_once_with_the_nearest_known_flag():
+def test_all_mistakes_are_reported_at_once_with_nearest_flags():
     text = problems(
         DREAMBOOTH, "--lerning_rate=1", "--max_train_steps", "0", "--resolution=big",
         "--instance_data_dir=.", "--instance_prompt=p", "--center_crop=yes", "stray", "--variant",
@@ -121,7 +121,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_known_flag():
     ]
 
 
-def test_flags_take_their_value_after_a_space_or_an_equals_sign():
+def test_flag_value_follows_a_space_or_an_equals_sign():
     flags = parse(DREAMBOOTH, [*NEEDED, "--learning_rate", "5.0e-04", "--adam_beta1=0.8"])
     assert (flags.learning_rate, flags.adam_beta1) == (5e-4, 0.8)
 
@@ -132,13 +132,13 @@ def test_prior_preservation_without_its_folder_or_prompt_is_refused():
     assert "--class_prompt: missing; --with_prior_preservation needs it" in text
 
 
-def test_xformers_that_is_not_installed_is_refused_and_sdpa_is_named():
+def test_missing_xformers_is_refused_with_sdpa_as_the_alternative():
     text = problems(DREAMBOOTH, *NEEDED, "--enable_xformers_memory_efficient_attention")
     assert "xFormers is not installed" in text
     assert "SDPA" in text
 
 
-def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that_starts_them():
+def test_launcher_env_with_one_of_several_processes_is_refused():
     env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     text = problems(DREAMBOOTH, *NEEDED, env=env)
     assert "several processes were requested, but one was started" in text
@@ -147,7 +147,7 @@ def test_a_launcher_that_starts_one_process_for_several_is_refused_with_one_that
     assert train_settings(env=env | {"WORLD_SIZE": "2"}).num_processes == 2
 
 
-def test_an_address_that_a_cluster_exports_is_no_sign_of_several_processes():
+def test_exported_master_address_alone_does_not_mean_several_processes():
     env = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "10.0.0.1"}
     assert train_settings(env=env).num_processes == 1
 
@@ -163,7 +163,7 @@ def test_an_address_that_a_cluster_exports_is_no_sign_of_several_processes():
         ({}, "no", None, "no"),
     ],
 )
-def test_the_precision_is_that_of_deepspeeds_own_file_where_it_says_one(
+def test_precision_defaults_to_that_of_the_deepspeed_file(
     file, launcher, flag, precision, tmp_path
 ):
     more = [] if flag is None else [f"--mixed_precision={flag}"]
@@ -184,7 +184,7 @@ def test_the_precision_is_that_of_deepspeeds_own_file_where_it_says_one(
         ),
     ],
 )
-def test_a_precision_that_is_not_deepspeeds_is_refused(file, launcher, flag, words, tmp_path):
+def test_precision_unlike_deepspeeds_is_refused(file, launcher, flag, words, tmp_path):
     more = [] if flag is None else [f"--mixed_precision={flag}"]
     text = problems(DREAMBOOTH, *NEEDED, *more, env=deepspeed_launch(tmp_path, file, launcher))
     assert f"--mixed_precision: {words}" in text
@@ -202,7 +202,7 @@ def deepspeed_launch(folder: Path, file: dict[str, object], precision: str) -> d
     }
 
 
-def test_save_steps_of_the_jax_script_is_another_name_of_checkpointing_steps():
+def test_save_steps_is_an_alias_of_checkpointing_steps():
     assert parse(DREAMBOOTH_FLAX, [*NEEDED, "--save_steps=7"]).checkpointing_steps == 7
 
 
@@ -224,19 +224,19 @@ def test_errors_of_settings_are_spelled_as_flags():
     assert in_flags(StageError("train.seed.png is torn"), ()) == "train.seed.png is torn"
 
 
-def test_settings_of_photos_are_spelled_as_flags_or_left_out():
+def test_photo_settings_are_spelled_as_flags_or_omitted():
     line = "enlarged (data.resolution); looks blurry (data.blur_threshold), data.resolution.png"
     assert prepare._in_flags(line, DREAMBOOTH.flags.model_fields) == (
         "enlarged (--resolution); looks blurry, data.resolution.png"
     )
 
 
-def test_a_photo_folder_that_does_not_exist_is_told_before_anything_is_loaded():
+def test_missing_photo_folder_is_reported_before_anything_loads():
     text = problems(DREAMBOOTH, NEEDED[0], "--instance_data_dir=nowhere", NEEDED[2])
     assert text == "--instance_data_dir: no folder nowhere"
 
 
-def test_models_photos_and_folders_that_cannot_be_used_are_told_at_once_and_before_torch(tmp_path):
+def test_unusable_inputs_are_reported_together_before_torch_is_imported(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "notes.txt").write_text("x")
     (tmp_path / "out").mkdir(mode=0o500)
@@ -266,7 +266,7 @@ def test_numbers_that_would_fail_later_are_refused_at_once():
     ]
 
 
-def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
+def test_photos_class_images_models_and_results_need_separate_folders(tmp_path):
     (tmp_path / "photo.png").touch()
     model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",
                      f"--output_dir={tmp_path}")  # fmt: skip
@@ -282,7 +282,7 @@ def test_photos_class_images_models_and_results_cannot_share_a_folder(tmp_path):
     ]
 
 
-def test_flags_that_do_nothing_here_are_named_before_the_run():
+def test_flags_without_effect_are_noted_before_the_run():
     def notes_on(*arguments: str) -> str:
         return "; ".join(
             make_settings(DREAMBOOTH, parse(DREAMBOOTH, [*NEEDED, *arguments]), {}).notes
@@ -296,7 +296,7 @@ def test_flags_that_do_nothing_here_are_named_before_the_run():
     assert "text_encoder_lr" not in notes_on(rate, "--train_text_encoder")
 
 
-def test_pictures_that_a_run_ends_before_are_told_before_it():
+def test_validation_after_the_last_step_is_noted_in_advance():
     def note_on(*arguments: str, script=DREAMBOOTH) -> str:
         flags = parse(script, [*NEEDED, "--validation_prompt=a mug", *arguments])
         return "; ".join(make_settings(script, flags, {}).notes)
@@ -310,7 +310,7 @@ def test_pictures_that_a_run_ends_before_are_told_before_it():
     assert note_on("--max_train_steps=2", script=DREAMBOOTH_LORA) == ""  # which draws at its end
 
 
-def test_flags_of_other_model_families_are_refused_with_the_reason():
+def test_flags_of_other_model_families_are_refused():
     text = problems(DREAMBOOTH, *NEEDED, "--class_labels_conditioning", "timesteps")
     assert "DeepFloyd IF" in text
     text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--dataset_name=x")
@@ -322,7 +322,7 @@ def test_flags_of_other_model_families_are_refused_with_the_reason():
     [DREAMBOOTH, DREAMBOOTH_LORA, DREAMBOOTH_LORA_SDXL, DREAMBOOTH_FLAX],
     ids=lambda script: script.name,
 )
-def test_every_refused_flag_is_told_with_its_reason(script):
+def test_refused_flags_come_with_their_reason(script):
     assert script.refused
     text = problems(script, *NEEDED, *(f"--{name}=x" for name in script.refused))
     assert text.splitlines() == [
@@ -330,7 +330,7 @@ def test_every_refused_flag_is_told_with_its_reason(script):
     ]
 
 
-def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
+def test_separate_vae_is_refused_with_the_reason():
     for script, name in (
         (DREAMBOOTH_LORA_SDXL, "pretrained_vae_model_name_or_path"),
         (DREAMBOOTH_FLAX, "pretrained_vae_name_or_path"),
@@ -342,7 +342,7 @@ def test_a_vae_of_ones_own_is_not_needed_as_photos_are_encoded_in_fp32():
         assert "in fp32" in text
 
 
-def test_the_text_encoders_weight_decay_is_refused_with_the_difference():
+def test_text_encoder_weight_decay_is_refused():
     text = problems(DREAMBOOTH_LORA_SDXL, *NEEDED, "--adam_weight_decay_text_encoder=1e-3")
     assert "--adam_weight_decay (1e-4 unless given) holds for the adapters of all" in text
     assert "the text encoders' 1e-3" in text
@@ -350,13 +350,13 @@ def test_the_text_encoders_weight_decay_is_refused_with_the_difference():
     assert both.adam_weight_decay == 1e-4
 
 
-def test_8bit_adam_under_deepspeed_is_refused_with_the_reason():
+def test_8bit_adam_under_deepspeed_is_refused():
     env = {"ACCELERATE_USE_DEEPSPEED": "true"}
     text = problems(DREAMBOOTH, *NEEDED, "--use_8bit_adam", env=env)
     assert "8-bit Adam does not work with DeepSpeed" in text
 
 
-def test_validation_pictures_under_fsdp_are_refused_with_the_reason():
+def test_validation_under_fsdp_is_refused():
     env = {"ACCELERATE_USE_FSDP": "true"}
     text = problems(DREAMBOOTH, *NEEDED, "--validation_prompt=a mug", env=env)
     assert "no process can generate images alone while FSDP splits the networks" in text
@@ -369,14 +369,14 @@ def test_scale_lr_multiplies_by_batch_accumulation_and_processes():
     assert settings.num_processes == 4
 
 
-def test_the_launchers_precision_holds_unless_a_flag_says_otherwise():
+def test_launcher_precision_is_the_default():
     env = {"ACCELERATE_MIXED_PRECISION": "bf16"}
     assert train_settings(env=env).mixed_precision == "bf16"
     assert train_settings("--mixed_precision=no", env=env).mixed_precision == "no"
     assert train_settings().mixed_precision == "no"
 
 
-def test_a_constant_rate_ignores_the_documented_default_of_500_warm_up_steps():
+def test_constant_scheduler_ignores_the_default_warmup():
     assert train_settings().lr_warmup_steps == 0
     assert train_settings("--lr_scheduler=linear").lr_warmup_steps == 500
 
@@ -386,7 +386,7 @@ def test_offset_noise_is_a_switch_of_strength_a_tenth():
     assert train_settings().offset_noise == 0.0
 
 
-def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
+def test_lora_alpha_defaults_to_the_rank():
     lora = train_settings("--rank=8", script=DREAMBOOTH_LORA).lora
     assert lora is not None
     assert (lora.rank, lora.lora_alpha) == (8, 8.0)
@@ -405,7 +405,7 @@ def test_an_adapters_alpha_is_its_rank_unless_it_is_given():
         (DREAMBOOTH, ["--seed=3"], 7, 3), (DREAMBOOTH_FLAX, ["--seed=0"], 7, 0),
     ],
 )  # fmt: skip
-def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
+def test_resume_uses_the_checkpoints_seed_unless_given_one(
     script, given, found, expected, monkeypatch
 ):
     monkeypatch.setattr(
@@ -416,14 +416,14 @@ def test_the_seed_of_a_resume_is_the_checkpoints_unless_one_is_given(
     assert resume.seed_of(plan, None if found is None else (Path(), record)) == expected
 
 
-def test_an_epoch_is_the_larger_set_over_batch_processes_and_accumulation():
+def test_epoch_is_larger_set_over_batch_processes_and_accumulation():
     flags = [*NEEDED, *PRIOR, "--train_batch_size=2", "--gradient_accumulation_steps=2"]
     plan = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
     assert plan.steps_per_epoch(num_instance=5, num_class=0) == 2  # 3 batches, 2 an update
     assert plan.steps_per_epoch(num_instance=5, num_class=20) == 5
 
 
-def test_the_hub_token_stands_in_no_error():
+def test_hub_token_appears_in_no_error():
     text = problems(DREAMBOOTH, *NEEDED, "--hub_token=", "--seed=-1")
     assert "hub_token" not in text
     assert "--seed: Input should be greater than or equal to 0, found '-1'" in text
@@ -438,7 +438,7 @@ def test_the_hub_token_stands_in_no_error():
     ],
     ids=["flag", "model", "photos"],
 )
-def test_a_mistake_costs_no_import_of_torch(arguments, error):
+def test_wrong_flags_do_not_import_torch(arguments, error):
     code = (
         f"import sys, runpy; sys.argv = ['x', *{arguments!r}]\n"
         "try: runpy.run_path('train_dreambooth.py', run_name='__main__')\n"

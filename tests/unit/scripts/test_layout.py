@@ -47,9 +47,7 @@ def made_by(kind: str, checkpoint: Path, trained: dict[str, torch.Tensor]) -> Pa
 
 
 @pytest.mark.parametrize(("old", "new"), itertools.product(KINDS, KINDS))
-def test_a_state_goes_on_as_it_is_where_the_launch_can_read_it_and_else_by_its_weights(
-    old, new, tmp_path, capsys
-):
+def test_resume_uses_the_state_or_only_the_weights(old, new, tmp_path, capsys):
     trained = {"unet.weight": torch.rand(3)}
     checkpoint = made_by(old, tmp_path / "checkpoint-3", trained)
     run = checkpoints.ResumingRun({}, KINDS[new], {name: [3] for name in trained})
@@ -61,10 +59,10 @@ def test_a_state_goes_on_as_it_is_where_the_launch_can_read_it_and_else_by_its_w
         return
     assert torch.equal(load_file(state / WEIGHTS)["unet.weight"], trained["unet.weight"])
     assert [path.name for path in state.iterdir()] == [WEIGHTS]
-    assert "the weights go on, the optimizer's moments begin anew" in capsys.readouterr().out
+    assert "the weights continue, the optimizer starts anew" in capsys.readouterr().out
 
 
-def test_a_split_state_of_other_networks_is_refused_by_the_first_name(tmp_path):
+def test_split_state_of_other_networks_is_refused(tmp_path):
     checkpoint = made_by("FSDP2", tmp_path / "checkpoint-3", {"unet.weight": torch.rand(3)})
     text = checkpoint / "text_encoder" / "model.safetensors"
     text.parent.mkdir()
@@ -77,7 +75,7 @@ def test_a_split_state_of_other_networks_is_refused_by_the_first_name(tmp_path):
         )
 
 
-def test_the_weights_of_a_split_adapter_are_those_of_its_file(tmp_path, tiny_sd):
+def test_split_adapter_weights_come_from_its_file(tmp_path, tiny_sd):
     """Of the U-Net with DoRA and of the text encoder: their names there are others."""
     parts = {"unet": UNet2DConditionModel.from_pretrained(tiny_sd / "unet"),
              "text_encoder": CLIPTextModel.from_pretrained(tiny_sd / "text_encoder")}  # fmt: skip
@@ -101,7 +99,7 @@ def test_the_weights_of_a_split_adapter_are_those_of_its_file(tmp_path, tiny_sd)
     assert all(torch.equal(found[name], trained[name]) for name in trained)
 
 
-def test_a_state_leaves_out_only_the_weights_that_the_networks_hold_to_the_bit(tmp_path):
+def test_state_omits_only_weights_that_equal_the_networks_bits(tmp_path):
     state = tmp_path / STATE
     for folder in (state, tmp_path / "unet"):
         folder.mkdir()
@@ -113,7 +111,7 @@ def test_a_state_leaves_out_only_the_weights_that_the_networks_hold_to_the_bit(t
         "half": trained["unet.half"].bfloat16(),
     }
     save_file(published, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    shared_weights.leave_out(state, checkpoint=tmp_path)
+    shared_weights.remove_shared(state, checkpoint=tmp_path)
     assert load_file(state / WEIGHTS).keys() == {"unet.rounded", "unet.half"}
     together = shared_weights.read_weights(state, checkpoint=tmp_path, trained=())
     assert together.keys() == trained.keys()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from tests.unit.scripts.command import run
 
 
-def test_a_file_in_the_place_of_a_component_is_refused_before_any_training(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_file_in_place_of_a_component_is_refused_before_training(tiny_sd, photos, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "vae").write_text("mine")
@@ -18,9 +16,7 @@ def test_a_file_in_the_place_of_a_component_is_refused_before_any_training(
     assert not (out / "unet").exists()
 
 
-def test_an_older_result_is_replaced_and_what_is_not_a_models_is_carried_over(
-    tiny_sd, photos, tmp_path
-):
+def test_older_result_is_replaced_and_other_files_stay(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     shard = out / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors"
     (out / "unet" / "notes").mkdir(parents=True)

@@ -27,9 +27,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_shows(
-    tiny_sd, photos, tmp_path
-):
+def test_run_saves_a_pipeline_and_checkpoints_that_load_as_documented(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     assert run(tiny_sd, photos, out, max_train_steps=5, checkpointing_steps=2) == 0
     assert names(out) == [
@@ -54,7 +52,7 @@ def test_a_run_leaves_a_pipeline_and_checkpoints_that_load_as_the_seed_document_
     assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
 
 
-def test_the_result_of_a_model_stored_in_half_draws_as_it_is_loaded(tiny_sd, photos, tmp_path):
+def test_result_of_a_half_precision_model_samples_as_loaded(tiny_sd, photos, tmp_path):
     model, out = tmp_path / "half", tmp_path / "out"
     StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float16).save_pretrained(model)
     assert run(model, photos, out, max_train_steps=1) == 0
@@ -63,7 +61,7 @@ def test_the_result_of_a_model_stored_in_half_draws_as_it_is_loaded(tiny_sd, pho
     assert pipe("photo", num_inference_steps=1).images[0].size == (64, 64)
 
 
-def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_whole_one(
+def test_limit_keeps_the_last_checkpoints_and_resume_takes_the_newest(
     tiny_sd, photos, tmp_path, capsys
 ):
     out = tmp_path / "out"
@@ -84,7 +82,7 @@ def test_the_limit_keeps_the_last_whole_folders_and_a_resume_takes_the_newest_wh
     assert rates == pytest.approx([1e-4, 1e-4, 2e-4, 2e-4])
 
 
-def test_older_checkpoints_go_only_when_the_new_one_was_read_back_whole(
+def test_older_checkpoints_are_pruned_only_after_the_new_one_verifies(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     read_whole = checkpoints.read_whole
@@ -99,7 +97,7 @@ def test_older_checkpoints_go_only_when_the_new_one_was_read_back_whole(
     assert read_whole(out / "checkpoint-1") is not None
 
 
-def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, photos, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one(tiny_sd, photos, tmp_path):
     flags = {"max_train_steps": 4, "checkpointing_steps": 2}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run(tiny_sd, photos, whole, **flags) == 0
@@ -108,7 +106,7 @@ def test_a_resumed_run_is_the_undisturbed_one_when_nothing_is_changed(tiny_sd, p
     assert files.sha256_file(whole / WEIGHTS) == files.sha256_file(resumed / WEIGHTS)
 
 
-def test_a_checkpoint_has_each_trained_weight_once_and_one_that_has_them_twice_goes_on_alike(
+def test_checkpoint_stores_each_weight_once_and_resumes_from_older_layout(
     tiny_sd, photos, tmp_path
 ):
     flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
@@ -144,9 +142,7 @@ def _store_twice(checkpoint):
     record.model_copy(update={"files": files.tree_hashes(checkpoint)}).write(checkpoint)
 
 
-def test_a_resume_at_the_last_step_says_that_nothing_is_left_to_train(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_resume_at_the_last_step_reports_nothing_left_to_train(tiny_sd, photos, tmp_path, capsys):
     assert run(tiny_sd, photos, tmp_path / "out", checkpointing_steps=2) == 0
     flags = {"resume_from_checkpoint": "latest", "max_train_steps": 1}
     assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
@@ -156,9 +152,7 @@ def test_a_resume_at_the_last_step_says_that_nothing_is_left_to_train(
     )
 
 
-def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_unusable_folders_and_tokenizers_are_refused(tiny_sd, photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for out, flags, error in (
         ("file/out", {}, "--output_dir: "),
@@ -182,9 +176,7 @@ def test_folders_and_tokenizers_that_cannot_be_used_are_refused_in_a_sentence(
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_input_leaves_output_dir_unmade_or_as_it_was(
-    flags, error, tiny_sd, photos, tmp_path, capsys
-):
+def test_wrong_input_leaves_output_dir_as_it_was(flags, error, tiny_sd, photos, tmp_path, capsys):
     if "fp16" in error and torch.cuda.is_available():
         pytest.skip("a GPU can do it")
     if "prior" in flags:
@@ -198,9 +190,7 @@ def test_wrong_input_leaves_output_dir_unmade_or_as_it_was(
     assert names(tmp_path / "old") == ["notes.txt"]
 
 
-def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_missing_checkpoint_is_refused_with_the_existing_ones(tiny_sd, photos, tmp_path, capsys):
     out = tmp_path / "out"
     run(tiny_sd, photos, out, checkpointing_steps=2)
     assert run(tiny_sd, photos, out, resume_from_checkpoint="checkpoint-7") == 2
@@ -209,7 +199,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(
     assert "allowed: checkpoint-2, latest" in error
 
 
-def test_another_rank_cannot_go_on_from_an_adapters_checkpoint(tiny_sd, photos, tmp_path, capsys):
+def test_resume_refuses_another_lora_rank(tiny_sd, photos, tmp_path, capsys):
     flags = {"script": DREAMBOOTH_LORA, "checkpointing_steps": 2}
     run(tiny_sd, photos, tmp_path / "out", **flags, rank=2)
     again = {**flags, "rank": 3, "resume_from_checkpoint": "latest", "max_train_steps": 4}
@@ -217,9 +207,7 @@ def test_another_rank_cannot_go_on_from_an_adapters_checkpoint(tiny_sd, photos, 
     assert "holds other weights than are trained now" in capsys.readouterr().err
 
 
-def test_an_adapter_stands_in_output_dir_and_in_every_checkpoint_under_unet_names(
-    tiny_sd, photos, tmp_path
-):
+def test_adapter_is_in_output_dir_and_every_checkpoint(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     flags = {"max_train_steps": 3, "checkpointing_steps": 2, "learning_rate": 1e-2}
     assert run(tiny_sd, photos, out, script=DREAMBOOTH_LORA, **flags) == 0
@@ -232,7 +220,7 @@ def test_an_adapter_stands_in_output_dir_and_in_every_checkpoint_under_unet_name
     pipe.load_lora_weights(out)
 
 
-def test_missing_class_images_are_made_beside_those_that_lie_there_and_broken_ones_do_not_count(
+def test_missing_class_images_are_sampled_and_broken_ones_do_not_count(
     tiny_sd, photos, tmp_path, capsys
 ):
     folder = tmp_path / "class"
@@ -253,9 +241,7 @@ def test_missing_class_images_are_made_beside_those_that_lie_there_and_broken_on
     assert len({each["seed"] for each in manifest["images"]}) == 3
 
 
-def test_a_set_of_class_images_that_grows_begins_with_the_smaller_and_is_not_made_twice(
-    tiny_sd, photos, tmp_path
-):
+def test_growing_set_of_class_images_keeps_the_smaller_one(tiny_sd, photos, tmp_path):
     once, grown = tmp_path / "once", tmp_path / "grown"
     run(tiny_sd, photos, tmp_path / "a", **prior(once, 3))
     run(tiny_sd, photos, tmp_path / "b", **prior(grown, 1))
@@ -266,9 +252,7 @@ def test_a_set_of_class_images_that_grows_begins_with_the_smaller_and_is_not_mad
     assert all((grown / name).stat().st_mtime_ns == time for name, time in times.items())
 
 
-def test_class_images_that_were_made_for_another_prompt_are_refused_and_both_sets_stay_known(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_class_images_of_another_prompt_are_refused(tiny_sd, photos, tmp_path, capsys):
     folder = tmp_path / "class"
     assert run(tiny_sd, photos, tmp_path / "out", **prior(folder, 2)) == 0
     zebra = {**prior(folder, 3), "class_prompt": "a photo of a zebra"}
@@ -282,9 +266,7 @@ def test_class_images_that_were_made_for_another_prompt_are_refused_and_both_set
     assert [len(one["images"]) for one in sets] == [2, 1]  # another seed, another set
 
 
-def test_of_a_folder_with_more_class_images_exactly_the_first_so_many_are_used(
-    tiny_sd, photos, tmp_path
-):
+def test_only_the_first_num_class_images_of_a_folder_are_used(tiny_sd, photos, tmp_path):
     some = tmp_path / "some"
     some.mkdir()
     for path in sorted(photos.iterdir())[:2]:
@@ -299,9 +281,7 @@ def test_of_a_folder_with_more_class_images_exactly_the_first_so_many_are_used(
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_code_2(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_unusable_photo_warns_and_no_usable_photo_exits_with_2(tiny_sd, photos, tmp_path, capsys):
     (photos / "torn.png").write_bytes((photos / "photo-0.png").read_bytes()[:200])
     before = files.tree_hashes(photos)
     assert run(tiny_sd, photos, tmp_path / "out", max_train_steps=1) == 0
@@ -315,13 +295,13 @@ def test_a_photo_that_cannot_be_used_is_a_warning_and_no_photo_at_all_is_exit_co
     assert "--instance_data_dir" in error
 
 
-def test_epochs_decide_the_steps_when_max_train_steps_is_not_given(tiny_sd, photos, tmp_path):
+def test_epochs_set_the_steps_without_max_train_steps(tiny_sd, photos, tmp_path):
     flags = {"max_train_steps": None, "num_train_epochs": 2, "train_batch_size": 2}
     assert run(tiny_sd, photos, tmp_path / "out", **flags, checkpointing_steps=4) == 0
     assert "checkpoint-4" in names(tmp_path / "out")  # 4 photos, 2 a step, twice
 
 
-def test_an_epoch_too_short_for_a_validation_picture_is_told(tiny_sd, photos, tmp_path, capsys):
+def test_epoch_too_short_for_validation_is_noted(tiny_sd, photos, tmp_path, capsys):
     flags = {"max_train_steps": None, "train_batch_size": 4, "validation_prompt": "a mug"}
     assert run(tiny_sd, photos, tmp_path / "out", **flags) == 0
     said = capsys.readouterr().out
@@ -330,7 +310,7 @@ def test_an_epoch_too_short_for_a_validation_picture_is_told(tiny_sd, photos, tm
     assert said.index(told) < said.index("training starts")
 
 
-def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photos, tmp_path):
+def test_curves_and_validation_images_are_in_tensorboard(tiny_sd, photos, tmp_path):
     flags = {"report_to": "tensorboard", "validation_prompt": "a mug", "validation_steps": 2}
     out = tmp_path / "out"
     assert run(tiny_sd, photos, out, **flags, num_validation_images=2, max_train_steps=2) == 0
@@ -345,7 +325,7 @@ def test_curves_and_validation_pictures_are_in_tensorboards_files(tiny_sd, photo
     assert left != right  # each of its own seed
 
 
-def test_a_seed_that_is_not_given_is_random_and_told(tiny_sd, photos, tmp_path, capsys):
+def test_seed_defaults_to_a_random_one_that_is_logged(tiny_sd, photos, tmp_path, capsys):
     seeds = []
     for name in ("a", "b"):
         run(tiny_sd, photos, tmp_path / name, seed=None, max_train_steps=1)
@@ -362,7 +342,7 @@ def test_fp16_class_images_on_a_cpu_are_refused(tiny_sd, photos, tmp_path, capsy
     assert "--prior_generation_precision: fp16 needs a GPU" in capsys.readouterr().err
 
 
-def test_a_class_image_of_any_kind_is_trained_on_as_upright_srgb(tiny_sd, photos, tmp_path):
+def test_class_images_are_converted_to_upright_srgb(tiny_sd, photos, tmp_path):
     folder = tmp_path / "class"
     folder.mkdir()
     Image.new("CMYK", (90, 70), (10, 20, 30, 40)).save(folder / "print.jpg")
@@ -371,7 +351,7 @@ def test_a_class_image_of_any_kind_is_trained_on_as_upright_srgb(tiny_sd, photos
     assert names(folder) == ["grey.png", "print.jpg"]
 
 
-def test_an_upload_that_cannot_be_is_refused_before_any_training(
+def test_impossible_upload_is_refused_before_training(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -382,7 +362,7 @@ def test_an_upload_that_cannot_be_is_refused_before_any_training(
     assert "training starts" not in said.out
 
 
-def test_an_upload_without_a_network_is_refused_before_any_training(
+def test_upload_without_network_is_refused_before_training(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     nobody = f"http://127.0.0.1:{free_port()}"
@@ -394,9 +374,7 @@ def test_an_upload_without_a_network_is_refused_before_any_training(
     assert "hf_secret" not in said.err + said.out
 
 
-def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_attention_mask_and_token_limit_change_the_training(tiny_sd, photos, tmp_path, capsys):
     for is_trained in (None, True):  # embedded once, and at every step
         results = []
         for masks in (None, True):
@@ -409,7 +387,7 @@ def test_the_text_encoders_attention_mask_and_token_limit_change_what_is_trained
     assert "does not fit the text encoder; found: 7 tokens; allowed: 3" in capsys.readouterr().err
 
 
-def test_the_text_encoder_has_a_learning_rate_of_its_own(tiny_sd, photos, tmp_path):
+def test_text_encoder_has_its_own_learning_rate(tiny_sd, photos, tmp_path):
     """AdamW's first update is as large as the rate, whatever the gradient is."""
     out = tmp_path / "out"
     flags = {"train_text_encoder": True, "max_train_steps": 1, "adam_weight_decay": 0.0}
@@ -424,7 +402,7 @@ def test_the_text_encoder_has_a_learning_rate_of_its_own(tiny_sd, photos, tmp_pa
         assert moved == pytest.approx(rate, rel=1e-3), part
 
 
-def test_an_adapter_of_the_text_encoder_stands_beside_the_unets(tiny_sd, photos, tmp_path):
+def test_text_encoder_adapter_is_saved_with_the_unets(tiny_sd, photos, tmp_path):
     out = tmp_path / "out"
     flags = {"train_text_encoder": True, "max_train_steps": 2, "learning_rate": 1e-2}
     assert run(tiny_sd, photos, out, script=DREAMBOOTH_LORA, **flags) == 0
@@ -434,9 +412,7 @@ def test_an_adapter_of_the_text_encoder_stands_beside_the_unets(tiny_sd, photos,
     pipe.load_lora_weights(out)
 
 
-def test_a_resume_with_another_optimizer_keeps_the_weights_and_begins_its_moments(
-    tiny_sd, photos, tmp_path
-):
+def test_resume_with_another_optimizer_keeps_only_the_weights(tiny_sd, photos, tmp_path):
     pytest.importorskip("bitsandbytes")
     out = tmp_path / "out"
     assert run(tiny_sd, photos, out, checkpointing_steps=2) == 0

@@ -59,7 +59,7 @@ def ends(*numbers: signal.Signals) -> list[bool]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_noted_where_the_run_looks_for_it_and_a_second_is_the_end(stop_of, number):
+def test_first_signal_sets_the_stop_and_the_second_ends_the_process(stop_of, number):
     stop = stop_of(ALONE)
     with stop.watched():
         assert not stop()
@@ -68,7 +68,7 @@ def test_a_stop_is_noted_where_the_run_looks_for_it_and_a_second_is_the_end(stop
         assert ends(number) == [True]
 
 
-def test_a_stop_where_nobody_looks_is_the_end_with_a_sentence(stop_of, capfd):
+def test_signal_outside_watched_work_ends_the_process_with_a_message(stop_of, capfd):
     stop = stop_of(ALONE)
     with stop.watched():
         pass
@@ -76,16 +76,16 @@ def test_a_stop_where_nobody_looks_is_the_end_with_a_sentence(stop_of, capfd):
     assert "stopped before the training began" in capfd.readouterr().err
 
 
-def test_a_stop_noted_while_the_result_was_written_ends_the_run_before_the_upload(stop_of, capfd):
+def test_stop_during_the_export_ends_the_run_before_the_upload(stop_of, capfd):
     stop = stop_of(ALONE)
     stop.watch()
     assert ends(signal.SIGINT) == [False]
     with pytest.raises(Ended):
-        stop.part_with("the result is whole")
+        stop.exit_on_stop("the result is whole")
     assert capfd.readouterr().err == "the result is whole\n"
 
 
-def test_the_death_of_accelerates_launcher_is_no_second_stop_and_a_second_ctrl_c_is(stop_of):
+def test_launcher_death_is_not_a_second_stop_but_ctrl_c_is(stop_of):
     """Its launcher dies of the first Ctrl-C; by its death the kernel sends SIGTERM here."""
     with stop_of(BY_ACCELERATE).watched():
         assert ends(signal.SIGINT, signal.SIGTERM) == [False, False]
@@ -94,10 +94,10 @@ def test_the_death_of_accelerates_launcher_is_no_second_stop_and_a_second_ctrl_c
         assert ends(signal.SIGTERM, signal.SIGTERM) == [False, False]
 
 
-def test_one_of_several_processes_never_goes_alone(stop_of):
+def test_one_of_several_processes_never_exits_alone(stop_of):
     stop = stop_of(SEVERAL)
     assert ends(signal.SIGINT, signal.SIGINT, signal.SIGTERM) == [False, False, False]
-    stop.part_with("nothing")
+    stop.exit_on_stop("nothing")
     assert stop()
 
 
@@ -123,9 +123,7 @@ def seconds_to_end(process: subprocess.Popen, number: signal.Signals) -> float:
     return time.monotonic() - began
 
 
-def test_ctrl_c_while_a_model_is_fetched_from_a_server_that_never_answers_ends_the_script(
-    photos, tmp_path
-):
+def test_ctrl_c_during_a_hanging_download_ends_the_script(photos, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         env = {
@@ -147,7 +145,7 @@ def test_ctrl_c_while_a_model_is_fetched_from_a_server_that_never_answers_ends_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [(), ("-m", "accelerate.commands.launch", "--cpu")])
-def test_ctrl_c_in_the_training_saves_a_checkpoint_and_ends(tiny_sd, photos, tmp_path, launcher):
+def test_ctrl_c_during_training_saves_a_checkpoint(tiny_sd, photos, tmp_path, launcher):
     out, log = tmp_path / "out", tmp_path / "log"
     flags = arguments(tiny_sd, photos, out, max_train_steps=100_000, checkpointing_steps=100_000)
     process = start(flags, log, launcher=launcher)

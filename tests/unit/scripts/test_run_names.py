@@ -11,9 +11,7 @@ def checkpoints(out):
     return sorted(path.name for path in out.glob("checkpoint-*"))
 
 
-def test_latest_goes_on_with_the_run_that_wrote_last_though_another_has_come_further(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_latest_resumes_the_run_that_wrote_last(tiny_sd, photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(tiny_sd, photos, out, max_train_steps=5, checkpointing_steps=5) == 0
     capsys.readouterr()
@@ -27,7 +25,7 @@ def test_latest_goes_on_with_the_run_that_wrote_last_though_another_has_come_fur
     assert checkpoints(out) == ["checkpoint-3", "checkpoint-4", "checkpoint-5"]
 
 
-def test_a_run_that_goes_back_with_other_settings_has_a_latest_of_its_own(
+def test_older_checkpoint_resumed_with_other_settings_starts_a_new_run(
     tiny_sd, photos, tmp_path, capsys
 ):
     out, back = tmp_path / "out", {"resume_from_checkpoint": "checkpoint-2"}
@@ -40,7 +38,7 @@ def test_a_run_that_goes_back_with_other_settings_has_a_latest_of_its_own(
     assert "resuming from checkpoint-3" in capsys.readouterr().out
 
 
-def test_a_run_that_goes_back_with_its_own_settings_is_the_same_run(
+def test_older_checkpoint_resumed_with_equal_settings_continues_the_run(
     tiny_sd, photos, tmp_path, capsys
 ):
     out, flags = tmp_path / "out", {"max_train_steps": 4, "checkpointing_steps": 2}
@@ -49,7 +47,7 @@ def test_a_run_that_goes_back_with_its_own_settings_is_the_same_run(
     assert "of another run" not in capsys.readouterr().out
 
 
-def test_a_resume_on_other_photos_says_so(tiny_sd, photos, tmp_path, capsys):
+def test_resume_on_other_photos_is_noted(tiny_sd, photos, tmp_path, capsys):
     out, flags = tmp_path / "out", {"checkpointing_steps": 1, "resume_from_checkpoint": "latest"}
     assert run(tiny_sd, photos, out, checkpointing_steps=1, max_train_steps=1) == 0
     assert run(tiny_sd, photos, out, **flags, max_train_steps=2) == 0
@@ -61,9 +59,7 @@ def test_a_resume_on_other_photos_says_so(tiny_sd, photos, tmp_path, capsys):
     assert "note: other photos or class images than the checkpoint's" in capsys.readouterr().out
 
 
-def test_checkpoints_of_another_script_are_named_as_such_and_no_new_run_begins_for_them(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_latest_refuses_checkpoints_of_other_programs(tiny_sd, photos, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "checkpoint-500" / "unet").mkdir(parents=True)
     for name, words in (("latest", "only checkpoints of other scripts"),
