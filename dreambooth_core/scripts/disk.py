@@ -8,14 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.models.footprint import state_bytes
 from dreambooth_core.scripts import resume
 from dreambooth_core.scripts.checkpoints import STATE
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.dry_run import Kept, check_disk
+from dreambooth_core.training.distributed import broadcast_from_main
+from dreambooth_core.training.dry_run import Kept, check_disk, dry_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainable import TrainableModel
+from dreambooth_core.training.trainer import StepTrainer
 
 
 def make_folder(folder: Path, *, flag: str) -> None:
@@ -56,6 +60,24 @@ def removed_on_wrong_input(folder: Path, *, scratch: Path) -> Iterator[None]:
         raise
 
 
+def require_room(
+    settings: ScriptSettings,
+    job: TrainJob,
+    trainer: StepTrainer,
+    found: resume.Found | None,
+    *,
+    accelerator: Accelerator,
+) -> None:
+    """Raise StageError unless the disk has room; a new run measures step 0 in a dry run."""
+    if found is None:
+        new = kept(settings, last=job.train.max_train_steps)
+        dry_run(job, trainer.state, new, is_main=accelerator.is_main_process)
+        return
+    broadcast_from_main(
+        accelerator, lambda: _check_room_to_resume(settings, job, trainer.model, found)
+    )
+
+
 def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> Kept:
     """The most that a run from `first` to `last` adds to `there` checkpoints.
 
@@ -67,7 +89,7 @@ def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0)
     return Kept(checkpoints=new + 1, states=new)
 
 
-def check_room_to_resume(
+def _check_room_to_resume(
     settings: ScriptSettings, job: TrainJob, model: TrainableModel, found: resume.Found
 ) -> None:
     """Raise StageError unless there is room for the rest of a run that resumes from `found`.

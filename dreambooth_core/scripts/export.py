@@ -11,7 +11,9 @@ from diffusers import DiffusionPipeline
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import lora, source, weights
+from dreambooth_core.models import load, lora, source, weights
+from dreambooth_core.models.lora_layers import require_layers
+from dreambooth_core.scripts import disk
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import TrainableModel
@@ -69,7 +71,28 @@ def _write_pipeline(settings: ScriptSettings, model: TrainableModel, out: Path) 
     weights.write_pipeline(pipe, out)
 
 
-def check_output_dir(settings: ScriptSettings, base: Path) -> None:
+def prepare_output_dir(settings: ScriptSettings) -> None:
+    """Create the run's folders, and check that the result of the base model will fit in.
+
+    Removes leftovers of killed runs. Raises SettingsError.
+    """
+    _require_folder(settings.output_dir)
+    files.remove_asides(settings.output_dir)
+    base = load.find_base_model(settings.base_model, settings.places.root).folder
+    load.pipeline_family(base)
+    if lora_settings := settings.train(seed=0, max_train_steps=1).lora:
+        with_text = settings.flags.train_text_encoder
+        require_layers(load.empty_networks(base, with_text=with_text), lora_settings)
+    _check_names(settings, base)
+    _require_folder(settings.state_dir)
+
+
+def _require_folder(folder: Path) -> None:
+    disk.make_folder(folder, flag="output_dir")
+    disk.require_writable(folder, flag="output_dir")
+
+
+def _check_names(settings: ScriptSettings, base: Path) -> None:
     """Raise SettingsError if output_dir has a file in place of a result's folder, or vice versa."""
     index = source.read_json_file(base / "model_index.json", what="a saved pipeline")
     folders = (

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import gate
-from dreambooth_core.data.cache import Encoders
 from dreambooth_core.errors import DataError, SettingsError
 from dreambooth_core.models import load, source
 from dreambooth_core.pipeline import cache, validate
 from dreambooth_core.pipeline.common import RunContext
-from dreambooth_core.records import BaseModelIdentity, GateReport, Manifest
+from dreambooth_core.records import GateReport, Manifest
 from dreambooth_core.scripts import class_images
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
@@ -53,17 +53,13 @@ def prepare_images(
 def encode_images(settings: ScriptSettings, *, stop: Stop) -> None:
     """Publish the latent cache, and free the frozen networks."""
     context = RunContext(settings, settings.places, should_stop=stop)
-    base = settings.base_model
-    identity = BaseModelIdentity(
-        name=base.pretrained_model_name_or_path, revision=base.revision, sha256=""
-    )
-    encoders = cache.load_encoders(context, identity)
+    encoders = cache.load_encoders(context, settings.base_identity)
     encoders = dataclasses.replace(
         encoders,
         tokenizers=_tokenizers(settings, encoders.tokenizers),
         masks_text=settings.masks_text,
     )
-    _check_token_limit(encoders)
+    _check_token_limit(encoders.tokenizers, encoders.text_encoders)
     with stop.watched():
         cache.encode(context, encoders)
     del encoders
@@ -125,9 +121,11 @@ def _tokenizers(
     return own
 
 
-def _check_token_limit(encoders: Encoders) -> None:
+def _check_token_limit(
+    tokenizers: Sequence[CLIPTokenizer], text_encoders: Sequence[nn.Module]
+) -> None:
     """Raise SettingsError if a tokenizer gives more tokens than its text encoder can read."""
-    for tokenizer, encoder in zip(encoders.tokenizers, encoders.text_encoders, strict=True):
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
         config: Any = encoder.config
         if tokenizer.model_max_length > config.max_position_embeddings:
             raise SettingsError(

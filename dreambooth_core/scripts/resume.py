@@ -7,22 +7,41 @@ Each record names its run; `latest` and the limit of checkpoints apply to one ru
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.scripts import checkpoints
-from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
+from dreambooth_core.scripts.checkpoints import ResumingRun, ScriptCheckpoint
 from dreambooth_core.scripts.settings import ScriptSettings
+from dreambooth_core.training import metrics
+from dreambooth_core.training.distributed import broadcast_from_main
+from dreambooth_core.training.metrics import MetricsRow
+from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.progress import log_line
 
 LATEST = "latest"
+_SCRATCH = "resumed"
+"""The folder in `state_dir` of a state that is put together for a resume."""
 
 Found = tuple[Path, ScriptCheckpoint]
 """A verified checkpoint to resume from."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The completed steps of a run, their metrics, and the state to continue from."""
+
+    step: int = 0
+    rows: list[MetricsRow] = field(default_factory=list[MetricsRow])
+    state: Path | None = None
 
 
 def checkpoint_of(settings: ScriptSettings) -> Found | None:
@@ -48,6 +67,68 @@ def seed_of(settings: ScriptSettings, found: Found | None) -> int:
     seed = secrets.randbelow(2**31)
     log_line(f"seed {seed} (a random one; give it as --seed to have the same run again)")
     return seed
+
+
+def start_of(
+    settings: ScriptSettings,
+    found: Found | None,
+    *,
+    recorded: dict[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    accelerator: Accelerator,
+) -> Start:
+    """The start of a run that trains weights of `shapes`.
+
+    Logs settings that differ from the checkpoint's. Raises SettingsError if it has other weights.
+    """
+    if found is None:
+        return Start()
+    path, record = found
+    if accelerator.is_main_process:
+        for change in checkpoints.changes(record, recorded):
+            log_line(f"note: another setting than the checkpoint's: {change}")
+    checkpoints.check_fits(path, shapes)
+    launcher = settings.launcher
+    kind = state_kind.of_launch(launcher.strategy, num_processes=launcher.num_processes)
+    run, scratch = ResumingRun(recorded, kind, shapes), settings.state_dir / _SCRATCH
+    state = broadcast_from_main(
+        accelerator, lambda: checkpoints.state_to_resume(path, record, run, scratch=scratch)
+    )
+    rows = metrics.from_csv(checkpoints.read_metrics(path), last_step=record.step)
+    return Start(record.step, rows, state)
+
+
+def begin(settings: ScriptSettings, start: Start, *, last: int) -> None:
+    """Remove the scratch state, which is loaded, and log where the training starts."""
+    shutil.rmtree(settings.state_dir / _SCRATCH, ignore_errors=True)
+    if start.step < last:
+        log_line(f"training starts after step {start.step} of {last}")
+    else:
+        log_line(
+            f"note: nothing is left to train, as --max_train_steps is {last}: the weights of "
+            f"checkpoint-{start.step} are the result"
+        )
+
+
+def run_of(
+    settings: ScriptSettings,
+    found: Found | None,
+    *,
+    recorded: dict[str, Any],
+    images: tuple[str, ...],
+) -> str:
+    """The run that new checkpoints belong to; logs checkpoints of other runs."""
+    folder = settings.output_dir
+    if found and found[1].images not in ((), images):
+        log_line("note: other photos or class images than the checkpoint's")
+    run = name_run(folder, found, settings=recorded, images=images)
+    if others := foreign_checkpoints(folder, run):
+        log_line(
+            f"note: {', '.join(others)} in {folder} are of another run: they stay, until a "
+            "checkpoint of the same step takes their place; `latest` is of this run as soon as "
+            "it has saved one"
+        )
+    return run
 
 
 def name_run(

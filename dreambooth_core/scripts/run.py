@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from pathlib import Path
 
 from accelerate import Accelerator
 
-from dreambooth_core import files
 from dreambooth_core.errors import Stopped
-from dreambooth_core.models import load
-from dreambooth_core.models.lora_layers import require_layers
 from dreambooth_core.scripts import disk, export, hub, prepare, resume, training
 from dreambooth_core.scripts.flag_checks import notes_on_pictures
 from dreambooth_core.scripts.settings import ScriptSettings
@@ -31,7 +27,7 @@ def run(settings: ScriptSettings, *, stop: Stop) -> int:
     if settings.launcher.by_accelerate:
         die_with_parent()
     any_train = settings.train(seed=0, max_train_steps=1)
-    accelerator = start_accelerator(training.make_job(settings, any_train))
+    accelerator = start_accelerator(settings.job(any_train))
     cleanup = disk.removed_on_wrong_input(settings.output_dir, scratch=settings.state_dir)
     try:
         with cleanup if accelerator.is_main_process else contextlib.nullcontext():
@@ -50,7 +46,10 @@ def _prepare(
     settings: ScriptSettings, accelerator: Accelerator, stop: Stop
 ) -> tuple[TrainingInputs, str]:
     """Prepare the data; also create the hub's repository if the result goes there."""
-    broadcast_from_main(accelerator, lambda: _begin(settings))
+    if accelerator.is_main_process:
+        for note in settings.notes:
+            log_line(f"note: {note}")
+    broadcast_from_main(accelerator, lambda: export.prepare_output_dir(settings))
     found = broadcast_from_main(accelerator, lambda: resume.checkpoint_of(settings))
     seed = broadcast_from_main(accelerator, lambda: resume.seed_of(settings, found))
     is_pushed = settings.flags.push_to_hub
@@ -91,23 +90,3 @@ def _publish(inputs: TrainingInputs, trainer: StepTrainer, repository: str, stop
             stop.exit_on_stop(hub.not_uploaded(settings, repository))
             hub.upload(settings, repository)
     accelerator.wait_for_everyone()
-
-
-def _begin(settings: ScriptSettings) -> None:
-    """Log the notes, and remove leftovers of killed runs. Raises SettingsError."""
-    for note in settings.notes:
-        log_line(f"note: {note}")
-    _require_folder(settings.output_dir)
-    files.remove_asides(settings.output_dir)
-    base = load.find_base_model(settings.base_model, Path.cwd()).folder
-    load.pipeline_family(base)
-    if lora := settings.train(seed=0, max_train_steps=1).lora:
-        with_text = settings.flags.train_text_encoder
-        require_layers(load.empty_networks(base, with_text=with_text), lora)
-    export.check_output_dir(settings, base)
-    _require_folder(settings.state_dir)
-
-
-def _require_folder(folder: Path) -> None:
-    disk.make_folder(folder, flag="output_dir")
-    disk.require_writable(folder, flag="output_dir")

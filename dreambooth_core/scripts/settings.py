@@ -20,10 +20,14 @@ from dreambooth_core.config import (
 )
 from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
+from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.scripts.flag_checks import flag_problems, notes_on
 from dreambooth_core.scripts.flags import Script, ScriptFlags
 from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems, precision_problems
+from dreambooth_core.training.job import TrainJob
 from dreambooth_core.workspace import Places
+
+_LOG_AT_MOST_EVERY = 10
 
 OFFSET_NOISE = 0.1
 """The strength behind the guide's switch."""
@@ -97,6 +101,14 @@ class ScriptSettings:
         """Whether the text encoder gets the attention mask."""
         return bool(getattr(self.flags, "text_encoder_use_attention_mask", False))
 
+    @property
+    def base_identity(self) -> BaseModelIdentity:
+        """The base model by name, without the hash of its files."""
+        base = self.base_model
+        return BaseModelIdentity(
+            name=base.pretrained_model_name_or_path, revision=base.revision, sha256=""
+        )
+
     def prior(self, *, seed: int) -> PriorSettings:
         """The settings of the class images."""
         return PriorSettings(
@@ -115,6 +127,26 @@ class ScriptSettings:
             **_train_values(self.script, self.flags, self.launcher, self.num_replicas),
             seed=seed,
             max_train_steps=max_train_steps,
+        )
+
+    def job(self, train: TrainSettings) -> TrainJob:
+        """The trainer's job, with the script's folders."""
+        places, base = self.places, self.base_model
+        return TrainJob(
+            subject="subject",
+            fingerprint="",
+            base_model=base,
+            base_identity=self.base_identity,
+            compute=self.compute,
+            train=train,
+            prior_loss_weight=self.flags.prior_loss_weight if self.class_dir else None,
+            log_every_steps=max(1, min(_LOG_AT_MOST_EVERY, train.max_train_steps // 10)),
+            async_checkpointing=True,
+            workspace_root=places.root,
+            cache_dir=places.stage_dir("cache"),
+            state_dir=self.state_dir,
+            out_dir=self.state_dir / "out",
+            log_file=self.state_dir / "train.log",
         )
 
     def steps_per_epoch(self, *, num_instance: int, num_class: int) -> int:

@@ -14,6 +14,7 @@ from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.scripts.settings import ScriptSettings
+from dreambooth_core.training.loop import Callback
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainer import StepTrainer
 
@@ -38,11 +39,34 @@ def after_steps(every: int) -> IsDue:
 def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
     """After the first epoch, after every N-th epoch from there, and at the end.
 
-    So the LoRA scripts draw, which count epochs from 0 and look after each of them.
+    The LoRA scripts of the guide count epochs from 0 and check after each.
     """
     period = every * steps_per_epoch
     first = steps_per_epoch % period
     return lambda step: step == last or step % period == first
+
+
+def callbacks(
+    settings: ScriptSettings,
+    *,
+    seed: int,
+    steps_per_epoch: int,
+    last: int,
+    log: LogImages,
+    is_main: bool,
+) -> list[Callback]:
+    """The callbacks of the loop: validation by steps or by epochs, if there is a prompt."""
+    flags = settings.flags
+    if flags.validation_prompt is None:
+        return []
+    steps = getattr(flags, "validation_steps", None)  # each script has one of the two flags
+    if steps is not None:
+        is_due = after_steps(steps)
+    else:
+        epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
+        is_due = after_epochs(epochs, steps_per_epoch=steps_per_epoch, last=last)
+    prompt = flags.validation_prompt
+    return [Validation(settings, prompt=prompt, is_due=is_due, seed=seed, log=log, is_main=is_main)]
 
 
 class Validation:

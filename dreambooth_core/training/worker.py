@@ -17,7 +17,6 @@ from dreambooth_core.supervision import die_with_parent, stop_on_signals
 from dreambooth_core.training import metrics
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
-from dreambooth_core.training.checkpoints.resume_state import read_metrics, state_dir
 from dreambooth_core.training.checkpoints.start import Start, find_start
 from dreambooth_core.training.distributed import (
     broadcast_from_main,
@@ -111,11 +110,9 @@ def _train(
     status = "FAILED"
     try:
         model = load_trainable_model(job, device=accelerator.device)
-        first, rows, state = 0, [], None
-        if start.record is not None:
-            first, state = start.record.step, state_dir(job.resume_dir, start.record)
-            rows = metrics.from_csv(read_metrics(job.resume_dir, start.record), last_step=first)
-        strategy = make_strategy(model, accelerator=accelerator, settings=job.train, state=state)
+        strategy = make_strategy(
+            model, accelerator=accelerator, settings=job.train, state=start.state(job)
+        )
         trainer = Trainer(
             strategy,
             accelerator=accelerator,
@@ -127,10 +124,12 @@ def _train(
         if accelerator.is_main_process:
             if start.record is not None:
                 check_room_to_go_on(job, model)
-            log_line(f"training starts after step {first} of {job.train.max_train_steps}")
+            log_line(f"training starts after step {start.step} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
-        loop = Loop(job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=rows)
-        ended = loop.run(first, should_stop=should_stop)
+        loop = Loop(
+            job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=start.rows(job)
+        )
+        ended = loop.run(start.step, should_stop=should_stop)
         status = "FINISHED" if ended.how == "done" else "KILLED"
         return ended, metrics.to_csv(loop.rows)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.training import metrics
@@ -11,8 +12,10 @@ from dreambooth_core.training.checkpoints.resume_state import (
     StateRecord,
     newest_state,
     read_metrics,
+    state_dir,
 )
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.metrics import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,21 @@ class Start:
 
     record: StateRecord | None
     finished_table: str | None = None
+
+    @property
+    def step(self) -> int:
+        """The completed steps."""
+        return self.record.step if self.record else 0
+
+    def state(self, job: TrainJob) -> Path | None:
+        """The folder of the state."""
+        return state_dir(job.resume_dir, self.record) if self.record else None
+
+    def rows(self, job: TrainJob) -> list[MetricsRow]:
+        """The metrics of the completed steps."""
+        if self.record is None:
+            return []
+        return metrics.from_csv(read_metrics(job.resume_dir, self.record), last_step=self.step)
 
 
 def find_start(job: TrainJob) -> Start:
