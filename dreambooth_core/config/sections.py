@@ -1,8 +1,8 @@
-"""The sections of params.yaml: every option, its limits, and what it affects.
+"""The sections of params.yaml: every setting with its limits and its effect.
 
-A default exists only where it means "off". Each field is marked with its Effect: RESULT fields are
-part of the fingerprint of the stages that read them; OUTPUT fields choose what is published, not
-how it is made; NONE fields change neither and may stand only in the section `runtime`.
+Only settings that can be off have a default. RESULT fields are part of the fingerprint of the
+stages that read them. OUTPUT fields select what is published, not how it is computed. NONE fields
+change neither; only the section `runtime` may have them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dreambooth_core.config import compatibility
 
 
 class Effect(StrEnum):
-    """What changing a field does."""
+    """What a change of the field affects."""
 
     RESULT = "result"
     OUTPUT = "output"
@@ -34,12 +34,12 @@ class Effect(StrEnum):
 
 
 def setting(doc: str, *, effect: Effect = Effect.RESULT, **kwargs: Any) -> Any:
-    """A field with its description and effect; `default=` only where it means "off"."""
+    """A field with its description and effect. Pass `default=` only if it means "off"."""
     return Field(description=doc, json_schema_extra={"effect": effect.value}, **kwargs)
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused."""
+    """Base of all sections: frozen, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,49 +51,53 @@ Word = Annotated[str, Field(pattern=r"^\S+( \S+)*$", max_length=60)]
 
 
 class BaseModelSettings(Section):
-    """The pretrained pipeline that is personalised."""
+    """The pretrained pipeline to fine-tune."""
 
     pretrained_model_name_or_path: str = setting("Hub id, or folder of a saved pipeline.")
-    revision: str | None = setting("Commit or branch of a hub id.", default=None)
-    variant: str | None = setting("File variant of a hub id, such as fp16.", default=None)
+    revision: str | None = setting("Commit, tag or branch of a hub id.", default=None)
+    variant: str | None = setting("Variant of the weight files, such as fp16.", default=None)
 
 
 class ComputeSettings(Section):
-    """On what the stages compute; part of every fingerprint, as it changes bits."""
+    """The hardware and kernels. They affect the bits of every result."""
 
-    device: Literal["auto", "cpu", "cuda"] = setting("auto: the GPU when there is one.")
-    num_threads: PositiveInt = setting("Threads of each stage process on the CPU.")
-    deterministic: bool = setting("Use deterministic kernels only.")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto uses the GPU if there is one.")
+    num_threads: PositiveInt = setting("CPU threads per stage process.")
+    deterministic: bool = setting("Use only deterministic kernels: repeatable, but often slower.")
 
 
 class DataSettings(Section):
-    """The data gate and the transform of photos to training images."""
+    """The checks of the photos, and their transform to training images."""
 
     resolution: PositiveInt = setting("Side of the square training images, in pixels.")
-    center_crop: bool = setting("Crop the centre; otherwise crops_per_image random crops.")
-    crops_per_image: PositiveInt = setting("Views per photo when center_crop is off.")
-    random_flip: bool = setting("Also train on mirrored views.")
+    center_crop: bool = setting("Crop the centre. If false, cache crops_per_image random crops.")
+    crops_per_image: PositiveInt = setting("Random crops per photo if center_crop is false.")
+    random_flip: bool = setting("Also train on mirrored photos. Turn off for text or logos.")
     captions: bool = setting(
-        "Train each photo on its own caption (photo.txt beside it, or metadata.jsonl).",
+        "Use one caption per photo, from photo.txt next to it or from metadata.jsonl.",
         default=False,
     )
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = setting(
         "Colour behind transparent pixels, such as #ffffff."
     )
-    min_side: PositiveInt = setting("Photos with a shorter side than this are rejected, pixels.")
+    min_side: PositiveInt = setting("Reject photos whose shorter side has fewer pixels.")
     max_megapixels: Annotated[float, Field(gt=0, le=178)] = setting(
-        "Photos with more are rejected unread (178: Pillow's own limit)."
+        "Reject larger photos without decoding them. Pillow's own limit is 178."
     )
     near_duplicate_distance: NonNegativeInt = setting(
-        "Photos whose 64-bit perceptual hashes differ in at most this many bits are duplicates."
+        "Reject near duplicates: photos whose 64-bit perceptual hashes differ in at most N bits."
     )
     min_contrast: NonNegativeFloat = setting(
-        "Photos whose grey levels have a smaller standard deviation (of 255) are blank."
+        "Reject blank photos: a smaller standard deviation of the grey levels (0 to 255)."
     )
-    blur_threshold: NonNegativeFloat = setting("Warn below this variance of the Laplacian.")
-    max_aspect_ratio: Annotated[float, Field(ge=1)] = setting("Warn above this long:short ratio.")
-    min_photos: PositiveInt = setting("Warn with fewer accepted photos.")
-    max_photos: PositiveInt = setting("Warn with more accepted photos.")
+    blur_threshold: NonNegativeFloat = setting(
+        "Warn about blurry photos: a smaller variance of the Laplacian. Raise it to be stricter."
+    )
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = setting(
+        "Warn about photos with a larger ratio of long side to short side."
+    )
+    min_photos: PositiveInt = setting("Warn if fewer photos are accepted.")
+    max_photos: PositiveInt = setting("Warn if more photos are accepted.")
 
     @model_validator(mode="wrap")
     @classmethod
@@ -105,36 +109,38 @@ Solver = Literal["dpm++"]
 
 
 class PriorSettings(Section):
-    """Prior preservation: class images and their weight in the loss."""
+    """Prior preservation: the class images and their weight in the loss."""
 
-    prior_loss_weight: NonNegativeFloat = setting("Lambda in L = E[instance] + lambda E[class].")
-    num_class_images: PositiveInt = setting("How many class images.", effect=Effect.OUTPUT)
+    prior_loss_weight: NonNegativeFloat = setting("Weight of the class images' loss.")
+    num_class_images: PositiveInt = setting(
+        "Number of class images. The guide recommends 200 to 300.", effect=Effect.OUTPUT
+    )
     solver: Solver | None = setting(
-        "Sampler of the class images: dpm++ (DPM-Solver++ 2M); null: the base model's own.",
+        "Sampler of the class images: dpm++ (DPM-Solver++ 2M), or null for the base model's own.",
         default=None,
     )
-    num_inference_steps: PositiveInt = setting("Sampling steps of a class image.")
-    guidance_scale: NonNegativeFloat = setting("Guidance of the class images.")
-    sample_batch_size: PositiveInt = setting("Class images are made in fixed blocks of this size.")
-    seed: NonNegativeInt = setting("Seed of the class images; image i has its own seed.")
+    num_inference_steps: PositiveInt = setting("Sampling steps per class image.")
+    guidance_scale: NonNegativeFloat = setting("Guidance scale of the class images.")
+    sample_batch_size: PositiveInt = setting(
+        "Class images generated at once. Lower it to save memory; it changes the pixels slightly."
+    )
+    seed: NonNegativeInt = setting("Seed of the class images. Each image derives its own.")
 
 
 class LoraSettings(Section):
-    """Low-rank adapters instead of a full fine-tune."""
+    """Low-rank adapters, instead of training all weights."""
 
-    rank: PositiveInt = setting("Rank r of the update.")
-    lora_alpha: PositiveFloat = setting("Scale: the update is multiplied by alpha / rank.")
-    lora_dropout: Fraction = setting("Dropout on the adapter's input.")
-    lora_layers: tuple[str, ...] = setting("Names of the U-Net's modules that get an adapter.")
+    rank: PositiveInt = setting("Rank of the adapters. A higher rank has more capacity.")
+    lora_alpha: PositiveFloat = setting("Scale of the adapters: their output times alpha / rank.")
+    lora_dropout: Fraction = setting("Dropout on the adapters' input; 0 disables it.")
+    lora_layers: tuple[str, ...] = setting("U-Net layers that get an adapter, by name ending.")
     text_encoder_layers: tuple[str, ...] = setting(
-        "The same for the text encoder's, when train_text_encoder is on.",
+        "Text encoder layers that get an adapter if train_text_encoder is true.",
         default=("q_proj", "k_proj", "v_proj", "out_proj"),
     )
-    use_dora: bool = setting(
-        "Also train the length of each row of the updated weights (DoRA).", default=False
-    )
+    use_dora: bool = setting("Use DoRA: also train the weights' magnitudes.", default=False)
     learning_rate: PositiveFloat | None = setting(
-        "Peak learning rate of the adapters; null: train.learning_rate.", default=None
+        "Peak learning rate of the adapters. Null uses train.learning_rate.", default=None
     )
 
 
@@ -149,78 +155,88 @@ Strategy = Literal["single", "ddp", "deepspeed", "fsdp"]
 
 
 class TrainSettings(Section):
-    """The training run; names are those of the seed's command line."""
+    """The training run. Fields have the names of the guide's flags."""
 
-    method: Literal["full", "lora"] = setting("Fine-tune whole networks, or LoRA adapters.")
-    train_text_encoder: bool = setting("Train the text encoder(s) as well.", default=False)
-    learning_rate: PositiveFloat = setting("Peak learning rate.")
+    method: Literal["full", "lora"] = setting("Train all weights (full), or LoRA adapters.")
+    train_text_encoder: bool = setting("Also train the text encoders.", default=False)
+    learning_rate: PositiveFloat = setting("Peak learning rate. Lower it if training diverges.")
     text_encoder_lr: PositiveFloat | None = setting(
-        "Peak learning rate of the text encoder; null: learning_rate.", default=None
+        "Peak learning rate of the text encoders. Null uses learning_rate.", default=None
     )
     text_encoder_stop_step: PositiveInt | None = setting(
-        "Train the text encoder for so many updates only; null: to the end.", default=None
+        "Freeze the text encoders after N steps. Null trains them to the end.", default=None
     )
-    max_train_steps: PositiveInt = setting("Optimizer updates.")
-    checkpointing_steps: PositiveInt = setting("Publish every so many.", effect=Effect.OUTPUT)
-    train_batch_size: PositiveInt = setting("Instance images per device and micro-step.")
-    gradient_accumulation_steps: PositiveInt = setting("Micro-steps per optimizer update.")
-    lr_scheduler: LrScheduler = setting("Shape of the learning rate over the updates.")
-    lr_warmup_steps: NonNegativeInt = setting("Updates of linear warm-up.")
-    lr_num_cycles: PositiveInt = setting("Restarts of cosine_with_restarts.", default=1)
-    lr_power: PositiveFloat = setting("Power of polynomial.", default=1.0)
-    optimizer: Optimizer = setting("adamw, or adafactor (factored state).", default="adamw")
-    use_8bit_adam: bool = setting("Keep AdamW's moments in 8 bits.", default=False)
-    adam_beta1: Beta = setting("AdamW beta 1.")
-    adam_beta2: Beta = setting("AdamW beta 2.")
-    adam_weight_decay: NonNegativeFloat = setting("AdamW decoupled weight decay.")
-    adam_epsilon: PositiveFloat = setting("AdamW epsilon.")
-    max_grad_norm: PositiveFloat | None = setting("Clip the global gradient norm; null: never.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("Compute type of the networks.")
+    max_train_steps: PositiveInt = setting("Number of training steps (optimizer updates).")
+    checkpointing_steps: PositiveInt = setting(
+        "Save a checkpoint every N steps.", effect=Effect.OUTPUT
+    )
+    train_batch_size: PositiveInt = setting("Photos per process and micro-step.")
+    gradient_accumulation_steps: PositiveInt = setting(
+        "Micro-steps per step. Raise it for a larger batch in the same memory."
+    )
+    lr_scheduler: LrScheduler = setting("Learning rate schedule.")
+    lr_warmup_steps: NonNegativeInt = setting("Steps of linear warm-up.")
+    lr_num_cycles: PositiveInt = setting("Cycles of cosine_with_restarts.", default=1)
+    lr_power: PositiveFloat = setting("Exponent of the polynomial schedule.", default=1.0)
+    optimizer: Optimizer = setting("adamw, or adafactor to save memory.", default="adamw")
+    use_8bit_adam: bool = setting("Store AdamW's state in 8 bits (bitsandbytes).", default=False)
+    adam_beta1: Beta = setting("AdamW beta 1: decay of the gradients' average.")
+    adam_beta2: Beta = setting("AdamW beta 2: decay of the squared gradients' average.")
+    adam_weight_decay: NonNegativeFloat = setting("Decoupled weight decay.")
+    adam_epsilon: PositiveFloat = setting("AdamW epsilon, for numerical stability.")
+    max_grad_norm: PositiveFloat | None = setting(
+        "Clip the norm of all gradients to this value. Null disables clipping."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting(
+        "Compute type: fp32 (no), bf16 or fp16. bf16 is the safer choice if the GPU supports it."
+    )
     weight_dtype: WeightDtype = setting(
-        "Type of the trained weights; bf16: updated with stochastic rounding, no fp32 copy.",
+        "Type of the trained weights. bf16 halves their memory and uses stochastic rounding.",
         default="fp32",
     )
-    allow_tf32: bool = setting("Let a GPU multiply fp32 matrices in TF32.", default=False)
-    gradient_checkpointing: bool = setting("Recompute activations to save memory.")
+    allow_tf32: bool = setting("Use TF32 for fp32 on a GPU: faster, less exact.", default=False)
+    gradient_checkpointing: bool = setting("Save memory by recomputing activations; slower.")
     fused_backward: bool = setting(
-        "Update each weight inside the backward pass and free its gradient at once.", default=False
+        "Save memory: update each weight during the backward pass and free its gradient.",
+        default=False,
     )
     enable_xformers_memory_efficient_attention: bool = setting(
-        "Attention by xFormers instead of torch's own SDPA.", default=False
+        "Use xFormers for attention instead of PyTorch's SDPA.", default=False
     )
     compile_blocks: bool = setting(
-        "Compile the U-Net's repeated blocks; pays after as many steps as benchmarks/compiling.py "
-        "measures.",
+        "Compile the U-Net's blocks with torch.compile. Pays off only in long runs.",
         default=False,
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = setting(
-        "Publish an exponential moving average of the weights; null: off.", default=None
+        "Publish an exponential moving average of the weights. Null disables it.", default=None
     )
-    snr_gamma: PositiveFloat | None = setting("min-SNR gamma; null: off.", default=None)
-    offset_noise: NonNegativeFloat = setting("Strength of offset noise; 0: off.", default=0.0)
-    seed: NonNegativeInt = setting("Seed of sample, crop, noise and timestep.")
-    lora: LoraSettings | None = setting("Adapters; needed when method is lora.", default=None)
-    num_processes: PositiveInt = setting("Processes that accelerate launches.")
+    snr_gamma: PositiveFloat | None = setting(
+        "Gamma of min-SNR loss weighting, often 5. Null disables it.", default=None
+    )
+    offset_noise: NonNegativeFloat = setting("Strength of offset noise; 0: none.", default=0.0)
+    seed: NonNegativeInt = setting("Seed of the order of photos, crops, noise and timesteps.")
+    lora: LoraSettings | None = setting("Required if method is lora.", default=None)
+    num_processes: PositiveInt = setting("Processes on all machines together, one per GPU.")
     accelerate_config: str | None = setting(
-        "Launch with this file of infra/accelerate (its name without .yaml); null: one machine.",
+        "Launch file in infra/accelerate, without .yaml. Null launches on this machine only.",
         default=None,
     )
     strategy: Strategy | None = setting(
-        "How processes share the training: single, ddp, deepspeed or fsdp; null: as "
-        "accelerate_config and num_processes imply.",
-        default=None,
+        "single, ddp, deepspeed or fsdp. Must match the launch; null derives it.", default=None
     )
-    checkpoints_total_limit: PositiveInt = setting("Resume states kept.", effect=Effect.OUTPUT)
+    checkpoints_total_limit: PositiveInt = setting(
+        "Number of resume states to keep.", effect=Effect.OUTPUT
+    )
 
     @property
     def uses_fused_adamw(self) -> bool:
-        """Whether torch's fused AdamW updates all weights at once, after the backward pass."""
+        """Whether torch's fused AdamW updates all weights at once after the backward pass."""
         is_plain = self.weight_dtype == "fp32" and not (self.use_8bit_adam or self.fused_backward)
         return self.optimizer == "adamw" and is_plain
 
     @property
     def peak_rate(self) -> float:
-        """The peak learning rate of the method: adapters may have their own."""
+        """The peak learning rate: the adapters' own if set, otherwise `learning_rate`."""
         own = self.lora.learning_rate if self.method == "lora" and self.lora else None
         return own or self.learning_rate
 
@@ -231,26 +247,28 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """How checkpoints are scored; equal for all rows that are compared."""
+    """How checkpoints are scored. Only scores with equal settings are comparable."""
 
-    suite: str = setting("Prompt suite: a shipped name (pocket, objects, live) or a text file.")
-    images_per_prompt: PositiveInt = setting("Seeds per prompt.")
+    suite: str = setting("Prompt suite: pocket, objects, live, or the path of a text file.")
+    images_per_prompt: PositiveInt = setting("Images per prompt. More narrow the intervals.")
     num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES.")
     seed: NonNegativeInt = setting("Seed of the evaluation images.")
-    num_inference_steps: PositiveInt = setting("Sampling steps of an evaluation image.")
-    guidance_scale: NonNegativeFloat = setting("Guidance of the evaluation images.")
-    sample_batch_size: PositiveInt = setting("Images per sampling batch (it changes bits).")
-    clip: str = setting("CLIP scorer: hub id or folder.")
-    dino: str = setting("DINO scorer: hub id or folder.")
-    bootstrap_samples: PositiveInt = setting("Resamples of the 95 % intervals.")
+    num_inference_steps: PositiveInt = setting("Sampling steps per evaluation image.")
+    guidance_scale: NonNegativeFloat = setting("Guidance scale of the evaluation images.")
+    sample_batch_size: PositiveInt = setting(
+        "Images generated at once. Lower it to save memory; it changes the pixels slightly."
+    )
+    clip: str = setting("CLIP model for the scores: hub id or folder.")
+    dino: str = setting("DINO model for the scores: hub id or folder.")
+    bootstrap_samples: PositiveInt = setting("Bootstrap resamples for the 95 % intervals.")
 
 
 class SelectSettings(Section):
-    """The rule that chooses the best checkpoint within a run."""
+    """The rule that selects the best checkpoint of a run."""
 
-    max_clip_t_loss: Fraction = setting("Tolerated loss of CLIP-T, as a part of the text range.")
+    max_clip_t_loss: Fraction = setting("Accepted loss of CLIP-T, as a fraction of the text range.")
     max_pres_gain: Fraction = setting(
-        "Tolerated rise of PRES, as a part of the way from step 0 to the real photos."
+        "Accepted gain of PRES, as a fraction of the distance from step 0 to the real photos."
     )
 
 
@@ -258,53 +276,58 @@ class RegistrySettings(Section):
     """Names in the model registry."""
 
     model_name_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = setting(
-        "A subject's model is called <prefix>-<subject>."
+        "Models are registered as PREFIX-SUBJECT."
     )
 
 
 class RuntimeSettings(Section):
-    """What never changes a result: logging, limits of time, sizes of tables."""
+    """Settings that never change a result: logging, time limits, disk space."""
 
-    log_every_steps: PositiveInt = setting("Metrics every so many updates.", effect=Effect.NONE)
+    log_every_steps: PositiveInt = setting("Log metrics every N steps.", effect=Effect.NONE)
     stop_grace_s: PositiveFloat = setting(
-        "Seconds a stopped trainer has to save (async_checkpointing: twice).", effect=Effect.NONE
+        "Seconds a stopped trainer may save before it is killed; two saves if asynchronous.",
+        effect=Effect.NONE,
     )
     async_checkpointing: bool = setting(
-        "Write checkpoints while the updates go on; a kill may cost twice checkpointing_steps.",
+        "Save in the background. A kill may then lose up to twice checkpointing_steps.",
         effect=Effect.NONE,
         default=False,
     )
-    keep_store_days: PositiveInt = setting("Age for `dreambooth clean`.", effect=Effect.NONE)
-    keep_store_gib: PositiveFloat = setting("Size for `dreambooth clean`.", effect=Effect.NONE)
+    keep_store_days: PositiveInt = setting(
+        "`dreambooth clean` deletes store entries older than N days.", effect=Effect.NONE
+    )
+    keep_store_gib: PositiveFloat = setting(
+        "`dreambooth clean` shrinks the store to this size, in GiB.", effect=Effect.NONE
+    )
 
 
 class Versions(Section):
-    """The version of each stage's code: raised when its output moves, so old results are stale."""
+    """The version of each stage's code. A change of its output raises it; old results are stale."""
 
     validate_: PositiveInt = setting("The data gate.", alias="validate")
-    class_images: PositiveInt = setting("Class-image generation.")
+    class_images: PositiveInt = setting("Class image generation.")
     cache: PositiveInt = setting("The latent cache.")
-    train: PositiveInt = setting("The training.")
-    evaluate: PositiveInt = setting("The scores.")
-    select: PositiveInt = setting("The selection.")
-    register_: PositiveInt = setting("The registration.", alias="register")
-    report: PositiveInt = setting("The page.")
+    train: PositiveInt = setting("Training.")
+    evaluate: PositiveInt = setting("Scoring.")
+    select: PositiveInt = setting("Checkpoint selection.")
+    register_: PositiveInt = setting("Registration.", alias="register")
+    report: PositiveInt = setting("The run page.")
 
     def of(self, stage: str) -> int:
-        """The version of a stage, named as on the command line."""
+        """The version of a stage by its name on the command line."""
         dumped: dict[str, int] = self.model_dump(by_alias=True)
         return dumped[stage.replace("-", "_")]
 
 
 class SubjectSettings(Section):
-    """One subject: its photos, its words, and its own values of other sections' fields."""
+    """One subject: its photos, its words, and its overrides of other sections."""
 
-    instance_dir: str = setting("Folder of the instance images.")
-    identifier: Word = setting("The rare word that is bound to the subject, such as sks.")
-    class_noun: Word = setting("The ordinary word for it, such as dog.")
-    prompts: str | None = setting("A prompt suite of its own; null: evaluate.suite.")
+    instance_dir: str = setting("Folder of the subject's photos.")
+    identifier: Word = setting("Rare word that stands for the subject, such as sks.")
+    class_noun: Word = setting("Ordinary word for its class, such as dog.")
+    prompts: str | None = setting("Prompt suite of this subject. Null uses evaluate.suite.")
     overrides: dict[str, dict[str, Any]] = setting(
-        "Fields of other sections with this subject's values: {train: {learning_rate: 1.0e-5}}."
+        "This subject's values for other sections, such as {train: {learning_rate: 1.0e-5}}."
     )
 
     @property
@@ -322,7 +345,7 @@ OVERRIDABLE = ("data", "prior", "train", "evaluate", "select")
 
 
 class Settings(Section):
-    """The whole of params.yaml. `for_subject` gives one subject's view with its overrides."""
+    """The content of params.yaml. `for_subject` returns the settings of one subject."""
 
     base_model: BaseModelSettings
     compute: ComputeSettings
@@ -338,7 +361,7 @@ class Settings(Section):
 
 
 class SubjectView(Section):
-    """The settings of one subject, its overrides applied: what stages are given."""
+    """The settings of one subject with its overrides applied, for the stages."""
 
     name: str
     subject: SubjectSettings
@@ -355,5 +378,5 @@ class SubjectView(Section):
 
     @property
     def model_name(self) -> str:
-        """The subject's registered model."""
+        """The name of the subject's registered model."""
         return f"{self.registry.model_name_prefix}-{self.name}"

@@ -37,7 +37,7 @@ def require_writable(folder: Path, *, flag: str) -> None:
             pass
     except OSError as error:
         raise SettingsError(
-            f"--{flag}: nothing can be written into {folder}",
+            f"--{flag}: {folder} is not writable",
             got=str(error.strerror),
             hint="see to its permissions, or give another folder",
         ) from None

@@ -1,4 +1,4 @@
-"""Checks of a command line that need no torch: mistakes, and notes on flags without effect."""
+"""Checks of a command line before torch is imported: mistakes, and flags without effect."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dreambooth_core.models import source
 from dreambooth_core.scripts.flags import TRACKER_PACKAGES, ScriptFlags
 
 _SHOWN = 5
-_PUT_PHOTOS = "what to do: put 3 to 6 photos of the subject into it"
+_PUT_PHOTOS = "what to do: put 3 to 6 photos of the subject there"
 
 
 def flag_problems(flags: ScriptFlags) -> Iterator[Problem]:
-    """Yield the mistakes in flags, folders, model files and packages."""
+    """Yield the mistakes in flags, folders and model files, and the missing packages."""
     yield from _prior_problems(flags)
     yield from _missing_folders(flags)
     yield from _shared_folders(flags)
@@ -28,7 +28,7 @@ def flag_problems(flags: ScriptFlags) -> Iterator[Problem]:
     yield from _output_problems(flags)
     if flags.train_text_encoder and getattr(flags, "pre_compute_text_embeddings", False):
         yield Problem(
-            "does not go with --train_text_encoder, which changes the embeddings at every step",
+            "not possible with --train_text_encoder, which changes the embeddings at every step",
             "--pre_compute_text_embeddings",
         )
 
@@ -36,7 +36,7 @@ def flag_problems(flags: ScriptFlags) -> Iterator[Problem]:
 def _prior_problems(flags: ScriptFlags) -> Iterator[Problem]:
     for name in ("class_data_dir", "class_prompt"):
         if flags.with_prior_preservation and getattr(flags, name) is None:
-            yield Problem("missing; --with_prior_preservation needs it", f"--{name}")
+            yield Problem("missing; required by --with_prior_preservation", f"--{name}")
 
 
 def _missing_folders(flags: ScriptFlags) -> Iterator[Problem]:
@@ -61,19 +61,21 @@ def _shared_folders(flags: ScriptFlags) -> Iterator[Problem]:
 def _package_problems(flags: ScriptFlags) -> Iterator[Problem]:
     if flags.enable_xformers_memory_efficient_attention and not is_installed("xformers"):
         yield Problem(
-            "xFormers is not installed; leave the flag out: the default, PyTorch's SDPA, saves "
-            "the same memory and needs no package",
+            "xFormers is not installed; omit the flag: the default, PyTorch's SDPA, saves the "
+            "same memory and needs no package",
             "--enable_xformers_memory_efficient_attention",
         )
     if flags.use_8bit_adam and not is_installed("bitsandbytes"):
-        yield Problem("needs bitsandbytes: `pip install bitsandbytes`", "--use_8bit_adam")
+        yield Problem(
+            "bitsandbytes is not installed: `pip install bitsandbytes`", "--use_8bit_adam"
+        )
     package = TRACKER_PACKAGES.get(flags.report_to)
     if package and package != "tensorboard" and not is_installed(package):
         yield Problem(f"{package} is not installed: `pip install {package}`", "--report_to")
 
 
 def _model_problems(flags: ScriptFlags) -> Iterator[Problem]:
-    """Only folders are checked: a hub id needs a request."""
+    """Check local folders only; a hub id would need a request."""
     for name in ("pretrained_model_name_or_path", "tokenizer_name"):
         model = getattr(flags, name, None)
         try:
@@ -101,19 +103,19 @@ def _photo_problems(flags: ScriptFlags) -> Iterator[Problem]:
 
 
 def _output_problems(flags: ScriptFlags) -> Iterator[Problem]:
-    """Check permissions only; the run itself tries to write."""
+    """Check permissions only. The run finds other write errors."""
     folder = Path(flags.output_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
         yield Problem(
-            f"nothing can be written into {existing}; what to do: change its permissions, or "
-            "choose another folder",
+            f"{existing} is not writable; what to do: change its permissions, or choose another "
+            "folder",
             "--output_dir",
         )
 
 
 def notes_on(flags: ScriptFlags) -> list[str]:
-    """Notes on flags that are valid, but have no effect."""
+    """Notes on valid flags without effect."""
     notes: list[str] = []
     given = flags.model_fields_set
     if not flags.with_prior_preservation:
@@ -131,11 +133,13 @@ def notes_on(flags: ScriptFlags) -> list[str]:
     if "text_encoder_lr" in given and not flags.train_text_encoder:
         notes.append("--text_encoder_lr has no effect without --train_text_encoder")
     if flags.dataloader_num_workers:
-        notes.append("--dataloader_num_workers has no effect: images are read once, then cached")
+        notes.append("--dataloader_num_workers has no effect: training reads cached latents")
     if not flags.instance_prompt.strip():
-        notes.append("--instance_prompt is empty: no word will stand for the subject")
+        notes.append("--instance_prompt is empty: no word stands for the subject")
     if flags.report_to == "tensorboard" and not is_installed("tensorboard"):
-        notes.append("TensorBoard is not installed: no curves are written")
+        notes.append(
+            "TensorBoard is not installed: no curves are logged; `pip install tensorboard`"
+        )
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The launcher's environment: processes, precision, and settings that cannot work."""
+"""The environment variables of the launcher: processes, precision, and contradictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEEPSPEED_FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 
 @dataclass(frozen=True)
 class LauncherEnv:
-    """The processes of this run, from the environment variables of the launcher."""
+    """How the launcher started this run."""
 
     num_processes: int
     is_main: bool
@@ -27,14 +27,14 @@ class LauncherEnv:
     mixed_precision: str
     strategy: Strategy
     num_threads: int
-    is_lonely: bool
+    lacks_processes: bool
     """Whether accelerate started one process although several were requested."""
-    deepspeed_halves: Mapping[str, bool]
-    """fp16 and bf16 as DeepSpeed's file turns them on or off; `auto` is absent."""
+    deepspeed_precision: Mapping[str, bool]
+    """Whether DeepSpeed's file enables fp16 and bf16; a type set to `auto` is absent."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> LauncherEnv:
-        """Read the variables of accelerate and torchrun; without them there is one process."""
+        """Read the variables of accelerate and torchrun. Without them, one process runs."""
         num_processes = int(env.get("WORLD_SIZE", "1"))
         strategy: Strategy = "ddp" if num_processes > 1 else "single"
         if _is_on(env, "ACCELERATE_USE_DEEPSPEED"):
@@ -48,56 +48,55 @@ class LauncherEnv:
             mixed_precision=env.get(_LAUNCHER, "no"),
             strategy=strategy,
             num_threads=int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            # For several it sets address and port; for one, on a CPU, nothing that says how many.
-            # Clusters export an address for all that runs there: by itself it says nothing.
-            is_lonely=all(name in env for name in (_LAUNCHER, *_ADDRESS))
+            # If several processes are requested, accelerate sets address and port, but with --cpu
+            # it starts one without WORLD_SIZE. Some clusters export an address for every job, so
+            # the address alone does not count.
+            lacks_processes=all(name in env for name in (_LAUNCHER, *_ADDRESS))
             and "WORLD_SIZE" not in env,
-            deepspeed_halves=_deepspeed_halves(env) if strategy == "deepspeed" else {},
+            deepspeed_precision=_deepspeed_precision(env) if strategy == "deepspeed" else {},
         )
 
     @property
     def precision(self) -> str:
-        """The launcher's compute type: accelerate's, else that of DeepSpeed's file."""
-        halves = [half for half, is_on in self.deepspeed_halves.items() if is_on]
-        return halves[0] if self.mixed_precision == "no" and halves else self.mixed_precision
+        """The launcher's compute type: accelerate's, or that of DeepSpeed's file."""
+        enabled = [dtype for dtype, is_on in self.deepspeed_precision.items() if is_on]
+        return enabled[0] if self.mixed_precision == "no" and enabled else self.mixed_precision
 
 
 def _is_on(env: Mapping[str, str], name: str) -> bool:
     return env.get(name, "").lower() in ("true", "1")
 
 
-def _deepspeed_halves(env: Mapping[str, str]) -> dict[str, bool]:
-    """fp16 and bf16 in DeepSpeed's file. Raises SettingsError if it is not JSON."""
+def _deepspeed_precision(env: Mapping[str, str]) -> dict[str, bool]:
+    """Whether DeepSpeed's file enables fp16 and bf16. Raises SettingsError if it is not JSON."""
     path = Path(env.get(_DEEPSPEED_FILE, ""))
-    told = read_deepspeed(path) if path.is_file() else {}
-    enabled = {half: mapping(told.get(half)).get("enabled") for half in ("fp16", "bf16")}
-    return {half: value for half, value in enabled.items() if isinstance(value, bool)}
+    config = read_deepspeed(path) if path.is_file() else {}
+    enabled = {dtype: mapping(config.get(dtype)).get("enabled") for dtype in ("fp16", "bf16")}
+    return {dtype: value for dtype, value in enabled.items() if isinstance(value, bool)}
 
 
 def launcher_problems(launcher: LauncherEnv) -> list[Problem]:
-    """Report a launcher that started fewer processes than it was told to."""
-    if not launcher.is_lonely:
+    """Report a launcher that started fewer processes than requested."""
+    if not launcher.lacks_processes:
         return []
     return [
         Problem(
-            "several processes were requested, but one was started, as happens with --cpu and "
-            "MULTI_CPU; `accelerate launch --multi_gpu --num_processes N` starts them all, on a "
-            "CPU too. If you wanted one process, your own environment sets "
-            f"{' and '.join(_ADDRESS)}: `unset {' '.join(_ADDRESS)}`",
+            "several processes were requested, but one was started, as --cpu and MULTI_CPU do; "
+            "`accelerate launch --multi_gpu --num_processes N` starts them all, also on a CPU. To "
+            f"train with one process, unset the exported address: `unset {' '.join(_ADDRESS)}`",
             "accelerate launch",
         )
     ]
 
 
 def precision_problems(precision: str, launcher: LauncherEnv) -> list[Problem]:
-    """Report a precision that contradicts DeepSpeed's own file, which DeepSpeed follows."""
+    """Report a precision that contradicts DeepSpeed's file, which has priority."""
     return [
         Problem(
-            f"{precision}, but DeepSpeed's configuration has {half} {'on' if is_on else 'off'}; "
-            'leave the flag out to follow the file, or write "enabled": "auto" there to follow '
-            "the flag",
+            f"{precision}, but DeepSpeed's configuration has {dtype} {'on' if is_on else 'off'}; "
+            'omit the flag to follow the file, or write "enabled": "auto" there to follow the flag',
             "--mixed_precision",
         )
-        for half, is_on in launcher.deepspeed_halves.items()
-        if is_on is not (half == precision)
+        for dtype, is_on in launcher.deepspeed_precision.items()
+        if is_on is not (dtype == precision)
     ]

@@ -1,4 +1,4 @@
-"""The entry of the scripts: from the command line to an exit code. Reads the environment."""
+"""The entry point of the scripts: parses the command line, runs, returns an exit code."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from dreambooth_core.scripts.signals import Stop
 
 _HELP = ("--help", "-h")
 _TRACEBACK = "DREAMBOOTH_TRACEBACK"
-"""If set to anything, errors come with a traceback."""
+"""If this variable is set, errors are printed with their traceback."""
 _SAFETENSORS_ERROR = re.compile(r"\(os error (\d+)\)")
-_FULL = "free space, or keep less: --checkpoints_total_limit, --checkpointing_steps"
-_CLOSED = "change its permissions, or choose another folder"
+_FULL = "free space, or save less: --checkpoints_total_limit, --checkpointing_steps"
+_READ_ONLY = "change its permissions, or choose another folder"
 _HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _CLOSED),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _READ_ONLY),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move the existing file away"),
 }
 
 
 def main(script: Script, arguments: Sequence[str] | None = None) -> int:
-    """Run a script; the exit code is 0, 1 (the work failed or was stopped) or 2 (wrong input)."""
+    """Run a script. Returns 0, 1 if the work failed or was stopped, or 2 for wrong input."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if any(word in _HELP for word in arguments):
-        print(help_text(script))  # noqa: T201 - what was asked for
+        print(help_text(script))  # noqa: T201 - requested output
         return 0
-    # Libraries read these while they are imported.
+    # Libraries read these at import.
     for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
-    # Warnings of one library about another would bury the one message that matters.
+    # Warnings of one library about another would bury our messages.
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
@@ -57,28 +57,28 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         return error.exit_code
     finally:
-        gc.freeze()  # else the interpreter traverses all of torch once more at exit
+        gc.freeze()  # otherwise the interpreter traverses all of torch at exit
 
 
 def _run(settings: ScriptSettings) -> int:
     stop = Stop(settings.launcher)
     stop.install()
-    with gc_paused():  # torch takes seconds, and mistakes are reported before
+    with gc_paused():  # importing torch takes seconds, so only now
         from dreambooth_core.scripts import run
 
     return run.run(settings, stop=stop)
 
 
 def _is_main(env: Mapping[str, str]) -> bool:
-    """Only the main process reports a mistake that all processes see."""
+    """Whether this is the main process, which alone reports the mistakes that all find."""
     return env.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def _disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn an operating system error into a StageError that names the checkpoint to resume from.
+    """Turn an OS error into a StageError that names the checkpoint to resume from.
 
-    Other exceptions are bugs and pass through.
+    Other exceptions are bugs and propagate.
     """
     try:
         yield
@@ -88,14 +88,14 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
             raise
         where = getattr(error, "filename", None) or folder
         raise StageError(
-            f"the run cannot go on: {os.strerror(number)}",
+            f"the run cannot continue: {os.strerror(number)}",
             got=str(where),
             hint=f"{_HINTS.get(number, 'check the disk and the path')}; {_how_to_resume(folder)}",
         ) from error
 
 
 def _os_error_number(error: Exception) -> int | None:
-    """The errno of an error; safetensors has it in its message only."""
+    """The errno of an error. safetensors has it only in its message."""
     if isinstance(error, OSError):
         return error.errno
     found = _SAFETENSORS_ERROR.search(str(error))
@@ -104,7 +104,7 @@ def _os_error_number(error: Exception) -> int | None:
 
 
 def _how_to_resume(folder: Path) -> str:
-    from dreambooth_core.scripts import resume  # torch, which a failing run has imported
+    from dreambooth_core.scripts import resume  # imports torch, as the failed run did
 
     newest = resume.written_last(folder)
     if newest is None:

@@ -1,4 +1,4 @@
-"""A command line to flags: every mistake at once, before torch is imported."""
+"""Parse a command line into flags. Reports every mistake at once, before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECRETS = ("hub_token",)
 
 
 def parse(script: Script, arguments: Sequence[str]) -> ScriptFlags:
-    """Parse a command line. Raises SettingsError with every mistake in it."""
+    """Parse a command line. Raises SettingsError with every mistake."""
     values, problems = _read(script, arguments)
     try:
         flags = script.flags.model_validate(values)
@@ -32,7 +32,7 @@ def parse(script: Script, arguments: Sequence[str]) -> ScriptFlags:
 
 
 def in_flags(error: DreamBoothError, flags: Collection[str]) -> str:
-    """The text of an error, with settings spelled as flags: --learning_rate, not the dotted key."""
+    """The text of an error with flags instead of dotted keys, such as --learning_rate."""
     if not isinstance(error, SettingsError):
         return str(error)
 
@@ -46,7 +46,7 @@ def in_flags(error: DreamBoothError, flags: Collection[str]) -> str:
 
 
 def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | bool], list[Problem]]:
-    """What stands on the command line by flag, and what cannot be understood of it."""
+    """The values of the command line by flag, and its mistakes."""
     fields = script.flags.model_fields
     values: dict[str, str | bool] = {}
     problems: list[Problem] = []
@@ -69,7 +69,7 @@ def _read(script: Script, arguments: Sequence[str]) -> tuple[dict[str, str | boo
         elif rest and not _begins_flag(rest[0]):
             values[name] = rest.pop(0)
         else:
-            problems.append(Problem("its value is missing", f"--{name}"))
+            problems.append(Problem("the value is missing", f"--{name}"))
     return values, problems
 
 
@@ -82,7 +82,7 @@ def _begins_flag(token: str) -> bool:
 
 
 def _skip_values(rest: list[str]) -> None:
-    """Drop the values of a flag that is not known: they are not mistakes of their own."""
+    """Drop the values of an unknown flag, so that only the flag is reported."""
     while rest and not _begins_flag(rest[0]):
         rest.pop(0)
 
@@ -91,21 +91,26 @@ def _why_unknown(script: Script, name: str) -> Problem:
     if name in script.refused:
         return Problem(f"not supported: {script.refused[name]}", f"--{name}")
     near = nearest(name, script.flags.model_fields)
-    hint = f"did you mean --{near}?" if near else f"`{script.name} --help` lists all"
+    hint = f"did you mean --{near}?" if near else f"`{script.name} --help` lists all flags"
     return Problem(f"unknown flag; {hint}", f"--{name}")
 
 
 def help_text(script: Script) -> str:
-    """All flags with their defaults, one a line."""
+    """All flags with their descriptions and defaults."""
     about = (script.flags.__doc__ or "").strip()
     launcher = "accelerate launch" if script.engine == "torch" else "python"
     lines = [about, "", f"usage: {launcher} {script.name} --FLAG VALUE ...", ""]
     for name, field in script.flags.model_fields.items():
-        default = "must be given" if field.is_required() else f"default: {field.default}"
-        shown = "" if _is_switch(field) else f" {_allowed(field)}"
-        ends = "" if _is_switch(field) else f" ({default})"
-        lines.append(f"  --{name}{shown}\n        {field.description}{ends}")
+        value = "" if _is_switch(field) else f" {_allowed(field)}"
+        lines.append(f"  --{name}{value}\n        {field.description}{_default(field)}")
     return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return " (required)"
+    # The description covers a default of None.
+    return "" if _is_switch(field) or field.default is None else f" (default: {field.default})"
 
 
 def _allowed(field: FieldInfo) -> str:

@@ -40,9 +40,9 @@ def test_read_only_folders_are_refused(tiny_sd, photos, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".dreambooth").write_text("")
     for out, flags, error in (
-        (CLOSED, {}, "--output_dir: nothing can be written into /sys"),
+        (CLOSED, {}, "--output_dir: /sys is not writable"),
         (tmp_path / "out", {}, f"--output_dir: {tmp_path}/out/.dreambooth cannot be made"),
-        (tmp_path / "b", prior(CLOSED, 2), "--class_data_dir: nothing can be written into /sys"),
+        (tmp_path / "b", prior(CLOSED, 2), "--class_data_dir: /sys is not writable"),
     ):
         assert run(tiny_sd, photos, out, **flags) == 2
         assert error in capsys.readouterr().err
@@ -60,7 +60,7 @@ def test_failed_save_is_one_line_naming_the_checkpoint_to_resume_from(
     with files_of_at_most(size // 2):
         assert run(tiny_sd, photos, out, **flags, max_train_steps=3) == 1
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
-    assert line.startswith("error: the run cannot go on: File too large; found: ")
+    assert line.startswith("error: the run cannot continue: File too large; found: ")
     assert str(out) in line
     assert "free space" in line
     assert line.endswith("--resume_from_checkpoint checkpoint-2 continues from there")
@@ -90,8 +90,8 @@ def test_resume_checks_the_disk_for_its_remaining_checkpoints(
 def test_disk_needs_room_for_one_checkpoint_more_than_the_limit(limit, first, there, states):
     flags = arguments("m", SUBJECT, Path("out"), checkpointing_steps=2, max_train_steps=10)
     flags += [f"--checkpoints_total_limit={limit}"] if limit else []
-    plan = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
-    kept = disk.kept(plan, last=10, first=first, there=there)
+    settings = make_settings(DREAMBOOTH, parse(DREAMBOOTH, flags), {})
+    kept = disk.kept(settings, last=10, first=first, there=there)
     assert (kept.checkpoints, kept.states) == (states + 1, states)
 
 

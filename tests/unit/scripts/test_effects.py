@@ -60,7 +60,7 @@ def test_precomputed_embeddings_exclude_training_the_text_encoder(
 ):
     flags = {"pre_compute_text_embeddings": True, "train_text_encoder": True}
     assert run(tiny_sd, subject, tmp_path / "out", **flags) == 2
-    assert "--pre_compute_text_embeddings: does not go with --train_text_encoder" in (
+    assert "--pre_compute_text_embeddings: not possible with --train_text_encoder" in (
         capsys.readouterr().err
     )
 
