@@ -1,7 +1,7 @@
 """The settings. Torch-free.
 
-`sections` declares the settings, `compatibility` the combinations that cannot work, `effects` which
-stage reads which setting, `loading` reads params.yaml and reports its mistakes.
+`sections` declares the settings, `compatibility` the rules for their combinations, and `effects`
+the settings that each stage reads. `loading` reads params.yaml and reports its mistakes.
 """
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of

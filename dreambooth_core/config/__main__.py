@@ -11,25 +11,25 @@ from dreambooth_core.workspace import Workspace
 
 
 def main(argv: list[str]) -> int:
-    """Check settings files (for the pre-commit hook). 0: all good; 2: errors were printed."""
-    wrong = [name for name in argv if not _is_good(Path(name))]
-    return SettingsError.exit_code if wrong else 0
+    """Check settings files. Returns 0, or 2 after printing the errors."""
+    invalid = [name for name in argv if not _is_valid(Path(name))]
+    return SettingsError.exit_code if invalid else 0
 
 
-def _is_good(path: Path) -> bool:
-    """Whether the file can be used as it is; what is wrong with it is printed."""
+def _is_valid(path: Path) -> bool:
+    """Whether the file is valid. Prints its mistakes."""
     try:
         check_launches(_workspace_of(path), load_settings(path))
     except SettingsError as error:
-        told = str(error)
-        # Several files are checked in one call.
-        sys.stderr.write(f"{told if told.startswith(path.name) else f'{path.name}: {told}'}\n")
+        text = str(error)
+        # One call may check several files.
+        sys.stderr.write(f"{text if text.startswith(path.name) else f'{path.name}: {text}'}\n")
         return False
     return True
 
 
 def _workspace_of(path: Path) -> Workspace:
-    """The project that a file belongs to: presets lie in a folder below params.yaml."""
+    """The project of a file. A preset is in a subfolder of the project's folder."""
     above = path.resolve().parents
     return Workspace(next((at for at in above if (at / "params.yaml").is_file()), above[0]))
 

@@ -1,7 +1,7 @@
-"""Settings that do not go together. Torch-free.
+"""Rules for combinations of settings. Torch-free.
 
-Each rule is a function. Its parameters are the fields that it reads, by name; the first is the
-field to change. It returns what is wrong, or None.
+Each rule is a function. Its parameters have the names of the fields that it checks; the first is
+the field to change. It returns an error message, or None if the combination is valid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dreambooth_core.config.yaml_files import mapping
 Rule = Callable[..., str | None]
 _Section = TypeVar("_Section", bound=BaseModel)
 _SPLITTING = {"deepspeed": "DeepSpeed", "fsdp": "FSDP"}
-"""The strategies that split the training state over processes."""
+"""The strategies that shard the training state over processes."""
 
 
 def _photo_counts(*, max_photos: int, min_photos: int) -> str | None:
@@ -106,8 +106,8 @@ def _fused_processes(
     is_alone = num_processes == 1 and accelerate_config is None and strategy in (None, "single")
     if fused_backward and not is_alone:
         return (
-            "fused_backward updates before processes could share gradients: use one process and "
-            "no accelerate_config"
+            "fused_backward updates weights before processes can exchange gradients: use one "
+            "process and no accelerate_config"
         )
     return None
 
@@ -115,8 +115,8 @@ def _fused_processes(
 def _deepspeed_8bit_adam(*, use_8bit_adam: bool, strategy: str | None) -> str | None:
     if strategy == "deepspeed" and use_8bit_adam:
         return (
-            "8-bit Adam does not work with DeepSpeed, which replaces it by its own optimizer when "
-            "it offloads: set use_8bit_adam to false"
+            "8-bit Adam does not work with DeepSpeed, which replaces it by its own optimizer if it "
+            "offloads: set use_8bit_adam to false"
         )
     return None
 
@@ -193,7 +193,7 @@ TRAIN_RULES: tuple[Rule, ...] = (
 def broken(rules: Sequence[Rule], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the key and the message of each broken rule.
 
-    A rule that reads a field missing from `values` is skipped.
+    Skips rules with a field that is missing from `values`.
     """
     for rule in rules:
         reads = tuple(inspect.signature(rule).parameters)
@@ -209,10 +209,10 @@ def check(
     handler: Callable[[Any], _Section],
     rules: Sequence[Rule],
 ) -> _Section:
-    """Validate a section and its rules: the body of a `wrap` validator.
+    """Validate a section's fields and rules together, as the body of a `wrap` validator.
 
-    Raises ValidationError with all wrong fields and all broken rules. Pydantic's own `after`
-    validators run only if every field is valid, so they would report rules one run later.
+    Raises ValidationError with all invalid fields and all broken rules. Pydantic's `after`
+    validators would report broken rules only after all fields are fixed.
     """
     wrong: list[InitErrorDetails] = []
     try:
@@ -233,7 +233,7 @@ def check(
 def _valid_fields(
     section: type[BaseModel], values: Any, wrong: Sequence[InitErrorDetails]
 ) -> dict[str, Any]:
-    """The fields that are valid, converted as the section would convert them."""
+    """The valid fields, converted to the section's types."""
     given = mapping(values)
     bad = {str(place) for item in wrong for place in item.get("loc", ())[:1]}
     valid: dict[str, Any] = {}

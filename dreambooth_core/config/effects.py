@@ -1,4 +1,4 @@
-"""Which settings each stage reads: for its fingerprint, and for its entry in dvc.yaml."""
+"""The settings that each stage reads, for its fingerprint and its entry in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "register": ("registry", "base_model"),
     "report": (),
 }
-"""Which settings each stage reads (it reads its version and its subject's overrides besides)."""
+"""The settings that each stage reads, besides its version and its subject's overrides."""
 
 
 def dvc_params(stage: str) -> list[str]:
-    """The keys of params.yaml that `dvc.yaml` must list for a stage, in its `foreach` spelling.
+    """The keys of params.yaml that `dvc.yaml` must list for a stage, with its `foreach` variable.
 
-    The section `prior` may be null, and DVC refuses keys that are not there: it is listed whole.
+    `prior` may be null, and DVC refuses missing keys, so the whole section is listed.
     """
     keys = {
         "prior" if key.startswith("prior.") else key.replace("subject.", "subjects.${key}.", 1)
@@ -47,16 +47,16 @@ def dvc_params(stage: str) -> list[str]:
 
 
 def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
-    """The RESULT fields that a stage reads, by dotted key: its part of the fingerprint."""
+    """The RESULT fields that a stage reads, by dotted key, for its fingerprint."""
     values: dict[str, Any] = {f"versions.{stage}": view.versions.of(stage)}
     for key in STAGE_SETTINGS[stage]:
         values[key] = _result_fields(view, key)
     if stage == "train":
-        values["train"].pop("strategy")  # accelerate_config and num_processes imply it
+        values["train"].pop("strategy")  # follows from accelerate_config and num_processes
         if view.train.method == "full":
             values["train"]["lora"] = None  # unused until method becomes lora
         if view.train.lr_scheduler == "constant":
-            # 400 steps can become 800: with a constant rate no earlier step depends on the last.
+            # At a constant rate, the steps of a run do not depend on its length, so it can grow.
             values["train"].pop("max_train_steps")
     return values
 
@@ -74,7 +74,7 @@ def _result_fields(view: SubjectView, key: str) -> Any:
 
 
 def effect_of(field: Any) -> Effect:
-    """The Effect that a field is marked with."""
+    """The Effect of a field."""
     extra: dict[str, str] = field.json_schema_extra or {}
     return Effect(extra.get("effect", Effect.RESULT.value))
 

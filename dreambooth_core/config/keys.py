@@ -14,7 +14,7 @@ Location = tuple[int | str, ...]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, by dotted key. An empty mapping is a value."""
+    """Flatten nested mappings to dotted keys. An empty mapping counts as a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -25,7 +25,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def similar(name: str, known: Iterable[str], *, limit: int) -> list[str]:
-    """The known names most similar to `name`, the best first."""
+    """The known names most similar to `name`, best first."""
     return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
 
 
@@ -41,7 +41,7 @@ def problems_of(
     *,
     secrets: Collection[str] = (),
 ) -> list[Problem]:
-    """One problem for each of pydantic's errors; the values of `secrets` are not shown."""
+    """Convert pydantic's errors to problems. Hides the values of `secrets`."""
     problems: list[Problem] = []
     for item in error.errors(include_url=False):
         location, message = item["loc"], item["msg"].removeprefix("Value error, ")
@@ -64,12 +64,12 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _known_names(model: type[BaseModel], location: Location) -> set[str]:
-    """Field names of the section at `location` below `model`."""
+    """The field names of the section at `location` in `model`."""
     current = model
     for part in location:
         field = current.model_fields.get(str(part))
         if field is None:
-            continue  # a subject's name; its fields follow
+            continue  # the name of a subject
         candidates = [field.annotation, *get_args(field.annotation)]
         models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if models:

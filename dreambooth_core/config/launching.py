@@ -1,4 +1,4 @@
-"""How the trainer is launched: the files of `infra/accelerate`, checked against the settings."""
+"""Launch configurations: the files of `infra/accelerate`, checked against the settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dreambooth_core.workspace import Workspace
 
 
 class LaunchConfig(Record):
-    """What a file of `infra/accelerate` says, and the DeepSpeed configuration that it names.
+    """A file of `infra/accelerate` and the DeepSpeed configuration that it names.
 
-    Its content is part of the training's fingerprint; comments and spelling are not.
+    The content is part of the training's fingerprint; comments and formatting are not.
     """
 
     accelerate: dict[str, Any]
@@ -27,12 +27,12 @@ class LaunchConfig(Record):
 
     @property
     def num_machines(self) -> int:
-        """Machines that take part; each starts its share of the processes."""
+        """Number of machines. Each starts its share of the processes."""
         return int(self.accelerate.get("num_machines", 1))
 
 
 def read_launch_config(workspace: Workspace, train: TrainSettings) -> LaunchConfig | None:
-    """The launch configuration that the settings name, or None if they name none.
+    """The launch configuration of the settings, or None without `accelerate_config`.
 
     Raises SettingsError for an unknown name, an unreadable file, and a file or a strategy that
     contradicts the settings.
@@ -65,7 +65,7 @@ def _launch_file(workspace: Workspace, name: str) -> Path:
             key="train.accelerate_config",
             got=name,
             allowed=", ".join(known) or f"{workspace.accelerate_configs} is empty",
-            hint="set null for the processes of one machine",
+            hint="name one of these files, or set null to launch on this machine only",
         )
     return known[name]
 
@@ -78,7 +78,7 @@ def _read(workspace: Workspace, path: Path) -> LaunchConfig:
 
 
 def _contradictions(config: LaunchConfig | None, train: TrainSettings) -> Iterator[Problem]:
-    """What the strategy and the file say otherwise than the settings."""
+    """Yield the contradictions between the settings and their launch file or strategy."""
     implied = strategy_of(train, config)
     if train.strategy not in (None, implied):
         given = "without accelerate_config" if config is None else "with this launch file"
@@ -114,7 +114,7 @@ def _contradictions(config: LaunchConfig | None, train: TrainSettings) -> Iterat
 
 
 def _precision(config: LaunchConfig) -> str | None:
-    """The compute type that the file states; DeepSpeed has it in its own file."""
+    """The compute type of the launch file, or of its DeepSpeed file."""
     if config.deepspeed is None:
         return config.accelerate.get("mixed_precision")
     on = [k for k in ("fp16", "bf16") if mapping(config.deepspeed.get(k)).get("enabled") is True]
@@ -122,13 +122,13 @@ def _precision(config: LaunchConfig) -> str | None:
 
 
 def offloads(deepspeed: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed keeps and updates the optimizer's state on the CPU, by its own file."""
+    """Whether a DeepSpeed configuration moves the optimizer to the CPU."""
     offload = mapping(mapping(deepspeed.get("zero_optimization")).get("offload_optimizer"))
     return offload.get("device", "none") != "none"
 
 
 def _deepspeed_values(train: TrainSettings) -> dict[str, Any]:
-    """The values of the settings by DeepSpeed's names; a file may say `auto` for each."""
+    """The settings by DeepSpeed's names. A file may have `auto` for each."""
     return {
         "train_micro_batch_size_per_gpu": train.train_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
@@ -137,12 +137,12 @@ def _deepspeed_values(train: TrainSettings) -> dict[str, Any]:
 
 
 def deepspeed_config(config: dict[str, Any], train: TrainSettings) -> dict[str, Any]:
-    """A DeepSpeed configuration with the settings' values in place of every `auto`."""
+    """A DeepSpeed configuration with every `auto` replaced by the value of the settings."""
     return {**config, **_deepspeed_values(train)}
 
 
 def read_deepspeed(path: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's own. Raises SettingsError where there is none, or no JSON in it."""
+    """Read a DeepSpeed configuration. Raises SettingsError if it is missing or not JSON."""
     try:
         return mapping(json.loads(path.read_bytes()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Loading params.yaml. Every mistake is reported at once, with its dotted key and a hint."""
+"""Loading of params.yaml. Reports every mistake at once, with its dotted key and a hint."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dreambooth_core.config.yaml_files import mapping, read_yaml
 from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.workspace import Workspace
 
-_MISSING = "missing; add it (presets/ holds complete files to copy from)"
+_MISSING = "missing; add it (presets/ has complete files to copy from)"
 
 
 def load_settings(path: Path) -> Settings:
     """Load and check a settings file. Raises SettingsError with every mistake at once."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path.name} must hold sections", got=f"{raw!r}"[:80])
+        raise SettingsError(f"{path.name} must contain sections", got=f"{raw!r}"[:80])
     sections = mapping(raw)
     problems = [*_problems(Settings, sections), *_override_problems(sections)]
     if problems:
@@ -36,7 +36,7 @@ def for_subject(settings: Settings, name: str) -> SubjectView:
     if name not in settings.subjects:
         near = nearest(name, settings.subjects)
         raise SettingsError(
-            f"no subject is called {name!r}",
+            f"no subject has the name {name!r}",
             allowed=", ".join(sorted(settings.subjects)) or "params.yaml has no subjects",
             hint=f"did you mean {near}?" if near else "add one with `dreambooth subject add`",
         )
@@ -50,7 +50,7 @@ def for_subject(settings: Settings, name: str) -> SubjectView:
 def load_view(workspace: Workspace, subject: str) -> SubjectView:
     """Load the settings of a subject from params.yaml, with `train.strategy` filled in.
 
-    Raises SettingsError for wrong settings and for a launch configuration that contradicts them.
+    Raises SettingsError for invalid settings, and for a launch file that contradicts them.
     """
     view = for_subject(load_settings(workspace.params), subject)
     strategy = strategy_of(view.train, read_launch_config(workspace, view.train))
@@ -59,9 +59,9 @@ def load_view(workspace: Workspace, subject: str) -> SubjectView:
 
 
 def check_launches(workspace: Workspace, settings: Settings) -> None:
-    """Check the launch configurations that the subjects name, or else the shared settings.
+    """Check the launch files of all subjects, or of the shared settings if there are no subjects.
 
-    Raises SettingsError with every mistake at once, each reported once.
+    Raises SettingsError with every mistake, each reported once.
     """
     trains = [for_subject(settings, name).train for name in sorted(settings.subjects)]
     problems: list[Problem] = []
@@ -89,7 +89,7 @@ def _problems(
 
 
 def _override_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the mistakes in the subjects' overrides, except those of the shared section."""
+    """Yield the mistakes in the subjects' overrides that are not in the shared section too."""
     for name, subject in mapping(raw.get("subjects")).items():
         for section, fields in mapping(mapping(subject).get("overrides")).items():
             prefix = ("subjects", name, "overrides", section)

@@ -1,4 +1,4 @@
-"""Reading YAML files, and editing their text so that only the requested bytes change."""
+"""Reading YAML files, and editing them without changing any other byte."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ruamel.yaml.error import YAMLError
 from dreambooth_core.errors import SettingsError
 
 _Node = Any
-"""A node of ruamel's tree, which has no types: `id`, `value`, `start_mark`, `end_mark`."""
+"""A node of ruamel's tree, which is untyped: `id`, `value`, `start_mark`, `end_mark`."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Load a YAML 1.2 file, in which 5e-6 is a number. Raises SettingsError."""
+    """Load a YAML 1.2 file, where 5e-6 is a number. Raises SettingsError."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"{path.name} does not exist in {path.parent}",
-            hint="run from the project's folder, or write one with `dreambooth preset use pocket`",
+            hint="run from the project's folder, or create it with `dreambooth preset use pocket`",
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path.name} is not valid YAML", got=str(error)) from None
@@ -36,7 +36,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Return a mapping as it is, and an empty one for anything else."""
+    """Return a mapping unchanged, and an empty one for any other value."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
@@ -47,7 +47,7 @@ def replace_value(text: str, keys: Sequence[str], value: int) -> str:
 
 
 def replace_section(text: str, key: str, other: str) -> str:
-    """Replace a top-level section by that of another file's text, comments included."""
+    """Replace a top-level section by that of another text, with its comments."""
     start, end = _section(text, key)
     other_start, other_end = _section(other, key)
     section = other[other_start:other_end]
@@ -72,7 +72,7 @@ def _append(text: str, section: str, entry: dict[str, Any] | list[Any]) -> str:
     if node.flow_style and node.value:
         end = node.end_mark.index - 1
         return f"{text[:end].rstrip()}, {_flow(entry)}{text[end:]}"
-    if node.flow_style:  # {} or []: the entry goes below this line
+    if node.flow_style:  # {} or []: insert the entry below this line
         text = text[: node.start_mark.index].rstrip() + text[node.end_mark.index :]
         last, column = key.end_mark.index, key.start_mark.column + 2
     else:
@@ -102,16 +102,16 @@ def _root(text: str) -> _Node:
 
 
 def _section(text: str, key: str) -> tuple[int, int]:
-    """Where a top-level section starts, and where the next one does."""
+    """The start of a top-level section, and the start of the next one."""
     start: int = _find(text, [key])[0].start_mark.index
     starts: list[int] = [key.start_mark.index for key, _ in _root(text).value]
     return start, min((at for at in starts if at > start), default=len(text))
 
 
 def _end_of(node: _Node) -> int:
-    """Where the last scalar or flow collection of a block ends.
+    """The end of the last scalar or flow collection of a block.
 
-    A block's own end mark comes after the comments below it, and so does that of an empty value.
+    The end mark of a block comes after the comments below it, and so does that of an empty value.
     """
     key: _Node = node
     while node.id != "scalar" and not node.flow_style and node.value:

@@ -1,4 +1,4 @@
-"""The settings fail at the door, all errors at once, with keys and hints."""
+"""Mistakes in the settings are reported at once, with keys and hints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def changed(tmp_path: Path, **changes: object) -> Path:
-    """A copy of the shipped params.yaml with dotted keys set; a value of ... removes the key."""
+    """Copy the shipped params.yaml and set dotted keys; a value of ... removes the key."""
     raw = YAML(typ="safe").load(ROOT / "params.yaml")
     for key, value in changes.items():
         *sections, last = key.split("__")
@@ -44,17 +44,17 @@ def subject_of_shipped() -> str:
     return next(iter(YAML(typ="safe").load(ROOT / "params.yaml")["subjects"]))
 
 
-def test_the_shipped_settings_are_valid() -> None:
+def test_shipped_settings_are_valid() -> None:
     assert config_main([str(ROOT / "params.yaml")]) == 0
 
 
-def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+def test_unknown_key_is_reported_with_nearest_key(tmp_path: Path) -> None:
     path = changed(tmp_path, train__lerning_rate=1e-5)
     with pytest.raises(SettingsError, match=r"train.lerning_rate: unknown.*learning_rate\?"):
         config.load_settings(path)
 
 
-def test_all_errors_are_reported_at_once_with_what_was_found(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once_with_their_values(tmp_path: Path) -> None:
     path = changed(
         tmp_path, train__max_train_steps=-3, data__background="white", evaluate__suite=...
     )
@@ -67,7 +67,7 @@ def test_all_errors_are_reported_at_once_with_what_was_found(tmp_path: Path) -> 
     assert "evaluate.suite: missing" in text
 
 
-def test_an_override_is_checked_with_its_whole_dotted_key(tmp_path: Path) -> None:
+def test_wrong_override_is_reported_by_its_full_dotted_key(tmp_path: Path) -> None:
     name = subject_of_shipped()
     path = changed(tmp_path, **{f"subjects__{name}__overrides": {"train": {"sed": 1}, "trian": {}}})
     with pytest.raises(SettingsError) as caught:
@@ -78,19 +78,19 @@ def test_an_override_is_checked_with_its_whole_dotted_key(tmp_path: Path) -> Non
     assert f"subjects.{name}.overrides.trian" in str(caught.value)
 
 
-def test_an_override_changes_only_its_subjects_view(tmp_path: Path) -> None:
+def test_override_changes_only_its_subject(tmp_path: Path) -> None:
     name = subject_of_shipped()
     path = changed(tmp_path, **{f"subjects__{name}__overrides": {"train": {"learning_rate": 0.25}}})
     assert view_of(path).train.learning_rate == 0.25
     assert config.load_settings(path).train.learning_rate != 0.25
 
 
-def test_lora_without_its_section_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_lora_method_without_lora_section_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"train\.lora: method is lora, but this section"):
         config.load_settings(changed(tmp_path, train__method="lora", train__lora=None))
 
 
-def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+def test_warm_up_without_effect_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match="lr_warmup_steps: lr_scheduler constant has no warm-up"
     ):
@@ -115,7 +115,7 @@ def test_a_warm_up_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
         ({"ema_decay": 0.99, "strategy": "fsdp"}, "but FSDP splits them"),
     ],
 )
-def test_options_that_cannot_work_together_are_refused_with_the_reason(
+def test_incompatible_options_are_refused_with_the_reason(
     tmp_path: Path, changes: dict[str, object], reason: str
 ) -> None:
     path = changed(tmp_path, **{f"train__{key}": value for key, value in changes.items()})
@@ -123,7 +123,7 @@ def test_options_that_cannot_work_together_are_refused_with_the_reason(
         config.load_settings(path)
 
 
-def test_all_rules_that_are_broken_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+def test_all_broken_rules_are_reported_each_on_its_line(tmp_path: Path) -> None:
     own = {"use_8bit_adam": True, "strategy": "deepspeed", "ema_decay": 0.9}
     path = changed(
         tmp_path,
@@ -144,8 +144,8 @@ def test_all_rules_that_are_broken_are_told_at_once_each_on_its_line(tmp_path: P
     assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
 
 
-def test_a_wrong_field_hides_no_rule_but_those_that_look_at_it(tmp_path: Path) -> None:
-    """max_grad_norm itself is wrong, so nothing is said of clipping under fused_backward."""
+def test_invalid_field_skips_only_the_rules_that_read_it(tmp_path: Path) -> None:
+    """max_grad_norm is invalid, so the rule on clipping with fused_backward is skipped."""
     path = changed(
         tmp_path,
         train__train_batch_size=0,
@@ -171,13 +171,13 @@ def test_a_wrong_field_hides_no_rule_but_those_that_look_at_it(tmp_path: Path) -
     assert "data.max_photos: less than min_photos, which is 20" in text
 
 
-def test_an_unknown_key_hides_no_rule(tmp_path: Path) -> None:
+def test_broken_rules_are_reported_together_with_unknown_keys(tmp_path: Path) -> None:
     path = changed(tmp_path, train__lerning_rate=1e-5, train__lr_warmup_steps=10)
     with pytest.raises(SettingsError, match=r"(?s)did you mean learning_rate\?.*has no warm-up"):
         config.load_settings(path)
 
 
-def test_a_subjects_override_that_breaks_a_rule_is_told_with_its_own_wrong_field(
+def test_override_reports_broken_rules_and_invalid_fields_together(
     tmp_path: Path,
 ) -> None:
     name = subject_of_shipped()
@@ -189,9 +189,9 @@ def test_a_subjects_override_that_breaks_a_rule_is_told_with_its_own_wrong_field
     assert f"{at}.lr_warmup_steps: lr_scheduler constant has no warm-up" in str(caught.value)
 
 
-def test_an_unknown_subject_names_those_that_are_there() -> None:
+def test_unknown_subject_is_refused_with_known_ones() -> None:
     with pytest.raises(SettingsError, match=subject_of_shipped()):
-        config.for_subject(config.load_settings(ROOT / "params.yaml"), "nobody")
+        config.for_subject(config.load_settings(ROOT / "params.yaml"), "unknown")
 
 
 def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
     assert config.read_yaml(path) == {"rate": 5e-6}
 
 
-def test_settings_are_read_without_torch() -> None:
+def test_settings_load_without_torch() -> None:
     code = "import sys, dreambooth_core.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
@@ -209,7 +209,7 @@ def _leaves(model: type[Section]) -> list[tuple[str, object]]:
     return list(model.model_fields.items())
 
 
-def test_only_the_runtime_section_holds_fields_without_effect() -> None:
+def test_only_runtime_section_has_fields_without_effect() -> None:
     for section in (config.DataSettings, config.TrainSettings, config.EvaluateSettings):
         assert all(config.effect_of(f) is not Effect.NONE for _, f in _leaves(section))
     assert all(config.effect_of(f) is Effect.NONE for _, f in _leaves(config.RuntimeSettings))
@@ -235,7 +235,7 @@ def test_only_the_runtime_section_holds_fields_without_effect() -> None:
         ("versions__cache", 9, {"cache"}),
     ],
 )
-def test_a_setting_moves_the_fingerprints_of_just_the_stages_that_depend_on_it(
+def test_setting_changes_only_fingerprints_of_stages_that_read_it(
     tmp_path: Path, key: str, value: object, stages: set[str]
 ) -> None:
     before = view_of(ROOT / "params.yaml")
@@ -248,14 +248,14 @@ def test_a_setting_moves_the_fingerprints_of_just_the_stages_that_depend_on_it(
     assert moved == stages
 
 
-def test_the_number_of_steps_is_part_of_the_result_when_the_schedule_depends_on_it(
+def test_max_train_steps_counts_if_the_schedule_depends_on_it(
     tmp_path: Path,
 ) -> None:
     cosine = view_of(changed(tmp_path, train__lr_scheduler="cosine"))
     assert "max_train_steps" in config.settings_of(cosine, "train")["train"]
 
 
-def test_every_section_of_the_settings_is_a_section_of_a_view() -> None:
+def test_subject_view_has_every_settings_section() -> None:
     assert set(Settings.model_fields) - {"subjects"} < set(SubjectView.model_fields)
 
 

@@ -18,7 +18,7 @@ from dreambooth_core.records import GateReport, Manifest, ManifestImage, Rejecte
 from dreambooth_core.workspace import Workspace
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_failed_write_keeps_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old")
 
@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_is_exchanged_whole(tmp_path: Path) -> None:
+def test_folder_is_replaced_completely(tmp_path: Path) -> None:
     target = tmp_path / "out"
     for text in ("first", "second"):
         with files.atomic_dir(target) as aside:
@@ -42,7 +42,7 @@ def test_a_folder_is_exchanged_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_folder_write_keeps_old_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with files.atomic_dir(target) as aside:
         (aside / "a").write_text("a")
@@ -66,7 +66,7 @@ while True:
 
 
 @pytest.mark.parametrize("delay_s", [0.011, 0.037, 0.083])
-def test_a_kill_at_any_moment_leaves_whole_folders_only(tmp_path: Path, delay_s: float) -> None:
+def test_kill_at_any_moment_leaves_only_complete_folders(tmp_path: Path, delay_s: float) -> None:
     target = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE, text=True
@@ -84,7 +84,7 @@ def test_a_kill_at_any_moment_leaves_whole_folders_only(tmp_path: Path, delay_s:
     assert {p.name for p in tmp_path.iterdir()} <= {"out"}
 
 
-def test_mismatches_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
+def test_mismatches_lists_missing_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "good").write_text("1")
     (tmp_path / "bad").write_text("2")
     expected = files.tree_hashes(tmp_path) | {"gone": "0" * 64}
@@ -98,7 +98,7 @@ def test_canonical_json_refuses_nan_and_ignores_key_order() -> None:
         files.canonical_json(float("nan"))
 
 
-def test_an_output_is_exchanged_under_the_workspace_lock_and_leftovers_are_swept(
+def test_output_is_replaced_under_workspace_lock_and_leftovers_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = Workspace(tmp_path).places("mug")
@@ -121,7 +121,7 @@ def test_an_output_is_exchanged_under_the_workspace_lock_and_leftovers_are_swept
     assert [p.name for p in target.parent.iterdir()] == ["cache"]
 
 
-def test_a_record_reads_back_equal_and_says_when_it_is_damaged(tmp_path: Path) -> None:
+def test_record_round_trips_and_damage_is_detected(tmp_path: Path) -> None:
     manifest = Manifest(
         role="class", fingerprint="f", images=(ManifestImage(file="a.png", sha256="0"),)
     )
@@ -133,7 +133,7 @@ def test_a_record_reads_back_equal_and_says_when_it_is_damaged(tmp_path: Path) -
     assert Manifest.read_if_there(tmp_path / "nowhere") is None
 
 
-def test_the_gate_report_has_the_keys_of_the_contract() -> None:
+def test_gate_report_has_the_keys_of_its_schema() -> None:
     report = GateReport(
         subject="s", accepted=(), rejected=(RejectedFile(name="a", reason="r"),), skipped=()
     )
@@ -155,7 +155,7 @@ with locks.hold(Path(sys.argv[1]), timeout_s=1):
 """
 
 
-def test_a_lock_names_its_holder_and_is_free_when_the_holder_is_killed(tmp_path: Path) -> None:
+def test_lock_reports_its_holder_and_is_released_by_a_kill(tmp_path: Path) -> None:
     path = Workspace(tmp_path).subject_lock("mug")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""The files of infra/accelerate: each does what its name says, and agrees with the settings."""
+"""The launch files of infra/accelerate match their names and are checked against settings."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def _train(name: str | None, **changes: Any) -> TrainSettings:
 
 
 def _agreeing(name: str) -> TrainSettings:
-    """Settings with the processes and the precision that the file states."""
+    """Settings with the processes and the precision of the launch file."""
     raw = YAML(typ="safe").load(Workspace(ROOT).accelerate_configs / f"{name}.yaml")
     precision = raw.get("mixed_precision", "fp16" if "fp16" in name else "no")
     return _train(name, num_processes=raw["num_processes"], mixed_precision=precision)
 
 
-def test_configurations_are_there_for_one_gpu_eight_two_nodes_deepspeed_and_fsdp2() -> None:
+def test_launch_files_for_documented_setups_exist() -> None:
     assert {
         "one-gpu", "eight-gpus", "two-nodes-x-8", "deepspeed-zero2-fp16-offload", "fsdp2-sdxl"
     } <= set(SHIPPED)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_launches_what_its_name_says(name: str) -> None:
+def test_shipped_launch_file_matches_its_name(name: str) -> None:
     train = _agreeing(name)
     config = read_launch_config(Workspace(ROOT), train)
     assert config is not None
@@ -59,7 +59,7 @@ def test_a_shipped_file_launches_what_its_name_says(name: str) -> None:
         assert config.accelerate["fsdp_config"]["fsdp_version"] == 2
 
 
-def test_the_seeds_8_gb_recipe_is_zero_2_in_fp16_with_the_optimizer_on_the_cpu() -> None:
+def test_8_gb_recipe_uses_zero_2_in_fp16_with_cpu_offload() -> None:
     config = read_launch_config(Workspace(ROOT), _agreeing("deepspeed-zero2-fp16-offload"))
     assert config is not None
     assert config.deepspeed is not None
@@ -68,7 +68,7 @@ def test_the_seeds_8_gb_recipe_is_zero_2_in_fp16_with_the_optimizer_on_the_cpu()
     assert config.deepspeed["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
 
 
-def test_the_settings_values_take_the_place_of_auto() -> None:
+def test_auto_in_deepspeed_file_is_replaced_by_settings() -> None:
     config = read_launch_config(Workspace(ROOT), _agreeing("deepspeed-two-cpus"))
     assert config is not None
     assert config.deepspeed is not None
@@ -79,14 +79,14 @@ def test_the_settings_values_take_the_place_of_auto() -> None:
     assert filled["zero_optimization"] == config.deepspeed["zero_optimization"]
 
 
-def test_an_unknown_name_is_refused_with_the_files_that_are_there(tmp_path: Path) -> None:
+def test_unknown_launch_file_is_refused_with_available_ones(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "infra", tmp_path / "infra")
     changed(tmp_path, train__accelerate_config="eight-gpu")
     with pytest.raises(SettingsError, match=r"found: eight-gpu; .*eight-gpus, fsdp2-sdxl"):
         load_view(Workspace(tmp_path), subject_of_shipped())
 
 
-def test_an_unknown_name_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+def test_unknown_launch_file_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "infra", tmp_path / "infra")
     changed(tmp_path, train__accelerate_config="../x")
     script = (
@@ -139,7 +139,7 @@ def test_launch_file_that_contradicts_settings_is_refused(
         read_launch_config(_workspace(tmp_path, text, name=name), _train(name))
 
 
-def test_a_deepspeed_value_that_is_not_the_settings_is_refused(tmp_path: Path) -> None:
+def test_deepspeed_value_that_contradicts_settings_is_refused(tmp_path: Path) -> None:
     text = (
         "distributed_type: DEEPSPEED\nnum_processes: 1\n"
         "deepspeed_config: {deepspeed_config_file: d.json}"
@@ -152,10 +152,10 @@ def test_a_deepspeed_value_that_is_not_the_settings_is_refused(tmp_path: Path) -
         read_launch_config(workspace, _train("deepspeed-mine"))
 
 
-def test_comments_of_a_file_do_not_count_but_its_content_does(tmp_path: Path) -> None:
+def test_launch_config_depends_on_content_but_not_comments(tmp_path: Path) -> None:
     found = []
     for index, text in enumerate(
-        ["num_processes: 1", "# so\nnum_processes: 1", "num_processes: 1\nx: 2"]
+        ["num_processes: 1", "# comment\nnum_processes: 1", "num_processes: 1\nx: 2"]
     ):
         workspace = _workspace(tmp_path / str(index), text, name="mine")
         found.append(read_launch_config(workspace, _train("mine")))

@@ -1,4 +1,4 @@
-"""The presets beside the seed document's blocks: what a block says, its preset says too."""
+"""The presets have the values of the guide's code blocks."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ BLOCKS = {
     "sd14-8gb": "8 GB",
 }
 NOT_THE_BLOCKS = {
-    # Of the flags' defaults: how often is saved and how much is kept is the preset's own.
+    # The presets choose their own checkpoints and seed.
     *("checkpointing_steps", "checkpoints_total_limit", "seed"),
-    # torch's SDPA stands in for xFormers, which has to be installed apart (docs/memory.md).
+    # The presets use PyTorch's SDPA, because xFormers is a separate package (docs/memory.md).
     "enable_xformers_memory_efficient_attention",
 }
 
 
 def flags_of(title: str) -> ScriptFlags:
-    """The flags of a block, as the script itself reads them."""
-    text = block(title).replace("--use_8bit_adam\n", "--use_8bit_adam \\\n")  # its backslash lacks
+    """The flags of a block, parsed by the script's parser."""
+    text = block(title).replace(
+        "--use_8bit_adam\n", "--use_8bit_adam \\\n"
+    )  # the block lacks this backslash
     exports = dict(re.findall(r'export (\w+)="(.*)"', text))
     command = re.sub(r"\\\n", " ", text).partition("train_dreambooth.py")[2]
     return parse(DREAMBOOTH, shlex.split(string.Template(command).substitute(exports)))
 
 
 def sections_of(settings: config.Settings) -> dict[str, Any]:
-    """The fields of the sections that flags speak of, by their names."""
+    """The fields of the sections that have flags, by name."""
     assert settings.prior is not None
     parts = (settings.base_model, settings.data, settings.prior, settings.train)
     return {name: getattr(part, name) for part in parts for name in type(part).model_fields}
 
 
 @pytest.mark.parametrize(("name", "title"), BLOCKS.items())
-def test_a_preset_has_every_value_of_its_block_and_the_scripts_default_of_the_rest(name, title):
+def test_preset_has_its_blocks_values_and_script_defaults(name, title):
     flags = flags_of(title)
     given = {n: v for n, v in flags.model_dump().items() if n not in NOT_THE_BLOCKS}
     given["offset_noise"] = 0.1 if given["offset_noise"] else 0.0
     if "mixed_precision" not in flags.model_fields_set:
-        del given["mixed_precision"]  # that of `accelerate config`
+        del given["mixed_precision"]  # comes from `accelerate config`
     if "sample_batch_size" not in flags.model_fields_set:
-        del given["sample_batch_size"]  # how many class images the card draws at once
+        del given["sample_batch_size"]  # depends on the GPU's memory
     preset = sections_of(config.load_settings(ROOT / "presets" / f"{name}.yaml"))
     both = given.keys() & preset.keys()
     assert {n: preset[n] for n in both} == {n: given[n] for n in both}
@@ -64,8 +66,8 @@ def test_a_preset_has_every_value_of_its_block_and_the_scripts_default_of_the_re
     } <= both
 
 
-def test_the_blocks_differ_where_the_seed_document_says_so():
-    """Else a block read wrongly would go unnoticed."""
+def test_blocks_differ_where_the_guide_does():
+    """Checks that the blocks are read correctly."""
     read = {name: flags_of(title) for name, title in BLOCKS.items()}
     assert {n: f.gradient_accumulation_steps for n, f in read.items() if n != "sd14-16gb"} == {
         "sd14-24gb": 1, "sd14-12gb": 1, "sd14-8gb": 1,

@@ -1,4 +1,4 @@
-"""The presets: complete files, of which each can be switched from full to LoRA by one word."""
+"""The presets are complete, and one word switches each between full and LoRA training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[3]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
-def test_there_is_a_preset_for_every_card_and_method_that_the_documents_name():
+def test_every_documented_preset_exists():
     cards = {"sd14-24gb", "sd14-16gb", "sd14-12gb", "sd14-8gb", "sd14-6gb"}
     assert {path.stem for path in PRESETS} == {"pocket", *cards, "sd14-lora", "sdxl-lora"}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_becomes_the_other_method_by_one_word(path, tmp_path):
+def test_one_word_switches_the_method_of_a_preset(path, tmp_path):
     text = path.read_text()
     view = view_of(tmp_path, text)
     other = {"full": "lora", "lora": "full"}[view.train.method]
@@ -36,25 +36,25 @@ def test_a_preset_becomes_the_other_method_by_one_word(path, tmp_path):
     assert rates == {"full": view.train.learning_rate, "lora": view.train.lora.learning_rate}
 
 
-def test_the_settings_of_adapters_do_not_count_while_whole_networks_are_trained(tmp_path):
+def test_lora_settings_do_not_affect_fingerprint_of_full_training(tmp_path):
     text = (ROOT / "presets" / "pocket.yaml").read_text()
     one = config.settings_of(view_of(tmp_path, text), "train")
     other = config.settings_of(view_of(tmp_path, text.replace("rank: 8", "rank: 4")), "train")
     assert one == other
 
 
-def test_the_preset_for_6_gb_offloads_nothing_and_keeps_no_second_copy_of_weights_or_gradients():
+def test_6_gb_preset_uses_fused_backward_without_offloading():
     train = config.load_settings(ROOT / "presets" / "sd14-6gb.yaml").train
     assert (train.method, train.accelerate_config, train.fused_backward) == ("full", None, True)
     assert (train.weight_dtype, train.optimizer) == ("bf16", "adafactor")
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_names_a_launch_file_that_is_there_and_says_the_same(path):
+def test_preset_agrees_with_its_launch_file(path):
     config.check_launches(Workspace(ROOT), config.load_settings(path))
 
 
-def test_the_preset_for_8_gb_launches_zero_2_with_the_optimizer_off_the_card():
+def test_8_gb_preset_launches_zero_2_with_offloaded_optimizer():
     train = config.load_settings(ROOT / "presets" / "sd14-8gb.yaml").train
     launch = config.read_launch_config(Workspace(ROOT), train)
     assert launch is not None
@@ -97,27 +97,25 @@ WRONG_LAUNCHES = [
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
-def test_the_lint_refuses_a_launch_file_that_is_missing_or_says_otherwise(
-    workspace, capsys, old, new, message
-):
+def test_lint_refuses_missing_or_contradicting_launch_file(workspace, capsys, old, new, message):
     wrong = spoil(workspace, "sd14-8gb", old, new)
     assert lint([str(wrong), str(workspace.params)]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.startswith("sd14-8gb.yaml: ")
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("sd14-8gb.yaml: ")
 
 
-def test_the_lint_tells_what_is_wrong_with_every_file(workspace, capsys):
+def test_lint_reports_the_mistakes_of_every_file(workspace, capsys):
     wrong = [
         spoil(workspace, name, "seed: 42", "sed: 42") for name in ("sd14-8gb", "sd14-6gb", "pocket")
     ]
     assert lint([str(path) for path in wrong]) == 2
-    told = capsys.readouterr().err
-    assert all(f"{path.name}: train.sed: unknown setting" in told for path in wrong)
+    errors = capsys.readouterr().err
+    assert all(f"{path.name}: train.sed: unknown setting" in errors for path in wrong)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
-def test_a_preset_that_could_not_be_launched_is_not_written(workspace, old, new, message):
+def test_preset_with_invalid_launch_is_not_written(workspace, old, new, message):
     spoil(workspace, "sd14-8gb", old, new)
     before = workspace.params.read_bytes()
     with pytest.raises(SettingsError, match=re.escape(message)):
@@ -126,7 +124,7 @@ def test_a_preset_that_could_not_be_launched_is_not_written(workspace, old, new,
 
 
 @pytest.mark.parametrize(("old", "new", "message"), WRONG_LAUNCHES)
-def test_the_doctor_calls_settings_wrong_that_could_not_be_launched(workspace, old, new, message):
+def test_doctor_reports_settings_with_invalid_launch(workspace, old, new, message):
     wrong = spoil(workspace, "sd14-8gb", old, new)
     shutil.copy(wrong, workspace.params)
     (found,) = doctor.settings(workspace)
@@ -135,14 +133,14 @@ def test_the_doctor_calls_settings_wrong_that_could_not_be_launched(workspace, o
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_has_the_versions_of_the_shipped_settings(path):
-    """Versions are those of the code, whatever is trained."""
+def test_preset_has_versions_of_shipped_settings(path):
+    """Versions belong to the code, not to what is trained."""
     shipped = config.load_settings(ROOT / "params.yaml").versions
     assert config.load_settings(path).versions == shipped
 
 
-def test_an_older_preset_takes_no_version_back_and_a_newer_one_brings_its_own(workspace):
-    """Else what an older code has made would be up to date again."""
+def test_preset_raises_but_never_lowers_versions(workspace):
+    """A lower version would make outputs of older code count as up to date."""
     now = config.load_settings(workspace.params).versions
     cache, train = now.cache, now.train
     other = f"cache: {cache - 1}\n  train: {train + 1}"
@@ -154,7 +152,7 @@ def test_an_older_preset_takes_no_version_back_and_a_newer_one_brings_its_own(wo
     assert "versions.cache" not in changed
 
 
-def test_launch_files_of_all_subjects_are_told_at_once(workspace):
+def test_launch_mistakes_of_all_subjects_are_reported_at_once(workspace):
     presets.use(workspace, "sd14-8gb")
     text = workspace.params.read_text()
     other = """overrides: {train: {num_processes: 3}}

@@ -89,7 +89,7 @@ def test_preset_is_written_byte_for_byte_around_the_subjects(workspace: Workspac
     assert workspace.params.read_text() == expected
 
 
-def test_preset_keeps_a_higher_version_and_no_other_byte_changes(workspace: Workspace) -> None:
+def test_preset_keeps_higher_version_without_other_changes(workspace: Workspace) -> None:
     text = workspace.params.read_text()
     workspace.params.write_text(text.replace("  cache: 3\n", "  cache: 12\n"))
     presets.use(workspace, "pocket")
