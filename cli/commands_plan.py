@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from dreambooth_core.planning.speed import Device
 
 _GIB = 1024.0
+_LAUNCHES: dict[config.Strategy, str] = {
+    "single": "one process",
+    "ddp": "DDP",
+    "deepspeed": "DeepSpeed",
+    "fsdp": "FSDP2",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,8 +43,8 @@ def plan(
 ) -> None:
     """Predict a run: stages to run or skip, memory, time, and the presets that fit."""
     from dreambooth_core.evaluation import suites
-    from dreambooth_core.planning import plan as planning
-    from dreambooth_core.planning import speed
+    from dreambooth_core.planning import fit, speed
+    from dreambooth_core.planning.launches import launch_of
 
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)
@@ -48,21 +54,21 @@ def plan(
     root = session.workspace.root
     device, have_mib = _device(view, card_gib)
     suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root)
-    architecture = planning.architecture_of(view, root)
+    architecture = fit.architecture_of(view, root)
     times = speed.times_of(view, architecture, device, prompts=len(suite.templates))
-    footprint = planning.memory_of(view, root, kind=device.kind)
-    launch = planning.launch_of(view.train, root)
+    footprint = fit.memory_of(view, root, kind=device.kind)
+    launch = launch_of(view.train, root)
     base = view.base_model.pretrained_model_name_or_path
     stages = stages_ahead(session.workspace, view, env=session.env)
     result = {
         "subject": name,
         "stages": stages,
         "device": device.name or device.kind,
-        "memory": planning.describe(footprint, have_mib=have_mib),
-        "launch": launch.kind,
+        "memory": fit.describe(footprint, have_mib=have_mib),
+        "launch": _LAUNCHES[launch.strategy],
         "offloads": launch.offloads,
         "time": speed.describe(times, [stage for stage, does in stages.items() if does == "run"]),
-        "presets": planning.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
+        "presets": fit.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
     }
     session.terminal.finish(result, lambda console: show(console, result))
 

@@ -1,1 +1,1 @@
-"""What a run would need: memory and time, from the settings, the model's shapes and a table."""
+"""Prediction of the memory and time of a run, without running it."""

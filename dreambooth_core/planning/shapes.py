@@ -1,4 +1,4 @@
-"""The shapes of a model's tensors, from its files' headers or from a table. Torch-free."""
+"""The tensor shapes of a model, from the headers of its files or a table. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from dreambooth_core.planning.tables import read_table
 
 Shape = tuple[int, ...]
 SIGNATURE = ("block_out_channels", "layers_per_block", "cross_attention_dim")
-"""The keys of a U-Net's config by which its architecture is known."""
+"""The keys of a U-Net's config that identify its architecture."""
 _KNOWN = {
     "CompVis/stable-diffusion-v1-4": "sd1",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
-"""Hub ids whose shapes are known before they are downloaded."""
-
+"""Hub ids whose shapes are known before a download."""
 
 Named = tuple[tuple[str, Shape], ...]
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """A model's U-Net and text encoders, tensor by tensor.
+    """The shapes of a model's U-Net and text encoders.
 
-    `architecture` is the name under which passes were traced; None: another model's.
+    `architecture` is the model's name in the tables, or None if it is not there.
     """
 
     architecture: str | None
@@ -39,9 +38,9 @@ class ModelShapes:
     text: Named
 
     def trained(self, train: TrainSettings) -> list[Shape]:
-        """What a training updates: whole networks, or the adapters of their layers.
+        """The shapes of the trained tensors: whole networks, or adapters of their layers.
 
-        Raises SettingsError for names of layers that the networks do not have.
+        Raises SettingsError for layer names that match no layer of the networks.
         """
         lora = train.lora if train.method == "lora" else None
         text = self.text if train.train_text_encoder else ()
@@ -54,7 +53,7 @@ class ModelShapes:
         return [*_adapters(self.unet, lora.lora_layers, lora), *of_text]
 
     def frozen(self, train: TrainSettings) -> list[Shape]:
-        """What is held beside adapters and only read."""
+        """The shapes of the frozen tensors."""
         if train.method != "lora":
             return []
         text = self.text if train.train_text_encoder else ()
@@ -62,13 +61,13 @@ class ModelShapes:
 
 
 def _adapters(tensors: Named, layers: Sequence[str], lora: LoraSettings) -> list[Shape]:
-    """The shapes of the adapters' factors: [r, in] and [out, r] for every fitting layer.
+    """The shapes of the adapters: [r, in] and [out, r] for every matching layer.
 
-    With DoRA also [out], the lengths of the rows.
+    DoRA adds [out], the magnitudes.
     """
     factors: list[Shape] = []
     for name, shape in tensors:
-        if name.endswith(".weight") and _fits(name.removesuffix(".weight"), layers):
+        if name.endswith(".weight") and _matches(name.removesuffix(".weight"), layers):
             factors += [(lora.rank, *shape[1:]), (shape[0], lora.rank)]
             factors += [(shape[0],)] if lora.use_dora else []
     return factors
@@ -77,23 +76,23 @@ def _adapters(tensors: Named, layers: Sequence[str], lora: LoraSettings) -> list
 def _require_layers(tensors: Named, option: str, layers: Sequence[str]) -> None:
     names = [name.removesuffix(".weight") for name, _ in tensors if name.endswith(".weight")]
     if not names:
-        return  # the weights have another form, and their names are not known
-    unknown = [layer for layer in layers if not any(_fits(name, [layer]) for name in names)]
+        return  # the weights are in another format, so their names are unknown
+    unknown = [layer for layer in layers if not any(_matches(name, [layer]) for name in names)]
     if unknown or not layers:
         raise SettingsError(
             "no layer of the base model has this name",
             key=f"train.lora.{option}",
-            got=", ".join(unknown) or "no name at all",
-            hint="ends of names, such as to_q and to_out.0 in a U-Net, q_proj in a text encoder",
+            got=", ".join(unknown) or "an empty list",
+            hint="use name endings: to_q or to_out.0 for a U-Net, q_proj for a text encoder",
         )
 
 
-def _fits(module: str, layers: Sequence[str]) -> bool:
+def _matches(module: str, layers: Sequence[str]) -> bool:
     return any(module == layer or module.endswith(f".{layer}") for layer in layers)
 
 
 def shapes_of(name: str, folder: Path | None) -> ModelShapes | None:
-    """The shapes of the model in `folder`, or of a known hub id; None for any other."""
+    """The shapes of the model in `folder`, or of a known hub id. None for other models."""
     if folder is not None:
         return _from_files(folder)
     return _from_table(_KNOWN[name]) if name in _KNOWN else None
@@ -110,7 +109,7 @@ def _from_files(folder: Path) -> ModelShapes:
 
 
 def _headers(folder: Path) -> list[tuple[str, Shape]]:
-    """Names and shapes of all tensors of a network's plain safetensors files."""
+    """The names and shapes of all tensors in a network's safetensors files, without variants."""
     found: list[tuple[str, Shape]] = []
     for path in sorted(folder.glob("*.safetensors")):
         if path.name.count(".") > 1:

@@ -1,7 +1,7 @@
-"""How long a run takes, from a table of measured seconds (speeds.json). Torch-free.
+"""The duration of a run, from a table of measured seconds (speeds.json). Torch-free.
 
-`python -m benchmarks.speeds` makes the table. An update takes a fixed part and a part for each row;
-a picture a fixed part and a part for each sampling step.
+`python -m benchmarks.speeds` writes the table. The time of an update is linear in its rows, and the
+time of an image in its sampling steps.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dreambooth_core.planning.tables import line_through, read_table
 
 TABLE_NAME = "speeds.json"
 _KIND = ("method", "mixed_precision", "gradient_checkpointing")
-"""The settings by which kinds of training are told apart in the table."""
+"""The settings that distinguish kinds of training in the table."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What would compute: `name` is the card's, or None where it is not known."""
+    """The device of the run. `name` is the GPU's name, or None if unknown."""
 
     kind: Kind
     name: str | None
@@ -30,9 +30,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the stages that were measured, and on which device.
+    """Seconds per stage, and the device that they were measured on.
 
-    A part that was not measured there is None. Loading, starting and writing are in none of them.
+    None for a stage that was not measured. Start-up, loading and saving are not included.
     """
 
     measured_on: str | None
@@ -43,8 +43,8 @@ class Times:
 
 
 def times_of(view: SubjectView, architecture: str | None, device: Device, *, prompts: int) -> Times:
-    """The seconds of a subject's stages; `prompts` is the number of those in its suite."""
-    known = [row for row in read_table(TABLE_NAME)["made_with"] if _is_that(row, device)]
+    """Predict the seconds of a subject's stages. `prompts` is the size of its prompt suite."""
+    known = [row for row in read_table(TABLE_NAME)["made_with"] if _is_measured_on(row, device)]
     if not known:
         return Times(measured_on=None)
     name: str = known[0]["device"]
@@ -65,9 +65,9 @@ def times_of(view: SubjectView, architecture: str | None, device: Device, *, pro
 
 
 def describe(times: Times, ahead: Collection[str]) -> dict[str, Any]:
-    """The time part of a plan: seconds a step, of each stage `ahead`, and of these together.
+    """Report the seconds per step, of each stage that is `ahead`, and in total.
 
-    `total_seconds` is None where one of them was not measured, or where none is ahead.
+    `total_seconds` is None if a stage was not measured or no stage is ahead.
     """
     stages = {
         "class-images": times.class_images,
@@ -84,8 +84,8 @@ def describe(times: Times, ahead: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _is_that(row: dict[str, Any], device: Device) -> bool:
-    """A GPU is known by its name. Any CPU is compared with the one that was measured."""
+def _is_measured_on(row: dict[str, Any], device: Device) -> bool:
+    """Whether a row is for this device. GPUs must have the same name; all CPUs count as equal."""
     return row["kind"] == device.kind and (device.kind == "cpu" or row["device"] == device.name)
 
 
@@ -103,7 +103,7 @@ def _rows(table: str, measured: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _seconds_per_step(view: SubjectView, measured: list[dict[str, Any]]) -> float | None:
-    """Of plain AdamW on the U-Net as it is, the only kind that is measured."""
+    """Only training of the uncompiled U-Net with plain AdamW is measured."""
     train = view.train
     if not train.uses_fused_adamw or train.train_text_encoder or train.compile_blocks:
         return None

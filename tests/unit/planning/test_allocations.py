@@ -1,4 +1,4 @@
-"""What the benchmarks read memory with, against cases that are worked out by hand."""
+"""The benchmarks' memory counters, against hand-computed cases."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ assert found.at_marks == [8_000_000, 9_000_000, 1_000_000], found
 """
 
 
-def test_the_allocators_events_give_the_bytes_of_a_case_worked_out_by_hand():
+def test_allocator_events_match_hand_computed_peaks():
     done = subprocess.run(
         [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_fake_tensors_give_the_bytes_of_a_pass_worked_out_by_hand():
-    """W is [1000, 1000], x [1000, 250]: x and y take 1 MB each, W's gradient 4, what follows 5.
+def test_fake_tensors_match_hand_computed_peak_of_a_pass():
+    """W is [1000, 1000], x [1000, 250]: x and y take 1 MB each, W's gradient 4, `following` 5.
 
-    x, the gradient and what follows make 10 MB. Were the gradient given back before, it would be
-    6 MB: x and what follows, and as much in the backward pass with x, y and the gradient. An update
-    of W that holds 4 bytes a number would come on top of that: 10 MB.
+    x, the gradient and `following` take 10 MB. If the gradient is freed first, the peak is 6 MB: x
+    and `following`, or x, y and the gradient in the backward pass. A fused update of W with 4 bytes
+    per number adds 4 MB to the latter: 10 MB.
     """
     with FakeTensorMode():
         weight, gradient = nn.Parameter(torch.ones(1000, 1000)), torch.ones(1000, 250)

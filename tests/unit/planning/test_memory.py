@@ -1,4 +1,4 @@
-"""Predicted memory, against shapes that are known and runs that were measured."""
+"""Predicted memory, against known shapes and measured runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.planning import plan
+from dreambooth_core.planning import fit
 from dreambooth_core.planning.memory import CONTEXT_MIB, MIB, predict
 from dreambooth_core.planning.shapes import Named, shapes_of
 
@@ -40,14 +40,14 @@ def preset(name: str) -> config.Settings:
         ("stabilityai/stable-diffusion-xl-base-1.0", 2_567_463_684, 123_060_480 + 694_659_840),
     ],
 )
-def test_the_tables_hold_as_many_parameters_as_the_published_weights(name, unet, text):
+def test_shape_tables_match_parameter_counts_of_published_weights(name, unet, text):
     model = shapes_of(name, None)
     assert model is not None
     assert count(model.unet) == unet
     assert count(model.text) == text
 
 
-def test_the_headers_of_a_models_files_give_the_shapes_of_the_table():
+def test_shapes_from_file_headers_match_parameter_counts():
     from_files = shapes_of("assets/pocket-sd", ROOT / "assets" / "pocket-sd")
     assert from_files is not None
     assert from_files.architecture == "pocket"
@@ -55,15 +55,15 @@ def test_the_headers_of_a_models_files_give_the_shapes_of_the_table():
     assert count(from_files.text) == 680_704
 
 
-def test_adapters_of_rank_4_on_sd_1_4s_attention_have_797184_parameters():
-    """The number that diffusers' own LoRA of rank 4 has for SD 1.x (3.2 MB in fp32)."""
+def test_rank_4_adapters_of_sd14_have_797184_parameters():
+    """As many as diffusers' LoRA of rank 4 for SD 1.x (3.2 MB in fp32)."""
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     assert model is not None
     trained = model.trained(preset("sd14-lora").train)
     assert sum(map(math.prod, trained)) == 797_184
 
 
-def test_a_layers_name_that_the_model_does_not_have_is_refused_before_anything_is_predicted():
+def test_unknown_adapter_layer_is_refused_by_name():
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     settings = preset("sd14-lora")
     assert settings.train.lora is not None
@@ -73,7 +73,7 @@ def test_a_layers_name_that_the_model_does_not_have_is_refused_before_anything_i
         model.trained(settings.train.model_copy(update={"lora": lora}))
 
 
-def test_weights_gradients_and_moments_of_sd_1_4_are_16_bytes_a_parameter_in_fp32():
+def test_fp32_adamw_state_of_sd14_takes_16_bytes_per_parameter():
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     settings = preset("sd14-16gb")
     train = settings.train.model_copy(update={"use_8bit_adam": False})
@@ -86,24 +86,24 @@ def test_weights_gradients_and_moments_of_sd_1_4_are_16_bytes_a_parameter_in_fp3
 @pytest.mark.parametrize(
     ("file", "row"), MEASURED, ids=lambda v: v if isinstance(v, str) else v["recipe"]
 )
-def test_the_prediction_is_within_8_percent_of_real_runs(file, row):
-    """The peaks of whole updates by the trainer itself; benchmarks/memory.py writes them."""
+def test_prediction_is_within_8_percent_of_measured_peak(file, row):
+    """benchmarks/memory.py measures the peaks of complete updates by the trainer."""
     assert row["predicted_mib"] == pytest.approx(row["peak_mib"], rel=0.08)
 
 
-def test_the_table_of_predictions_is_that_of_this_code():
-    """Else the measured table would say nothing of what `plan` says now."""
+def test_measured_table_has_predictions_of_this_code():
+    """Otherwise the measured table does not validate the current predictions."""
     row = next(row for file, row in MEASURED if row["recipe"] == "fp32, batch 4")
-    footprint = plan.memory_of(preset("pocket"), ROOT, kind="cpu")
+    footprint = fit.memory_of(preset("pocket"), ROOT, kind="cpu")
     assert footprint is not None
     assert round(footprint.peak, 1) == row["predicted_mib"]
 
 
-def test_the_lines_through_the_traced_passes_bend_where_gradients_are_kept():
-    """SD 1.4 in bf16 with checkpointing, 2 rows: 537 MiB, with 1,639 of gradients 1,910, not 2,177.
+def test_kept_gradients_do_not_add_to_activation_peak_in_full():
+    """SD 1.4 in bf16, checkpointing, 2 rows: 537 MiB, and 1,910 with 1,639 of gradients, not 2,177.
 
-    By the time that most gradients are there, only the first blocks' activations are held. With the
-    updates (450 for the largest weight) it is 707, not 987.
+    When most gradients exist, only the activations of the first blocks are still in memory. With
+    fused updates (450 for the largest weight) the peak is 707, not 987.
     """
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     settings = preset("sd14-6gb")
@@ -116,16 +116,16 @@ def test_the_lines_through_the_traced_passes_bend_where_gradients_are_kept():
     assert [f.passes for f in found] == pytest.approx([707.2, 1910.3], abs=0.1)
 
 
-def test_autocast_needs_more_on_a_gpu_where_it_computes_norms_in_fp32():
+def test_autocast_takes_more_memory_on_gpu_for_fp32_norms():
     settings = preset("sd14-lora")
-    gpu, cpu = (plan.memory_of(settings, ROOT, kind=kind) for kind in ("gpu", "cpu"))
+    gpu, cpu = (fit.memory_of(settings, ROOT, kind=kind) for kind in ("gpu", "cpu"))
     assert gpu is not None
     assert cpu is not None
     assert gpu.peak - cpu.peak == pytest.approx(522.6 - 462.1, abs=0.1)
 
 
-def test_compiled_blocks_are_predicted_to_take_what_is_sure_and_no_more():
-    """Their passes were not traced, so the peak is a lower bound: weights, moments, gradients."""
+def test_compiled_blocks_get_only_a_lower_bound():
+    """Their passes are not traced, so only weights, moments and gradients count."""
     settings = preset("pocket")
     train = settings.train.model_copy(update={"compile_blocks": True})
     model = shapes_of("assets/pocket-sd", ROOT / "assets" / "pocket-sd")
@@ -135,8 +135,8 @@ def test_compiled_blocks_are_predicted_to_take_what_is_sure_and_no_more():
     assert found.peak == pytest.approx(16 * 5_708_424 / MIB)
 
 
-def test_a_cpus_8_bit_updates_in_the_backward_pass_take_12_bytes_more_of_the_largest_weight():
-    """Both moments are widened to fp32 there: 28 bytes a number instead of 16."""
+def test_fused_8_bit_update_on_cpu_takes_12_more_bytes_per_value():
+    """bitsandbytes converts both moments to fp32: 28 bytes per value instead of 16."""
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     settings = preset("sd14-6gb")
     own = {"optimizer": "adamw", "use_8bit_adam": True}
@@ -152,8 +152,8 @@ def test_a_cpus_8_bit_updates_in_the_backward_pass_take_12_bytes_more_of_the_lar
     assert widened - plain == pytest.approx(12 * largest / MIB)
 
 
-def test_a_second_micro_step_holds_all_gradients_beside_its_activations():
-    """sd14-16gb accumulates two: 2,074 MiB of a pass whose gradients are freed, and 3,279."""
+def test_accumulation_keeps_all_gradients_with_the_activations():
+    """sd14-16gb has two micro-steps: 2,074 MiB of a pass, plus 3,279 of gradients."""
     settings = preset("sd14-16gb")
     model = shapes_of("CompVis/stable-diffusion-v1-4", None)
     assert model is not None
@@ -167,14 +167,14 @@ def test_a_second_micro_step_holds_all_gradients_beside_its_activations():
 
 @pytest.mark.parametrize(("dora", "dropout"), [(True, 0.0), (False, 0.1), (True, 0.1)])
 @pytest.mark.parametrize("name", ["pocket", "sd14-lora", "sdxl-lora"])
-def test_dora_and_dropout_of_adapters_are_traced_as_kinds_of_their_own(name, dora, dropout):
-    """Without checkpointing: with it SDXL's peak on a GPU is that of a residual block."""
+def test_dora_and_dropout_of_adapters_take_extra_memory(name, dora, dropout):
+    """Without checkpointing, because with it a residual block sets SDXL's peak on a GPU."""
     settings = preset(name)
     train = settings.train.model_copy(update={"method": "lora", "gradient_checkpointing": False})
     assert train.lora is not None
     own = train.lora.model_copy(update={"use_dora": dora, "lora_dropout": dropout})
     plain, other = (
-        plan.memory_of(settings.model_copy(update={"train": each}), ROOT, kind="gpu")
+        fit.memory_of(settings.model_copy(update={"train": each}), ROOT, kind="gpu")
         for each in (train, train.model_copy(update={"lora": own}))
     )
     assert plain is not None
@@ -182,31 +182,31 @@ def test_dora_and_dropout_of_adapters_are_traced_as_kinds_of_their_own(name, dor
     assert plain.passes is not None
     assert other.passes is not None
     assert other.passes > 1.05 * plain.passes
-    assert (other.weights > plain.weights) is dora  # the lengths of the rows
+    assert (other.weights > plain.weights) is dora  # DoRA's magnitudes
 
 
 @pytest.mark.parametrize(
     ("name", "card_gib"),
     [("sd14-24gb", 24), ("sd14-16gb", 16), ("sd14-12gb", 12), ("sd14-6gb", 4)],
 )
-def test_a_preset_fits_the_card_that_it_is_named_for(name, card_gib):
-    """sd14-6gb even one of 4 GiB."""
-    footprint = plan.memory_of(preset(name), ROOT, kind="gpu")
+def test_preset_fits_the_gpu_in_its_name(name, card_gib):
+    """sd14-6gb even fits a GPU of 4 GiB."""
+    footprint = fit.memory_of(preset(name), ROOT, kind="gpu")
     assert footprint is not None
     assert footprint.peak + CONTEXT_MIB < card_gib * 1024
 
 
-def test_the_first_preset_named_for_a_card_of_12_gib_fits_it():
+def test_first_suggested_preset_fits_the_gpu():
     base = "CompVis/stable-diffusion-v1-4"
-    found = plan.presets_that_fit(ROOT, base, have_mib=12 * 1024, kind="gpu")
+    found = fit.presets_that_fit(ROOT, base, have_mib=12 * 1024, kind="gpu")
     assert found[0]["fits"] is True
     assert found[0]["peak_mib"] < 12 * 1024
-    found = plan.presets_that_fit(ROOT, base, have_mib=6144, kind="gpu")
+    found = fit.presets_that_fit(ROOT, base, have_mib=6144, kind="gpu")
     small = {row["name"]: row["fits"] for row in found}
     assert small["sd14-6gb"] is True
     assert small["sd14-16gb"] is False
 
 
 def test_planning_needs_no_torch():
-    code = "import sys, dreambooth_core.planning.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, dreambooth_core.planning.fit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Predicted seconds, against the table that was measured, by hand."""
+"""Predicted seconds, against hand-computed ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def view_of_preset(tmp_path: Path, name: str) -> config.SubjectView:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Round numbers: 10 ms and 20 ms a row; 50 ms and 10 ms a sampling step; 5 ms a score."""
+    """10 ms plus 20 ms per row; 50 ms plus 10 ms per sampling step; 5 ms per score."""
     kind = {"method": "full", "mixed_precision": "no", "gradient_checkpointing": False}
     own = {"device": "a CPU", "architecture": "pocket", "side_px": 64}
     made_up = {
@@ -37,8 +37,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_the_pocket_recipe_takes_what_the_table_says_by_hand(tmp_path):
-    """600 steps of 8 rows; 128 class images of 10 steps; 11 models of 20 x 4 + 32 pictures."""
+def test_predicted_seconds_match_hand_computed_ones(tmp_path):
+    """600 steps of 8 rows; 128 class images of 10 steps; 11 models with 20 x 4 + 32 images."""
     times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     assert times.step == pytest.approx(0.17)
     assert times.train == pytest.approx(600 * 0.17)
@@ -47,21 +47,21 @@ def test_the_pocket_recipe_takes_what_the_table_says_by_hand(tmp_path):
 
 
 @pytest.mark.usefixtures("table")
-def test_stages_that_are_skipped_are_not_in_the_total(tmp_path):
+def test_skipped_stages_are_not_in_the_total(tmp_path):
     times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
-    told = speed.describe(times, ["train", "evaluate"])
-    assert told["total_seconds"] == round(600 * 0.17 + 11 * 112 * 0.175, 1)
-    assert told["stage_seconds"].keys() == {"train", "evaluate"}
+    report = speed.describe(times, ["train", "evaluate"])
+    assert report["total_seconds"] == round(600 * 0.17 + 11 * 112 * 0.175, 1)
+    assert report["stage_seconds"].keys() == {"train", "evaluate"}
     assert speed.describe(times, [])["total_seconds"] is None
 
 
 @pytest.mark.usefixtures("table")
-def test_what_was_not_measured_has_no_time_and_no_total(tmp_path):
-    """Neither is Adafactor, nor compiled blocks, nor any GPU, other architecture, other side."""
+def test_unmeasured_training_has_neither_time_nor_total(tmp_path):
+    """Adafactor, other architectures and sizes, compiled blocks and GPUs were not measured."""
     view = view_of_preset(tmp_path, "sd14-6gb")
-    told = speed.describe(speed.times_of(view, "sd1", CPU, prompts=25), ["train"])
-    assert told["seconds_per_step"] is None
-    assert told["total_seconds"] is None
+    report = speed.describe(speed.times_of(view, "sd1", CPU, prompts=25), ["train"])
+    assert report["seconds_per_step"] is None
+    assert report["total_seconds"] is None
     pocket = view_of_preset(tmp_path, "pocket")
     data = pocket.data.model_copy(update={"resolution": 128})
     compiled = pocket.train.model_copy(update={"compile_blocks": True})
@@ -72,7 +72,7 @@ def test_what_was_not_measured_has_no_time_and_no_total(tmp_path):
     assert gpu.measured_on is None
 
 
-def test_the_shipped_table_names_its_device_and_versions():
+def test_shipped_table_names_its_device_and_versions():
     table = json.loads((ROOT / "dreambooth_core/planning/speeds.json").read_bytes())
     assert {"device", "torch", "kind", "counted"} <= table["made_with"][0].keys()
     assert len(table["training"]) == 16
