@@ -17,8 +17,12 @@ from dreambooth_core.evaluation.extractors import ClipScorer, DinoScorer, load_c
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.models.text import encode, token_ids
-from dreambooth_core.numerics.loss import mse_per_example
-from dreambooth_core.numerics.noise import add_noise, draw_noise, prediction_target
+from dreambooth_core.numerics.diffusion import (
+    add_noise,
+    draw_noise,
+    mse_per_example,
+    prediction_target,
+)
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.numerics.similarity import Floats, cosines, pair_mean
 

@@ -27,7 +27,7 @@ from benchmarks.architectures import ARCHITECTURES
 from benchmarks.common import has_gpu
 from dreambooth_core import config
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.models.denoiser import TrainBatch
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.records import BaseModelIdentity

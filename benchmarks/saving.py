@@ -29,12 +29,12 @@ from benchmarks.recipes import ROOT, RandomRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.training import worker
-from dreambooth_core.training.checkpoints import async_save, layout, resume_state
+from dreambooth_core.training.checkpoints import layout, resume_state
 from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.trainable import TrainableModel
 
 PARTS = {
-    "loop blocked": [(async_save.Saver, "save"), (async_save.Saver, "check")],
+    "loop blocked": [(layout.Saver, "save"), (layout.Saver, "check")],
     "  copying": [(snapshot.Snapshots, "take")],
     "whole save": [(layout.PipelineLayout, "save")],
     "  serialising": [(snapshot.StateFiles, "write"), (TrainableModel, "write")],

@@ -101,7 +101,7 @@ def _device(view: config.SubjectView, card_gib: float | None) -> tuple[Device, f
         return Device("gpu", name=None), card_gib * _GIB
     import torch
 
-    from dreambooth_core.training.host_memory import available_bytes
+    from dreambooth_core.environment import available_bytes
 
     if view.compute.device != "cpu" and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory

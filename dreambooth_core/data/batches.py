@@ -16,7 +16,7 @@ import torch
 from dreambooth_core import files
 from dreambooth_core.data.cache import prompt_key
 from dreambooth_core.errors import CorruptRecordError, SettingsError
-from dreambooth_core.models.batch import TrainBatch
+from dreambooth_core.models.denoiser import TrainBatch
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.numerics.seeding import derive_seed, generator_for
 from dreambooth_core.records import CachedImage, LatentCache, Role

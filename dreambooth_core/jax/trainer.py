@@ -21,7 +21,7 @@ from dreambooth_core.jax.functional import recompute_through_jax, tensors_of
 from dreambooth_core.jax.placement import Placement
 from dreambooth_core.jax.refusals import refuse_what_jax_cannot
 from dreambooth_core.jax.state import JaxState
-from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import uses_dropout
 from dreambooth_core.training.step import prepare

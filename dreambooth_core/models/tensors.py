@@ -1,4 +1,4 @@
-"""Tensor files whose bytes depend on the tensors alone, and modes that are borrowed."""
+"""Tensors on disk and in memory: deterministic safetensors files, temporary eval mode."""
 
 from __future__ import annotations
 

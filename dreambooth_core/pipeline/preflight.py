@@ -77,13 +77,13 @@ def _compute_type(view: SubjectView) -> None:
 
 
 def _xformers(compute: ComputeSettings) -> None:
-    from dreambooth_core.models.attention import check_xformers
+    from dreambooth_core.models.kernels import check_xformers
 
     check_xformers(_device(compute))
 
 
 def _compiler(compute: ComputeSettings) -> None:
-    from dreambooth_core.models.compiled import check_compiler
+    from dreambooth_core.models.kernels import check_compiler
 
     check_compiler(_device(compute))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_core.data.batches import LatentDataset
-from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.pipeline.common import run_name
 from dreambooth_core.ports import MetricSink, NullSink
 from dreambooth_core.training import worker
@@ -31,7 +31,7 @@ def _open_sink(job: TrainJob) -> MetricSink:
     if not job.tracking:
         return NullSink()
     # MLflow takes seconds to import: only the process that writes to it does so.
-    from dreambooth_core.registry.sink import MlflowSink, RunSpec
+    from dreambooth_core.registry.runs import MlflowSink, RunSpec
     from dreambooth_core.registry.tracking import resolve_tracking
 
     return MlflowSink(

@@ -25,13 +25,12 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.records import Method, Record
 from dreambooth_core.scripts import shared_weights
+from dreambooth_core.training import protocols
 from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checkpoints.published import METRICS, checkpoint_name
-from dreambooth_core.training.optim import state_kind
 from dreambooth_core.training.optim.ddp import WEIGHTS
-from dreambooth_core.training.optim.state_kind import StateKind
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.protocols import CheckpointSource
+from dreambooth_core.training.protocols import CheckpointSource, StateKind
 
 STATE = "training_state"
 
@@ -175,7 +174,7 @@ def state_to_resume(
     """
     state, settings = folder / STATE, run.settings
     is_alike = all(record.settings.get(n) == settings.get(n) for n in _OPTIMIZER_FLAGS)
-    made_by = state_kind.of_state(state)
+    made_by = protocols.saved_state_kind(state)
     is_fitting = is_alike and made_by == run.kind
     if is_fitting and shared_weights.is_complete(state):
         return state

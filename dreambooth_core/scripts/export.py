@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, lora, source, weights
-from dreambooth_core.models.lora_layers import require_layers
+from dreambooth_core.models.lora import require_layers
 from dreambooth_core.scripts import disk
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.progress import log_line

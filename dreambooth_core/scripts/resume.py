@@ -21,11 +21,9 @@ from dreambooth_core.records import RECORD_NAME
 from dreambooth_core.scripts import checkpoints
 from dreambooth_core.scripts.checkpoints import ResumingRun, ScriptCheckpoint
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training import metrics
+from dreambooth_core.training import progress, protocols
 from dreambooth_core.training.distributed import broadcast_from_main
-from dreambooth_core.training.metrics import MetricsRow
-from dreambooth_core.training.optim import state_kind
-from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.progress import MetricsRow, log_line
 
 LATEST = "latest"
 _SCRATCH = "resumed"
@@ -89,12 +87,12 @@ def start_of(
             log_line(f"note: another setting than the checkpoint's: {change}")
     checkpoints.check_fits(path, shapes)
     launcher = settings.launcher
-    kind = state_kind.of_launch(launcher.strategy, num_processes=launcher.num_processes)
+    kind = protocols.launch_state_kind(launcher.strategy, num_processes=launcher.num_processes)
     run, scratch = ResumingRun(recorded, kind, shapes), settings.state_dir / _SCRATCH
     state = broadcast_from_main(
         accelerator, lambda: checkpoints.state_to_resume(path, record, run, scratch=scratch)
     )
-    rows = metrics.from_csv(checkpoints.read_metrics(path), last_step=record.step)
+    rows = progress.from_csv(checkpoints.read_metrics(path), last_step=record.step)
     return Start(record.step, rows, state)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dreambooth_core import files
 from dreambooth_core.models.lora import LORA_FILE, name_in_file
 from dreambooth_core.models.weights import COMPONENTS, name_in
-from dreambooth_core.training.optim import state_kind
+from dreambooth_core.training import protocols
 from dreambooth_core.training.optim.ddp import WEIGHTS
 
 _BESIDE = "beside.json"
@@ -50,7 +50,7 @@ def read_weights(
     state: Path, *, checkpoint: Path, trained: Collection[str]
 ) -> dict[str, torch.Tensor]:
     """All weights of a verified checkpoint's state; of a split state those of `trained`."""
-    if state_kind.of_state(state).is_split:
+    if protocols.saved_state_kind(state).is_split:
         return dict(_published(checkpoint, trained))
     own = load_file(state / WEIGHTS) if (state / WEIGHTS).is_file() else {}
     return own | dict(_in_networks(checkpoint, _names_beside(state)))
@@ -60,7 +60,7 @@ def read_shapes(
     state: Path, *, checkpoint: Path, trained: Collection[str]
 ) -> dict[str, Sequence[int]]:
     """The shapes of the weights that `read_weights` returns."""
-    if state_kind.of_state(state).is_split:
+    if protocols.saved_state_kind(state).is_split:
         return {name: list(tensor.shape) for name, tensor in _published(checkpoint, trained)}
     shapes: dict[str, Sequence[int]] = {}
     if (state / WEIGHTS).is_file():

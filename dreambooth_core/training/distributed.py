@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.config.compatibility import TRAIN_RULES, broken
 from dreambooth_core.errors import DreamBoothError, Problem, SettingsError, StageError
-from dreambooth_core.models.attention import allow_tf32
+from dreambooth_core.models.kernels import allow_tf32
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.optim.ddp import DdpStrategy

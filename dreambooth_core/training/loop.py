@@ -9,13 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from dreambooth_core.ports import MetricSink, StopSignal
-from dreambooth_core.training import checks, metrics
-from dreambooth_core.training.checkpoints.async_save import Saver
-from dreambooth_core.training.checkpoints.layout import CheckpointLayout
+from dreambooth_core.training import checks, progress
+from dreambooth_core.training.checkpoints.layout import CheckpointLayout, Saver
 from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import Ended, TrainJob
-from dreambooth_core.training.metrics import MetricsRow
-from dreambooth_core.training.progress import ProgressReporter
+from dreambooth_core.training.progress import MetricsRow, ProgressReporter
 from dreambooth_core.training.trainer import StepTrainer, UpdateReport
 
 _READ_AT_MOST_EVERY = 10
@@ -95,7 +93,7 @@ class Loop:
                 self._is_verified = True
             self._progress.tell(self.rows)
             if stop or self._layout.is_due(step):
-                rows = metrics.to_csv(self.rows)
+                rows = progress.to_csv(self.rows)
                 self._saver.save(step=step, metrics=rows, goes_on=not stop and step < last)
             self._run_callbacks(step)
             if stop and step < last:

@@ -1,4 +1,4 @@
-"""How gradients become updates: one interface for what works on whole and on split states."""
+"""The interfaces of training: how gradients become updates, and how a resume state is sharded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,49 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from dreambooth_core.config import Strategy as StrategyName
 from dreambooth_core.training.trainable import TrainableModel
+
+DEEPSPEED_TAG = "deepspeed"
+"""The folder that DeepSpeed writes into."""
+DEEPSPEED_PARTS = "*_optim_states.pt"
+"""The files in it with each process's moments."""
+FSDP_METADATA = ".metadata"
+"""The file of torch's distributed checkpoints that says which process has written what."""
+_NAMES = {None: "whole weights", "deepspeed": "DeepSpeed", "fsdp": "FSDP2"}
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """How a resume state is sharded; `num_processes` if only that many processes can read it."""
+
+    strategy: str | None
+    num_processes: int | None = None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether reading the weights takes all the processes that wrote them."""
+        return self.strategy is not None
+
+    def __str__(self) -> str:
+        number = f" of num_processes {self.num_processes}" if self.num_processes else ""
+        return f"{_NAMES[self.strategy]}{number}"
+
+
+def launch_state_kind(strategy: StrategyName, *, num_processes: int) -> StateKind:
+    """The kind of resume state that a run with this strategy writes and reads."""
+    if strategy == "deepspeed":
+        return StateKind("deepspeed", num_processes)
+    return StateKind("fsdp" if strategy == "fsdp" else None)
+
+
+def saved_state_kind(state: Path) -> StateKind:
+    """The kind of the resume state in a folder."""
+    engine = state / DEEPSPEED_TAG
+    if engine.is_dir():
+        return StateKind("deepspeed", len(list(engine.glob(DEEPSPEED_PARTS))))
+    return StateKind("fsdp" if (state / FSDP_METADATA).is_file() else None)
+
 
 # Every method is called on all processes of a run, in the same order: some of them exchange data.
 

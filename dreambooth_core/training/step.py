@@ -7,20 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dreambooth_core.models.batch import TrainBatch
-from dreambooth_core.numerics.loss import (
+from dreambooth_core.models.denoiser import TrainBatch
+from dreambooth_core.numerics.diffusion import (
     LossParts,
-    mse_per_example,
-    prior_preserving_loss,
-    role_weights,
-)
-from dreambooth_core.numerics.noise import (
+    PredictionType,
     add_noise,
     draw_noise,
     draw_timestep,
+    min_snr_weight,
+    mse_per_example,
     prediction_target,
+    prior_preserving_loss,
+    role_weights,
 )
-from dreambooth_core.numerics.snr import PredictionType, min_snr_weight
 
 # B rows, R the two roles, T timesteps of the schedule, C H W latents, L tokens, D text width
 

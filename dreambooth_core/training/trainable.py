@@ -12,12 +12,10 @@ from torch import nn
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models import text
-from dreambooth_core.models.attention import use_xformers
-from dreambooth_core.models.compiled import compile_blocks
 from dreambooth_core.models.denoiser import Denoiser
+from dreambooth_core.models.kernels import compile_blocks, use_xformers
 from dreambooth_core.models.load import load_component, load_text_encoders
-from dreambooth_core.models.lora import add_adapter, write_adapter
-from dreambooth_core.models.lora_layers import require_layers
+from dreambooth_core.models.lora import add_adapter, require_layers, write_adapter
 from dreambooth_core.models.weights import write_networks
 from dreambooth_core.records import Method
 from dreambooth_core.training.job import TrainJob

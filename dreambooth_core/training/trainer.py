@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from dreambooth_core.config import TrainSettings
-from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.numerics.schedule import LearningRate
 from dreambooth_core.training.checks import RowErrors
 from dreambooth_core.training.dropout import has_unkeyed_dropout, key_by_rows, keyed_dropout

@@ -11,13 +11,13 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.models.batch import RowsAt
+from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.supervision import die_with_parent, stop_on_signals
-from dreambooth_core.training import metrics
+from dreambooth_core.training import progress
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
-from dreambooth_core.training.checkpoints.start import Start, find_start
+from dreambooth_core.training.checkpoints.resume_state import Start, find_start
 from dreambooth_core.training.distributed import (
     broadcast_from_main,
     make_strategy,
@@ -131,6 +131,6 @@ def _train(
         )
         ended = loop.run(start.step, should_stop=should_stop)
         status = "FINISHED" if ended.how == "done" else "KILLED"
-        return ended, metrics.to_csv(loop.rows)
+        return ended, progress.to_csv(loop.rows)
     finally:
         sink.close(status=status)

@@ -20,7 +20,6 @@ PACKAGES = (*INSTALLED, "tools")
 SHARED_BASENAMES = {
     "cache.py": "the pipeline stage has the name of the data module that does its work",
     "class_images.py": "the stage, the scripts' folder layout and the sampling of class images",
-    "compiled.py": "torch.compile in models, jax.jit in jax",
     "trainer.py": "jax implements the interface of training.trainer",
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -8,9 +8,12 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
-from dreambooth_core.numerics.loss import mse_per_example
-from dreambooth_core.numerics.noise import add_noise, prediction_target
-from dreambooth_core.numerics.snr import min_snr_weight
+from dreambooth_core.numerics.diffusion import (
+    add_noise,
+    min_snr_weight,
+    mse_per_example,
+    prediction_target,
+)
 from tools.pocket.captions import draw_caption
 from tools.pocket.loop import Losses
 from tools.pocket.settings import PocketSettings

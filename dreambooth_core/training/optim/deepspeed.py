@@ -20,8 +20,7 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optim.adamw import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG
-from dreambooth_core.training.protocols import Applied, CheckpointSource
+from dreambooth_core.training.protocols import DEEPSPEED_TAG, Applied, CheckpointSource
 from dreambooth_core.training.trainable import TrainableModel
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreambooth_core import files
+from dreambooth_core.environment import available_bytes
 from dreambooth_core.models.denoiser import Denoiser
-from dreambooth_core.training.host_memory import available_bytes
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import TrainableModel
 

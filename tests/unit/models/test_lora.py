@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from dreambooth_core.config import BaseModelSettings, LoraSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, lora, lora_layers
+from dreambooth_core.models import load, lora
 from dreambooth_core.models.tensors import read_tensors, tensor_bytes
 from dreambooth_core.numerics.seeding import generator_for
 
@@ -119,7 +119,7 @@ def test_every_name_that_gives_no_adapter_is_told_with_what_would(
 ) -> None:
     wrong = LORA.model_copy(update={"lora_layers": tuple(layers.split())})
     with pytest.raises(SettingsError, match=said):
-        lora_layers.require_layers({"unet": fresh_unet(tiny_sd)}, wrong)
+        lora.require_layers({"unet": fresh_unet(tiny_sd)}, wrong)
 
 
 def test_a_name_of_the_text_encoders_need_only_be_in_one_of_them(tiny_sdxl: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_name_of_the_text_encoders_need_only_be_in_one_of_them(tiny_sdxl: Path
 
     def require(*names: str, unet: tuple[str, ...] = LORA.lora_layers) -> None:
         changes = {"text_encoder_layers": names, "lora_layers": unet}
-        lora_layers.require_layers(parts, LORA.model_copy(update=changes))
+        lora.require_layers(parts, LORA.model_copy(update=changes))
 
     require("q_proj", "text_projection")  # a layer of the second alone
     with pytest.raises(

@@ -1,6 +1,6 @@
 import torch
 
-from dreambooth_core.numerics.loss import mse_per_example, prior_preserving_loss, role_weights
+from dreambooth_core.numerics.diffusion import mse_per_example, prior_preserving_loss, role_weights
 
 
 def test_error_of_a_row_is_the_mean_of_its_own_squares():

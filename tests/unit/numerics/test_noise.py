@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dreambooth_core.numerics.noise import (
+from dreambooth_core.numerics.diffusion import (
     add_noise,
     draw_noise,
     draw_timestep,

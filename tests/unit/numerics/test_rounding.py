@@ -2,8 +2,8 @@
 
 import torch
 
-from dreambooth_core.numerics.rounding import stochastic_round
 from dreambooth_core.numerics.seeding import generator_for
+from dreambooth_core.training.optim.per_parameter import stochastic_round
 
 
 def _round(x: torch.Tensor, index: int = 0) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from dreambooth_core.numerics.snr import min_snr_weight, snr
+from dreambooth_core.numerics.diffusion import min_snr_weight, snr
 
 # alpha_bar of 5/6 is SNR 5, of 10/11 SNR 10, of 1/2 SNR 1
 ALPHA_BAR = torch.tensor([5 / 6, 10 / 11, 1 / 2], dtype=torch.float64)

@@ -12,9 +12,9 @@ from mlflow.entities import LoggedModelStatus
 from PIL import Image
 
 from dreambooth_core.errors import RegistryError, SettingsError
-from dreambooth_core.registry import logged_models, runs, sink
+from dreambooth_core.registry import logged_models, runs
 from dreambooth_core.registry import tracking as tracking_module
-from dreambooth_core.registry.sink import MlflowSink, RunSpec
+from dreambooth_core.registry.runs import MlflowSink, RunSpec
 from dreambooth_core.registry.tracking import Tracking, ping, resolve_tracking
 from dreambooth_core.workspace import Workspace
 from tests.unit.registry import examples
@@ -254,7 +254,7 @@ def test_a_sink_watches_the_machine_while_the_work_runs(tracking) -> None:
     spec = RunSpec(experiment=MODEL, fingerprint="a" * 64, name="x", system_metrics_every_s=1)
     writer = MlflowSink(tracking, spec)
     writer.metrics({"loss": 1.0}, step=1)
-    time.sleep(sink.FLUSH_EVERY_S + 1)
+    time.sleep(runs.FLUSH_EVERY_S + 1)
     writer.close(status="FINISHED")
     metrics = run_of(tracking).data.metrics
     assert metrics["system/system_memory_usage_megabytes"] > 0

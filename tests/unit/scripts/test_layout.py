@@ -14,15 +14,15 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import lora
 from dreambooth_core.scripts import checkpoints, shared_weights
 from dreambooth_core.scripts.checkpoints import STATE, ScriptCheckpoint
-from dreambooth_core.training.optim import state_kind
+from dreambooth_core.training import protocols
 from dreambooth_core.training.optim.ddp import WEIGHTS
-from dreambooth_core.training.optim.state_kind import DEEPSPEED_TAG, FSDP_METADATA
+from dreambooth_core.training.protocols import DEEPSPEED_TAG, FSDP_METADATA
 
 KINDS = {
-    "whole": state_kind.of_launch("ddp", num_processes=2),
-    "FSDP2": state_kind.of_launch("fsdp", num_processes=2),
-    "DeepSpeed of 2": state_kind.of_launch("deepspeed", num_processes=2),
-    "DeepSpeed of 1": state_kind.of_launch("deepspeed", num_processes=1),
+    "whole": protocols.launch_state_kind("ddp", num_processes=2),
+    "FSDP2": protocols.launch_state_kind("fsdp", num_processes=2),
+    "DeepSpeed of 2": protocols.launch_state_kind("deepspeed", num_processes=2),
+    "DeepSpeed of 1": protocols.launch_state_kind("deepspeed", num_processes=1),
 }
 RECORD = ScriptCheckpoint(step=3, method="full", settings={}, files={})
 

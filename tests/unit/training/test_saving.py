@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dreambooth_core import files
+from dreambooth_core.environment import available_bytes
 from dreambooth_core.errors import StageError
 from dreambooth_core.training import worker
 from dreambooth_core.training.checkpoints import resume_state
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
-from dreambooth_core.training.host_memory import available_bytes
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch.launcher import run_trainer
 from dreambooth_core.training.optim import snapshot

@@ -4,9 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dreambooth_core.models.batch import TrainBatch
-from dreambooth_core.numerics.noise import draw_noise, draw_timestep
-from dreambooth_core.numerics.snr import min_snr_weight
+from dreambooth_core.models.denoiser import TrainBatch
+from dreambooth_core.numerics.diffusion import draw_noise, draw_timestep, min_snr_weight
 from dreambooth_core.training.step import LossSettings, loss_of, prepare
 from tests.unit.training import tiny
 

@@ -16,7 +16,7 @@ from dreambooth_core.config import (
     read_launch_config,
     strategy_of,
 )
-from dreambooth_core.models.batch import RowsAt, TrainBatch
+from dreambooth_core.models.denoiser import RowsAt, TrainBatch
 from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.ports import MetricSink, StopSignal, never_stop
 from dreambooth_core.records import BaseModelIdentity

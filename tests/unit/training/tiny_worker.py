@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dreambooth_core import files
-from dreambooth_core.models.batch import RowsAt, TrainBatch
+from dreambooth_core.models.denoiser import RowsAt, TrainBatch
 from dreambooth_core.ports import MetricSink
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import TrainJob

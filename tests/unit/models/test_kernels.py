@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import attention
+from dreambooth_core.models import kernels
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_without_xformers_the_run_is_refused_and_sdpa_named_as_what_needs_nothin
 def test_with_xformers_but_without_a_gpu_it_is_refused_too(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     with pytest.raises(SettingsError, match=r"needs a GPU; found: device cpu.*SDPA"):
-        attention.use_xformers(None, device=CPU)
+        kernels.use_xformers(None, device=CPU)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
