@@ -118,7 +118,7 @@ def preset_show(name: PresetArgument, *, json: JsonOption = False) -> None:
     text = presets.read(session.workspace, name)
     session.terminal.finish(
         {"name": name, "settings": config.parse_yaml(text)},
-        lambda console: console.print(text, markup=False, highlight=False),
+        lambda _: session.terminal.print_raw(text),
     )
 
 

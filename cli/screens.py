@@ -87,15 +87,15 @@ def show_gate(console: Console, report: Mapping[str, Any]) -> None:
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
     """Print versions side by side: scores, then the settings that differ."""
     table = Table(title="Versions")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for version in versions:
         marks = ", ".join(version["aliases"])
-        table.add_column(f"{version['version']} {marks}".strip())
+        table.add_column(f"{version['version']} {marks}".strip(), overflow="fold")
     for key in sorted({key for version in versions for key in version["scores"]}):
         table.add_row(key, *(_number(version["scores"].get(key)) for version in versions))
     table.add_section()
     for key in ("checkpoint", "data_sha256", "base_model", "git_commit", "verdict"):
-        table.add_row(key, *(str(version["tags"].get(key, ""))[:60] for version in versions))
+        table.add_row(key, *(str(version["tags"].get(key, "")) for version in versions))
     table.add_section()
     for key, values in differing(versions).items():
         table.add_row(key, *(str(value) for value in values))

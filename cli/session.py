@@ -52,13 +52,18 @@ class Terminal:
         else:
             show(self.console)
 
+    def print_raw(self, text: str) -> None:
+        """Print text that a machine may read: never wrapped, styled or cut."""
+        self.console.print(text, markup=False, emoji=False, soft_wrap=True, end="")
+
     def fail(self, error: BaseException, exit_code: int) -> None:
         """Print an error to stderr; with --json, also as the JSON object."""
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False).print(
+            f"error: {error}", style="red", markup=False, soft_wrap=True
+        )
         if self.as_json:
-            fields = {"what": str(error)}
-            if isinstance(error, DreamBoothError):
-                fields = {k: v for k, v in vars(error).items() if v is not None}
+            known = isinstance(error, DreamBoothError)
+            fields = error.to_json() if known else {"what": str(error)}
             self._write({"error": fields, "exit_code": exit_code})
 
     def _write(self, value: Mapping[str, Any]) -> None:

@@ -33,6 +33,11 @@ class DreamBoothError(Exception):
             parts.append(f"what to do: {hint}")
         super().__init__("; ".join(parts))
 
+    def to_json(self) -> dict[str, str]:
+        """The parts of the message that are set, for `--json`."""
+        parts = {"what": self.what, "got": self.got, "allowed": self.allowed, "hint": self.hint}
+        return {name: text for name, text in parts.items() if text is not None}
+
 
 @dataclass(frozen=True)
 class Problem:
