@@ -46,13 +46,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def score_rows(scores: Scores, best: str | None) -> list[dict[str, str]]:
-    """The score table as one dictionary per row; marks the row `best`."""
-    return [_score_row(row, chosen=row.name == best) for row in scores.rows]
-
-
-def _score_row(row: ScoreRow, *, chosen: bool) -> dict[str, str]:
-    cells = {"row": f"{row.name} (chosen)" if chosen else row.name, "images": str(row.n)}
+def _score_row(row: ScoreRow) -> dict[str, str]:
+    cells = {"row": row.name, "images": str(row.n)}
     for name, title in SCORES.items():
         cells[title] = _spell(getattr(row, name))
     return cells
@@ -67,7 +62,8 @@ def _spell(interval: Interval | None) -> str:
 def score_table(run: SubjectRun) -> None:
     """CLIP-T, CLIP-I, DINO, PRES and DIV of every row."""
     scores = Scores.read(run.places.stage_dir("evaluate"), "scores.json")
-    create_table_artifact(score_rows(scores, None), key=_key(run, "scores"))
+    rows = [_score_row(row) for row in scores.rows]
+    create_table_artifact(rows, key=_key(run, "scores"))
 
 
 def picture_grid(run: SubjectRun) -> None:

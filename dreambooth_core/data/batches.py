@@ -55,7 +55,8 @@ class LatentDataset:
                 hint="delete the cache stage's output and run the stage again",
             )
         self._seed = seed
-        self._images = {role: self._of_role(role) for role in _ROLES}
+        images = self.record.images
+        self._images = {role: tuple(i for i in images if i.role == role) for role in _ROLES}
         self._roles = _ROLES if with_class_rows else _ROLES[:1]
         self._require_images()
         names = {entry.file for role in self._roles for entry in self._images[role]}
@@ -63,10 +64,6 @@ class LatentDataset:
         self._target = torch.full((2,), float(self.record.resolution))
         self._text = read_tensors(folder / self.record.text_file)
         self._is_pooled = any(name.endswith(".pooled") for name in self._text)
-
-    def num_images(self, role: Role) -> int:
-        """The number of images of a role."""
-        return len(self._images[role])
 
     def rows_at(self, positions: Sequence[int]) -> TrainBatch:
         """The rows at some global sample positions: all instance rows, then all class rows."""
@@ -115,9 +112,6 @@ class LatentDataset:
         std = torch.exp(0.5 * logvar)
         noise = torch.randn(mean.shape, generator=generator)
         return self.record.latent_scale * (mean + std * noise)
-
-    def _of_role(self, role: Role) -> tuple[CachedImage, ...]:
-        return tuple(entry for entry in self.record.images if entry.role == role)
 
     def _require_images(self) -> None:
         for role in self._roles:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
 from dreambooth_core.data import messages
@@ -133,7 +131,8 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
     blank = why_blank(grey, settings)
     if blank is not None:
         raise DataError(blank)
-    _save_copy(image, copy)
+    # Without metadata, so that the same pixels give the same bytes.
+    image.save(copy, format="PNG", compress_level=_PNG_LEVEL)
     accepted = AcceptedImage(
         name=name,
         sha256=files.sha256_file(path),
@@ -145,11 +144,6 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
     return _Photo(
         accepted=accepted, hashes=hashes, copy=copy, turned=decoded.turned, caption=caption
     )
-
-
-def _save_copy(image: Image.Image, path: Path) -> None:
-    """Save without metadata, so that the same pixels give the same bytes."""
-    image.save(path, format="PNG", compress_level=_PNG_LEVEL)
 
 
 def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from dreambooth_core.config import Solver
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models.families import Pipeline, text_encoders_of
 from dreambooth_core.models.tensors import eval_mode
-from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.ports import StopSignal, never_stop
 
 
 def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all named
@@ -26,7 +26,6 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     resolution: int,
     batch_size: int,
     should_stop: StopSignal = never_stop,
-    progress: Progress = no_progress,
 ) -> list[Image.Image]:
     """Draw one RGB image of `resolution` px a side per prompt and seed.
 
@@ -53,7 +52,6 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
                 height=resolution,
                 width=resolution,
             )
-            progress(len(images), len(prompts))
     return images
 
 

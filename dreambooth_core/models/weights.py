@@ -208,21 +208,14 @@ def _export_full(
     write_pipeline(pipe, out)
 
 
-def load_exported(
-    folder: Path,
-    root: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    hash_cache: Path,
-) -> Pipeline:
+def load_exported(folder: Path, root: Path, *, device: torch.device, hash_cache: Path) -> Pipeline:
     """The pipeline that `export_pipeline` wrote into `folder`, ready to draw.
 
     `root` is the workspace that an adapter's base model is looked for in. Raises SettingsError
     when the base model cannot be had, CorruptRecordError when it is not the one trained on.
     """
     if not (folder / BASE_REFERENCE).is_file():
-        return load.load_pipeline_folder(folder, device=device, dtype=dtype)
+        return load.load_pipeline_folder(folder, device=device)
     reference = json.loads((folder / BASE_REFERENCE).read_bytes())
     trained_on = BaseModelIdentity.model_validate(reference.pop("identity"))
     settings = BaseModelSettings.model_validate(reference)
@@ -233,6 +226,6 @@ def load_exported(
             got=f"sha256 {found.sha256}",
             allowed=f"sha256 {trained_on.sha256}, revision {trained_on.revision}",
         )
-    pipe = load.load_pipeline(settings, root, device=device, dtype=dtype)
+    pipe = load.load_pipeline(settings, root, device=device)
     _load_adapter(pipe, folder)
     return pipe

@@ -40,21 +40,13 @@ def run(context: StageContext) -> Verdict:
         noise=_noise(context),
     )
     is_champion = champion is not None and champion.version.version == challenger.version
-    if is_champion and _is_of(last_verdict(context), challenger):
+    last = Verdict.read_if_there(context.places.verdict_dir, VERDICT)
+    if is_champion and last is not None and last.challenger == label(challenger):
         return verdict  # the page keeps the verdict that made it the champion
     verdict.write(context.places.verdict_dir, VERDICT)
     if not is_champion:
         _carry_out(tracking, challenger, verdict)
     return verdict
-
-
-def _is_of(verdict: Verdict | None, version: RegisteredVersion) -> bool:
-    return verdict is not None and verdict.challenger == label(version)
-
-
-def last_verdict(context: StageContext) -> Verdict | None:
-    """The verdict of the last comparison, for the page."""
-    return Verdict.read_if_there(context.places.verdict_dir, VERDICT)
 
 
 def decision(why: str) -> Decision:

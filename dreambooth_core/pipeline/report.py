@@ -58,7 +58,7 @@ def run(context: StageContext) -> Path:
         lineage=_lineage(context),
     )
     path = places.report_page
-    page.write_page(path, content)
+    files.write_text(path, page.render_page(content))
     return path
 
 

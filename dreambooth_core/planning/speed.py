@@ -55,12 +55,13 @@ def times_of(view: SubjectView, architecture: str | None, device: Device, *, pro
     made = _seconds_to_draw(pictures, steps=prior.num_inference_steps if prior else 1)
     scored = _seconds_to_draw(pictures, steps=evaluate.num_inference_steps, score=True)
     drawn = evaluate.images_per_prompt * prompts + evaluate.num_class_prompt_images
+    num_checkpoints = math.ceil(view.train.max_train_steps / view.train.checkpointing_steps)
     return Times(
         measured_on=name,
         step=step,
         class_images=_times(made, prior.num_class_images if prior else 0),
         train=_times(step, view.train.max_train_steps),
-        evaluate=_times(scored, drawn * (1 + _num_checkpoints(view))),
+        evaluate=_times(scored, drawn * (1 + num_checkpoints)),
     )
 
 
@@ -91,10 +92,6 @@ def _is_measured_on(row: dict[str, Any], device: Device) -> bool:
 
 def _times(seconds: float | None, number: int) -> float | None:
     return None if seconds is None else seconds * number
-
-
-def _num_checkpoints(view: SubjectView) -> int:
-    return math.ceil(view.train.max_train_steps / view.train.checkpointing_steps)
 
 
 def _rows(table: str, measured: dict[str, Any]) -> list[dict[str, Any]]:

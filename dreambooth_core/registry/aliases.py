@@ -44,18 +44,9 @@ class Tenure:
     why: str
 
 
-def challenger(tracking: Tracking, *, name: str) -> VersionInfo | None:
-    """The challenger, or None. Raises RegistryError for an unknown model."""
-    return _pointed_at(tracking, name, CHALLENGER)
-
-
 def champion(tracking: Tracking, *, name: str) -> VersionInfo | None:
     """The champion, or None. Raises RegistryError for an unknown model."""
-    return _pointed_at(tracking, name, CHAMPION)
-
-
-def _pointed_at(tracking: Tracking, name: str, alias: str) -> VersionInfo | None:
-    version = aliases_of(tracking, name=name).get(alias)
+    version = aliases_of(tracking, name=name).get(CHAMPION)
     return None if version is None else get_version(tracking, name=name, version=version)
 
 
@@ -116,11 +107,6 @@ def rollback(tracking: Tracking, *, name: str, decision: Decision) -> VersionInf
         _point(tracking, name, CHAMPION, before.version)
         _write_history(tracking, name, tenures[:-1])
     return get_version(tracking, name=name, version=before.version)
-
-
-def champions(tracking: Tracking, *, name: str) -> tuple[Tenure, ...]:
-    """The champions up to the present one, oldest first, without those rolled back."""
-    return tuple(_history(tracking, name))
 
 
 def _history(tracking: Tracking, name: str) -> list[Tenure]:

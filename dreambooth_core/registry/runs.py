@@ -222,12 +222,7 @@ def _oldest(client: MlflowClient, experiment: str, fingerprint: str) -> Run | No
 
 
 def find_or_create_run(
-    tracking: Tracking,
-    *,
-    experiment: str,
-    fingerprint: str,
-    name: str,
-    tags: Mapping[str, str] | None = None,
+    tracking: Tracking, *, experiment: str, fingerprint: str, name: str
 ) -> RunRef:
     """Find or create the run with this fingerprint. Raises RegistryError."""
     with mlflow_lock(tracking):
@@ -236,9 +231,7 @@ def find_or_create_run(
             return there
         home = experiment_id(tracking, experiment)
         with registry_errors(tracking, doing=f"creating the run {name}"):
-            run = connect(tracking).create_run(
-                home, run_name=name, tags={**(tags or {}), FINGERPRINT: fingerprint}
-            )
+            run = connect(tracking).create_run(home, run_name=name, tags={FINGERPRINT: fingerprint})
     return RunRef(run.info.run_id, home, created=True)
 
 

@@ -89,13 +89,13 @@ def _absolute(workspace: Workspace, uri: str) -> str:
     return uri
 
 
-def ping(tracking: Tracking, *, timeout_s: float = PING_TIMEOUT_S) -> Ping:
+def ping(tracking: Tracking) -> Ping:
     """Check whether the store is reachable, without MLflow's minutes of retries. Never raises."""
     began = time.monotonic()
     shown = without_password(tracking.uri)
     try:
         if tracking.is_server:
-            _get_health(f"{tracking.uri}/health", timeout_s)
+            _get_health(f"{tracking.uri}/health")
         elif not tracking.uri.startswith(_SQLITE):
             MlflowClient(tracking.uri).search_experiments(max_results=1)
         elif not Path(tracking.uri.removeprefix(_SQLITE)).parent.is_dir():
@@ -110,10 +110,10 @@ def ping(tracking: Tracking, *, timeout_s: float = PING_TIMEOUT_S) -> Ping:
     return Ping(ok=True, seconds=time.monotonic() - began, text=f"MLflow at {shown}")
 
 
-def _get_health(url: str, timeout_s: float) -> None:
+def _get_health(url: str) -> None:
     """GET `url`; any status below 500 counts as healthy. Raises OSError."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s):
+        with urllib.request.urlopen(url, timeout=PING_TIMEOUT_S):
             return
     except urllib.error.HTTPError as error:
         if error.code >= 500:

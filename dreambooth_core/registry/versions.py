@@ -84,7 +84,6 @@ class VersionInfo:
     scores: Mapping[str, float]
     settings: Mapping[str, Any]
     tags: Mapping[str, str]
-    created_ms: int
 
     @property
     def uri(self) -> str:
@@ -306,7 +305,6 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
         },
         settings=_settings(tags.get("settings", "{}")),
         tags=tags,
-        created_ms=version.creation_timestamp or 0,
     )
 
 

@@ -50,7 +50,7 @@ def render_card(content: CardContent) -> str:
         f"DreamBooth ({_method(content.method)}). Say `{_code(prompt)}` to see it. {quality}",
         "## Scores",
         _table(content),
-        f"Means with bootstrap 95 % intervals over {_count(content)} images. "
+        f"Means with bootstrap 95 % intervals over {len(content.scores.harness.seeds)} images. "
         f"{_harness(content.scores)}",
         "## Why this checkpoint",
         _plain(content.selection.rule),
@@ -80,10 +80,6 @@ def _metadata(content: CardContent) -> str:
 
 def _method(method: Method) -> str:
     return "low-rank adapters" if method == "lora" else "full fine-tune of the U-Net"
-
-
-def _count(content: CardContent) -> int:
-    return len(content.scores.harness.seeds)
 
 
 def _table(content: CardContent) -> str:

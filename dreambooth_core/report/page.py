@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dreambooth_core import files
 from dreambooth_core.config import flatten
 from dreambooth_core.records import (
     REAL,
@@ -50,11 +49,6 @@ class PageContent:
     limits: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
-
-
-def write_page(path: Path, content: PageContent) -> None:
-    """Write the page: `work/<subject>/report/index.html`."""
-    files.write_text(path, render_page(content))
 
 
 def render_page(content: PageContent) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,11 @@ _MADE = re.compile(r"(\d{5})-([0-9a-f]{8})\.png")
 _KEY_LETTERS = 8
 
 
-@dataclass(frozen=True)
-class Usable:
-    """The images that decode, in order of their names, and the reasons why others do not."""
+def list_usable(folder: Path, data: DataSettings) -> tuple[list[Path], list[str]]:
+    """The images that decode, sorted by name, and the reasons why others do not.
 
-    paths: tuple[Path, ...]
-    unusable: tuple[str, ...]
-
-
-def list_usable(folder: Path, data: DataSettings) -> Usable:
-    """Decode every file of the folder except hidden ones; subfolders do not count."""
+    Hidden files and subfolders do not count.
+    """
     paths: list[Path] = []
     unusable: list[str] = []
     for path in _candidates(folder):
@@ -44,7 +38,7 @@ def list_usable(folder: Path, data: DataSettings) -> Usable:
             unusable.append(f"{path.name}: {error.what}")
         else:
             paths.append(path)
-    return Usable(tuple(paths), tuple(unusable))
+    return paths, unusable
 
 
 def _candidates(folder: Path) -> list[Path]:

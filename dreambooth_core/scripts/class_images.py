@@ -30,7 +30,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class _Found:
     """The usable images of the folder, and the missing indices of the set `key`."""
 
-    usable: tuple[Path, ...]
+    usable: list[Path]
     key: str
     missing: list[int]
 
@@ -92,18 +92,18 @@ def _look(
     make_folder(folder, flag="class_data_dir")
     files.remove_asides(folder)
     _refuse_other_prompts(settings, folder)
-    usable = class_folder.list_usable(folder, settings.data)
-    for line in usable.unusable:
+    usable, unusable = class_folder.list_usable(folder, settings.data)
+    for line in unusable:
         log_line(f"warning: class image {line}; it does not count")
-    num_missing = prior.num_class_images - len(usable.paths)
+    num_missing = prior.num_class_images - len(usable)
     if num_missing <= 0:
-        return _Found(usable.paths, key="", missing=[])
+        return _Found(usable, key="", missing=[])
     require_writable(folder, flag="class_data_dir")
     # Resolution 0 is the base model's own.
     key = set_key(context, prior, resolution=0, compute=compute)
-    names = [path.name for path in usable.paths]
+    names = [path.name for path in usable]
     missing = class_folder.missing_indices(names, key=key, num_missing=num_missing)
-    return _Found(usable.paths, key, missing)
+    return _Found(usable, key, missing)
 
 
 def _refuse_other_prompts(settings: ScriptSettings, folder: Path) -> None:

@@ -55,11 +55,6 @@ class TrainableModel:
         """All trainable parameters, group by group."""
         return {name: p for group in self.groups for name, p in group.parameters.items()}
 
-    def trained_at(self, step: int) -> dict[str, nn.Parameter]:
-        """The parameters that the update after `step` completed ones moves: no group that rests."""
-        active = [group.parameters for group in self.groups if group.is_trained_at(step)]
-        return {name: p for parameters in active for name, p in parameters.items()}
-
     def put(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give all trainable parameters the saved numbers; without any they stay as they are."""
         trainable = self.trainable if weights else {}

@@ -62,7 +62,7 @@ def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
         for step in job.published_steps():
             name = checkpoint_name(step)
             checkpoints.append(Checkpoint.read(job.checkpoints_dir / name))
-            _link_tree(job.checkpoints_dir / name, aside / name)
+            shutil.copytree(job.checkpoints_dir / name, aside / name, copy_function=_link_or_copy)
         files.write_text(aside / METRICS, metrics)
         run = TrainingRun(
             fingerprint=job.fingerprint,
@@ -75,12 +75,8 @@ def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
     return run
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    """The same files under a second name: nothing in the store is ever written in place."""
-    shutil.copytree(source, target, copy_function=_link_or_copy)
-
-
 def _link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name, which is safe because nothing in the store changes in place."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links

@@ -62,12 +62,6 @@ def test_training_mode_is_given_back(pipe: StableDiffusionPipeline) -> None:
         pipe.unet.eval()
 
 
-def test_progress_counts_images_not_padding(pipe: StableDiffusionPipeline) -> None:
-    seen: list[tuple[int, int]] = []
-    draw(pipe, [1, 2, 3, 4], progress=lambda done, total, text="": seen.append((done, total)))
-    assert seen == [(3, 4), (4, 4)]
-
-
 def test_unequal_prompts_and_seeds_are_a_bug(pipe: StableDiffusionPipeline) -> None:
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         sample(
