@@ -62,11 +62,6 @@ class TrainJob(Record):
         """Every checkpoint made so far, published or not."""
         return self.state_dir / "checkpoints"
 
-    @property
-    def executed_log(self) -> Path:
-        """One line per update executed, over all attempts."""
-        return self.state_dir / "executed.log"
-
     def published_steps(self) -> list[int]:
         """The steps whose checkpoints are published: multiples of checkpointing_steps, and last."""
         last, every = self.train.max_train_steps, self.train.checkpointing_steps

@@ -50,7 +50,7 @@ class Loop:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self._job, self._trainer, self._accelerator = job, trainer, accelerator
-        self.rows = rows
+        self._rows = rows
         self._unread: list[UpdateReport] = []
         self._layout, self._callbacks = layout, callbacks
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
@@ -72,6 +72,10 @@ class Loop:
         with self._saver:
             return self._update(start, should_stop)
 
+    def metrics_table(self) -> str:
+        """The metrics of all updates up to now, as CSV."""
+        return progress.to_csv(self._rows)
+
     def _update(self, step: int, should_stop: StopSignal) -> Ended:
         last = self._last
         while step < last:
@@ -83,7 +87,6 @@ class Loop:
             report = self._trainer.apply(report)
             self._trainer.clear_gradients()
             step += 1
-            self._count_executed(step)
             self._unread.append(report)
             if not (moved or self._must_read(step)):
                 continue
@@ -91,10 +94,10 @@ class Loop:
             if moved is not None and not report.was_skipped:
                 moved.verify()
                 self._is_verified = True
-            self._progress.tell(self.rows)
+            self._progress.tell(self._rows)
             if stop or self._layout.is_due(step):
-                rows = progress.to_csv(self.rows)
-                self._saver.save(step=step, metrics=rows, goes_on=not stop and step < last)
+                goes_on = not stop and step < last
+                self._saver.save(step=step, metrics=self.metrics_table(), goes_on=goes_on)
             self._run_callbacks(step)
             if stop and step < last:
                 return Ended(how="stopped", step=step)
@@ -119,7 +122,7 @@ class Loop:
             self._left_out = self._left_out + 1 if report.was_skipped else 0
             if not healthy and not self._may_be_left_out(report, row):
                 self._fail(report, row)
-            self.rows.append(row)
+            self._rows.append(row)
             stop = stop or wish
         self._unread.clear()
         return stop
@@ -147,12 +150,6 @@ class Loop:
             culprits=culprits,
             spared=checks.not_updated(report.norms),
         )
-
-    def _count_executed(self, step: int) -> None:
-        """One line per update, over all attempts: how much work kills have cost."""
-        if self._accelerator.is_main_process:
-            with self._job.executed_log.open("a") as log:
-                log.write(f"{step}\n")
 
     def _run_callbacks(self, step: int) -> None:
         for callback in self._callbacks:

@@ -14,7 +14,6 @@ from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.supervision import die_with_parent, stop_on_signals
-from dreambooth_core.training import progress
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.checkpoints.resume_state import Start, find_start
@@ -131,6 +130,6 @@ def _train(
         )
         ended = loop.run(start.step, should_stop=should_stop)
         status = "FINISHED" if ended.how == "done" else "KILLED"
-        return ended, progress.to_csv(loop.rows)
+        return ended, loop.metrics_table()
     finally:
         sink.close(status=status)

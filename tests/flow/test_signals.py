@@ -107,7 +107,9 @@ def _stop_and_check(
 def test_stopped_run_completes_without_repeating_a_step(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    log = tmp_path / "log"
+    log, saved = tmp_path / "log", _saved_step(workspace)
     assert _start(workspace, log).wait(600) == 0, log.read_text()[-2000:]
-    (executed,) = workspace.state.glob("train/*/executed.log")
-    assert len(executed.read_text().splitlines()) == STEPS
+    training = workspace.places(SUBJECT).log_file("train").read_text()
+    starts = [int(n) for n in re.findall(r"training starts after step (\d+)", training)]
+    assert starts[0] == 0
+    assert starts[-1] == saved

@@ -49,7 +49,7 @@ def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_p
     job = tiny.make_job(tmp_path, broken, dry_run=True)
     with pytest.raises(DreamBoothError):
         tiny.train(job)
-    assert not job.executed_log.exists()
+    assert tiny.updates(job) == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
     job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
     with pytest.raises(StageError, match=f"dry run before the first step could not {told}"):
         tiny.train(job)
-    assert not job.executed_log.exists()
+    assert tiny.updates(job) == []
 
 
 def test_the_disk_must_hold_every_copy_of_each_checkpoint(tmp_path, tiny_sd, monkeypatch):
@@ -93,7 +93,7 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     assert "found: 1 MiB free" in text
     assert "2 checkpoints (with their copies) of" in text
     assert "3 resume states of" in text
-    assert not job.executed_log.exists()
+    assert tiny.updates(job) == []
 
 
 def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_too_small(
@@ -108,7 +108,7 @@ def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_to
         tiny.train(longer)
     assert "19 checkpoints (with their copies) of" in str(caught.value)
     assert "1 resume states of" in str(caught.value)
-    assert len(tiny.executed(longer)) == 2
+    assert len(tiny.updates(longer)) == 2
 
 
 @pytest.mark.parametrize(

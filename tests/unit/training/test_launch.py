@@ -41,9 +41,9 @@ def _processes_of(folder: Path) -> list[str]:
 def _wait_for_steps(
     job, count: int, *, worker: subprocess.Popen | None = None, within_s: float = 300
 ) -> None:
-    """Until so many steps are executed, or the worker that is given has ended."""
+    """Until so many updates are done, or the worker that is given has ended."""
     deadline = time.monotonic() + within_s
-    while not job.executed_log.exists() or len(tiny.executed(job)) < count:
+    while len(tiny.updates(job)) < count:
         if worker is not None and worker.poll() is not None:
             return
         log = job.log_file.read_text() if job.log_file.exists() else "no log"
@@ -60,7 +60,7 @@ def test_a_stop_saves_within_ten_seconds_and_the_next_launch_completes_the_same_
     asked: list[float] = []
 
     def should_stop() -> bool:
-        stop = job.executed_log.exists() and len(tiny.executed(job)) >= 4
+        stop = len(tiny.updates(job)) >= 4
         asked.extend([time.monotonic()] if stop and not asked else [])
         return stop
 
@@ -80,7 +80,7 @@ def test_a_stop_saves_within_ten_seconds_and_the_next_launch_completes_the_same_
     assert f"training starts after step {stopped.step} of 10" in lines
     assert steps[-1] == 10
     assert files.tree_hashes(job.out_dir) == files.tree_hashes(whole.out_dir)
-    assert tiny.executed(job) == list(range(1, 11))
+    assert tiny.updates(job) == list(range(1, 11))
 
 
 def test_a_trainer_that_is_killed_is_a_clear_failure_with_the_end_of_its_log(tmp_path, tiny_sd):
@@ -109,7 +109,7 @@ def test_an_exception_in_the_parent_stops_the_trainer_and_it_saves(tmp_path, tin
     with pytest.raises(KeyboardInterrupt):
         run_trainer(job, grace_s=30, progress=interrupt)
     assert _processes_of(job.state_dir) == []
-    steps = tiny.executed(job)
+    steps = tiny.updates(job)
     assert (job.resume_dir / f"step-{steps[-1]:08d}" / "record.json").exists()
 
 
@@ -158,7 +158,7 @@ def test_kill_9_of_the_parent_ends_launcher_and_workers_and_frees_the_lock(
     parent.wait()
     with locks.hold(lock, timeout_s=30):
         pass  # free: the last process is gone
-    steps = tiny.executed(job)
+    steps = tiny.updates(job)
     assert (job.resume_dir / f"step-{steps[-1]:08d}" / "record.json").exists()
 
 
@@ -178,7 +178,7 @@ def test_kills_at_random_moments_cost_at_most_one_interval_each_and_change_no_by
             [sys.executable, "-m", "tests.unit.training.tiny_worker", str(job.save())],
             stdout=subprocess.DEVNULL,
         )
-        already = len(tiny.executed(job)) if job.executed_log.exists() else 0
+        already = len(tiny.updates(job))
         _wait_for_steps(job, already + draw.randrange(1, 6), worker=worker)
         time.sleep(draw.random() * 0.2)
         worker.kill()
@@ -187,7 +187,7 @@ def test_kills_at_random_moments_cost_at_most_one_interval_each_and_change_no_by
         kills += 1
     assert run_trainer(job, grace_s=10).how == "done"
     assert files.tree_hashes(job.out_dir) == files.tree_hashes(whole.out_dir)
-    assert len(tiny.executed(job)) <= steps + kills * job.train.checkpointing_steps
+    assert len(tiny.updates(job)) <= steps + kills * job.train.checkpointing_steps
     assert kills >= 3
 
 

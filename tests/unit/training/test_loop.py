@@ -124,7 +124,7 @@ def test_a_bad_update_is_found_among_those_read_together_though_the_last_is_good
 
     with pytest.raises(StageError, match=r"step 3 has a non-finite loss.*instance/1\.png at"):
         tiny.train(job, rows=tiny.poisoned_at(4))  # the third update, with two rows a step
-    assert tiny.executed(job) == [1, 2, 3, 4]
+    assert tiny.updates(job) == [1, 2, 3, 4]
 
 
 def test_rows_read_together_are_those_read_one_by_one(tmp_path, tiny_sd, monkeypatch):

@@ -45,7 +45,7 @@ def test_text_encoder_that_the_loss_ignores_stops_the_run(method, tmp_path, tiny
     job = tiny.make_job(tmp_path, tiny_sd, train_text_encoder=True, **method)
     with pytest.raises(StageError, match="gradients of the whole text_encoder are zero"):
         tiny.train(job)
-    assert tiny.executed(job) == [1]
+    assert tiny.updates(job) == [1]
     assert not list(job.resume_dir.glob("step-*"))
 
 
@@ -60,7 +60,7 @@ def test_adapter_wired_to_nothing_stops_the_run_after_warmup(
     )  # fmt: skip
     with pytest.raises(StageError, match="gradients of the whole unet are zero"):
         tiny.train(job)
-    assert tiny.executed(job) == ([1] if warmup == 0 else [1, 2])
+    assert tiny.updates(job) == ([1] if warmup == 0 else [1, 2])
 
 
 def test_single_tensor_without_a_gradient_does_not_stop_the_run(tmp_path, tiny_sd, monkeypatch):
@@ -85,7 +85,7 @@ def test_adapter_factor_with_a_gradient_that_does_not_move_is_named(tmp_path, ti
     with pytest.raises(StageError, match="were not moved by the first update") as caught:
         tiny.train(job)
     assert f"{names[0]}; found: 1 tensors" in str(caught.value)
-    assert tiny.executed(job) == [1]
+    assert tiny.updates(job) == [1]
 
 
 @pytest.mark.parametrize("recipe", [{}, LORA, tiny.FUSED, tiny.BF16, {**tiny.BF16, **tiny.FUSED}])

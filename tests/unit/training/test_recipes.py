@@ -43,7 +43,7 @@ def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
     parts = tiny.make_job(tmp_path, tiny_sd, name="parts", **settings)
     assert tiny.train(parts, should_stop=tiny.stop_after(2)).how == "stopped"
     tiny.train(parts)
-    assert tiny.executed(parts) == [1, 2, 3, 4]
+    assert tiny.updates(parts) == [1, 2, 3, 4]
     assert files.tree_hashes(parts.out_dir) == files.tree_hashes(whole.out_dir)
     states = [
         resume_state.newest_state(j.resume_dir, fingerprint=j.fingerprint) for j in (whole, parts)

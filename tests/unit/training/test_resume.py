@@ -65,11 +65,11 @@ def test_a_run_stopped_at_any_step_gives_the_bytes_of_an_undisturbed_one(
     assert tiny.train(broken).how == "done"
     assert files.tree_hashes(broken.out_dir) == files.tree_hashes(whole.out_dir)
     assert _final_state(broken) == _final_state(whole)
-    assert tiny.executed(broken) == [1, 2, 3, 4, 5, 6]
+    assert tiny.updates(broken) == [1, 2, 3, 4, 5, 6]
 
 
 def _done(job: TrainJob) -> int:
-    return len(tiny.executed(job)) if job.executed_log.exists() else 0
+    return len(tiny.updates(job))
 
 
 def test_more_steps_continue_from_the_end_and_equal_a_run_of_all_at_once(tmp_path, tiny_sd):
@@ -81,7 +81,7 @@ def test_more_steps_continue_from_the_end_and_equal_a_run_of_all_at_once(tmp_pat
     )
     tiny.train(at_once)
     assert files.tree_hashes(longer.out_dir) == files.tree_hashes(at_once.out_dir)
-    assert tiny.executed(longer) == list(range(1, 9))
+    assert tiny.updates(longer) == list(range(1, 9))
 
 
 def test_fewer_steps_publish_a_part_of_what_is_there_without_training(tmp_path, tiny_sd):
@@ -93,7 +93,7 @@ def test_fewer_steps_publish_a_part_of_what_is_there_without_training(tmp_path, 
     assert run is not None
     assert [checkpoint.name for checkpoint in run.checkpoints] == ["checkpoint-2", "checkpoint-4"]
     assert (shorter.out_dir / "metrics.csv").read_text().splitlines()[-1].startswith("4,")
-    assert len(tiny.executed(shorter)) == 6
+    assert len(tiny.updates(shorter)) == 6
 
 
 def test_other_checkpointing_steps_go_back_to_before_the_first_missing_checkpoint(
@@ -106,7 +106,7 @@ def test_other_checkpointing_steps_go_back_to_before_the_first_missing_checkpoin
     tiny.train(fresh)
     assert files.tree_hashes(other.out_dir) == files.tree_hashes(fresh.out_dir)
     # the state of step 3 is the newest before the missing checkpoint-4
-    assert tiny.executed(other) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert tiny.updates(other) == [1, 2, 3, 4, 5, 6, 4, 5, 6]
 
 
 def test_states_beyond_the_start_do_not_push_new_ones_out(tmp_path, tiny_sd):
@@ -122,7 +122,7 @@ def test_states_beyond_the_start_do_not_push_new_ones_out(tmp_path, tiny_sd):
     assert found is not None
     assert found.step == 3
     tiny.train(second)
-    assert tiny.executed(second) == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
+    assert tiny.updates(second) == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
 
 
 def test_only_the_newest_states_are_kept_and_every_checkpoint(tmp_path, tiny_sd):
@@ -173,7 +173,7 @@ def test_a_damaged_state_is_passed_by_and_the_result_is_the_same(damage, tmp_pat
     (job.resume_dir / ".aside-step-00000006-x").mkdir()
     (job.resume_dir / "step-tmp").mkdir()
     tiny.train(job)
-    assert tiny.executed(job) == [1, 2, 3, 4, 5, 4, 5, 6]
+    assert tiny.updates(job) == [1, 2, 3, 4, 5, 4, 5, 6]
     assert files.tree_hashes(job.out_dir) == files.tree_hashes(whole.out_dir)
 
 
@@ -198,4 +198,4 @@ def test_a_finished_job_whose_output_was_deleted_is_put_together_without_trainin
     assert finished_run(job) is None
     tiny.train(job)
     assert files.tree_hashes(job.out_dir) == before
-    assert len(tiny.executed(job)) == 6
+    assert len(tiny.updates(job)) == 6

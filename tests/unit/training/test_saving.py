@@ -69,10 +69,10 @@ def slow_disk(monkeypatch) -> Callable[..., dict[int, int]]:
         class Slow(PipelineLayout):
             def save(self, outcome, *, step, metrics):
                 if step == save:
-                    tiny.wait_for(lambda: len(tiny.executed(job)) >= until)
+                    tiny.wait_for(lambda: len(tiny.updates(job)) >= until)
                     time.sleep(at_least_s)
                 super().save(outcome, step=step, metrics=metrics)
-                updates_at_end[step] = len(tiny.executed(job))
+                updates_at_end[step] = len(tiny.updates(job))
 
         monkeypatch.setattr(worker, "PipelineLayout", Slow)
         return updates_at_end
@@ -155,7 +155,7 @@ def test_a_save_that_fails_ends_the_run_with_its_error_and_leaves_the_older_stat
         _spoil(patched, step=4)
         with pytest.raises(StageError, match="state of step 4 was written but cannot be read back"):
             tiny.train(job)
-    assert 4 <= len(tiny.executed(job)) <= 6  # the save of step 6 would have waited
+    assert 4 <= len(tiny.updates(job)) <= 6  # the save of step 6 would have waited
     assert _newest(job) == 2
     tiny.train(job)
     assert _kept(job) == _kept(whole)
@@ -174,7 +174,7 @@ def test_the_systems_error_in_a_save_during_the_last_update_is_told_at_the_end(
     slow_disk(job, save=3, until=4)
     with pytest.raises(NotADirectoryError):
         tiny.train(job, rows=rows)
-    assert len(tiny.executed(job)) == 4
+    assert len(tiny.updates(job)) == 4
     assert not job.out_dir.exists()
 
 
@@ -217,13 +217,13 @@ def test_a_kill_in_the_middle_of_a_save_is_resumed_to_the_same_bytes(tmp_path, t
     job = _job(tmp_path, tiny_sd, tracking={"die_in_save": "4"}, **settings)
     with pytest.raises(StageError, match="was ended by SIGKILL"):
         run_trainer(job, grace_s=5)
-    assert len(tiny.executed(job)) in (5, 6)  # it went on during the save
+    assert len(tiny.updates(job)) in (5, 6)  # it went on during the save
     assert _newest(job) == 2
     assert any(files.is_aside(path.name) for path in job.resume_dir.iterdir())
     job = _job(tmp_path, tiny_sd, **settings)
     tiny.train(job)
     assert _kept(job) == _kept(whole)
-    assert tiny.executed(job)[-6:] == [3, 4, 5, 6, 7, 8]
+    assert tiny.updates(job)[-6:] == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny_sd):

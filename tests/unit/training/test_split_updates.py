@@ -112,7 +112,7 @@ def test_two_processes_killed_and_resumed_give_the_bytes_of_an_undisturbed_run(
     again = tiny.make_job(tmp_path, tiny_sd, **KINDS[kind])
     assert run_trainer(again, grace_s=10).how == "done"
     assert files.tree_hashes(again.out_dir) == files.tree_hashes(whole.out_dir)
-    assert tiny.executed(again) == [1, 2, 3, 4, 4, 5, 6]
+    assert tiny.updates(again) == [1, 2, 3, 4, 4, 5, 6]
 
 
 def test_deepspeed_alone_in_bf16_publishes_fp32_copies_and_goes_on_from_its_state(
@@ -126,7 +126,7 @@ def test_deepspeed_alone_in_bf16_publishes_fp32_copies_and_goes_on_from_its_stat
     seen: list[int] = []
 
     def should_stop() -> bool:
-        seen.extend(tiny.executed(broken) if broken.executed_log.exists() else [])
+        seen.extend(tiny.updates(broken))
         return 2 in seen
 
     assert run_trainer(broken, grace_s=30, should_stop=should_stop).how == "stopped"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -22,6 +23,7 @@ from dreambooth_core.ports import MetricSink, StopSignal, never_stop
 from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.training import worker
 from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.trainer import Trainer, UpdateReport
 from dreambooth_core.workspace import Workspace
 from tests import tiny_models
 
@@ -165,17 +167,37 @@ def train(
 ) -> Ended:
     """Run the worker's work in this process."""
     job.state_dir.mkdir(parents=True, exist_ok=True)
-    return worker.work(
-        job,
-        open_rows=open_rows if rows is None else lambda _: rows,
-        open_sink=lambda _: sink or ListSink(),
-        should_stop=should_stop,
-    )
+    with mock.patch.object(worker, "Trainer", logging_trainer(job)):
+        return worker.work(
+            job,
+            open_rows=open_rows if rows is None else lambda _: rows,
+            open_sink=lambda _: sink or ListSink(),
+            should_stop=should_stop,
+        )
 
 
-def executed(job: TrainJob) -> list[int]:
-    """The steps executed over all attempts."""
-    return [int(line) for line in job.executed_log.read_text().split()]
+def logging_trainer(job: TrainJob) -> type[Trainer]:
+    """The trainer, with one line per update in a log that all attempts share."""
+
+    class LoggingTrainer(Trainer):
+        def apply(self, report: UpdateReport) -> UpdateReport:
+            applied = super().apply(report)
+            if self._accelerator.is_main_process:
+                with _update_log(job).open("a") as log:
+                    log.write(f"{report.step}\n")
+            return applied
+
+    return LoggingTrainer
+
+
+def updates(job: TrainJob) -> list[int]:
+    """The steps of all updates over all attempts, repeated ones included."""
+    log = _update_log(job)
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def _update_log(job: TrainJob) -> Path:
+    return job.state_dir / "updates.log"
 
 
 def wait_for(condition: Callable[[], bool], *, within_s: float = 60) -> None:

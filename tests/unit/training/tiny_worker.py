@@ -54,7 +54,7 @@ def _die_in_save(job: TrainJob, *, step: int) -> None:
 
     def die_or_hash(root: Path) -> dict[str, str]:
         if root.name.startswith(f".aside-step-{step:08d}"):
-            tiny.wait_for(lambda: len(tiny.executed(job)) > step)
+            tiny.wait_for(lambda: len(tiny.updates(job)) > step)
             os.kill(os.getpid(), signal.SIGKILL)
         return hashes(root)
 
@@ -62,4 +62,6 @@ def _die_in_save(job: TrainJob, *, step: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(worker.main(Path(sys.argv[1]), open_rows=open_rows, open_sink=open_sink))
+    path = Path(sys.argv[1])
+    worker.Trainer = tiny.logging_trainer(TrainJob.load(path))
+    sys.exit(worker.main(path, open_rows=open_rows, open_sink=open_sink))
