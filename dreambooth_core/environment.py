@@ -13,8 +13,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
-
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -33,6 +31,8 @@ def available_bytes(cgroup: Path = _CGROUP) -> int:
 
     Cached files count as free, as they give way.
     """
+    import psutil  # 20 ms, a twentieth of `dreambooth --help`
+
     free = psutil.virtual_memory().available
     return min([free, *_left_in_container(cgroup)])
 
