@@ -16,7 +16,7 @@ from dreambooth_core.scripts import resume
 from dreambooth_core.scripts.checkpoints import STATE
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.distributed import broadcast_from_main
-from dreambooth_core.training.dry_run import Kept, check_disk, dry_run
+from dreambooth_core.training.dry_run import DiskPlan, check_disk, dry_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.trainable import TrainableModel
 from dreambooth_core.training.trainer import StepTrainer
@@ -78,7 +78,7 @@ def require_room(
     )
 
 
-def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> Kept:
+def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0) -> DiskPlan:
     """The most that a run from `first` to `last` adds to `there` checkpoints.
 
     During a save there is one checkpoint more than the limit. The result counts as another.
@@ -86,7 +86,7 @@ def kept(settings: ScriptSettings, *, last: int, first: int = 0, there: int = 0)
     every, limit = settings.flags.checkpointing_steps, settings.flags.checkpoints_total_limit
     num = last // every - first // every
     new = num if limit is None else min(num, max(1, limit + 1 - there))
-    return Kept(checkpoints=new + 1, states=new)
+    return DiskPlan(checkpoints=new + 1, states=new)
 
 
 def _check_room_to_resume(

@@ -109,45 +109,45 @@ def _stop(what: str, names: Sequence[str], *, hint: str | None = None) -> None:
     raise StageError(
         f"{what}: {_named(names)}",
         got=f"{len(names)} tensors",
-        hint=hint or "this is a defect of the training set-up; nothing was saved",
+        hint=hint or "this is a bug in the training setup; nothing was saved",
     )
 
 
 @dataclass(frozen=True)
 class RowErrors:
-    """What can be said of a micro-step's rows afterwards: names, timesteps, errors [B]."""
+    """The image names, timesteps and errors [B] of a micro-step's rows, for error messages."""
 
     images: tuple[str, ...]
     timesteps: list[int]
     error_B: torch.Tensor
 
-    def culprits(self) -> list[str]:
-        """The rows whose error is not finite, each with its timestep."""
+    def non_finite_rows(self) -> list[str]:
+        """Name the rows with a non-finite error, each with its timestep."""
         rows = zip(self.images, self.timesteps, self.error_B.tolist(), strict=True)
         return [f"{name} at timestep {t}" for name, t, error in rows if not math.isfinite(error)]
 
     def rows(self) -> list[str]:
-        """All rows, each with its timestep."""
+        """Name all rows, each with its timestep."""
         return [f"{n} at timestep {t}" for n, t in zip(self.images, self.timesteps, strict=True)]
 
 
-def name_culprits(micro_steps: Sequence[RowErrors]) -> list[str]:
-    """The rows that made an update non-finite; all of them when only the gradient is."""
-    culprits = [row for micro in micro_steps for row in micro.culprits()]
-    return culprits or [row for micro in micro_steps for row in micro.rows()]
+def rows_to_report(micro_steps: Sequence[RowErrors]) -> list[str]:
+    """Name the rows with a non-finite error, or all rows if only the gradient is non-finite."""
+    bad = [row for micro in micro_steps for row in micro.non_finite_rows()]
+    return bad or [row for micro in micro_steps for row in micro.rows()]
 
 
 def all_finite(*numbers: float) -> bool:
-    """Whether none of the numbers is infinite or NaN."""
+    """Return whether no number is infinite or NaN."""
     return all(math.isfinite(number) for number in numbers)
 
 
-def not_updated(norms: Mapping[str, torch.Tensor]) -> list[str]:
-    """The parameters whose gradient was not finite, of those that were applied one by one."""
+def skipped_parameters(norms: Mapping[str, torch.Tensor]) -> list[str]:
+    """Name the parameters with a non-finite gradient norm (0-d), which a fused backward skipped."""
     if not norms:
         return []
-    fine = torch.isfinite(torch.stack(list(norms.values()))).tolist()
-    return [name for name, is_fine in zip(norms, fine, strict=True) if not is_fine]
+    finite = torch.isfinite(torch.stack(list(norms.values()))).tolist()
+    return [name for name, is_finite in zip(norms, finite, strict=True) if not is_finite]
 
 
 def non_finite(
@@ -155,24 +155,23 @@ def non_finite(
     *,
     loss: float,
     grad_norm: float,
-    culprits: Sequence[str],
-    spared: Sequence[str] = (),
+    rows: Sequence[str],
+    skipped: Sequence[str] = (),
 ) -> StageError:
-    """The error that ends a run at its first non-finite update.
+    """Build the error for a non-finite update.
 
-    The update was not applied; where each parameter is updated on its own (`fused_backward`), it
-    was applied to all but the `spared`.
+    The update was not applied. With `fused_backward`, which updates each parameter separately, it
+    was applied to all parameters except the `skipped` ones.
     """
-    effect = "the weights were not changed by it"
-    if spared and math.isfinite(loss):
-        shown = f"{', '.join(spared[:_SHOWN])}{' ...' if len(spared) > _SHOWN else ''}"
+    effect = "the update was not applied"
+    if skipped and math.isfinite(loss):
         effect = (
-            f"with fused_backward it has changed all weights but {len(spared)} ({shown}), so the "
-            "last checkpoint is the recovery point"
+            f"fused_backward has already updated all parameters except {_named(skipped)}; "
+            "continue from the last checkpoint"
         )
     return StageError(
         f"step {step} has a non-finite {'gradient' if math.isfinite(loss) else 'loss'}; {effect}",
-        got=f"loss {loss}, gradient norm {grad_norm}, images: {', '.join(culprits)}",
-        hint="look at these images, lower learning_rate, or set mixed_precision to "
-        "'no'; the last saved state is as it was",
+        got=f"loss {loss}, gradient norm {grad_norm}, images: {', '.join(rows)}",
+        hint="inspect these images, lower learning_rate, or set mixed_precision to "
+        "'no'; the last saved state is intact",
     )

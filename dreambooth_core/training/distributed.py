@@ -1,4 +1,4 @@
-"""The processes of a run: opened, checked against the settings, and given their kind of updates."""
+"""Starts the processes of a run, checks them against the settings and builds their strategy."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ T = TypeVar("T")
 
 
 def start_accelerator(job: TrainJob) -> Accelerator:
-    """The processes of this run, as many as were asked for, on the device that was asked for.
+    """Start the Accelerator with the device and the number of processes of the settings.
 
-    Launchers fall back to one process, to several runs of one, or to plain DDP without a word, so
-    all of it is compared with the settings. Raises SettingsError and StageError.
+    Launchers silently fall back to one process, to several independent runs or to plain DDP, so
+    this compares the result with the settings. Raises SettingsError if this machine cannot run
+    the settings, and StageError if the launcher started something else.
     """
     configure_torch(job.compute)
     allow_tf32(allowed=job.train.allow_tf32)
     device = pick_device(job.compute)
     check_compute_type(job.train, job.compute, device=device)
     on_cpu = device.type == "cpu"
-    # With `cpu` accelerate passes over DeepSpeed; without, it names its processes no backend, and
-    # each believes to be alone.
+    # With cpu=True accelerate ignores DeepSpeed. Without it, accelerate sets no backend, and every
+    # process would run as the only one.
     deepspeed = job.train.strategy == "deepspeed"
     accelerator = Accelerator(
         mixed_precision=job.train.mixed_precision,
@@ -50,15 +51,15 @@ def start_accelerator(job: TrainJob) -> Accelerator:
 def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
     if accelerator.num_processes != job.train.num_processes:
         raise StageError(
-            "the trainer was started with the wrong number of processes",
+            "the launcher started the wrong number of processes",
             got=str(accelerator.num_processes),
             allowed=f"num_processes {job.train.num_processes}",
-            hint="on a GPU machine num_processes can be at most the number of GPUs",
+            hint="set num_processes to at most the number of GPUs",
         )
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if job.train.strategy == "deepspeed" and not by_deepspeed:
         raise StageError(
-            "the settings ask for DeepSpeed, but the trainer was started without it",
+            "the settings select DeepSpeed, but the launcher started without it",
             got=f"distributed type {accelerator.distributed_type.value}",
         )
     if by_deepspeed and job.train.strategy != "deepspeed":
@@ -68,19 +69,19 @@ def _check_processes(job: TrainJob, accelerator: Accelerator) -> None:
 
 
 def broadcast_from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """Call `make` in the main process and return its value in all of them.
+    """Call `make` in the main process and return its value in all processes.
 
-    A DreamBoothError is raised in all of them as well, so that no process waits for the others.
+    A DreamBoothError of `make` is also raised in all processes, so that none waits for the others.
     """
-    answer: list[tuple[T | None, DreamBoothError | None]] = [(None, None)]
+    result: list[tuple[T | None, DreamBoothError | None]] = [(None, None)]
     if accelerator.is_main_process:
         try:
-            answer = [(make(), None)]
+            result = [(make(), None)]
         except DreamBoothError as error:
-            answer = [(None, error)]
+            result = [(None, error)]
     if accelerator.num_processes > 1:
-        broadcast_object_list(answer)
-    value, error = answer[0]
+        broadcast_object_list(result)
+    value, error = result[0]
     if error is not None:
         raise error
     return value  # pyright: ignore[reportReturnType] - None only if `make` returns None
@@ -89,7 +90,11 @@ def broadcast_from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
 def make_strategy(
     model: TrainableModel, *, accelerator: Accelerator, settings: TrainSettings, state: Path | None
 ) -> Strategy:
-    """The kind of updates that the processes were launched for, from a verified state or new."""
+    """Build the strategy that the processes were launched for.
+
+    `state` is the verified folder to resume from; None starts a new training. Raises SettingsError
+    if a library of the strategy is missing, and StageError if DeepSpeed changed the settings.
+    """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from dreambooth_core.training.optim.deepspeed import DeepSpeedStrategy
 

@@ -1,7 +1,7 @@
-"""Dropout whose masks are functions of (seed, row, layer): the same for any split of a batch.
+"""Dropout whose masks depend only on (seed, row, layer): equal for any split of a batch.
 
-torch's own dropout draws one mask for a whole micro-step from the process's generator: two
-micro-steps, or two processes, would drop other numbers than one batch of their rows.
+torch's dropout draws one mask per micro-step from the process's generator. Two micro-steps or two
+processes would therefore drop other elements than one batch of the same rows.
 """
 
 from __future__ import annotations
@@ -15,35 +15,33 @@ from torch import nn
 
 from dreambooth_core.numerics.seeding import derive_seed
 
-# B rows, in front in the input of every layer
-
 
 @dataclass
 class Rows:
-    """The rows that go through the networks now, each by (is a class row, sample position)."""
+    """The keys of the current micro-step's rows: (is class row, sample position)."""
 
     keys: Sequence[tuple[bool, int]] = ()
 
 
 class RowDropout(nn.Dropout):
-    """Dropout with a mask for each row. Recomputed in a backward pass it drops the same again."""
+    """Dropout with one mask per row; a recomputation in the backward pass draws the same masks."""
 
     def __init__(self, p: float, *, layer: str, seed: int, rows: Rows) -> None:
         super().__init__(p)
         self._layer, self._seed, self._rows = layer, seed, rows
 
-    # Compiled code has generators of its own, which no key reaches; `disable` loses the type.
+    # Compiled code uses its own generators, which cannot be seeded; `disable` loses the type.
     @torch.compiler.disable
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input: torch.Tensor
     ) -> torch.Tensor:
-        """The input where it is not trained; else with a part `p` of each row set to zero."""
+        """Zero a fraction `p` of each row of [B, ...]; return the input in evaluation mode."""
         if not self.training:
             return input
         return input.masked_fill(self._draw(input), 0) / (1 - self.p)
 
     def _draw(self, like: torch.Tensor) -> torch.Tensor:
-        """What is dropped; row by row, as in a batch of any other size."""
+        """Draw the bool mask of dropped elements row by row, independent of the batch size."""
         dropped = torch.empty(like.shape, dtype=torch.bool, device=like.device)
         generator = torch.Generator(like.device)
         for row, (is_class, position) in zip(dropped, self._rows.keys, strict=True):
@@ -53,7 +51,7 @@ class RowDropout(nn.Dropout):
 
 
 def key_by_rows(model: nn.Module, *, seed: int) -> Rows:
-    """Put a RowDropout in the place of each dropout that drops; returns what they read."""
+    """Replace each dropout with p > 0 by a RowDropout; return the keys that they read."""
     rows = Rows()
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
@@ -64,24 +62,27 @@ def key_by_rows(model: nn.Module, *, seed: int) -> Rows:
 
 
 def uses_dropout(model: nn.Module) -> bool:
-    """Whether any layer draws random numbers while it trains: a dropout, or an attention's own."""
+    """Return whether any layer drops elements in training, including attention dropout."""
     dropouts = (part for part in model.modules() if isinstance(part, nn.Dropout))
     return any(part.p > 0 for part in dropouts) or has_unkeyed_dropout(model)
 
 
 def has_unkeyed_dropout(model: nn.Module) -> bool:
-    """Whether a layer drops by itself, as CLIP's attention can: by torch's own generator."""
-    return any(_own_dropout(part) > 0 for part in model.modules())
+    """Return whether a layer, such as CLIP's attention, drops with torch's global generator."""
+    return any(_attention_dropout(part) > 0 for part in model.modules())
 
 
-def _own_dropout(part: nn.Module) -> float:
-    rate = vars(part).get("dropout", 0.0)  # getattr finds a model's config too, with a warning
+def _attention_dropout(part: nn.Module) -> float:
+    rate = vars(part).get("dropout", 0.0)  # getattr would fall back to the config and warn
     return rate if isinstance(rate, float) else 0.0
 
 
 @contextlib.contextmanager
 def keyed_dropout(*, seed: int, index: tuple[int, ...], device: torch.device) -> Iterator[None]:
-    """Borrow torch's own generators, seeded by (seed, index), for what can be given no other."""
+    """Seed torch's global generators with (seed, index) inside, and restore them afterwards.
+
+    For layers that accept no other generator.
+    """
     key = derive_seed(seed, "dropout", *index)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

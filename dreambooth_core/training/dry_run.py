@@ -1,4 +1,4 @@
-"""Before the first step: what must work and fit at the end is tried while nothing is lost yet."""
+"""The dry run: saves, exports, loads and samples step 0, so that these fail before training."""
 
 from __future__ import annotations
 
@@ -27,73 +27,73 @@ from dreambooth_core.training.trainable import TrainableModel
 _T = TypeVar("_T")
 
 _SIDE_PX = 64
-"""The smallest picture that every family's U-Net can draw; what it shows does not matter."""
+"""The smallest image side in pixels that the U-Net of every family can generate."""
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Kept:
-    """How many inference parts and how many resume states a run will have on the disk."""
+class DiskPlan:
+    """The number of checkpoints and of resume states that a run will add to the disk."""
 
     checkpoints: int
     states: int
 
 
-def kept_in_store(job: TrainJob) -> Kept:
-    """What the pipeline keeps: every checkpoint in all its copies, and the newest states.
+def disk_plan(job: TrainJob) -> DiskPlan:
+    """Count the checkpoints still to be written, with their copies, and the newest states.
 
-    One state more than the limit is there while a new one is written.
+    While a new state is being written, one state more than the limit exists.
     """
     missing = len(job.published_steps()) - len(list(job.checkpoints_dir.glob("checkpoint-*")))
-    return Kept(
+    return DiskPlan(
         checkpoints=max(missing, 0) * job.copies_of_checkpoints,
         states=job.train.checkpoints_total_limit + 1,
     )
 
 
-def dry_run(job: TrainJob, state: TrainingState, kept: Kept, *, is_main: bool) -> None:
-    """Try step 0 in the main process; called by all, as they put the weights together.
+def dry_run(job: TrainJob, state: TrainingState, plan: DiskPlan, *, is_main: bool) -> None:
+    """Save, export, load and sample step 0 in the main process, then check the free disk space.
 
-    Raises StageError.
+    Call it in all processes, because they gather the weights together. Raises StageError if a part
+    fails or the disk is too small.
     """
     with state.gathered_weights():
         if is_main:
-            _dry_run(job, state.model, kept)
+            _dry_run(job, state.model, plan)
 
 
-def _dry_run(job: TrainJob, model: TrainableModel, kept: Kept) -> None:
-    """Save, export, load and sample the networks of step 0, then check the free disk.
+def _dry_run(job: TrainJob, model: TrainableModel, plan: DiskPlan) -> None:
+    """Run the dry run on the CPU, in a temporary folder.
 
-    All of it on the CPU (beside the training, a card may have no room for a pipeline) and in a
-    folder that is removed.
+    The GPU may not have memory for a pipeline in addition to the training.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=job.state_dir, prefix=".aside-dry-run-") as name:
         folder = Path(name)
-        checkpoint = _tried("save a checkpoint", lambda: _save(job, model, folder))
+        checkpoint = _attempt("save a checkpoint", lambda: _save(job, model, folder))
         checkpoint_bytes = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        _tried("export it", lambda: _export(job, folder, checkpoint))
-        _tried("load it again and sample from it", lambda: _sample(job, folder, checkpoint))
+        _attempt("export the checkpoint", lambda: _export(job, folder, checkpoint))
+        _attempt("load the checkpoint and sample from it", lambda: _sample(job, folder, checkpoint))
     shapes = [tuple(parameter.shape) for parameter in model.trainable.values()]
     check_disk(
         job.state_dir,
-        kept,
+        plan,
         checkpoint_bytes=checkpoint_bytes,
         state_bytes=state_bytes(shapes, job.train),
     )
     log_line(f"saved, exported, loaded and sampled step 0 in {time.monotonic() - began:.1f} s")
 
 
-def _tried(what: str, act: Callable[[], _T]) -> _T:
+def _attempt(what: str, act: Callable[[], _T]) -> _T:
     try:
         return act()
     except DreamBoothError:
         raise
-    except Exception as error:  # whatever it is, it would have ended the run hours later
+    except Exception as error:  # any error here would have ended the run hours later
         raise StageError(
-            f"the dry run before the first step could not {what}",
+            f"the dry run could not {what}",
             got=f"{type(error).__name__}: {error}",
-            hint="nothing was trained; mend this first",
+            hint="fix this error and run again; nothing was trained",
         ) from error
 
 
@@ -128,36 +128,39 @@ def _sample(job: TrainJob, folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_room_to_go_on(job: TrainJob, model: TrainableModel) -> None:
-    """Raise StageError unless there is room for the rest of a resumed run, which may be longer.
+def check_disk_for_resume(job: TrainJob, model: TrainableModel) -> None:
+    """Raise StageError if the disk is too small for the rest of a resumed run.
 
-    Sizes are those of the newest checkpoint; before the first one the dry run has checked it.
+    The resumed run may have more steps than before. The newest checkpoint gives the size; if there
+    is none, the dry run has checked the disk.
     """
-    made = sorted(job.checkpoints_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if not made:
+    checkpoints = sorted(
+        job.checkpoints_dir.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime
+    )
+    if not checkpoints:
         return
-    kept = kept_in_store(job)
-    states = max(1, kept.states - len(list(job.resume_dir.glob("step-*"))))
+    plan = disk_plan(job)
+    states = max(1, plan.states - len(list(job.resume_dir.glob("step-*"))))
     shapes = [tuple(parameter.shape) for parameter in model.trainable.values()]
     check_disk(
         job.state_dir,
-        Kept(checkpoints=kept.checkpoints, states=states),
-        checkpoint_bytes=sum(p.stat().st_size for p in made[-1].rglob("*") if p.is_file()),
+        DiskPlan(checkpoints=plan.checkpoints, states=states),
+        checkpoint_bytes=sum(p.stat().st_size for p in checkpoints[-1].rglob("*") if p.is_file()),
         state_bytes=state_bytes(shapes, job.train),
     )
 
 
-def check_disk(folder: Path, kept: Kept, *, checkpoint_bytes: int, state_bytes: int) -> None:
-    """Raise StageError unless the disk of `folder` has room for all that the run will keep."""
-    needed = kept.checkpoints * checkpoint_bytes + kept.states * state_bytes
+def check_disk(folder: Path, plan: DiskPlan, *, checkpoint_bytes: int, state_bytes: int) -> None:
+    """Raise StageError if the disk of `folder` is too small for the plan; sizes in bytes."""
+    needed = plan.checkpoints * checkpoint_bytes + plan.states * state_bytes
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StageError(
-            f"the disk has no room for this run: {needed / _MIB:,.0f} MiB are needed",
+            f"the disk is too small for this run, which needs {needed / _MIB:,.0f} MiB",
             got=f"{free / _MIB:,.0f} MiB free at {folder}",
-            allowed=f"{kept.checkpoints} checkpoints (with their copies) of "
-            f"{checkpoint_bytes / _MIB:,.1f} MiB and {kept.states} resume states of "
+            allowed=f"{plan.checkpoints} checkpoints (with their copies) of "
+            f"{checkpoint_bytes / _MIB:,.1f} MiB and {plan.states} resume states of "
             f"{state_bytes / _MIB:,.1f} MiB",
-            hint="make room (`dreambooth clean` does in a workspace), raise checkpointing_steps, "
+            hint="free disk space (`dreambooth clean` in a workspace), raise checkpointing_steps, "
             "or lower checkpoints_total_limit",
         )

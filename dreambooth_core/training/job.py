@@ -1,4 +1,4 @@
-"""What a trainer process is told, and what it says at its end. Torch-free."""
+"""The job that a trainer process reads and the result that it writes. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ENDED = "ended.json"
 
 
 class TrainJob(Record):
-    """Everything that the launched processes need. Holds paths of this machine: never published.
+    """Everything that the launched processes need. Contains local paths, so it is not published.
 
-    `prior_loss_weight` is None where there are no class images. `state_dir` survives kills;
-    `out_dir` is made whole at the end. `launch` is what `train.accelerate_config` names.
-    `tracking` is for the metric sink. `entry` is the module that every process runs, with its
-    arguments before the job's path. `copies_of_checkpoints` is how often each lies on the disk in
-    the end; `dry_run`: whether a fresh run begins with a dry run.
+    `prior_loss_weight` is None without class images. `state_dir` survives kills; `out_dir` appears
+    complete at the end. `launch` is the content of `train.accelerate_config`. `tracking` configures
+    the metric sink. `entry` is the module that every process runs, followed by its arguments before
+    the job's path. `copies_of_checkpoints` is the number of copies of each checkpoint on disk after
+    the run. `dry_run` enables the dry run before a new training.
     """
 
     subject: str
@@ -54,37 +54,37 @@ class TrainJob(Record):
 
     @property
     def resume_dir(self) -> Path:
-        """Where the resume states are."""
+        """Folder of the resume states."""
         return self.state_dir / "resume"
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Every checkpoint made so far, published or not."""
+        """Folder of all checkpoints so far, published or not."""
         return self.state_dir / "checkpoints"
 
     def published_steps(self) -> list[int]:
-        """The steps whose checkpoints are published: multiples of checkpointing_steps, and last."""
+        """Return the published steps: all multiples of checkpointing_steps and the last step."""
         last, every = self.train.max_train_steps, self.train.checkpointing_steps
         return sorted({*range(every, last + 1, every), last})
 
     @property
     def path(self) -> Path:
-        """Where the processes read the job."""
+        """The file from which the processes read the job."""
         return self.state_dir / _JOB
 
     def save(self) -> Path:
-        """Write the job for the processes to read; returns its path."""
+        """Write the job for the processes and return its path."""
         self.write(self.state_dir, _JOB)
         return self.path
 
     @classmethod
     def load(cls, path: Path) -> TrainJob:
-        """The job written at `path`. Raises CorruptRecordError."""
+        """Read the job at `path`. Raises CorruptRecordError if it is damaged."""
         return cls.read(path.parent, path.name)
 
 
-class Ended(Record):
-    """How a trainer ended: its own word, as the launcher's exit code does not say."""
+class TrainerExit(Record):
+    """How a trainer ended, which the exit code of the launcher does not show."""
 
     how: Literal["done", "stopped", "failed"]
     step: int
@@ -92,10 +92,10 @@ class Ended(Record):
     exit_code: int = 0
 
 
-def write_ended(state_dir: Path, ended: Ended) -> None:
-    """Leave the marker, unless another process of the run has done so: the first word counts.
+def write_exit(state_dir: Path, ended: TrainerExit) -> None:
+    """Write the result unless another process of the run has already written one.
 
-    A rank that dies takes the others with it, and theirs would be a message about a lost peer.
+    The first failure counts: when a rank fails, the others report only a lost peer.
     """
     aside = state_dir / f".aside-ended-{os.getpid()}.json"
     files.write_text(aside, ended.model_dump_json(indent=2))
@@ -104,11 +104,11 @@ def write_ended(state_dir: Path, ended: Ended) -> None:
     aside.unlink()
 
 
-def read_ended(state_dir: Path) -> Ended | None:
-    """The marker of the last attempt, or None where no process left one."""
-    return Ended.read_if_there(state_dir, _ENDED)
+def read_exit(state_dir: Path) -> TrainerExit | None:
+    """Read the result of the last attempt; None if no process wrote one."""
+    return TrainerExit.read_if_there(state_dir, _ENDED)
 
 
-def clear_ended(state_dir: Path) -> None:
-    """Remove the marker of an earlier attempt."""
+def clear_exit(state_dir: Path) -> None:
+    """Remove the result of an earlier attempt."""
     (state_dir / _ENDED).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The training loop: updates, what is read of them, and when their outcome is saved."""
+"""The training loop: runs updates, reads their numbers, saves checkpoints and runs callbacks."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from dreambooth_core.ports import MetricSink, StopSignal
 from dreambooth_core.training import checks, progress
 from dreambooth_core.training.checkpoints.layout import CheckpointLayout, Saver
 from dreambooth_core.training.checks import MovedParameters
-from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.progress import MetricsRow, ProgressReporter
 from dreambooth_core.training.trainer import StepTrainer, UpdateReport
 
-_READ_AT_MOST_EVERY = 10
-_MOST_LEFT_OUT = 30
-"""Updates in a row that fp16's scaler may leave out: each halves a scale of 65,536 or less."""
-_MOST_LEFT_OUT_LAST = 2
-"""The same at the end of a run: more is no overflow of a scale that has just grown."""
+_MAX_READ_INTERVAL = 10
+_MAX_SKIPPED = 30
+"""Maximum consecutive updates that the GradScaler may skip; each halves a scale of <= 65,536."""
+_MAX_SKIPPED_AT_END = 2
+"""The same at the last step: a scale that has just grown overflows at most this often."""
 
 
 class Callback(Protocol):
-    """Looks at the networks between updates (validation pictures); called on every process."""
+    """An action between updates, such as validation images; it runs on every process."""
 
     def is_due(self, step: int) -> bool:
-        """Whether to come after `step`."""
+        """Return whether to run after `step` completed updates."""
         ...
 
     def on_step_end(self, trainer: StepTrainer, *, step: int) -> None:
-        """Look; the networks must be left as they were."""
+        """Run the action without changing the networks."""
         ...
 
 
 class Loop:
-    """A run from its start step to its last, on one of its processes."""
+    """Runs one process of a training from its start step to its last step."""
 
     def __init__(
         self,
@@ -56,16 +56,16 @@ class Loop:
         self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
         self._last = job.train.max_train_steps
         self._is_verified = False
-        self._left_out = 0
+        self._num_skipped = 0
         self._progress = ProgressReporter(job, sink=sink, is_main=accelerator.is_main_process)
-        at_most = min(_READ_AT_MOST_EVERY, job.log_every_steps)
-        self._read_every = at_most if trainer.reading_waits else 1
+        interval = min(_MAX_READ_INTERVAL, job.log_every_steps)
+        self._read_every = interval if trainer.reading_waits else 1
 
-    def run(self, start: int, *, should_stop: StopSignal) -> Ended:
-        """Train from `start` completed updates to the last one, or until a stop is asked for.
+    def run(self, start: int, *, should_stop: StopSignal) -> TrainerExit:
+        """Train from `start` completed updates to the last one, or until a stop is requested.
 
-        Raises StageError at the first non-finite update and when the wrong parameters move, and
-        what a save raises. What was saved is on the disk in the end, however the run ends.
+        Pending saves are on disk when this returns or raises. Raises StageError for a non-finite
+        update or for a parameter that should not have moved, and every error of a save.
         """
         self._progress.begin(start)
         self._layout.begin(self._trainer.state, step=start)
@@ -73,14 +73,14 @@ class Loop:
             return self._update(start, should_stop)
 
     def metrics_table(self) -> str:
-        """The metrics of all updates up to now, as CSV."""
+        """The metrics of all updates so far, as CSV."""
         return progress.to_csv(self._rows)
 
-    def _update(self, step: int, should_stop: StopSignal) -> Ended:
+    def _update(self, step: int, should_stop: StopSignal) -> TrainerExit:
         last = self._last
         while step < last:
             self._saver.check()
-            moved = self._check_of_update(step)
+            moved = self._moved_parameters_check(step)
             report = self._trainer.accumulate(step, stop=should_stop())
             if moved is not None:
                 moved.record_gradients()
@@ -94,61 +94,63 @@ class Loop:
             if moved is not None and not report.was_skipped:
                 moved.verify()
                 self._is_verified = True
-            self._progress.tell(self._rows)
+            self._progress.report(self._rows)
             if stop or self._layout.is_due(step):
                 goes_on = not stop and step < last
                 self._saver.save(step=step, metrics=self.metrics_table(), goes_on=goes_on)
             self._run_callbacks(step)
             if stop and step < last:
-                return Ended(how="stopped", step=step)
-        return Ended(how="done", step=last)
+                return TrainerExit(how="stopped", step=step)
+        return TrainerExit(how="done", step=last)
 
     def _must_read(self, step: int) -> bool:
         logged = step % self._job.log_every_steps == 0
         due = self._layout.is_due(step) or any(v.is_due(step) for v in self._callbacks)
         return step % self._read_every == 0 or logged or due or step == self._last
 
-    def _check_of_update(self, step: int) -> MovedParameters | None:
-        """The check of the first update that can move anything: a warm-up begins at rate 0."""
+    def _moved_parameters_check(self, step: int) -> MovedParameters | None:
+        """Create the check of the first update with a rate above 0; a warm-up starts at rate 0."""
         if self._is_verified or self._trainer.rate_at(step) == 0:
             return None
         return MovedParameters(self._trainer.state, self._job.train, step=step)
 
     def _read(self) -> bool:
-        """Turn what is unread into rows; whether any process wants to stop."""
+        """Append a row for each unread report; return whether any process requested a stop."""
         stop = False
         for report in self._unread:
-            row, healthy, wish = _row_of(report, has_class=self._job.prior_loss_weight is not None)
-            self._left_out = self._left_out + 1 if report.was_skipped else 0
-            if not healthy and not self._may_be_left_out(report, row):
+            row, is_finite, stop_requested = _row_of(
+                report, has_class=self._job.prior_loss_weight is not None
+            )
+            self._num_skipped = self._num_skipped + 1 if report.was_skipped else 0
+            if not is_finite and not self._is_scaler_overflow(report, row):
                 self._fail(report, row)
             self._rows.append(row)
-            stop = stop or wish
+            stop = stop or stop_requested
         self._unread.clear()
         return stop
 
-    def _may_be_left_out(self, report: UpdateReport, row: MetricsRow) -> bool:
-        """Whether an update that is not finite is an overflow of fp16's scale, and no more.
+    def _is_scaler_overflow(self, report: UpdateReport, row: MetricsRow) -> bool:
+        """Return whether a non-finite gradient is only an overflow of the fp16 scale.
 
-        A smaller scale mends an overflow. A gradient that is not finite at any scale stays so, and
-        a run must not end as if it had trained.
+        The GradScaler fixes an overflow by a smaller scale. A gradient that stays non-finite at
+        any scale must stop the run, which would otherwise appear to have trained.
         """
-        at_most = _MOST_LEFT_OUT
+        limit = _MAX_SKIPPED
         if report.step == self._last:
-            at_most = _MOST_LEFT_OUT_LAST if self._is_verified else 0
-        finite = checks.all_finite(row.loss)
-        return report.was_skipped and finite and self._left_out <= at_most
+            limit = _MAX_SKIPPED_AT_END if self._is_verified else 0
+        loss_is_finite = checks.all_finite(row.loss)
+        return report.was_skipped and loss_is_finite and self._num_skipped <= limit
 
     def _fail(self, report: UpdateReport, row: MetricsRow) -> NoReturn:
-        culprits = checks.name_culprits(report.micro_steps)
+        rows = checks.rows_to_report(report.micro_steps)
         if self._accelerator.num_processes > 1:
-            culprits = gather_object(culprits)
+            rows = gather_object(rows)
         raise checks.non_finite(
             report.step,
             loss=row.loss,
             grad_norm=row.grad_norm,
-            culprits=culprits,
-            spared=checks.not_updated(report.norms),
+            rows=rows,
+            skipped=checks.skipped_parameters(report.norms),
         )
 
     def _run_callbacks(self, step: int) -> None:
@@ -158,8 +160,8 @@ class Loop:
 
 
 def _row_of(report: UpdateReport, *, has_class: bool) -> tuple[MetricsRow, bool, bool]:
-    """The row of a report, whether its numbers are finite, and whether a stop was wished for."""
-    loss, instance, class_, wish, grad_norm = report.values.tolist()
+    """Return a report's row, whether its numbers are finite, and whether a stop was requested."""
+    loss, instance, class_, stop, grad_norm = report.values.tolist()
     row = MetricsRow(
         step=report.step,
         loss=loss,
@@ -168,4 +170,4 @@ def _row_of(report: UpdateReport, *, has_class: bool) -> tuple[MetricsRow, bool,
         learning_rate=report.learning_rate,
         grad_norm=grad_norm,
     )
-    return row, checks.all_finite(loss, grad_norm), wish > 0
+    return row, checks.all_finite(loss, grad_norm), stop > 0

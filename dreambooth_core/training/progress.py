@@ -1,4 +1,4 @@
-"""Progress of a training: lines on stdout, numbers to the metric sink, and `metrics.csv`."""
+"""Progress of a training: lines on stdout, metrics to the metric sink, and `metrics.csv`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _LINE = re.compile(r"step (\d+)/(\d+) +(.*)")
 
 
 class ProgressLine(NamedTuple):
-    """A progress line as the parent process reads it."""
+    """A progress line as the parent process parses it."""
 
     done: int
     total: int
@@ -88,40 +88,40 @@ class ProgressLine(NamedTuple):
 
 
 def parse_progress(line: str) -> ProgressLine | None:
-    """The numbers of a progress line; None for any other line."""
+    """Parse a progress line; return None for any other line."""
     found = _LINE.fullmatch(line.strip())
     return ProgressLine(int(found[1]), int(found[2]), found[3]) if found else None
 
 
 class ProgressReporter:
-    """Speaks for the main process and is silent on the others."""
+    """Reports progress in the main process; does nothing in the others."""
 
     def __init__(self, job: TrainJob, *, sink: MetricSink, is_main: bool) -> None:
         self._total = job.train.max_train_steps
         self._log_every = job.log_every_steps
         self._sink, self._is_main = sink, is_main
-        self._start = self._told = 0
-        self._began = self._spoke = time.monotonic()
+        self._start = self._reported = 0
+        self._began = self._printed = time.monotonic()
 
     def begin(self, start: int) -> None:
-        """Note the step and the moment from which the rate counts."""
-        self._start = self._told = start
+        """Set the step and the time from which the rate is measured."""
+        self._start = self._reported = start
         self._began = time.monotonic()
-        self._spoke = 0.0
+        self._printed = 0.0
 
-    def tell(self, rows: Sequence[MetricsRow]) -> None:
-        """Say how far the run is, and hand each full interval's numbers to the sink."""
+    def report(self, rows: Sequence[MetricsRow]) -> None:
+        """Print the progress, and log the averages of each full interval to the sink."""
         step = rows[-1].step
         now = time.monotonic()
         if not self._is_main:
             return
         rate = (step - self._start) / max(now - self._began, 1e-9)
-        if step // self._log_every > self._told // self._log_every:
+        if step // self._log_every > self._reported // self._log_every:
             interval = rows[-self._log_every :]
             self._sink.metrics({**averages(interval), "steps_per_second": rate}, step=step)
-            self._told = step
-        if now - self._spoke >= _SECONDS_BETWEEN_LINES or step == self._total:
-            self._spoke = now
+            self._reported = step
+        if now - self._printed >= _SECONDS_BETWEEN_LINES or step == self._total:
+            self._printed = now
             log_line(self._line(rows[-1], rate))
 
     def _line(self, row: MetricsRow, rate: float) -> str:
@@ -133,7 +133,7 @@ class ProgressReporter:
 
 
 def log_line(line: str) -> None:
-    """Print a line for the parent process; a parent that is gone does not stop the trainer."""
+    """Print a line for the parent process; ignore errors if the parent has exited."""
     with contextlib.suppress(OSError):
-        # One write, as a save speaks from a thread of its own.
+        # A single write, because a save prints from another thread.
         print(f"{line}\n", end="", flush=True)  # noqa: T201 - the way to the parent process

@@ -1,4 +1,7 @@
-"""The interfaces of training: how gradients become updates, and how a resume state is sharded."""
+"""The interfaces of training: strategies, which apply updates, and the sharding of resume states.
+
+All processes of a run must call every method in the same order, because some of them communicate.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ DEEPSPEED_TAG = "deepspeed"
 DEEPSPEED_PARTS = "*_optim_states.pt"
 """The files in it with each process's moments."""
 FSDP_METADATA = ".metadata"
-"""The file of torch's distributed checkpoints that says which process has written what."""
+"""The file of torch's distributed checkpoints that lists the shards of each process."""
 _NAMES = {None: "whole weights", "deepspeed": "DeepSpeed", "fsdp": "FSDP2"}
 
 
@@ -55,17 +58,14 @@ def saved_state_kind(state: Path) -> StateKind:
     return StateKind("fsdp" if (state / FSDP_METADATA).is_file() else None)
 
 
-# Every method is called on all processes of a run, in the same order: some of them exchange data.
-
-
 @dataclass(frozen=True)
-class Applied:
-    """An update that was made, or left out as a number was not finite.
+class UpdateResult:
+    """The result of an update, which is skipped if a number is non-finite.
 
-    `grad_norm` is that of all gradients before clipping, in units of the loss. `was_skipped`: the
-    gradient scaler of fp16 left the update out while it looked for its scale. `norms`: those of
-    the gradients that were applied one by one, by the parameter's name; a parameter whose norm is
-    not finite was left out alone.
+    `grad_norm` (0-d) is the global gradient norm before clipping, without loss scaling.
+    `was_skipped` is true if the GradScaler skipped the update to adjust its scale. `norms` has the
+    gradient norm (0-d) of each parameter by name if parameters are updated separately; only a
+    parameter with a non-finite norm is then skipped.
     """
 
     grad_norm: torch.Tensor
@@ -74,74 +74,74 @@ class Applied:
 
 
 class CheckpointSource(Protocol):
-    """What a run has made by a step: what a layout writes."""
+    """The weights and state of a run at one step, for a layout to write."""
 
     @property
     def model(self) -> TrainableModel:
-        """The model; its own tensors need not be those of now."""
+        """The model; its tensors may be older than the current weights."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write all that the next update depends on into `folder`: each process its part."""
+        """Write this process's part of the state that the next update depends on to `folder`."""
         ...
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """Inside, the main process has the weights to publish whole in the model's networks."""
+        """Inside, the networks of the main process have the complete weights to publish."""
         ...
 
 
 class TrainingState(CheckpointSource, Protocol):
-    """Where the weights and moments of a model are: what a loop may look at and save."""
+    """The weights, gradients and moments of a model, for the loop to read and save."""
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole of a parameter; of a trained one in the precision that is updated."""
+        """Return the complete parameter; a trained one in the precision of its updates."""
         ...
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """The whole of a parameter's gradient, or None where there is none. Before `apply`.
+        """Return the complete gradient, or None if there is none. Call it before `apply`.
 
-        Where gradients are freed at once, their norm stands for them, as one number.
+        Returns its norm (0-d) if the backward pass has already freed the gradient.
         """
         ...
 
     def snapshot(self) -> CheckpointSource | None:
-        """A copy of the outcome in the host's memory, good until the next is taken.
+        """Copy weights and state to host memory; the copy is valid until the next snapshot.
 
-        None where it must be written before the next update: as the processes write it together,
-        or as there is no room for a copy.
+        Returns None if they must be written before the next update: if several processes write
+        together or the host has too little memory.
         """
         ...
 
 
 class Strategy(TrainingState, Protocol):
-    """A model's optimizer, and how its processes share the work."""
+    """A model's optimizer, and the way its processes share the work."""
 
     wrapped_model: nn.Module
-    """What a micro-step calls, with the arguments of the network it stands for."""
+    """The wrapped network; a micro-step calls it with the network's arguments."""
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
-        """Begin the update that makes `step` completed ones; a rate for each of the groups."""
+        """Begin update number `step` (from 1) with one learning rate per parameter group."""
         ...
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward pass; gradients may stay local in all but the last."""
+        """Wrap a forward and backward pass; only the last must synchronize gradients."""
         ...
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of `loss`."""
+        """Accumulate the gradients of `loss` (0-d)."""
         ...
 
-    def apply(self, loss: torch.Tensor) -> Applied:
-        """Clip and update with the gradients that are there, unless they or `loss` are not finite.
+    def apply(self, loss: torch.Tensor) -> UpdateResult:
+        """Clip and apply the gradients; skip the update if they or `loss` are non-finite.
 
-        `loss` is the mean over the processes, on the device. Nothing moves in an update left out.
+        `loss` (0-d, on the device) is the mean over the processes.
         """
         ...
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the gradients of parameters that rest in this update. Before `apply`."""
+        """Drop the gradients of parameters that are frozen now. Call it before `apply`."""
         ...
 
     def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
+        """Free the gradients."""
         ...

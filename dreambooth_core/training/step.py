@@ -1,4 +1,4 @@
-"""One micro-step: rows in, loss out. No state, no optimizer, no global randomness."""
+"""The loss of one micro-step as a function of its rows, without state or global randomness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dreambooth_core.numerics.diffusion import (
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What the loss depends on besides the rows. `alpha_bar_T` is on the CPU."""
+    """What the loss depends on besides the rows; `alpha_bar_T` is a CPU tensor."""
 
     alpha_bar_T: torch.Tensor
     prediction_type: PredictionType
@@ -38,7 +38,11 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class StepInput:
-    """The tensors of a micro-step on the device, and what a message needs to name its rows."""
+    """The tensors of a micro-step on the device, and the rows' names for error messages.
+
+    `condition` has the denoiser's text inputs by argument name. `weights_RB` weights each row's
+    error in the instance loss and in the class loss.
+    """
 
     noisy_BCHW: torch.Tensor
     target_BCHW: torch.Tensor
@@ -50,7 +54,7 @@ class StepInput:
 
 
 def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) -> StepInput:
-    """Draw noise and timesteps for the rows, make z_t and the target, and move all to `device`."""
+    """Draw noise and timesteps, compute noisy latents and targets, and move them to `device`."""
     _check_roles(batch, settings)
     timesteps, eps_BCHW = _draw(batch, settings)
     timestep_B = torch.tensor(timesteps)
@@ -76,18 +80,18 @@ def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) 
 
 
 def _condition(batch: TrainBatch, device: torch.device) -> dict[str, torch.Tensor]:
-    """What the denoiser is given of the rows' text, by the name of its argument."""
-    given = {
+    """Return the denoiser's text inputs on `device`, by argument name."""
+    inputs = {
         "text_BLD": batch.text_BLD,
         "pooled_BP": batch.pooled_BP,
         "ids_EBL": batch.ids_EBL,
         "time_ids_B6": batch.time_ids_B6,
     }
-    return {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
+    return {name: tensor.to(device) for name, tensor in inputs.items() if tensor is not None}
 
 
 def _check_roles(batch: TrainBatch, settings: LossSettings) -> None:
-    """One instance row per position, and one class row exactly when there is a prior."""
+    """Assert one instance row per position, and one class row if the prior is enabled."""
     num_class = sum(batch.is_class_B)
     num_instance = len(batch.is_class_B) - num_class
     expected = 0 if settings.prior_loss_weight is None else num_instance
@@ -120,7 +124,7 @@ def _draw(batch: TrainBatch, settings: LossSettings) -> tuple[list[int], torch.T
 def loss_of(
     denoiser: nn.Module, inputs: StepInput, *, prior_loss_weight: float | None
 ) -> tuple[LossParts, torch.Tensor]:
-    """The loss and the error of each row [B] (detached, unweighted)."""
+    """Return the loss parts (0-d) and each row's unweighted error [B], detached."""
     pred_BCHW = denoiser(inputs.noisy_BCHW, inputs.timestep_B, **inputs.condition)
     error_B = mse_per_example(pred_BCHW, inputs.target_BCHW)
     loss = prior_preserving_loss(

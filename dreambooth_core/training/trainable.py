@@ -1,4 +1,4 @@
-"""What is trained: the base model's networks, their trainable parameters and the noise schedule."""
+"""The trained model: the base model's networks, parameter groups and loss settings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from dreambooth_core.training.step import LossSettings
 class ParameterGroup:
     """Trainable parameters with one learning rate, by name and in a fixed order.
 
-    `part` is the network that they belong to. `num_steps` is the number of updates after which
-    they rest; None: they are trained to the end.
+    `part` is the name of their network. The group is frozen after `num_steps` updates; None trains
+    it to the end.
     """
 
     part: str
@@ -37,13 +37,13 @@ class ParameterGroup:
     num_steps: int | None = None
 
     def is_trained_at(self, step: int) -> bool:
-        """Whether the update after `step` completed ones moves the group."""
+        """Return whether the update after `step` completed ones trains the group."""
         return self.num_steps is None or step < self.num_steps
 
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """The networks in training mode, and the groups of their parameters that are trained."""
+    """The networks in training mode, and the groups of their trained parameters."""
 
     denoiser: Denoiser
     groups: tuple[ParameterGroup, ...]
@@ -56,30 +56,30 @@ class TrainableModel:
         return {name: p for group in self.groups for name, p in group.parameters.items()}
 
     def put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Give all trainable parameters the saved numbers; without any they stay as they are."""
+        """Load all trainable parameters from `weights`; do nothing if it is empty."""
         trainable = self.trainable if weights else {}
-        assert weights.keys() == trainable.keys(), "the weights are of another model"
+        assert weights.keys() == trainable.keys(), "the weights belong to another model"
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(weights[name])
 
     def write(self, folder: Path) -> None:
-        """Write what is trained as an inference tool loads it: networks, or one adapter file."""
+        """Write the trained networks, or the LoRA adapters, in the format of inference tools."""
         write = write_adapter if self.method == "lora" else write_networks
         write(self.denoiser.parts, folder)
 
 
 def load_trainable_model(job: TrainJob, *, device: torch.device) -> TrainableModel:
-    """Load the base model's networks, choose what is trained, and put it on `device`.
+    """Load the base model's networks on `device` and mark their trained parameters.
 
-    Raises SettingsError when adapters are asked for where there are no such layers.
+    Raises SettingsError if the settings name adapter layers that the networks do not have.
     """
     denoiser = _load_denoiser(job, device=device)
     if job.train.method == "lora" and job.train.lora is not None:
         require_layers(denoiser.parts, job.train.lora)
     for part, module in denoiser.parts.items():
         if job.train.method == "lora":
-            assert job.train.lora is not None  # the settings see to it
+            assert job.train.lora is not None  # the settings guarantee it
             add_adapter(module, job.train.lora, part=part, seed=job.train.seed)
         else:
             module.requires_grad_(True)
@@ -111,7 +111,7 @@ def _load_denoiser(job: TrainJob, *, device: torch.device) -> Denoiser:
 
 
 def _checkpoint_gradients(module: nn.Module) -> None:
-    """The same switch, which the two libraries call by two names."""
+    """Enable gradient checkpointing, which diffusers and transformers name differently."""
     model: Any = module
     if hasattr(model, "enable_gradient_checkpointing"):
         model.enable_gradient_checkpointing()
@@ -120,7 +120,7 @@ def _checkpoint_gradients(module: nn.Module) -> None:
 
 
 def _groups(denoiser: Denoiser, train: TrainSettings) -> tuple[ParameterGroup, ...]:
-    """One group for each network, with the learning rate that is its own."""
+    """Build one group per network, each with its own learning rate."""
     text_rate = train.text_encoder_lr or train.peak_rate
     return tuple(
         ParameterGroup(

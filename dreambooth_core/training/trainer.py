@@ -1,4 +1,4 @@
-"""One optimizer update: the micro-steps that add up its gradients, and what is told of it."""
+"""One optimizer update: its micro-steps, the update itself, and a report of it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dreambooth_core.training.trainable import TrainableModel
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update left on the device, to be read later: reading waits for the device.
+    """The numbers of an update, still on the device: reading them waits for the device.
 
-    `values` holds loss, instance loss, class loss, the wish to stop (above 0 when any process has
-    it) and, once the update is applied, the gradient norm. `was_skipped` and `norms` are those of
-    `Applied`.
+    `values` has shape [4]: loss, instance loss, class loss and stop request (above 0 if any process
+    requested a stop). After the update its shape is [5], with the gradient norm last. `was_skipped`
+    and `norms` are those of `UpdateResult`.
     """
 
     step: int
@@ -38,25 +38,25 @@ class UpdateReport:
 
 
 class StepTrainer(Protocol):
-    """What a loop drives: one update at a time, computed on whatever device."""
+    """The interface that the loop uses to run updates, on any device."""
 
     @property
     def state(self) -> TrainingState:
-        """Where weights, gradients and moments are."""
+        """The weights, gradients and moments."""
         ...
 
     @property
     def model(self) -> TrainableModel:
-        """What is trained; the weights of now are in it inside `state.gathered_weights()`."""
+        """The trained model; it has the current weights inside `state.gathered_weights()`."""
         ...
 
     @property
     def reading_waits(self) -> bool:
-        """Whether a device computes ahead and must be waited for to read a number."""
+        """Whether reading a number waits for a device that computes asynchronously."""
         ...
 
     def rate_at(self, step: int) -> float:
-        """The U-Net's learning rate in the update after `step` completed ones."""
+        """Return the U-Net's learning rate in the update after `step` completed ones."""
         ...
 
     def accumulate(self, step: int, *, stop: bool) -> UpdateReport:
@@ -64,16 +64,16 @@ class StepTrainer(Protocol):
         ...
 
     def apply(self, report: UpdateReport) -> UpdateReport:
-        """Make the update of a report, unless a number is not finite; returns the report of it."""
+        """Apply the update unless a number is non-finite; return the completed report."""
         ...
 
     def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
+        """Free the gradients."""
         ...
 
 
 class Trainer:
-    """A model and its strategy on the processes of an accelerator."""
+    """Runs updates of a model with a strategy on the processes of an accelerator."""
 
     def __init__(
         self,
@@ -96,11 +96,11 @@ class Trainer:
 
     @property
     def reading_waits(self) -> bool:
-        """A CPU has every number at once; a GPU would have to be waited for."""
+        """Whether the device is a GPU, which computes asynchronously."""
         return self._accelerator.device.type != "cpu"
 
     def rate_at(self, step: int) -> float:
-        """The U-Net's learning rate in the update after `step` completed ones."""
+        """Return the U-Net's learning rate in the update after `step` completed ones."""
         return self._rates[0].at(step)
 
     def accumulate(self, step: int, *, stop: bool) -> UpdateReport:
@@ -126,38 +126,38 @@ class Trainer:
                 self._strategy.backward(loss.total / accumulation, last=last)
             sums += torch.stack(loss).detach()
             micro_steps.append(RowErrors(inputs.batch.image_B, inputs.timesteps, error_B))
-        self._rest(step)
-        wish = torch.tensor([float(stop)], device=device)
-        means = self._mean_over_processes(torch.cat([sums / accumulation, wish]))
+        self._drop_frozen_gradients(step)
+        stop_request = torch.tensor([float(stop)], device=device)
+        means = self._mean_over_processes(torch.cat([sums / accumulation, stop_request]))
         return UpdateReport(step + 1, means, self.rate_at(step), micro_steps)
 
     def apply(self, report: UpdateReport) -> UpdateReport:
-        """Make the update of a report, unless a number is not finite; returns the report of it."""
+        """Apply the update unless a number is non-finite; return the completed report."""
         applied = self._strategy.apply(report.values[0])
         values = torch.cat([report.values, applied.grad_norm[None]])
         return replace(report, values=values, was_skipped=applied.was_skipped, norms=applied.norms)
 
     def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
+        """Free the gradients."""
         self._strategy.clear_gradients()
 
     def _positions(self, step: int, micro: int) -> range:
-        """Global sample positions of this process: the same rows for any split of a batch.
+        """Return this process's global sample positions: the same rows for any split of a batch.
 
-        Two processes of batch B, or two micro-steps, see the rows of one of batch 2 B.
+        Two processes or two micro-steps with batch size B read the rows of one with 2 B.
         """
         size = self._settings.train_batch_size
-        turn = step * self._settings.gradient_accumulation_steps + micro
-        first = (turn * self._accelerator.num_processes + self._accelerator.process_index) * size
+        index = step * self._settings.gradient_accumulation_steps + micro
+        first = (index * self._accelerator.num_processes + self._accelerator.process_index) * size
         return range(first, first + size)
 
     def _rates_of(self, step: int) -> list[float]:
-        """A rate for each group; 0 for those that rest, where updates are part of the backward."""
+        """Return one rate per group; 0 if frozen, because a fused backward pass updates at once."""
         groups = zip(self.model.groups, self._rates, strict=True)
         return [rate.at(step) if group.is_trained_at(step) else 0.0 for group, rate in groups]
 
-    def _rest(self, step: int) -> None:
-        """Drop the gradients of groups that rest: neither the norm nor the update sees them."""
+    def _drop_frozen_gradients(self, step: int) -> None:
+        """Drop the gradients of frozen groups, so that norm and update ignore them."""
         for group in self.model.groups:
             if not group.is_trained_at(step):
                 self._strategy.drop_gradients(group.parameters.values())
@@ -171,7 +171,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _unkeyed_dropout(self, step: int, micro: int) -> Iterator[None]:
-        """For CLIP's own dropout: exact on resume, but not the same for every split of a batch."""
+        """Seed CLIP's own dropout: resume is exact, but the masks depend on the batch split."""
         if not self._has_unkeyed_dropout:
             yield
             return
@@ -182,7 +182,7 @@ class Trainer:
 
 
 def learning_rate(settings: TrainSettings, *, peak: float) -> LearningRate:
-    """The schedule of the settings; steps are optimizer updates, whatever the processes."""
+    """Build the schedule of the settings; its steps are optimizer updates."""
     return LearningRate(
         shape=settings.lr_scheduler,
         peak=peak,

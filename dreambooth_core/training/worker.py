@@ -1,4 +1,4 @@
-"""The trainer process: what `accelerate launch` starts, once per device."""
+"""The trainer process, which `accelerate launch` starts once per device."""
 
 from __future__ import annotations
 
@@ -22,64 +22,64 @@ from dreambooth_core.training.distributed import (
     make_strategy,
     start_accelerator,
 )
-from dreambooth_core.training.dry_run import check_room_to_go_on, dry_run, kept_in_store
-from dreambooth_core.training.job import Ended, TrainJob, write_ended
+from dreambooth_core.training.dry_run import check_disk_for_resume, disk_plan, dry_run
+from dreambooth_core.training.job import TrainerExit, TrainJob, write_exit
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 
 OpenRows = Callable[[TrainJob], RowsAt]
-"""Opens the latent cache of a job; called only when there is something to train."""
+"""Opens the latent cache of a job; called only if there are steps to train."""
 OpenSink = Callable[[TrainJob], MetricSink]
-"""Opens the metric sink of a job; called in the main process only."""
+"""Opens the metric sink of a job; called only in the main process."""
 
 
 def main(job_path: Path, *, open_rows: OpenRows, open_sink: OpenSink) -> int:
-    """Do the job written at `job_path` and leave the marker that says how it ended.
+    """Run the job saved at `job_path`, write its result and return the exit code.
 
-    SIGTERM and SIGINT, and the death of the launcher, let the process save and end.
+    On SIGTERM, SIGINT or the death of the launcher, the process saves and exits.
     """
     stop = stop_on_signals()
     die_with_parent()
     job = TrainJob.load(job_path)
-    ended = _work_or_explain(job, open_rows, open_sink, stop.is_set)
+    ended = _work_or_record_failure(job, open_rows, open_sink, stop.is_set)
     return ended.exit_code
 
 
-def _work_or_explain(
+def _work_or_record_failure(
     job: TrainJob, open_rows: OpenRows, open_sink: OpenSink, should_stop: StopSignal
-) -> Ended:
-    """The job's end; every failure becomes a marker that the parent process can show."""
+) -> TrainerExit:
+    """Run the job and write its result; a failure becomes a result for the parent to report."""
     try:
         ended = work(job, open_rows=open_rows, open_sink=open_sink, should_stop=should_stop)
     except DreamBoothError as error:
-        ended = Ended(how="failed", step=0, error=str(error), exit_code=error.exit_code)
+        ended = TrainerExit(how="failed", step=0, error=str(error), exit_code=error.exit_code)
         log_line(f"error: {error}")
     except Exception as error:
-        # The edge of the process: whatever it is, the user must see it, with its traceback.
+        # Outermost handler of the process: report every error with its traceback.
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        ended = Ended(how="failed", step=0, error=_explain(error), exit_code=1)
+        ended = TrainerExit(how="failed", step=0, error=_explain(error), exit_code=1)
     if ended.how == "failed" or PartialState().is_main_process:
-        write_ended(job.state_dir, ended)
+        write_exit(job.state_dir, ended)
     return ended
 
 
 def _explain(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.OutOfMemoryError):
-        text += "; what to do: turn on train.gradient_checkpointing or lower train_batch_size"
+        text += "; enable train.gradient_checkpointing or lower train.train_batch_size"
     return text
 
 
 def work(
     job: TrainJob, *, open_rows: OpenRows, open_sink: OpenSink, should_stop: StopSignal
-) -> Ended:
-    """Train the job from where it stands to its end, and make its output folder.
+) -> TrainerExit:
+    """Train the job from its newest state to its last step, then write its output folder.
 
-    Raises SettingsError for settings that this machine cannot serve and StageError for a run that
-    cannot go on.
+    Raises SettingsError if this machine cannot run the settings, and StageError if the run cannot
+    continue.
     """
     accelerator = start_accelerator(job)
     try:
@@ -91,7 +91,7 @@ def work(
                 return ended
         if accelerator.is_main_process:
             published.assemble(job, metrics=table)
-        return Ended(how="done", step=job.train.max_train_steps)
+        return TrainerExit(how="done", step=job.train.max_train_steps)
     finally:
         accelerator.end_training()
 
@@ -103,8 +103,8 @@ def _train(
     open_rows: OpenRows,
     open_sink: OpenSink,
     should_stop: StopSignal,
-) -> tuple[Ended, str]:
-    """Train from `start` on; returns how it ended and the metrics table."""
+) -> tuple[TrainerExit, str]:
+    """Train from `start`; return the result and the metrics table as CSV."""
     sink = open_sink(job) if accelerator.is_main_process else NullSink()
     status = "FAILED"
     try:
@@ -119,10 +119,10 @@ def _train(
             rows_at=open_rows(job),
         )
         if job.dry_run and start.record is None:
-            dry_run(job, strategy, kept_in_store(job), is_main=accelerator.is_main_process)
+            dry_run(job, strategy, disk_plan(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
             if start.record is not None:
-                check_room_to_go_on(job, model)
+                check_disk_for_resume(job, model)
             log_line(f"training starts after step {start.step} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
         loop = Loop(

@@ -26,7 +26,7 @@ from dreambooth_core.records import TrainingRun
 from dreambooth_core.supervision import supervised
 from dreambooth_core.training import job as job_files
 from dreambooth_core.training.checkpoints.published import finished_run
-from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.launch.accelerate_config import Node, accelerate_options
 from dreambooth_core.training.progress import parse_progress
 from dreambooth_core.waiting import wait_until
@@ -82,7 +82,7 @@ def run_trainer(
     log_file = _log_file(job, node)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     if node is None or node.rank == 0:
-        job_files.clear_ended(job.state_dir)
+        job_files.clear_exit(job.state_dir)
     with log_file.open("a", encoding="utf-8") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
         output = Output(log, on_line=on_line, progress=progress)
@@ -91,7 +91,7 @@ def run_trainer(
             was_stopped = _follow(job, launch, output, should_stop=should_stop, grace_s=grace_s)
         finally:
             launch.end(
-                grace_s=grace_s, is_done=lambda: job_files.read_ended(job.state_dir) is not None
+                grace_s=grace_s, is_done=lambda: job_files.read_exit(job.state_dir) is not None
             )
     return _outcome(job, launch, output.tail, was_stopped=was_stopped)
 
@@ -144,14 +144,14 @@ def _follow(
 ) -> bool:
     """Pass lines on until all processes have ended; return whether the caller stopped them.
 
-    The trainer writes its marker last, when everything is saved and closed. After that, a kill
-    only spares the slow exit of its interpreter.
+    The trainer writes its result last, after everything is saved and closed. A kill after that
+    only skips the slow exit of its interpreter.
     """
     deadline: float | None = None
     while launch.is_alive():
         output.read(launch.stdout, wait_s=_READ_S)
         late = deadline is not None and time.monotonic() > deadline
-        if late or job_files.read_ended(job.state_dir) is not None:
+        if late or job_files.read_exit(job.state_dir) is not None:
             launch.kill_all()
         elif deadline is None and should_stop():
             launch.signal_all(signal.SIGTERM)
@@ -163,8 +163,8 @@ def _follow(
 def _outcome(
     job: TrainJob, launch: Launch, tail: Sequence[str], *, was_stopped: bool
 ) -> TrainingOutcome:
-    """Read the outcome from the marker; without a marker, the trainer was killed or crashed."""
-    ended = job_files.read_ended(job.state_dir)
+    """Read the outcome from the trainer's result; without one, it was killed or crashed."""
+    ended = job_files.read_exit(job.state_dir)
     if ended is None:
         if was_stopped:
             return TrainingOutcome(how="stopped", step=None, run=None)
@@ -179,7 +179,7 @@ def _outcome(
     return TrainingOutcome(how="done", step=ended.step, run=run)
 
 
-def _failure(ended: Ended, tail: Sequence[str]) -> DreamBoothError:
+def _failure(ended: TrainerExit, tail: Sequence[str]) -> DreamBoothError:
     """The error that the trainer reported, with the end of its log unless settings were wrong."""
     if ended.exit_code == SettingsError.exit_code:
         return SettingsError(str(ended.error))

@@ -25,7 +25,7 @@ from dreambooth_core.training.optim.adamw import (
 from dreambooth_core.training.optim.ema import MovingAverage
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.precision import check_types
-from dreambooth_core.training.protocols import Applied, CheckpointSource
+from dreambooth_core.training.protocols import CheckpointSource, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 WEIGHTS = "weights.safetensors"
@@ -82,7 +82,7 @@ class DdpStrategy:
         if last:
             self._accelerator.unscale_gradients()
 
-    def apply(self, loss: torch.Tensor) -> Applied:
+    def apply(self, loss: torch.Tensor) -> UpdateResult:
         """Clip and update. The decision is made on the device, so nothing waits for it."""
         grad_norm = self._grad_norm()
         if self._settings.max_grad_norm is not None:
@@ -92,7 +92,7 @@ class DdpStrategy:
             begin_update(self._raw_optimizer, step=self._step, healthy=healthy)
         self._optimizer.step()
         self._follow()
-        return Applied(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
+        return UpdateResult(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
 
     def _follow(self) -> None:
         """Have the average take in the weights of the update."""

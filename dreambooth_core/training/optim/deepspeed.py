@@ -20,7 +20,7 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optim.adamw import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.protocols import DEEPSPEED_TAG, Applied, CheckpointSource
+from dreambooth_core.training.protocols import DEEPSPEED_TAG, CheckpointSource, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 
@@ -88,12 +88,12 @@ class DeepSpeedStrategy:
         assert last == self._engine.is_gradient_accumulation_boundary()
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def apply(self, loss: torch.Tensor) -> Applied:
+    def apply(self, loss: torch.Tensor) -> UpdateResult:
         """Clip and update. DeepSpeed looks for gradients that are not finite, and waits for it."""
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
         skipped = bool(self._engine.optimizer.overflow)
-        return Applied(
+        return UpdateResult(
             norm.to(loss.device),
             was_skipped=skipped and self._settings.mixed_precision == "fp16",
         )

@@ -32,7 +32,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.adamw import fused_adamw
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.protocols import Applied, CheckpointSource
+from dreambooth_core.training.protocols import CheckpointSource, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
@@ -81,7 +81,7 @@ class FsdpStrategy:
         assert isinstance(last, bool)
         loss.backward()
 
-    def apply(self, loss: torch.Tensor) -> Applied:
+    def apply(self, loss: torch.Tensor) -> UpdateResult:
         """Clip and update. The decision is made on the device, so nothing waits for it."""
         parameters = list(self.model.trainable.values())
         total: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -93,7 +93,7 @@ class FsdpStrategy:
         # The fused kernel leaves weights and moments alone where found_inf is 1.
         self._optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self._optimizer.step()
-        return Applied(grad_norm.to(torch.float32))
+        return UpdateResult(grad_norm.to(torch.float32))
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Drop the gradients of parameters that rest in this update."""

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.optim.per_parameter import PerParameter
-from dreambooth_core.training.protocols import Applied
+from dreambooth_core.training.protocols import UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 
@@ -102,10 +102,10 @@ class FusedBackwardStrategy(DdpStrategy):
         self._fused.begin(self._step, loss)
         self._accelerator.backward(loss)
 
-    def apply(self, loss: torch.Tensor) -> Applied:  # noqa: ARG002 - it masked the backward pass
+    def apply(self, loss: torch.Tensor) -> UpdateResult:  # noqa: ARG002 - it masked the backward pass
         """Return the norms: the backward pass has updated the weights."""
         self._follow()
-        return Applied(self._fused.grad_norm(), norms=self._fused.norms)
+        return UpdateResult(self._fused.grad_norm(), norms=self._fused.norms)
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Do nothing: the gradients of frozen parameters were freed unused."""

@@ -78,7 +78,7 @@ def test_resume_checks_the_disk_for_its_remaining_checkpoints(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
     assert run(tiny_sd, photos, tmp_path / "out", **flags, max_train_steps=6) == 1
     error = capsys.readouterr().err
-    assert "the disk has no room for this run" in error
+    assert "the disk is too small for this run" in error
     assert "3 checkpoints (with their copies) of" in error  # 4 and 6, and the result
     assert "2 resume states of" in error
 

@@ -53,7 +53,8 @@ def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("fails", "told"), [("sample", "load it again"), ("export_pipeline", "export it")]
+    ("fails", "told"),
+    [("sample", "load the checkpoint"), ("export_pipeline", "export the checkpoint")],
 )
 def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
     tmp_path, tiny_sd, monkeypatch, fails, told
@@ -63,7 +64,7 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
 
     monkeypatch.setattr(dry_run, fails, fail)
     job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
-    with pytest.raises(StageError, match=f"dry run before the first step could not {told}"):
+    with pytest.raises(StageError, match=f"dry run could not {told}"):
         tiny.train(job)
     assert tiny.updates(job) == []
 
@@ -71,8 +72,8 @@ def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
 def test_the_disk_must_hold_every_copy_of_each_checkpoint(tmp_path, tiny_sd, monkeypatch):
     """Two checkpoints, three times each; exactly enough is enough, a byte less is not."""
     job = tiny.make_job(tmp_path, tiny_sd).model_copy(update={"copies_of_checkpoints": 3})
-    kept = dry_run.kept_in_store(job)
-    assert kept == dry_run.Kept(checkpoints=6, states=3)
+    kept = dry_run.disk_plan(job)
+    assert kept == dry_run.DiskPlan(checkpoints=6, states=3)
     needed = 6 * 1000 + 3 * 10
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: _Usage(0, 0, free))
@@ -87,7 +88,7 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     """Checkpoints 3 and 6 once each, and three resume states (two are kept), in MiB."""
     job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
-    with pytest.raises(StageError, match="no room for this run") as caught:
+    with pytest.raises(StageError, match="too small for this run") as caught:
         tiny.train(job)
     text = str(caught.value)
     assert "found: 1 MiB free" in text
@@ -104,7 +105,7 @@ def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_to
     assert tiny.train(job).how == "done"
     longer = tiny.make_job(tmp_path, tiny_sd, max_train_steps=21, checkpointing_steps=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
-    with pytest.raises(StageError, match="no room for this run") as caught:
+    with pytest.raises(StageError, match="too small for this run") as caught:
         tiny.train(longer)
     assert "19 checkpoints (with their copies) of" in str(caught.value)
     assert "1 resume states of" in str(caught.value)

@@ -102,7 +102,10 @@ def test_a_missing_deepspeed_is_told_with_the_pip_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "why"),
-    [("auto", "a CPU, as compute.device is auto"), ("cpu", "a CPU, as compute.device is cpu")],
+    [
+        ("auto", "a CPU, because compute.device is auto and there is no GPU"),
+        ("cpu", "a CPU, because compute.device is cpu"),
+    ],
 )
 def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, why):
     own = {"train__mixed_precision": "fp16", "compute__device": device}

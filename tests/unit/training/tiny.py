@@ -22,7 +22,7 @@ from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.ports import MetricSink, StopSignal, never_stop
 from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.training import worker
-from dreambooth_core.training.job import Ended, TrainJob
+from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.trainer import Trainer, UpdateReport
 from dreambooth_core.workspace import Workspace
 from tests import tiny_models
@@ -164,7 +164,7 @@ def train(
     should_stop: StopSignal = never_stop,
     rows: RowsAt | None = None,
     sink: MetricSink | None = None,
-) -> Ended:
+) -> TrainerExit:
     """Run the worker's work in this process."""
     job.state_dir.mkdir(parents=True, exist_ok=True)
     with mock.patch.object(worker, "Trainer", logging_trainer(job)):
