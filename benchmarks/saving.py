@@ -29,14 +29,14 @@ from benchmarks.recipes import ROOT, RandomRows, make_job
 from dreambooth_core import config, files
 from dreambooth_core.ports import NullSink, never_stop
 from dreambooth_core.training import worker
-from dreambooth_core.training.checkpoints import layout, resume_state
+from dreambooth_core.training.checkpoints import resume_state, saving
 from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.trainable import TrainableModel
 
 PARTS = {
-    "loop blocked": [(layout.Saver, "save"), (layout.Saver, "check")],
+    "loop blocked": [(saving.Saver, "save"), (saving.Saver, "check")],
     "  copying": [(snapshot.Snapshots, "take")],
-    "whole save": [(layout.PipelineLayout, "save")],
+    "whole save": [(saving.PipelineLayout, "save")],
     "  serialising": [(snapshot.StateFiles, "write"), (TrainableModel, "write")],
     "  hashing": [(files, "tree_hashes")],
     "  verifying": [(resume_state, "_verified")],

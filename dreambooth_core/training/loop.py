@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from dreambooth_core.ports import MetricSink, StopSignal
 from dreambooth_core.training import checks, progress
-from dreambooth_core.training.checkpoints.layout import CheckpointLayout, Saver
+from dreambooth_core.training.checkpoints.saving import CheckpointLayout, Saver
 from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.progress import MetricsRow, ProgressReporter

@@ -15,8 +15,8 @@ from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.ports import MetricSink, NullSink, StopSignal
 from dreambooth_core.supervision import die_with_parent, stop_on_signals
 from dreambooth_core.training.checkpoints import published
-from dreambooth_core.training.checkpoints.layout import PipelineLayout
 from dreambooth_core.training.checkpoints.resume_state import Start, find_start
+from dreambooth_core.training.checkpoints.saving import PipelineLayout
 from dreambooth_core.training.distributed import (
     broadcast_from_main,
     make_strategy,

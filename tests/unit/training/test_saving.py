@@ -13,7 +13,7 @@ from dreambooth_core.environment import available_bytes
 from dreambooth_core.errors import StageError
 from dreambooth_core.training import worker
 from dreambooth_core.training.checkpoints import resume_state
-from dreambooth_core.training.checkpoints.layout import PipelineLayout
+from dreambooth_core.training.checkpoints.saving import PipelineLayout
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch.launcher import run_trainer
 from dreambooth_core.training.optim import snapshot
