@@ -73,6 +73,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspace
 
 
+# A hang guard, not a claim: two runs of every stage take five minutes on a busy machine.
+@pytest.mark.timeout(900)
 def test_kill_in_every_stage_changes_no_byte_and_repeats_no_work(
     undisturbed: Workspace, tmp_path: Path
 ) -> None:
