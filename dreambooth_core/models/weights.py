@@ -35,7 +35,7 @@ _TEXT_STACK = "text_model."
 
 
 def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write each network to the folder of its name, as its `from_pretrained` reads it (C3)."""
+    """Write each network to the folder of its name, as `from_pretrained` reads it."""
     with _without_deepspeed():
         for name, model in parts.items():
             saved: Any = model
@@ -172,7 +172,7 @@ def export_pipeline(
     checkpoint: Checkpoint,
     out: Path,
 ) -> None:
-    """Write the final pipeline of a run into the new folder `out` (C4).
+    """Write the final pipeline of a run into the new folder `out`.
 
     A full fine-tune becomes a folder that its pipeline's `from_pretrained` loads; LoRA
     becomes the adapters in diffusers' and kohya's formats and `base_model.json`. Raises

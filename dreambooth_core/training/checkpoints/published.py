@@ -16,7 +16,7 @@ METRICS = "metrics.csv"
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder's name, as the seed document promises it (C3)."""
+    """The folder's name: `checkpoint-<step>`, as in the DreamBooth guide."""
     return f"checkpoint-{step}"
 
 
