@@ -13,6 +13,10 @@ STAGES = (
 )
 """Every stage, in order; the last one writes a page instead of a record."""
 
+# Paths below the store that a subject's places and the workspace share.
+_HASH_CACHE = "hashes.json"
+_WORKSPACE_LOCK = Path("locks", "workspace.lock")
+
 
 @dataclass(frozen=True)
 class Places:
@@ -55,12 +59,12 @@ class Places:
     @property
     def hash_cache(self) -> Path:
         """The file that caches the sha256 of large files by path, size and time."""
-        return self.store / "hashes.json"
+        return self.store / _HASH_CACHE
 
     @property
     def publish_lock(self) -> Path:
         """The lock held for seconds, around DVC status, publish and DVC commit."""
-        return self.store / "locks" / "workspace.lock"
+        return self.store / _WORKSPACE_LOCK
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Workspace:
     @property
     def hash_cache(self) -> Path:
         """The file that caches the sha256 of large files by path, size and time."""
-        return self.state / "hashes.json"
+        return self.state / _HASH_CACHE
 
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""
@@ -108,7 +112,7 @@ class Workspace:
     @property
     def workspace_lock(self) -> Path:
         """The lock held for seconds, around DVC status, publish and DVC commit."""
-        return self.state / "locks" / "workspace.lock"
+        return self.state / _WORKSPACE_LOCK
 
 
 def find_workspace(start: Path) -> Path:
