@@ -5,6 +5,8 @@ All processes of a run must call every method in the same order, because some of
 
 from __future__ import annotations
 
+import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 
 from dreambooth_core.config import Strategy as StrategyName
+from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.trainable import TrainableModel
 
 DEEPSPEED_TAG = "deepspeed"
@@ -113,35 +118,81 @@ class TrainingState(CheckpointSource, Protocol):
         ...
 
 
-class Strategy(TrainingState, Protocol):
-    """A model's optimizer, and the way its processes share the work."""
+class Strategy(ABC):
+    """A model's optimizer, and the way its processes share the work: a `TrainingState`."""
 
     wrapped_model: nn.Module
     """The wrapped network; a micro-step calls it with the network's arguments."""
+    _optimizer: Optimizer
+    """The optimizer whose groups get the learning rates."""
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        *,
+        accelerator: Accelerator,
+        settings: TrainSettings,
+        state: Path | None,
+    ) -> None:
+        """Resume from the verified state in the folder `state`, or start anew if it is None.
+
+        The optimizer starts anew if other settings wrote the state. Raises SettingsError if a
+        library of the strategy is missing.
+        """
+        self.model, self._accelerator, self._settings = model, accelerator, settings
+        self._step = 0
+        self._set_up(state)
+
+    @abstractmethod
+    def _set_up(self, state: Path | None) -> None:
+        """Load the state, wrap the network and build the optimizer."""
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
         """Begin update number `step` (from 1) with one learning rate per parameter group."""
-        ...
+        self._step = step
+        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
 
-    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002
         """Wrap a forward and backward pass; only the last must synchronize gradients."""
-        ...
+        return contextlib.nullcontext()
 
+    @abstractmethod
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Accumulate the gradients of `loss` (0-d)."""
-        ...
 
+    @abstractmethod
     def apply(self, loss: torch.Tensor) -> UpdateResult:
         """Clip and apply the gradients; skip the update if they or `loss` are non-finite.
 
         `loss` (0-d, on the device) is the mean over the processes.
         """
-        ...
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Drop the gradients of parameters that are frozen now. Call it before `apply`."""
-        ...
+        for parameter in parameters:
+            parameter.grad = None
 
     def clear_gradients(self) -> None:
         """Free the gradients."""
-        ...
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @abstractmethod
+    def value(self, parameter: nn.Parameter) -> torch.Tensor:
+        """Return the complete parameter; a trained one in the precision of its updates."""
+
+    @abstractmethod
+    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """Return the complete gradient, or None if there is none."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write this process's part of the state that the next update depends on to `folder`."""
+
+    def snapshot(self) -> CheckpointSource | None:
+        """Return None: by default the processes write their parts together."""
+        return None
+
+    @abstractmethod
+    def gathered_weights(self) -> AbstractContextManager[None]:
+        """Inside, the networks of the main process have the complete weights to publish."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -25,7 +23,7 @@ from dreambooth_core.training.optim.adamw import (
 from dreambooth_core.training.optim.ema import MovingAverage
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.precision import check_types
-from dreambooth_core.training.protocols import CheckpointSource, UpdateResult
+from dreambooth_core.training.protocols import CheckpointSource, Strategy, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 WEIGHTS = "weights.safetensors"
@@ -34,46 +32,28 @@ _SCALER = "scaler.json"
 _AVERAGE = "average.safetensors"
 
 
-class DdpStrategy:
+class DdpStrategy(Strategy):
     """The optimizer of the settings over whole parameters; DDP averages the gradients."""
 
-    def __init__(
-        self,
-        model: TrainableModel,
-        *,
-        accelerator: Accelerator,
-        settings: TrainSettings,
-        state: Path | None,
-    ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None).
-
-        A state without moments or without a scaler has been made with other settings: these begin.
-        """
-        self._step = 0
-        self.model, self._accelerator, self._settings = model, accelerator, settings
+    def _set_up(self, state: Path | None) -> None:
+        """Moments and loss scale start anew if the state has none: other settings wrote it."""
+        model, accelerator, settings = self.model, self._accelerator, self._settings
         check_types(model.trainable, settings)
         self._raw_optimizer = build_optimizer(model, settings)
         if state is not None:
             self._restore(state)
         if accelerator.scaler is not None:
-            # The fused kernel would leave an overflow out unseen; the scaler tells that it has.
+            # The fused kernel would skip an overflow unseen; the scaler reports it.
             self._raw_optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         self._average = _average_of(model, settings, state)
         self._snapshots = Snapshots(model)
         wrapped, optimizer = accelerator.prepare(model.denoiser, self._raw_optimizer)
-        self.wrapped_model: nn.Module = wrapped
-        self._optimizer: AcceleratedOptimizer = optimizer
+        self.wrapped_model, self._optimizer = wrapped, optimizer
         if accelerator.scaler is not None and state is not None and (state / _SCALER).is_file():
             accelerator.scaler.load_state_dict(json.loads((state / _SCALER).read_bytes()))
 
-    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
-        """Set the rates of the update that makes `step` completed ones."""
-        self._step = step
-        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate
-
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Leave out the exchange of gradients in all micro-steps but the last."""
+        """Synchronize the gradients of the processes only in the last micro-step."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(self.wrapped_model)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -98,15 +78,6 @@ class DdpStrategy:
         """Have the average take in the weights of the update."""
         if self._average is not None:
             self._average.update(self._step)
-
-    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the gradients of parameters that rest in this update."""
-        for parameter in parameters:
-            parameter.grad = None
-
-    def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
-        self._optimizer.zero_grad(set_to_none=True)
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
         """The parameter itself."""

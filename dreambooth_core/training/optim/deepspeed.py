@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 
@@ -20,34 +19,26 @@ from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.training.optim.adamw import adam_options, fused_adamw, parameter_groups
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.protocols import DEEPSPEED_TAG, CheckpointSource, UpdateResult
+from dreambooth_core.training.protocols import DEEPSPEED_TAG, Strategy, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 
-class DeepSpeedStrategy:
-    """AdamW by a DeepSpeed engine, on processes that accelerate has started for it.
+class DeepSpeedStrategy(Strategy):
+    """AdamW by a DeepSpeed engine, in processes that accelerate has started for it.
 
-    The engine is made here and not by `accelerator.prepare`, which may exchange the optimizer for
-    one with another kind of weight decay. What runs is asserted.
+    This class builds the engine, because `accelerator.prepare` may replace the optimizer by one
+    with another kind of weight decay. It checks what the engine runs.
     """
 
-    def __init__(
-        self,
-        model: TrainableModel,
-        *,
-        accelerator: Accelerator,
-        settings: TrainSettings,
-        state: Path | None,
-    ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None).
+    def _set_up(self, state: Path | None) -> None:
+        """Moments start anew if the state has only weights: a run without DeepSpeed wrote it.
 
-        A state of weights alone was made without DeepSpeed: the moments begin. Raises SettingsError
-        where DeepSpeed or the compiler that it needs is missing.
+        Raises SettingsError if DeepSpeed or its compiler is missing.
         """
+        model, accelerator, settings = self.model, self._accelerator, self._settings
         deepspeed = _import_deepspeed()
         weights = read_bare_weights(state)
         model.put(weights)
-        self.model, self._accelerator, self._settings = model, accelerator, settings
         plugin = accelerator.state.deepspeed_plugin
         assert plugin is not None, "accelerate was not launched for DeepSpeed"
         config = deepspeed_config(plugin.deepspeed_config, settings)
@@ -61,8 +52,9 @@ class DeepSpeedStrategy:
         optimizer = _optimizer(model, settings, offload=offloads(config))
         engine, *_ = deepspeed.initialize(model=model.denoiser, optimizer=optimizer, config=config)
         self._engine: Any = engine
+        self._optimizer = engine.optimizer
         self._check(optimizer)
-        self.wrapped_model: nn.Module = _InEngineType(engine)
+        self.wrapped_model = _InEngineType(engine)
         self._put_fp32(weights)
         if state is not None and not weights:
             # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
@@ -71,12 +63,6 @@ class DeepSpeedStrategy:
             )
             assert loaded is not None, f"DeepSpeed found no state in {state}"
             _multiply_betas_up(optimizer)
-
-    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
-        """Set the rates of the coming update."""
-        assert step > 0
-        for group, rate in zip(self._engine.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         """Tell the engine whether an update follows: only then it finishes the gradients."""
@@ -129,9 +115,6 @@ class DeepSpeedStrategy:
         self._engine.save_checkpoint(
             str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=True
         )
-
-    def snapshot(self) -> CheckpointSource | None:
-        """None: the processes write their parts together."""
 
     @contextlib.contextmanager
     def gathered_weights(self) -> Iterator[None]:

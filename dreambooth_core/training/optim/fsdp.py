@@ -6,15 +6,13 @@ accelerate passes over FSDP on a CPU without a word, so torch's own interface is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from accelerate import Accelerator
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
@@ -32,7 +30,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.adamw import fused_adamw
 from dreambooth_core.training.optim.ddp import read_bare_weights
-from dreambooth_core.training.protocols import CheckpointSource, UpdateResult
+from dreambooth_core.training.protocols import Strategy, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
@@ -40,45 +38,26 @@ _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
-class FsdpStrategy:
+class FsdpStrategy(Strategy):
     """AdamW over split parameters."""
 
-    def __init__(
-        self,
-        model: TrainableModel,
-        *,
-        accelerator: Accelerator,
-        settings: TrainSettings,
-        state: Path | None,
-    ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None).
-
-        A state of weights alone was made without FSDP: the moments begin.
-        """
+    def _set_up(self, state: Path | None) -> None:
+        """Moments start anew if the state has only weights: a run without FSDP wrote it."""
+        model, accelerator, settings = self.model, self._accelerator, self._settings
         weights = read_bare_weights(state)
         model.put(weights)
-        self._accelerator, self._settings = accelerator, settings
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        self.wrapped_model: nn.Module = _split(model.denoiser, self._mesh, settings)
+        self.wrapped_model = _split(model.denoiser, self._mesh, settings)
         self.model = _with_split_parameters(model)
         self._optimizer = fused_adamw(self.model, settings)
         if state is not None and not weights:
             self._restore(state)
 
-    def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
-        """Set the rates of the coming update."""
-        assert step > 0
-        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:  # noqa: ARG002
+        """Accumulate the gradients of `loss`; each process keeps its shard.
 
-    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients are shared in every micro-step: kept whole they would need the memory."""
-        assert isinstance(last, bool)
-        return contextlib.nullcontext()
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of `loss`; each process keeps those of its part."""
-        assert isinstance(last, bool)
+        Every micro-step reduces them, because whole gradients would not fit into memory.
+        """
         loss.backward()
 
     def apply(self, loss: torch.Tensor) -> UpdateResult:
@@ -95,15 +74,6 @@ class FsdpStrategy:
         self._optimizer.step()
         return UpdateResult(grad_norm.to(torch.float32))
 
-    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the gradients of parameters that rest in this update."""
-        for parameter in parameters:
-            parameter.grad = None
-
-    def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
-        self._optimizer.zero_grad(set_to_none=True)
-
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
         """The parameter, put together from the processes' parts."""
         return _whole(parameter.detach())
@@ -115,9 +85,6 @@ class FsdpStrategy:
     def save(self, folder: Path) -> None:
         """Each process writes its part; a run of any number of processes can read it."""
         dcp.save(self._state(), checkpoint_id=folder)
-
-    def snapshot(self) -> CheckpointSource | None:
-        """None: the processes write their parts together."""
 
     @contextlib.contextmanager
     def gathered_weights(self) -> Iterator[None]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from dreambooth_core.config import TrainSettings
 from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.optim.per_parameter import PerParameter
 from dreambooth_core.training.protocols import UpdateResult
-from dreambooth_core.training.trainable import TrainableModel
 
 
 class FusedBackward:
@@ -77,18 +74,11 @@ class FusedBackwardStrategy(DdpStrategy):
     checkpoint is therefore the recovery point.
     """
 
-    def __init__(
-        self,
-        model: TrainableModel,
-        *,
-        accelerator: Accelerator,
-        settings: TrainSettings,
-        state: Path | None,
-    ) -> None:
-        super().__init__(model, accelerator=accelerator, settings=settings, state=state)
+    def _set_up(self, state: Path | None) -> None:
+        super()._set_up(state)
         assert isinstance(self._raw_optimizer, PerParameter)
         self._fused = FusedBackward(self._raw_optimizer)
-        self._name_of = {p: name for name, p in model.trainable.items()}
+        self._name_of = {p: name for name, p in self.model.trainable.items()}
 
     def begin(self, step: int, *, learning_rates: Sequence[float]) -> None:
         """Set the rates and freeze the groups past their last step: gradients are freed unused."""
@@ -106,9 +96,6 @@ class FusedBackwardStrategy(DdpStrategy):
         """Return the norms: the backward pass has updated the weights."""
         self._follow()
         return UpdateResult(self._fused.grad_norm(), norms=self._fused.norms)
-
-    def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Do nothing: the gradients of frozen parameters were freed unused."""
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """The norm of its gradient, which is already freed."""
