@@ -5,20 +5,22 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.numerics.seeding import generator_for
 from dreambooth_core.training import checks, precision
+from dreambooth_core.training.distributed import make_strategy
 from dreambooth_core.training.optim import adamw
-from dreambooth_core.training.optim.fused_backward import FusedBackward
+from dreambooth_core.training.optim.ddp import DdpStrategy
 from dreambooth_core.training.optim.per_parameter import PerParameter
+from dreambooth_core.training.protocols import UpdateResult
 from dreambooth_core.training.trainable import ParameterGroup, TrainableModel
 from tests.unit.training.tiny import FULL, LORA
 
@@ -67,32 +69,24 @@ class Run:
         precision.cast_trainable(self.parameters, settings)
         precision.check_types(self.parameters, settings)
         group = ParameterGroup("unet", self.parameters, settings.learning_rate)
-        model = cast("TrainableModel", SimpleNamespace(groups=(group,)))
-        self.optimizer = adamw.build_optimizer(model, settings)
-        self.fused = None
-        if settings.fused_backward:
-            assert isinstance(self.optimizer, PerParameter)
-            self.fused = FusedBackward(self.optimizer)
+        model = TrainableModel(cast("Any", self.net), (group,), cast("Any", None), method="full")
+        accelerator = Accelerator(cpu=True)
+        self.strategy = make_strategy(model, accelerator=accelerator, settings=settings, state=None)
+        self.optimizer = cast("DdpStrategy", self.strategy)._raw_optimizer
 
-    def update(self, step: int, *, spoil: float = 0.0) -> float:
-        """One update; `spoil` is added to the loss."""
+    def update(self, step: int, *, spoil: float = 0.0) -> tuple[float, UpdateResult]:
+        """Make one update and return its loss; `spoil` is added to the loss."""
         generator = generator_for(0, "rows", step)
         x = torch.randn(16, 8, 6, 6, generator=generator)
         y = x.mean(dim=(2, 3)) * 3
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.weight_dtype == "bf16"):
             prediction = self.net(x)
         loss = (prediction.float() - y).square().mean() + spoil
-        if self.fused is not None:
-            self.fused.begin(step, loss)
-            loss.backward()
-        else:
-            loss.backward()
-            norms = [torch.linalg.vector_norm(p.grad.float()) for p in self.net.parameters()]
-            healthy = torch.isfinite(torch.stack([loss.detach(), *norms])).all()
-            adamw.begin_update(self.optimizer, step=step, healthy=healthy)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        self.strategy.begin(step + 1, learning_rates=[self.settings.peak_rate])
+        self.strategy.backward(loss, last=True)
+        result = self.strategy.apply(loss.detach())
+        self.strategy.clear_gradients()
+        return loss.item(), result
 
     def bits(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -118,7 +112,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
 def test_every_optimizer_brings_the_loss_below_a_quarter_in_60_updates(kind, fused):
     run = Run(settings_of(**kind, **fused, learning_rate=3e-3))
-    losses = [run.update(step) for step in range(60)]
+    losses = [run.update(step)[0] for step in range(60)]
     assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
 
 
@@ -160,13 +154,12 @@ def test_a_non_finite_gradient_in_the_backward_pass_spares_its_weight_and_is_nam
     run = Run(settings_of(**FUSED))
     run.update(0)
     before = run.bits()
-    assert run.fused is not None
     run.net.mid.weight.register_hook(lambda grad: grad * float("nan"))
-    run.update(1)
-    assert checks.skipped_parameters(run.fused.norms) == ["mid.weight"]
+    _, result = run.update(1)
+    assert checks.skipped_parameters(result.norms) == ["mid.weight"]
     assert torch.equal(before["mid.weight"], run.bits()["mid.weight"])
     assert not torch.equal(before["out.weight"], run.bits()["out.weight"])
-    assert not torch.isfinite(run.fused.grad_norm())
+    assert not torch.isfinite(result.grad_norm)
 
 
 def test_no_gradient_is_left_after_a_backward_pass_that_updates():
