@@ -81,33 +81,31 @@ class UpdateResult:
 class CheckpointSource(Protocol):
     """The weights and state of a run at one step, for a layout to write."""
 
-    @property
-    def model(self) -> TrainableModel:
-        """The model; its tensors may be older than the current weights."""
-        ...
+    model: TrainableModel
+    """The model; its tensors may be older than the current weights."""
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write this process's part of the state that the next update depends on to `folder`."""
-        ...
 
+    @abstractmethod
     def gathered_weights(self) -> AbstractContextManager[None]:
         """Inside, the networks of the main process have the complete weights to publish."""
-        ...
 
 
 class TrainingState(CheckpointSource, Protocol):
     """The weights, gradients and moments of a model, for the loop to read and save."""
 
+    @abstractmethod
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
         """Return the complete parameter; a trained one in the precision of its updates."""
-        ...
 
+    @abstractmethod
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """Return the complete gradient, or None if there is none. Call it before `apply`.
 
         Returns its norm (0-d) if the backward pass has already freed the gradient.
         """
-        ...
 
     def snapshot(self) -> CheckpointSource | None:
         """Copy weights and state to host memory; the copy is valid until the next snapshot.
@@ -115,11 +113,11 @@ class TrainingState(CheckpointSource, Protocol):
         Returns None if they must be written before the next update: if several processes write
         together or the host has too little memory.
         """
-        ...
+        return None
 
 
-class Strategy(ABC):
-    """A model's optimizer, and the way its processes share the work: a `TrainingState`."""
+class Strategy(TrainingState, ABC):
+    """A model's optimizer, and the way its processes share the work."""
 
     wrapped_model: nn.Module
     """The wrapped network; a micro-step calls it with the network's arguments."""
@@ -176,23 +174,3 @@ class Strategy(ABC):
     def clear_gradients(self) -> None:
         """Free the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
-
-    @abstractmethod
-    def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """Return the complete parameter; a trained one in the precision of its updates."""
-
-    @abstractmethod
-    def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """Return the complete gradient, or None if there is none."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write this process's part of the state that the next update depends on to `folder`."""
-
-    def snapshot(self) -> CheckpointSource | None:
-        """Return None: by default the processes write their parts together."""
-        return None
-
-    @abstractmethod
-    def gathered_weights(self) -> AbstractContextManager[None]:
-        """Inside, the networks of the main process have the complete weights to publish."""

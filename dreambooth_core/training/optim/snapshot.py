@@ -48,9 +48,9 @@ class StateFiles:
         return sum(t.nbytes for tensors in self.tensors.values() for t in tensors.values())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Snapshot:
-    """A `protocols.CheckpointSource` that stays as it is until the next one is taken."""
+    """A `protocols.CheckpointSource` that is valid until the next snapshot."""
 
     model: TrainableModel
     state: StateFiles
