@@ -69,17 +69,12 @@ class ScriptLayout:
         self,
         folder: Path,
         *,
-        method: Method,
         every: int,
         limit: int | None,
-        settings: dict[str, Any],
-        run: str,
-        images: tuple[str, ...],
+        record: ScriptCheckpoint,
     ) -> None:
-        self._folder = folder
-        self._method: Method = method
-        self._every, self._limit = every, limit
-        self._settings, self._run, self._images = settings, run, images
+        """Every checkpoint has `record` with its own step and files."""
+        self._folder, self._every, self._limit, self._record = folder, every, limit, record
 
     def begin(self, source: CheckpointSource, *, step: int) -> None:
         """Do nothing: step 0 has no checkpoint."""
@@ -100,7 +95,8 @@ class ScriptLayout:
             if processes.is_main_process:
                 shared_weights.remove_shared(aside / STATE, checkpoint=aside)
                 files.write_text(aside / STATE / METRICS, metrics)
-                self._record(aside, step=step)
+                hashes = files.tree_hashes(aside)
+                self._record.model_copy(update={"step": step, "files": hashes}).write(aside)
         if processes.is_main_process:
             self._verify(path)
             log_line(f"saved {path}")
@@ -116,17 +112,6 @@ class ScriptLayout:
                 source.model.write(aside)
         source.save(state)
 
-    def _record(self, folder: Path, *, step: int) -> None:
-        hashes = files.tree_hashes(folder)
-        ScriptCheckpoint(
-            step=step,
-            method=self._method,
-            settings=self._settings,
-            files=hashes,
-            run=self._run,
-            images=self._images,
-        ).write(folder)
-
     def _verify(self, path: Path) -> None:
         if read_whole(path) is None:
             raise StageError(
@@ -139,14 +124,10 @@ class ScriptLayout:
         """Remove the run's lowest steps beyond the limit, but never the step just written."""
         if self._limit is None:
             return
-        others = [path for path in folders(self._folder) if self._is_older(path, keep=keep)]
+        own = [path for path, _ in records(self._folder, run=self._record.run)]
+        others = [path for path in own if path.name != checkpoint_name(keep)]
         for path in others[: max(0, len(others) + 1 - self._limit)]:
             shutil.rmtree(path, ignore_errors=True)
-
-    def _is_older(self, path: Path, *, keep: int) -> bool:
-        """Whether a checkpoint belongs to this run and is not the step just written."""
-        record = ScriptCheckpoint.read_if_there(path)
-        return path.name != checkpoint_name(keep) and record is not None and record.run == self._run
 
 
 def read_metrics(folder: Path) -> str:
@@ -205,6 +186,12 @@ def folders(folder: Path) -> list[Path]:
     """All folders named `checkpoint-N`, lowest step first."""
     found = (_NAME.fullmatch(p.name) for p in folder.glob("checkpoint-*") if p.is_dir())
     return [folder / checkpoint_name(step) for step in sorted(int(m[1]) for m in found if m)]
+
+
+def records(folder: Path, *, run: str | None = None) -> list[tuple[Path, ScriptCheckpoint]]:
+    """The checkpoints with a record, lowest step first; their files are not verified."""
+    found = ((path, ScriptCheckpoint.read_if_there(path)) for path in folders(folder))
+    return [(p, record) for p, record in found if record and run in (None, record.run)]
 
 
 def effective(settings: dict[str, Any]) -> dict[str, Any]:

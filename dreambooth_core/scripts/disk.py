@@ -12,8 +12,7 @@ from accelerate import Accelerator
 
 from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.models.footprint import state_bytes
-from dreambooth_core.scripts import resume
-from dreambooth_core.scripts.checkpoints import STATE
+from dreambooth_core.scripts import checkpoints, resume
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.distributed import broadcast_from_main
 from dreambooth_core.training.dry_run import DiskPlan, check_disk, dry_run
@@ -97,7 +96,7 @@ def _check_room_to_resume(
     A new run learns the sizes from its dry run, a resumed one from its checkpoint.
     """
     path, record = found
-    there = len(resume.records(settings.output_dir, run=record.run))
+    there = len(checkpoints.records(settings.output_dir, run=record.run))
     check_disk(
         settings.output_dir,
         kept(settings, last=job.train.max_train_steps, first=record.step, there=there),
@@ -108,6 +107,6 @@ def _check_room_to_resume(
 
 def _published_bytes(path: Path) -> int:
     """The size of a checkpoint without its training state."""
-    parts = [entry for entry in path.iterdir() if entry.name != STATE]
+    parts = [entry for entry in path.iterdir() if entry.name != checkpoints.STATE]
     found = [file for part in parts for file in (part.rglob("*") if part.is_dir() else (part,))]
     return sum(file.stat().st_size for file in found if file.is_file())

@@ -140,7 +140,9 @@ def name_run(
     if found is None:
         return files.digest_of([checkpoints.effective(settings), list(images)])
     record = found[1]
-    is_last = record.step == max(other.step for _, other in records(folder, run=record.run))
+    is_last = record.step == max(
+        other.step for _, other in checkpoints.records(folder, run=record.run)
+    )
     if is_last or not checkpoints.changes(record, settings):
         return record.run
     return files.digest_of([record.run, record.step, checkpoints.effective(settings)])
@@ -148,7 +150,7 @@ def name_run(
 
 def foreign_checkpoints(folder: Path, run: str) -> list[str]:
     """Names of the folder's checkpoints from other runs or other programs."""
-    own = {path for path, _ in records(folder, run=run)}
+    own = {path for path, _ in checkpoints.records(folder, run=run)}
     return [path.name for path in checkpoints.folders(folder) if path not in own]
 
 
@@ -162,9 +164,7 @@ def find_checkpoint(folder: Path, name: str) -> Found | None:
     path = folder / Path(name).name
     record = checkpoints.read_whole(path)
     if record is None:
-        whole = [
-            p.name for p in checkpoints.folders(folder) if checkpoints.read_whole(p) is not None
-        ]
+        whole = [p.name for p in checkpoints.folders(folder) if checkpoints.read_whole(p)]
         raise SettingsError(
             f"--resume_from_checkpoint: {path.name} {_why_not(path)}",
             got=str(path),
@@ -199,7 +199,7 @@ def _latest(folder: Path) -> Found | None:
         if checkpoints.ScriptCheckpoint.read_if_there(path) is None:
             log_line(f"warning: {path.name} {_why_not(path)}: passed by")
     last = written_last(folder)
-    for path, record in reversed(records(folder, run=last[1].run)) if last else ():
+    for path, record in reversed(checkpoints.records(folder, run=last[1].run)) if last else ():
         if checkpoints.read_whole(path):
             return path, record
         log_line(f"warning: {path.name} is not whole: passed by")
@@ -208,11 +208,5 @@ def _latest(folder: Path) -> Found | None:
 
 def written_last(folder: Path) -> Found | None:
     """The checkpoint that was saved last, at any step; its files are not verified."""
-    found = records(folder)
+    found = checkpoints.records(folder)
     return max(found, key=lambda one: (one[0] / RECORD_NAME).stat().st_mtime_ns, default=None)
-
-
-def records(folder: Path, *, run: str | None = None) -> list[Found]:
-    """The checkpoints with a record, lowest step first; their files are not verified."""
-    found = ((path, ScriptCheckpoint.read_if_there(path)) for path in checkpoints.folders(folder))
-    return [(p, record) for p, record in found if record and run in (None, record.run)]

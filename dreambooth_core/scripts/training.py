@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.errors import Stopped
-from dreambooth_core.scripts import checkpoints, disk, resume, validation
+from dreambooth_core.scripts import disk, resume, validation
+from dreambooth_core.scripts.checkpoints import ScriptCheckpoint, ScriptLayout
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
@@ -111,24 +112,24 @@ def _make_trainer(inputs: TrainingInputs, model: TrainableModel, state: Path | N
     return Trainer(strategy, accelerator=accelerator, settings=train, rows_at=data.rows_at)
 
 
-def _layout(inputs: TrainingInputs) -> checkpoints.ScriptLayout:
-    flags = inputs.settings.flags
-    return checkpoints.ScriptLayout(
-        inputs.settings.output_dir,
-        method=inputs.settings.script.method,
-        every=flags.checkpointing_steps,
-        limit=flags.checkpoints_total_limit,
-        settings=inputs.recorded,
-        run=broadcast_from_main(
-            inputs.accelerator,
-            lambda: resume.run_of(
-                inputs.settings,
-                inputs.found,
-                recorded=inputs.recorded,
-                images=inputs.fingerprints,
-            ),
+def _layout(inputs: TrainingInputs) -> ScriptLayout:
+    settings, recorded, images = inputs.settings, inputs.recorded, inputs.fingerprints
+    run = broadcast_from_main(
+        inputs.accelerator,
+        lambda: resume.run_of(settings, inputs.found, recorded=recorded, images=images),
+    )
+    return ScriptLayout(
+        settings.output_dir,
+        every=settings.flags.checkpointing_steps,
+        limit=settings.flags.checkpoints_total_limit,
+        record=ScriptCheckpoint(
+            step=0,
+            method=settings.script.method,
+            settings=recorded,
+            files={},
+            run=run,
+            images=images,
         ),
-        images=inputs.fingerprints,
     )
 
 
