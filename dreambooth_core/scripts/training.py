@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.errors import Stopped
-from dreambooth_core.scripts import disk, resume, validation
+from dreambooth_core.scripts import disk, resume
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint, ScriptLayout
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.scripts.trackers import TrackerSink
+from dreambooth_core.scripts.validation import Validation, make_is_due
 from dreambooth_core.training.distributed import broadcast_from_main, make_strategy
-from dreambooth_core.training.loop import Loop
+from dreambooth_core.training.loop import Callback, Loop
 from dreambooth_core.training.trainable import TrainableModel, load_trainable_model
 from dreambooth_core.training.trainer import StepTrainer, Trainer
 
@@ -78,14 +79,7 @@ def train(inputs: TrainingInputs, *, stop: Stop) -> StepTrainer:
             layout=_layout(inputs),
             sink=sink,
             rows=start.rows,
-            callbacks=validation.callbacks(
-                settings,
-                seed=inputs.train.seed,
-                steps_per_epoch=inputs.steps_per_epoch,
-                last=inputs.train.max_train_steps,
-                log=lambda images, step: sink.images(images, name="validation", step=step),
-                is_main=inputs.is_main,
-            ),
+            callbacks=_callbacks(inputs, sink),
         )
         stop.watch()  # until the result is written
         ended = loop.run(start.step, should_stop=stop)
@@ -110,6 +104,25 @@ def _make_trainer(inputs: TrainingInputs, model: TrainableModel, state: Path | N
         return JaxTrainer(model, settings=train, rows_at=data.rows_at, state=state)
     strategy = make_strategy(model, accelerator=accelerator, settings=train, state=state)
     return Trainer(strategy, accelerator=accelerator, settings=train, rows_at=data.rows_at)
+
+
+def _callbacks(inputs: TrainingInputs, sink: TrackerSink) -> list[Callback]:
+    """Validation if there is a prompt for it."""
+    settings, train = inputs.settings, inputs.train
+    if settings.flags.validation_prompt is None:
+        return []
+    is_due = make_is_due(
+        settings.flags, steps_per_epoch=inputs.steps_per_epoch, last=train.max_train_steps
+    )
+    return [
+        Validation(
+            settings,
+            is_due=is_due,
+            seed=train.seed,
+            log=lambda images, step: sink.images(images, name="validation", step=step),
+            is_main=inputs.is_main,
+        )
+    ]
 
 
 def _layout(inputs: TrainingInputs) -> ScriptLayout:

@@ -13,8 +13,8 @@ from torch import nn
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import native_side
 from dreambooth_core.numerics.seeding import derive_seed
+from dreambooth_core.scripts.flags import ScriptFlags
 from dreambooth_core.scripts.settings import ScriptSettings
-from dreambooth_core.training.loop import Callback
 from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainer import StepTrainer
 
@@ -31,9 +31,13 @@ LogImages = Callable[[Sequence[Image.Image], int], None]
 """Receives the images of a step."""
 
 
-def after_steps(every: int) -> IsDue:
-    """Every N updates, as in the script for full fine-tuning."""
-    return lambda step: step % every == 0
+def make_is_due(flags: ScriptFlags, *, steps_per_epoch: int, last: int) -> IsDue:
+    """When validation is due: each script has a flag for steps or one for epochs."""
+    steps = getattr(flags, "validation_steps", None)
+    if steps is not None:
+        return lambda step: step % steps == 0
+    epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
+    return after_epochs(epochs, steps_per_epoch=steps_per_epoch, last=last)
 
 
 def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
@@ -46,54 +50,24 @@ def after_epochs(every: int, *, steps_per_epoch: int, last: int) -> IsDue:
     return lambda step: step == last or step % period == first
 
 
-def callbacks(
-    settings: ScriptSettings,
-    *,
-    seed: int,
-    steps_per_epoch: int,
-    last: int,
-    log: LogImages,
-    is_main: bool,
-) -> list[Callback]:
-    """The callbacks of the loop: validation by steps or by epochs, if there is a prompt."""
-    flags = settings.flags
-    if flags.validation_prompt is None:
-        return []
-    steps = getattr(flags, "validation_steps", None)  # each script has one of the two flags
-    if steps is not None:
-        is_due = after_steps(steps)
-    else:
-        epochs: int = flags.validation_epochs  # pyright: ignore[reportAttributeAccessIssue]
-        is_due = after_epochs(epochs, steps_per_epoch=steps_per_epoch, last=last)
-    prompt = flags.validation_prompt
-    return [Validation(settings, prompt=prompt, is_due=is_due, seed=seed, log=log, is_main=is_main)]
-
-
 class Validation:
     """A callback that generates images by the current weights, in the main process."""
 
     def __init__(
-        self,
-        settings: ScriptSettings,
-        *,
-        prompt: str,
-        is_due: IsDue,
-        seed: int,
-        log: LogImages,
-        is_main: bool,
+        self, settings: ScriptSettings, *, is_due: IsDue, seed: int, log: LogImages, is_main: bool
     ) -> None:
-        self._settings, self._prompt, self._seed = settings, prompt, seed
-        self._is_due = is_due
+        self._settings, self._is_due, self._seed = settings, is_due, seed
         self._log, self._is_main = log, is_main
+        self._prompt = settings.flags.validation_prompt or ""
 
     def is_due(self, step: int) -> bool:
         """Whether validation is due after `step`."""
         return self._is_due(step)
 
     def on_step_end(self, trainer: StepTrainer, *, step: int) -> None:
-        """Generate num_validation_images images, each by the same seed every time.
+        """Generate num_validation_images images, each with the same seed at every step.
 
-        All processes come here: some kinds of updates need them to put the weights together.
+        All processes call this, because a strategy may gather the weights from all of them.
         """
         with trainer.state.gathered_weights():
             if self._is_main:
