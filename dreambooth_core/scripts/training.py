@@ -75,7 +75,6 @@ def train(inputs: TrainingInputs, *, stop: Stop) -> StepTrainer:
         loop = Loop(
             job,
             trainer,
-            accelerator=accelerator,
             layout=_layout(inputs),
             sink=sink,
             rows=start.rows,
@@ -103,7 +102,7 @@ def _make_trainer(inputs: TrainingInputs, model: TrainableModel, state: Path | N
 
         return JaxTrainer(model, settings=train, rows_at=data.rows_at, state=state)
     strategy = make_strategy(model, accelerator=accelerator, settings=train, state=state)
-    return Trainer(strategy, accelerator=accelerator, settings=train, rows_at=data.rows_at)
+    return Trainer(strategy, rows_at=data.rows_at)
 
 
 def _callbacks(inputs: TrainingInputs, sink: TrackerSink) -> list[Callback]:

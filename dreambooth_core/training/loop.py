@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from dreambooth_core.ports import MetricSink, StopSignal
@@ -43,21 +43,20 @@ class Loop:
         job: TrainJob,
         trainer: StepTrainer,
         *,
-        accelerator: Accelerator,
         layout: CheckpointLayout,
         sink: MetricSink,
         rows: list[MetricsRow],
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self._job, self._trainer, self._accelerator = job, trainer, accelerator
+        self._job, self._trainer = job, trainer
         self._rows = rows
         self._unread: list[UpdateReport] = []
         self._layout, self._callbacks = layout, callbacks
-        self._saver = Saver(layout, trainer, beside=job.async_checkpointing)
+        self._saver = Saver(layout, trainer.state, is_async=job.async_checkpointing)
         self._last = job.train.max_train_steps
         self._is_verified = False
         self._num_skipped = 0
-        self._progress = ProgressReporter(job, sink=sink, is_main=accelerator.is_main_process)
+        self._progress = ProgressReporter(job, sink=sink, is_main=PartialState().is_main_process)
         interval = min(_MAX_READ_INTERVAL, job.log_every_steps)
         self._read_every = interval if trainer.reading_waits else 1
 
@@ -96,8 +95,8 @@ class Loop:
                 self._is_verified = True
             self._progress.report(self._rows)
             if stop or self._layout.is_due(step):
-                goes_on = not stop and step < last
-                self._saver.save(step=step, metrics=self.metrics_table(), goes_on=goes_on)
+                is_last = stop or step == last
+                self._saver.save(step=step, metrics=self.metrics_table(), is_last=is_last)
             self._run_callbacks(step)
             if stop and step < last:
                 return TrainerExit(how="stopped", step=step)
@@ -143,7 +142,7 @@ class Loop:
 
     def _fail(self, report: UpdateReport, row: MetricsRow) -> NoReturn:
         rows = checks.rows_to_report(report.micro_steps)
-        if self._accelerator.num_processes > 1:
+        if PartialState().num_processes > 1:
             rows = gather_object(rows)
         raise checks.non_finite(
             report.step,

@@ -137,7 +137,7 @@ class Strategy(TrainingState, ABC):
         The optimizer starts anew if other settings wrote the state. Raises SettingsError if a
         library of the strategy is missing.
         """
-        self.model, self._accelerator, self._settings = model, accelerator, settings
+        self.model, self.accelerator, self.settings = model, accelerator, settings
         self._step = 0
         self._set_up(state)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models.denoiser import RowsAt
@@ -75,19 +74,11 @@ class StepTrainer(Protocol):
 class Trainer:
     """Runs updates of a model with a strategy on the processes of an accelerator."""
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        *,
-        accelerator: Accelerator,
-        settings: TrainSettings,
-        rows_at: RowsAt,
-    ) -> None:
+    def __init__(self, strategy: Strategy, *, rows_at: RowsAt) -> None:
         self.model, self._strategy = strategy.model, strategy
         self.state: TrainingState = strategy
-        self._accelerator = accelerator
-        self._settings = settings
-        self._rows_at = rows_at
+        self._accelerator, settings = strategy.accelerator, strategy.settings
+        self._settings, self._rows_at = settings, rows_at
         self._rates = [
             learning_rate(settings, peak=group.learning_rate) for group in self.model.groups
         ]

@@ -38,21 +38,14 @@ OpenSink = Callable[[TrainJob], MetricSink]
 def main(job_path: Path, *, open_rows: OpenRows, open_sink: OpenSink) -> int:
     """Run the job saved at `job_path`, write its result and return the exit code.
 
-    On SIGTERM, SIGINT or the death of the launcher, the process saves and exits.
+    On SIGTERM, SIGINT or the death of the launcher, the process saves and exits. A failure becomes
+    a result for the parent to report.
     """
     stop = stop_on_signals()
     die_with_parent()
     job = TrainJob.load(job_path)
-    ended = _work_or_record_failure(job, open_rows, open_sink, stop.is_set)
-    return ended.exit_code
-
-
-def _work_or_record_failure(
-    job: TrainJob, open_rows: OpenRows, open_sink: OpenSink, should_stop: StopSignal
-) -> TrainerExit:
-    """Run the job and write its result; a failure becomes a result for the parent to report."""
     try:
-        ended = work(job, open_rows=open_rows, open_sink=open_sink, should_stop=should_stop)
+        ended = work(job, open_rows=open_rows, open_sink=open_sink, should_stop=stop.is_set)
     except DreamBoothError as error:
         ended = TrainerExit(how="failed", step=0, error=str(error), exit_code=error.exit_code)
         log_line(f"error: {error}")
@@ -63,7 +56,7 @@ def _work_or_record_failure(
         ended = TrainerExit(how="failed", step=0, error=_explain(error), exit_code=1)
     if ended.how == "failed" or PartialState().is_main_process:
         write_exit(job.state_dir, ended)
-    return ended
+    return ended.exit_code
 
 
 def _explain(error: Exception) -> str:
@@ -112,12 +105,7 @@ def _train(
         strategy = make_strategy(
             model, accelerator=accelerator, settings=job.train, state=start.state(job)
         )
-        trainer = Trainer(
-            strategy,
-            accelerator=accelerator,
-            settings=job.train,
-            rows_at=open_rows(job),
-        )
+        trainer = Trainer(strategy, rows_at=open_rows(job))
         if job.dry_run and start.record is None:
             dry_run(job, strategy, disk_plan(job), is_main=accelerator.is_main_process)
         if accelerator.is_main_process:
@@ -125,9 +113,7 @@ def _train(
                 check_disk_for_resume(job, model)
             log_line(f"training starts after step {start.step} of {job.train.max_train_steps}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
-        loop = Loop(
-            job, trainer, accelerator=accelerator, layout=layout, sink=sink, rows=start.rows(job)
-        )
+        loop = Loop(job, trainer, layout=layout, sink=sink, rows=start.rows(job))
         ended = loop.run(start.step, should_stop=should_stop)
         status = "FINISHED" if ended.how == "done" else "KILLED"
         return ended, loop.metrics_table()

@@ -1,7 +1,7 @@
-"""Saving during a training: the loop decides when, a layout what and where, a thread writes.
+"""Saving during training: the loop decides when, a layout decides what and where, a thread writes.
 
-This is the pipeline's layout. The guide's scripts have another (`scripts/checkpoints.py`), with
-everything of a step in one `checkpoint-N` folder.
+`PipelineLayout` is the pipeline's. The guide's scripts have another one in
+`scripts/checkpoints.py`, which writes everything of a step to one `checkpoint-N` folder.
 """
 
 from __future__ import annotations
@@ -13,41 +13,39 @@ from typing import Protocol, Self
 from dreambooth_core.training.checkpoints import published, resume_state
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.progress import log_line
-from dreambooth_core.training.protocols import CheckpointSource
+from dreambooth_core.training.protocols import CheckpointSource, TrainingState
 from dreambooth_core.training.trainable import TrainableModel
-from dreambooth_core.training.trainer import StepTrainer
 
 
 class Saver:
-    """Has a layout save: between two updates, or `beside` them, from a snapshot in a thread.
+    """Saves with a layout: between two updates, or with `is_async` from a snapshot in a thread.
 
-    One save at a time. A save that fails ends the run: with its own error, before the next update
-    or at the end.
+    Saves never overlap. A failed save ends the run with its own error, before the next update or
+    at the end.
     """
 
-    def __init__(self, layout: CheckpointLayout, trainer: StepTrainer, *, beside: bool) -> None:
-        self._layout, self._trainer, self._beside = layout, trainer, beside
+    def __init__(self, layout: CheckpointLayout, state: TrainingState, *, is_async: bool) -> None:
+        self._layout, self._state, self._is_async = layout, state, is_async
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
 
-    def save(self, *, step: int, metrics: str, goes_on: bool) -> None:
-        """Save the outcome of `step`; at once where no update follows or nothing can be copied."""
-        self.wait()  # the last snapshot's memory is used again
-        state = self._trainer.state
-        snapshot = state.snapshot() if self._beside and goes_on else None
+    def save(self, *, step: int, metrics: str, is_last: bool) -> None:
+        """Save `step`; wait for the write if no update follows or there is no snapshot."""
+        self.wait()  # the new snapshot reuses the memory of the last one
+        save = self._layout.save
+        snapshot = self._state.snapshot() if self._is_async and not is_last else None
         if snapshot is None:
-            self._layout.save(state, step=step, metrics=metrics)
+            save(self._state, step=step, metrics=metrics)
         else:
-            save = self._layout.save
             self._writing = self._writer.submit(save, snapshot, step=step, metrics=metrics)
 
     def check(self) -> None:
-        """Raise the error of a save that has failed; waits for nothing."""
+        """Raise the error of a failed save, without waiting for one in progress."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the outcome that was saved last is on the disk. Raises the error of its save."""
+        """Wait until the last save is on disk. Raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -61,37 +59,37 @@ class Saver:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let no write outlive the run; where this has failed already, its error stays the one."""
+        """Wait for the last write; an error of the run has priority over one of the save."""
         self._writer.shutdown()
         if error is None:
             self.wait()
         elif self._writing is not None and (failed := self._writing.exception()):
-            log_line(f"error: the last save has failed, too: {failed}")
+            log_line(f"error: the last save failed, too: {failed}")
 
 
 class CheckpointLayout(Protocol):
-    """Keeps what a run has made. Its methods are called on every process of the run.
+    """Writes what a run saves. Every process of the run calls its methods.
 
-    In a run of one process another thread may call `save`: never two at a time.
+    In a run of one process another thread may call `save`, but calls never overlap.
     """
 
     def begin(self, source: CheckpointSource, *, step: int) -> None:
-        """The run stands at `step` completed updates and goes on from there."""
+        """Prepare for a run that starts after `step` completed updates."""
         ...
 
     def is_due(self, step: int) -> bool:
-        """Whether the outcome of `step` must be saved."""
+        """Return whether to save `step`."""
         ...
 
     def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
-        """Save the outcome of `step`: because it is due, or because the run is asked to stop."""
+        """Save `step`, because it is due or because the run was asked to stop."""
         ...
 
 
 class PipelineLayout:
-    """Checkpoints to publish, and resume states apart from them, in the job's folder of the store.
+    """Writes checkpoints to publish and separate resume states to the job's folder in the store.
 
-    A save on a stop is a resume state only.
+    A save on a stop writes only a resume state.
     """
 
     def __init__(self, job: TrainJob, *, is_main: bool) -> None:
@@ -99,16 +97,16 @@ class PipelineLayout:
         self._published = set(job.published_steps())
 
     def begin(self, source: CheckpointSource, *, step: int) -> None:
-        """Make the checkpoint of the state's own step where it is missing."""
+        """Write the checkpoint of `step` if it is missing."""
         self._publish(source, step)
 
     def is_due(self, step: int) -> bool:
-        """At every multiple of checkpointing_steps, and at the last step."""
+        """Whether `step` is a multiple of checkpointing_steps or the last step."""
         train = self._job.train
         return step % train.checkpointing_steps == 0 or step == train.max_train_steps
 
     def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
-        """Publish the checkpoint if its step is one to publish, then save the resume state."""
+        """Write the checkpoint if `step` is published, then the resume state."""
         self._publish(source, step)
         resume_state.save_state(
             self._job.resume_dir,
@@ -120,7 +118,7 @@ class PipelineLayout:
         )
 
     def _publish(self, source: CheckpointSource, step: int) -> None:
-        """Write the checkpoint of a step, if it is one to publish and not there yet."""
+        """Write the checkpoint of a published step unless it exists."""
         if step not in self._published:
             return
         with source.gathered_weights():

@@ -37,7 +37,7 @@ class DdpStrategy(Strategy):
 
     def _set_up(self, state: Path | None) -> None:
         """Moments and loss scale start anew if the state has none: other settings wrote it."""
-        model, accelerator, settings = self.model, self._accelerator, self._settings
+        model, accelerator, settings = self.model, self.accelerator, self.settings
         check_types(model.trainable, settings)
         self._raw_optimizer = build_optimizer(model, settings)
         if state is not None:
@@ -54,25 +54,25 @@ class DdpStrategy(Strategy):
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         """Synchronize the gradients of the processes only in the last micro-step."""
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(self.wrapped_model)
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of `loss`; after the last they are in its units, under fp16 too."""
-        self._accelerator.backward(loss)
+        self.accelerator.backward(loss)
         if last:
-            self._accelerator.unscale_gradients()
+            self.accelerator.unscale_gradients()
 
     def apply(self, loss: torch.Tensor) -> UpdateResult:
         """Clip and update. The decision is made on the device, so nothing waits for it."""
         grad_norm = self._grad_norm()
-        if self._settings.max_grad_norm is not None:
-            clip_grads_with_norm_(self._parameters(), self._settings.max_grad_norm, grad_norm)
-        if self._accelerator.scaler is None:
+        if self.settings.max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters(), self.settings.max_grad_norm, grad_norm)
+        if self.accelerator.scaler is None:
             healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
             begin_update(self._raw_optimizer, step=self._step, healthy=healthy)
         self._optimizer.step()
         self._follow()
-        return UpdateResult(grad_norm, was_skipped=self._accelerator.optimizer_step_was_skipped)
+        return UpdateResult(grad_norm, was_skipped=self.accelerator.optimizer_step_was_skipped)
 
     def _follow(self) -> None:
         """Have the average take in the weights of the update."""
@@ -89,12 +89,12 @@ class DdpStrategy(Strategy):
 
     def save(self, folder: Path) -> None:
         """Weights, moments, averages, scaler, by the main process: all processes have the same."""
-        if self._accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self._state().write(folder)
 
     def snapshot(self) -> CheckpointSource | None:
         """All of it, where there is one process: several wait for one another while they save."""
-        if self._accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1:
             return None
         published = WEIGHTS if self._average is None else _AVERAGE
         return self._snapshots.take(self._state(), published=published)
@@ -107,7 +107,7 @@ class DdpStrategy(Strategy):
         }
         if self._average is not None:
             tensors[_AVERAGE] = self._average.tensors
-        scaler = self._accelerator.scaler
+        scaler = self.accelerator.scaler
         return StateFiles(tensors, {} if scaler is None else {_SCALER: scaler.state_dict()})
 
     def gathered_weights(self) -> AbstractContextManager[None]:

@@ -35,7 +35,7 @@ class DeepSpeedStrategy(Strategy):
 
         Raises SettingsError if DeepSpeed or its compiler is missing.
         """
-        model, accelerator, settings = self.model, self._accelerator, self._settings
+        model, accelerator, settings = self.model, self.accelerator, self.settings
         deepspeed = _import_deepspeed()
         weights = read_bare_weights(state)
         model.put(weights)
@@ -81,7 +81,7 @@ class DeepSpeedStrategy(Strategy):
         skipped = bool(self._engine.optimizer.overflow)
         return UpdateResult(
             norm.to(loss.device),
-            was_skipped=skipped and self._settings.mixed_precision == "fp16",
+            was_skipped=skipped and self.settings.mixed_precision == "fp16",
         )
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -124,7 +124,7 @@ class DeepSpeedStrategy(Strategy):
             if parameter.dtype == torch.float32:
                 continue
             value = self.value(parameter)
-            if self._accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 own[parameter] = parameter.data
                 parameter.data = value.cpu()
         try:
@@ -149,11 +149,11 @@ class DeepSpeedStrategy(Strategy):
                 got=type(found).__name__,
                 allowed=type(optimizer).__name__,
             )
-        if self._engine.dp_world_size != self._accelerator.num_processes:
+        if self._engine.dp_world_size != self.accelerator.num_processes:
             raise StageError(
                 "DeepSpeed's processes do not know of one another",
                 got=f"{self._engine.dp_world_size} in a group",
-                allowed=f"{self._accelerator.num_processes}",
+                allowed=f"{self.accelerator.num_processes}",
             )
 
 

@@ -43,7 +43,7 @@ class FsdpStrategy(Strategy):
 
     def _set_up(self, state: Path | None) -> None:
         """Moments start anew if the state has only weights: a run without FSDP wrote it."""
-        model, accelerator, settings = self.model, self._accelerator, self._settings
+        model, accelerator, settings = self.model, self.accelerator, self.settings
         weights = read_bare_weights(state)
         model.put(weights)
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -65,8 +65,8 @@ class FsdpStrategy(Strategy):
         parameters = list(self.model.trainable.values())
         total: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm: torch.Tensor = total.full_tensor()
-        if self._settings.max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, self._settings.max_grad_norm, total)
+        if self.settings.max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self.settings.max_grad_norm, total)
         healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
         found_inf = DTensor.from_local((~healthy).float(), self._mesh, [Replicate()])
         # The fused kernel leaves weights and moments alone where found_inf is 1.
@@ -92,7 +92,7 @@ class FsdpStrategy(Strategy):
         own: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.trainable.items():
             value = self.value(parameter)
-            if self._accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 own[name] = parameter
                 _put(self.model.denoiser, name, nn.Parameter(value.cpu()))
         try:

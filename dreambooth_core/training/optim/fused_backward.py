@@ -46,7 +46,7 @@ class FusedBackwardStrategy(DdpStrategy):
         self._norms = {}
         self._loss_is_finite = torch.isfinite(loss.detach())
         self._per_parameter.begin(self._step, healthy=self._loss_is_finite)
-        self._accelerator.backward(loss)
+        self.accelerator.backward(loss)
 
     def _hook(self, group: dict[str, Any]) -> Callable[[torch.Tensor], None]:
         def update(parameter: torch.Tensor) -> None:

@@ -28,9 +28,7 @@ def torch_trainer(job: TrainJob, *, state: Path | None = None) -> Trainer:
     accelerator = Accelerator(cpu=True, mixed_precision=job.train.mixed_precision)
     model = load_trainable_model(job, device=CPU)
     updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=state)
-    return Trainer(
-        updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
-    )
+    return Trainer(updates, rows_at=tiny.open_rows(job))
 
 
 def jax_trainer(job: TrainJob, *, state: Path | None = None):

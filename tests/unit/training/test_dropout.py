@@ -118,12 +118,7 @@ def test_an_attentions_own_dropout_is_keyed_by_step_and_micro_step(tmp_path, tin
             module.dropout = 0.5
     accelerator = Accelerator(cpu=True)
     updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=None)
-    trainer = Trainer(
-        updates,
-        accelerator=accelerator,
-        settings=job.train,
-        rows_at=lambda positions: tiny.rows_at([0]),
-    )
+    trainer = Trainer(updates, rows_at=lambda positions: tiny.rows_at([0]))
     errors = {}
     for name, step in {"first": 0, "again": 0, "second": 1}.items():
         reports = trainer.accumulate(step, stop=False).micro_steps

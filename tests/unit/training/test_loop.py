@@ -166,12 +166,7 @@ def _updates(job: TrainJob) -> DdpStrategy:
 
 
 def _trainer(job: TrainJob, updates: DdpStrategy) -> Trainer:
-    return Trainer(
-        updates,
-        accelerator=Accelerator(cpu=True),
-        settings=job.train,
-        rows_at=tiny.open_rows(job),
-    )
+    return Trainer(updates, rows_at=tiny.open_rows(job))
 
 
 def _new(folder: Path) -> Path:

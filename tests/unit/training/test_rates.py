@@ -46,9 +46,7 @@ class Moves:
             parameter.register_hook(torch.ones_like)
         updates = make_strategy(model, accelerator=accelerator, settings=job.train, state=None)
         self._groups = model.groups
-        self._trainer = Trainer(
-            updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
-        )
+        self._trainer = Trainer(updates, rows_at=tiny.open_rows(job))
 
     def of(self, step: int) -> list[float]:
         """The mean step of each network's numbers in the update after `step`."""

@@ -33,9 +33,7 @@ def test_every_block_runs_once_and_with_gradient_checkpointing_twice(
         if isinstance(module, ResnetBlock2D | CLIPMLP) and not in_the_middle:
             module.register_forward_pre_hook(lambda *_, name=name: count(name))
     updates = DdpStrategy(model, accelerator=accelerator, settings=job.train, state=None)
-    trainer = Trainer(
-        updates, accelerator=accelerator, settings=job.train, rows_at=tiny.open_rows(job)
-    )
+    trainer = Trainer(updates, rows_at=tiny.open_rows(job))
     trainer.accumulate(0, stop=False)
     assert {name.partition(".")[0] for name in counts} == {"unet", "text_encoder"}
     assert dict.fromkeys(counts, runs) == counts

@@ -196,7 +196,7 @@ def test_where_both_fail_the_updates_error_ends_the_run_and_the_saves_is_told(
     _spoil(monkeypatch, step=3)
     with pytest.raises(StageError, match="step 5 has a non-finite loss"):
         tiny.train(job, rows=_not_a_number_at(5))
-    assert "the last save has failed, too: the state of step 3" in capsys.readouterr().out
+    assert "the last save failed, too: the state of step 3" in capsys.readouterr().out
 
 
 def _not_a_number_at(step: int):
