@@ -48,7 +48,7 @@ def test_read_only_folders_are_refused(tiny_sd, photos, tmp_path, capsys):
         assert error in capsys.readouterr().err
 
 
-def test_failed_save_is_one_line_naming_the_checkpoint_to_resume_from(
+def test_failed_save_names_the_checkpoint_to_resume_from(
     tiny_sd, photos, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "out"

@@ -52,9 +52,7 @@ def losses(out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("launcher", [DDP, DEEPSPEED], ids=["DDP", "DeepSpeed"])
-def test_two_processes_equal_one_with_twice_the_batch_and_resume_exactly(
-    launcher, tiny_sd, photos, tmp_path
-):
+def test_two_processes_equal_a_double_batch_and_resume_exactly(launcher, tiny_sd, photos, tmp_path):
     skip_where_it_cannot_run(launcher)
     one, two, again = (tmp_path / name for name in ("one", "two", "again"))
     flags = FLAGS | prior(tmp_path / "class", 2)

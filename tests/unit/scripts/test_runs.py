@@ -220,9 +220,7 @@ def test_adapter_is_in_output_dir_and_every_checkpoint(tiny_sd, photos, tmp_path
     pipe.load_lora_weights(out)
 
 
-def test_missing_class_images_are_sampled_and_broken_ones_do_not_count(
-    tiny_sd, photos, tmp_path, capsys
-):
+def test_missing_class_images_are_sampled_ignoring_broken_ones(tiny_sd, photos, tmp_path, capsys):
     folder = tmp_path / "class"
     shutil.copytree(photos, folder)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -266,7 +264,7 @@ def test_class_images_of_another_prompt_are_refused(tiny_sd, photos, tmp_path, c
     assert [len(one["images"]) for one in sets] == [2, 1]  # another seed, another set
 
 
-def test_only_the_first_num_class_images_of_a_folder_are_used(tiny_sd, photos, tmp_path):
+def test_only_num_class_images_of_a_folder_are_used(tiny_sd, photos, tmp_path):
     some = tmp_path / "some"
     some.mkdir()
     for path in sorted(photos.iterdir())[:2]:

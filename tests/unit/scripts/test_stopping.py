@@ -59,7 +59,7 @@ def ends(*numbers: signal.Signals) -> list[bool]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_sets_the_stop_and_the_second_ends_the_process(stop_of, number):
+def test_first_signal_stops_and_second_ends_the_process(stop_of, number):
     stop = stop_of(ALONE)
     with stop.watched():
         assert not stop()
@@ -85,7 +85,7 @@ def test_stop_during_the_export_ends_the_run_before_the_upload(stop_of, capfd):
     assert capfd.readouterr().err == "the result is whole\n"
 
 
-def test_launcher_death_is_not_a_second_stop_but_ctrl_c_is(stop_of):
+def test_launcher_death_is_not_a_second_stop(stop_of):
     """Its launcher dies of the first Ctrl-C; by its death the kernel sends SIGTERM here."""
     with stop_of(BY_ACCELERATE).watched():
         assert ends(signal.SIGINT, signal.SIGTERM) == [False, False]

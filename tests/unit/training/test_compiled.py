@@ -33,9 +33,7 @@ KINDS = {
 # torch.compile looks at attributes that warn, and hides it from everyone but a strict filter
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_blocks_have_the_losses_of_plain_ones_and_resume_to_the_byte(
-    kind, tmp_path, tiny_sd
-):
+def test_compiled_blocks_match_plain_losses_and_resume_exactly(kind, tmp_path, tiny_sd):
     losses, change = {}, KINDS[kind]
     for compiled in (False, True):
         torch._dynamo.reset()
@@ -59,7 +57,7 @@ def test_compiled_blocks_have_the_losses_of_plain_ones_and_resume_to_the_byte(
     assert files.tree_hashes(stopped.out_dir) == whole
 
 
-def test_without_a_compiler_the_run_is_refused_before_anything_is_trained(tmp_path, tiny_sd):
+def test_missing_compiler_is_refused_before_training(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, compile_blocks=True)
     without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with (

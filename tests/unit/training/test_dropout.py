@@ -25,7 +25,7 @@ def _mask(*keys: tuple[bool, int], layer: str = "a", seed: int = 0) -> torch.Ten
     return dropout(torch.ones(len(keys), 50, 40))
 
 
-def test_a_rows_mask_is_the_same_alone_and_in_any_batch():
+def test_row_mask_is_independent_of_its_batch():
     batch = _mask((False, 7), (True, 7), (False, 8))
     for row, key in enumerate([(False, 7), (True, 7), (False, 8)]):
         assert torch.equal(batch[row], _mask(key)[0])
@@ -54,7 +54,7 @@ def test_a_mask_drops_its_part_and_keeps_the_mean():
     assert abs((dropped == 0).float().mean().item() - 0.3) < 0.012  # 5 sigma of 40,000 draws
 
 
-def test_dropout_that_drops_nothing_or_is_not_trained_is_left_alone():
+def test_inactive_dropout_is_not_replaced():
     model = nn.Sequential(nn.Dropout(0.0), nn.Sequential(nn.Dropout(0.5)))
     key_by_rows(model, seed=0)
     assert type(model[0]) is nn.Dropout
@@ -66,7 +66,7 @@ def test_dropout_that_drops_nothing_or_is_not_trained_is_left_alone():
 @pytest.mark.parametrize(
     "networks", [{}, {"train_text_encoder": True, "gradient_checkpointing": True}]
 )
-def test_two_micro_steps_of_two_equal_one_batch_of_four_with_dropout(networks, tmp_path, tiny_sd):
+def test_micro_steps_with_dropout_equal_one_large_batch(networks, tmp_path, tiny_sd):
     one, two = (
         tiny.make_job(tmp_path, tiny_sd, name=str(size), train_batch_size=size,
                       gradient_accumulation_steps=4 // size, max_train_steps=2,
@@ -98,7 +98,7 @@ def test_dropout_of_the_adapters_is_felt_in_training(tmp_path, tiny_sd):
     assert losses[0] != losses[1]
 
 
-def test_networks_with_keyed_dropout_can_be_copied_for_a_save_beside_the_updates():
+def test_networks_with_keyed_dropout_can_be_copied():
     model = nn.Sequential(nn.Dropout(0.5))
     rows = key_by_rows(model, seed=0)
     rows.keys = [(False, 1)]
@@ -106,7 +106,7 @@ def test_networks_with_keyed_dropout_can_be_copied_for_a_save_beside_the_updates
     assert torch.equal(copy.deepcopy(model)(x), model(x))
 
 
-def test_an_attentions_own_dropout_is_keyed_by_step_and_micro_step(tmp_path, tiny_sd):
+def test_attention_dropout_is_keyed_by_step_and_micro_step(tmp_path, tiny_sd):
     """As a CLIP with `attention_dropout` has it. Rows that are always the same show the masks."""
     job = tiny.make_job(
         tmp_path, tiny_sd, train_text_encoder=True, train_batch_size=1,

@@ -42,7 +42,7 @@ def test_resumed_run_skips_dry_run(tmp_path, tiny_sd, capsys):
     assert "sampled step 0" not in capsys.readouterr().out
 
 
-def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_path, tiny_sd):
+def test_base_model_that_cannot_sample_fails_before_training(tmp_path, tiny_sd):
     broken = tmp_path / "base"
     shutil.copytree(tiny_sd, broken)
     shutil.rmtree(broken / "vae")
@@ -56,7 +56,7 @@ def test_a_base_model_that_cannot_draw_stops_the_run_before_its_first_step(tmp_p
     ("fails", "told"),
     [("sample", "load the checkpoint"), ("export_pipeline", "export the checkpoint")],
 )
-def test_what_no_one_foresaw_is_told_as_a_failed_dry_run_before_the_first_step(
+def test_unexpected_errors_are_reported_as_failed_dry_run(
     tmp_path, tiny_sd, monkeypatch, fails, told
 ):
     def fail(*_args, **_kwargs):
@@ -82,9 +82,7 @@ def test_the_disk_must_hold_every_copy_of_each_checkpoint(tmp_path, tiny_sd, mon
             dry_run.check_disk(tmp_path, kept, checkpoint_bytes=1000, state_bytes=10)
 
 
-def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
-    tmp_path, tiny_sd, monkeypatch
-):
+def test_full_disk_is_reported_with_sizes_before_training(tmp_path, tiny_sd, monkeypatch):
     """Checkpoints 3 and 6 once each, and three resume states (two are kept), in MiB."""
     job = tiny.make_job(tmp_path, tiny_sd, dry_run=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(2**30, 2**30, 2**20))
@@ -97,9 +95,7 @@ def test_too_small_a_disk_is_an_error_with_the_numbers_before_the_first_step(
     assert tiny.updates(job) == []
 
 
-def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_too_small(
-    tmp_path, tiny_sd, monkeypatch
-):
+def test_extended_run_checks_the_disk_before_it_resumes(tmp_path, tiny_sd, monkeypatch):
     """19 more checkpoints; of two states kept there are two, and one more while one is written."""
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=2, checkpointing_steps=1)
     assert tiny.train(job).how == "done"
@@ -124,7 +120,7 @@ def test_a_run_that_is_made_longer_is_told_before_it_goes_on_that_the_disk_is_to
     ],
     ids=["AdamW", "8-bit AdamW", "Adafactor", "Adafactor, bf16", "average", "average, bf16"],
 )
-def test_the_size_of_a_state_is_known_before_there_is_one(settings, tmp_path, tiny_sd):
+def test_state_size_is_predicted_exactly(settings, tmp_path, tiny_sd):
     """To the byte, but for counters of steps and the files' headers."""
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=1, **settings)
     tiny.train(job)

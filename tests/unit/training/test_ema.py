@@ -10,7 +10,7 @@ from dreambooth_core.training.optim.ema import MovingAverage, decay_at
 from tests.unit.training import tiny
 
 
-def test_the_average_is_that_of_diffusers_but_for_the_decay_of_the_first_update():
+def test_average_equals_diffusers_except_for_first_decay():
     """Theirs is 0 there and ours 0.1, so ours is begun at what theirs is after it."""
     weight = torch.nn.Parameter(torch.zeros(3))
     theirs, ours = EMAModel([weight], decay=0.8), MovingAverage({"w": weight}, decay=0.8)
@@ -41,7 +41,7 @@ def test_borrowed_weights_come_back_to_the_bit():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_checkpoints_hold_the_average_and_the_training_goes_on_as_without(tmp_path, tiny_sd, fused):
+def test_checkpoints_hold_the_average_without_changing_the_training(tmp_path, tiny_sd, fused):
     recipe = {"fused_backward": True, "max_grad_norm": None} if fused else {}
     recipe["checkpointing_steps"] = 1
     plain = tiny.make_job(tmp_path, tiny_sd, name="plain", **recipe)

@@ -92,7 +92,7 @@ def test_a_checkpoint_in_the_pipeline_predicts_what_was_trained(family, method, 
         assert all(torch.equal(model.state_dict()[n], p) for n, p in state.items())
 
 
-def test_the_text_encoder_has_its_own_rate_and_rests_after_its_last_step(tmp_path, tiny_sd):
+def test_text_encoder_has_its_own_rate_and_last_step(tmp_path, tiny_sd):
     job = tiny.make_job(
         tmp_path,
         tiny_sd,
@@ -116,9 +116,7 @@ def test_the_text_encoder_has_its_own_rate_and_rests_after_its_last_step(tmp_pat
         assert moved == name.startswith("unet."), name
 
 
-def test_adapters_are_fp32_beside_frozen_weights_in_the_type_that_is_computed_in(
-    tmp_path, tiny_sdxl
-):
+def test_adapters_are_fp32_and_frozen_weights_have_the_compute_type(tmp_path, tiny_sdxl):
     job = tiny.make_job(tmp_path, tiny_sdxl, mixed_precision="bf16", **METHODS["lora with text"])
     model = load_trainable_model(job, device=CPU)
     for name, parameter in model.denoiser.named_parameters():
@@ -129,7 +127,7 @@ def test_adapters_are_fp32_beside_frozen_weights_in_the_type_that_is_computed_in
     assert {t.dtype for t in _trained(job).trainable.values()} == {torch.float32}
 
 
-def test_a_layers_name_that_fits_nothing_is_refused_beside_one_that_fits(tmp_path, tiny_sd):
+def test_unknown_layer_name_is_refused_next_to_a_known_one(tmp_path, tiny_sd):
     lora = {**tiny.LORA, "lora_layers": ("to_k", "to_xx")}
     job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=lora)
     with pytest.raises(SettingsError, match=r"train\.lora\.lora_layers: .*has the name: to_xx;"):

@@ -59,18 +59,14 @@ def break_gradients(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("recipe", [{}, {"optimizer": "adafactor"}])
-def test_an_overflow_of_the_scale_leaves_an_update_out_and_the_run_goes_on(
-    tmp_path, tiny_sd, scaler, recipe
-):
+def test_scale_overflow_skips_one_update_and_training_continues(tmp_path, tiny_sd, scaler, recipe):
     made = scaler(TOO_LARGE, growth_interval=4)
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=16, **recipe)
     assert tiny.train(job).how == "done"
     assert 2**16 <= made[-1].get_scale() <= 2**20
 
 
-def test_gradients_are_told_and_clipped_in_units_of_the_loss_whatever_the_scale(
-    tmp_path, tiny_sd, scaler
-):
+def test_gradients_are_reported_and_clipped_without_loss_scaling(tmp_path, tiny_sd, scaler):
     norms = []
     for name in ("fp32", "fp16"):
         job = tiny.make_job(tmp_path, tiny_sd, name=name, max_train_steps=1)
@@ -81,9 +77,7 @@ def test_gradients_are_told_and_clipped_in_units_of_the_loss_whatever_the_scale(
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
-def test_a_run_in_fp16_that_is_stopped_and_resumed_has_the_bytes_of_an_undisturbed_one(
-    tmp_path, tiny_sd, scaler
-):
+def test_resumed_fp16_run_equals_the_uninterrupted_one(tmp_path, tiny_sd, scaler):
     scaler(TOO_LARGE, growth_interval=4)
     recipe = {"max_train_steps": 16, "checkpointing_steps": 16, "ema_decay": 0.5,
               "train_text_encoder": True, "text_encoder_stop_step": 5}  # fmt: skip
@@ -95,7 +89,7 @@ def test_a_run_in_fp16_that_is_stopped_and_resumed_has_the_bytes_of_an_undisturb
 
 
 @pytest.mark.parametrize("first", [1, 4])
-def test_a_gradient_that_is_not_finite_at_any_scale_stops_the_run(
+def test_gradient_non_finite_at_any_scale_stops_the_run(
     tmp_path, tiny_sd, scaler, break_gradients, first
 ):
     scaler(2.0**16)
@@ -105,7 +99,7 @@ def test_a_gradient_that_is_not_finite_at_any_scale_stops_the_run(
         tiny.train(job)
 
 
-def test_thirty_updates_that_are_left_out_in_a_row_stop_a_long_run(
+def test_thirty_consecutive_skipped_updates_stop_the_run(
     tmp_path, tiny_sd, scaler, break_gradients
 ):
     scaler(2.0**16)

@@ -51,9 +51,7 @@ def _wait_for_steps(
         time.sleep(0.02)
 
 
-def test_a_stop_saves_within_ten_seconds_and_the_next_launch_completes_the_same_bytes(
-    tmp_path, tiny_sd
-):
+def test_stopped_run_saves_quickly_and_resumes_to_the_same_bytes(tmp_path, tiny_sd):
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole", max_train_steps=10)
     tiny.train(whole)
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=10, tracking={"slow_s": "0.5"})
@@ -83,7 +81,7 @@ def test_a_stop_saves_within_ten_seconds_and_the_next_launch_completes_the_same_
     assert tiny.updates(job) == list(range(1, 11))
 
 
-def test_a_trainer_that_is_killed_is_a_clear_failure_with_the_end_of_its_log(tmp_path, tiny_sd):
+def test_killed_trainer_is_reported_with_the_end_of_its_log(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, tracking={"die_at": "4"})
     with pytest.raises(StageError, match="was ended by SIGKILL") as caught:
         run_trainer(job, grace_s=5)
@@ -100,7 +98,7 @@ def test_settings_that_the_trainer_refuses_are_the_users_error(tmp_path, tiny_sd
 
 
 @pytest.mark.slow
-def test_an_exception_in_the_parent_stops_the_trainer_and_it_saves(tmp_path, tiny_sd):
+def test_exception_in_the_parent_stops_and_saves_the_training(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=200, tracking={"slow_s": "0.2"})
 
     def interrupt(done, total, text=""):
@@ -114,7 +112,7 @@ def test_an_exception_in_the_parent_stops_the_trainer_and_it_saves(tmp_path, tin
 
 
 @pytest.mark.slow
-def test_a_trainer_that_does_not_heed_sigterm_is_killed_after_the_grace(tmp_path, tiny_sd):
+def test_trainer_that_ignores_sigterm_is_killed_after_the_grace(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, max_train_steps=200, tracking={"slow_s": "600"})
     began: list[float] = []
 
@@ -130,9 +128,7 @@ def test_a_trainer_that_does_not_heed_sigterm_is_killed_after_the_grace(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_kill_9_of_the_parent_ends_launcher_and_workers_and_frees_the_lock(
-    num_processes, tmp_path, tiny_sd
-):
+def test_kill_9_of_the_parent_ends_all_and_frees_the_lock(num_processes, tmp_path, tiny_sd):
     job = tiny.make_job(
         tmp_path,
         tiny_sd,
@@ -163,9 +159,7 @@ def test_kill_9_of_the_parent_ends_launcher_and_workers_and_frees_the_lock(
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_cost_at_most_one_interval_each_and_change_no_byte(
-    tmp_path, tiny_sd
-):
+def test_random_kills_cost_one_interval_and_change_no_byte(tmp_path, tiny_sd):
     steps = 90  # more than six kills leave time for, also where updates are quick
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole", max_train_steps=steps)
     tiny.train(whole)
@@ -210,7 +204,7 @@ def test_two_processes_equal_one_with_twice_the_batch(method, tmp_path, tiny_sd)
         assert (tensor - weights[1][name]).abs().max().item() < 1e-4, name
 
 
-def test_a_guarded_command_ends_with_its_parent_but_the_lock_only_with_the_last_process(
+def test_supervised_command_keeps_the_lock_until_its_last_process_ends(
     tmp_path,
 ):
     # like accelerate's launcher, the command dies at SIGTERM, before the process it has started

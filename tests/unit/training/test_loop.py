@@ -30,7 +30,7 @@ def _state(job: TrainJob, *, step: int) -> Path:
     return job.resume_dir / f"step-{step:08d}"
 
 
-def test_a_full_checkpoint_loads_as_the_seed_document_shows_and_has_moved(tmp_path, tiny_sd):
+def test_full_checkpoint_loads_as_the_guide_shows(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
     tiny.train(job)
     run = TrainingRun.read(job.out_dir)
@@ -43,7 +43,7 @@ def test_a_full_checkpoint_loads_as_the_seed_document_shows_and_has_moved(tmp_pa
     assert str(tmp_path) not in text
 
 
-def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp_path, tiny_sd):
+def test_adapter_checkpoint_loads_with_its_scale(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, method="lora", lora=tiny.LORA)
     tiny.train(job)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
@@ -59,7 +59,7 @@ def test_an_adapter_checkpoint_loads_with_load_lora_weights_at_its_own_scale(tmp
     assert torch.allclose(loaded, expected, atol=1e-6)
 
 
-def test_metrics_have_a_row_per_step_and_the_sink_gets_each_interval(tmp_path, tiny_sd):
+def test_metrics_have_a_row_per_step_and_sink_per_interval(tmp_path, tiny_sd):
     job, sink = tiny.make_job(tmp_path, tiny_sd), tiny.ListSink()
     tiny.train(job, sink=sink)
     rows = list(csv.DictReader((job.out_dir / "metrics.csv").open()))
@@ -99,7 +99,7 @@ def test_accumulated_micro_steps_equal_one_batch_of_their_rows(tmp_path, tiny_sd
             assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-5)
 
 
-def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_path, tiny_sd):
+def test_non_finite_loss_names_step_and_image_before_any_update(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2)
 
     sink = tiny.ListSink()
@@ -113,9 +113,7 @@ def test_a_non_finite_loss_stops_with_step_and_image_and_leaves_the_weights(tmp_
     assert state.step == 2
 
 
-def test_a_bad_update_is_found_among_those_read_together_though_the_last_is_good(
-    tmp_path, tiny_sd, monkeypatch
-):
+def test_bad_update_is_found_among_updates_read_together(tmp_path, tiny_sd, monkeypatch):
     """As on a GPU, which is waited for at every fourth update here: 3 is bad, 4 is good."""
     monkeypatch.setattr(Trainer, "reading_waits", True)
     job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=6).model_copy(
@@ -138,7 +136,7 @@ def test_rows_read_together_are_those_read_one_by_one(tmp_path, tiny_sd, monkeyp
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
-def test_an_update_with_a_non_finite_number_changes_no_weight_and_no_moment(bad, tmp_path, tiny_sd):
+def test_non_finite_update_changes_no_weight_and_no_moment(bad, tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
     updates = _updates(job)
     trainer = _trainer(job, updates)
@@ -190,7 +188,7 @@ def test_a_frozen_parameter_that_moves_is_named(tmp_path, tiny_sd):
         check.verify()
 
 
-def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tmp_path, tiny_sd):
+def test_parameter_without_movement_or_gradient_is_named(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
     updates = _updates(job)
     model = updates.model
@@ -206,16 +204,14 @@ def test_a_trainable_parameter_that_does_not_move_or_has_no_gradient_is_named(tm
         check.record_gradients()
 
 
-def test_a_rate_below_the_weights_last_bit_is_refused_at_the_first_step(tmp_path, tiny_sd):
+def test_rate_below_the_last_bit_is_refused(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-12, adam_weight_decay=0.0)
     with pytest.raises(StageError, match=r"raise learning_rate"):
         tiny.train(job)
     assert not list(job.resume_dir.glob("step-*"))
 
 
-def test_gradient_clipping_bounds_the_step_and_the_table_shows_the_norm_before_it(
-    tmp_path, tiny_sd
-):
+def test_clipping_bounds_the_step_and_reports_the_unclipped_norm(tmp_path, tiny_sd):
     clipped = tiny.make_job(tmp_path, tiny_sd, name="clipped", max_train_steps=1)
     free = tiny.make_job(tmp_path, tiny_sd, name="free", max_train_steps=1, max_grad_norm=None)
     moments = []
@@ -232,7 +228,7 @@ def test_gradient_clipping_bounds_the_step_and_the_table_shows_the_norm_before_i
     assert float(row["grad_norm"]) > 1
 
 
-def test_v_prediction_of_the_base_models_scheduler_is_what_is_trained(tmp_path, tiny_sd_v):
+def test_v_prediction_follows_the_base_models_scheduler(tmp_path, tiny_sd_v):
     job = tiny.make_job(tmp_path, tiny_sd_v, max_train_steps=1, snr_gamma=5.0)
     assert load_trainable_model(job, device=CPU).loss.prediction_type == "v_prediction"
     assert tiny.train(job).how == "done"
@@ -274,7 +270,7 @@ def test_a_text_encoder_that_moves_while_it_rests_is_named(tmp_path, tiny_sd):
         check.verify()
 
 
-def test_a_text_encoder_that_rests_does_not_count_in_the_gradients_norm(tmp_path, tiny_sd):
+def test_frozen_text_encoder_does_not_count_in_the_norm(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, train_text_encoder=True, text_encoder_stop_step=2)
     norms = {}
     for step in (1, 2):

@@ -68,7 +68,7 @@ def test_single_tensor_without_a_gradient_does_not_stop_the_run(tmp_path, tiny_s
     assert tiny.train(tiny.make_job(tmp_path, tiny_sd)).how == "done"
 
 
-def test_adapter_factor_with_a_gradient_that_does_not_move_is_named(tmp_path, tiny_sd, monkeypatch):
+def test_unmoved_adapter_factor_with_a_gradient_is_named(tmp_path, tiny_sd, monkeypatch):
     real = DdpStrategy.apply
 
     def apply(self, loss):

@@ -18,7 +18,7 @@ from tests.paths import ROOT
 from tests.unit.training import tiny
 
 
-def test_a_machine_is_told_its_rank_and_where_all_meet_or_nothing():
+def test_machine_needs_both_rank_and_rendezvous_or_neither():
     assert node_of({}) is None
     assert node_of({RANK: "1", RENDEZVOUS: "n0:29500"}) == Node(rank=1, rendezvous="n0:29500")
 
@@ -33,7 +33,7 @@ def test_half_of_it_is_refused_with_what_is_missing(env):
         node_of(env)
 
 
-def test_a_configuration_for_two_machines_needs_to_know_which_this_is(tmp_path, tiny_sd):
+def test_configuration_for_two_machines_needs_a_rank(tmp_path, tiny_sd):
     job = tiny.make_job(
         tmp_path,
         tiny_sd,
@@ -48,9 +48,7 @@ def test_a_configuration_for_two_machines_needs_to_know_which_this_is(tmp_path, 
     assert options[-2:] == ["--rdzv_conf", "is_host=0"]
 
 
-def test_a_machine_gives_up_when_the_leading_one_does_not_come_to_the_training(
-    tmp_path, monkeypatch, capsys
-):
+def test_machine_stops_waiting_for_the_leading_one(tmp_path, monkeypatch, capsys):
     def no_cache_yet(*_: object) -> None:
         raise CorruptRecordError("the cache is not there")
 

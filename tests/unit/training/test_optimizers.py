@@ -110,14 +110,14 @@ def kind(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
-def test_every_optimizer_brings_the_loss_below_a_quarter_in_60_updates(kind, fused):
+def test_every_optimizer_quarters_the_loss_in_60_updates(kind, fused):
     run = Run(settings_of(**kind, **fused, learning_rate=3e-3))
     losses = [run.update(step)[0] for step in range(60)]
     assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
-def test_a_run_restored_after_two_updates_equals_the_undisturbed_one_bit_for_bit(kind, fused):
+def test_restored_run_equals_the_uninterrupted_one_bit_for_bit(kind, fused):
     whole = Run(settings_of(**kind, **fused))
     for step in range(2):
         whole.update(step)
@@ -129,7 +129,7 @@ def test_a_run_restored_after_two_updates_equals_the_undisturbed_one_bit_for_bit
         assert torch.equal(bits, resumed.bits()[name]), name
 
 
-def test_an_update_in_the_backward_pass_equals_the_one_after_it_bit_for_bit(kind):
+def test_fused_update_equals_the_plain_one_bit_for_bit(kind):
     apart, fused = Run(settings_of(**kind, max_grad_norm=None)), Run(settings_of(**kind, **FUSED))
     for step in range(3):
         apart.update(step)
@@ -140,7 +140,7 @@ def test_an_update_in_the_backward_pass_equals_the_one_after_it_bit_for_bit(kind
 
 @pytest.mark.parametrize("fused", [{}, FUSED], ids=["apart", "in the backward pass"])
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
-def test_a_non_finite_loss_moves_no_weight_and_leaves_the_state_finite(kind, fused, spoil):
+def test_non_finite_loss_moves_no_weight_and_no_state(kind, fused, spoil):
     run = Run(settings_of(**kind, **fused))
     run.update(0)
     before = run.bits()
@@ -150,7 +150,7 @@ def test_a_non_finite_loss_moves_no_weight_and_leaves_the_state_finite(kind, fus
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
 
-def test_a_non_finite_gradient_in_the_backward_pass_spares_its_weight_and_is_named():
+def test_fused_backward_skips_and_names_the_non_finite_gradient():
     run = Run(settings_of(**FUSED))
     run.update(0)
     before = run.bits()
@@ -168,7 +168,7 @@ def test_no_gradient_is_left_after_a_backward_pass_that_updates():
     assert all(p.grad is None for p in run.net.parameters())
 
 
-def test_one_optimizer_per_parameter_gives_torchs_adamw_to_the_bit_in_fp32():
+def test_per_parameter_adamw_equals_torchs_in_fp32():
     whole, fused = Run(settings_of(max_grad_norm=None)), Run(settings_of(**FUSED))
     assert isinstance(whole.optimizer, torch.optim.AdamW)
     for step in range(5):
@@ -178,7 +178,7 @@ def test_one_optimizer_per_parameter_gives_torchs_adamw_to_the_bit_in_fp32():
         assert torch.equal(bits, fused.bits()[name]), name
 
 
-def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
+def test_8_bit_moments_take_a_quarter_of_fp32_memory():
     """2 x 4 bytes against 2 x 1, plus one fp32 scale per 256 numbers; small tensors stay fp32."""
 
     def moments(run: Run, name: str) -> int:
@@ -192,7 +192,7 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_of_fp32_ones():
     assert small / full == pytest.approx(0.25 * (1 + 4 / 256), abs=1e-6)
 
 
-def test_a_factored_state_of_a_convolution_is_one_number_per_row_and_column():
+def test_factored_convolution_state_has_one_number_per_row_and_column():
     run = Run(settings_of(optimizer="adafactor"))
     run.update(0)
     tensors = adamw.optimizer_tensors(run.optimizer, list(run.parameters))
@@ -200,7 +200,7 @@ def test_a_factored_state_of_a_convolution_is_one_number_per_row_and_column():
     assert tensors["conv.weight|exp_avg_sq_col"].shape == (8 * 9,)
 
 
-def test_a_missing_bitsandbytes_is_a_settings_error_with_the_pip_line(monkeypatch):
+def test_missing_bitsandbytes_is_refused_with_the_pip_line(monkeypatch):
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +215,7 @@ def test_a_missing_bitsandbytes_is_a_settings_error_with_the_pip_line(monkeypatc
 
 
 @pytest.mark.parametrize("compute", ["no", "bf16", "fp16"])
-def test_weights_loaded_in_fp16_are_trained_in_fp32_whatever_the_compute_type(compute):
+def test_fp16_weights_are_trained_in_fp32_at_any_precision(compute):
     """So no scaler meets an fp16 gradient ("Attempting to unscale FP16 gradients")."""
     settings = settings_of(mixed_precision=compute)
     net = Net().to(torch.float16)
@@ -228,7 +228,7 @@ def test_weights_loaded_in_fp16_are_trained_in_fp32_whatever_the_compute_type(co
     assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
 
 
-def test_the_gradient_scaler_accepts_the_cast_weights_and_refuses_fp16_ones():
+def test_gradient_scaler_accepts_cast_weights_but_not_fp16():
     """torch's own scaler, which runs on a CPU too."""
 
     def unscale(parameters: dict[str, nn.Parameter], net: nn.Module) -> None:
@@ -264,7 +264,7 @@ def test_checksum_weighs_each_bit_pattern_by_its_squared_position():
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "8-bit AdamW", "Adafactor"])
-def test_weights_without_a_gradient_shrink_by_rate_times_decay_in_every_optimizer(kind):
+def test_weight_decay_is_decoupled_in_every_optimizer(kind):
     run = Run(settings_of(**KINDS[kind], learning_rate=0.1, adam_weight_decay=0.5))
     before = run.bits()
     for parameter in run.net.parameters():

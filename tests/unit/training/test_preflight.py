@@ -76,7 +76,7 @@ def test_the_shipped_settings_can_be_trained_anywhere(tmp_path):
 
 
 @pytest.mark.usefixtures("_without_packages")
-def test_all_that_a_cpu_cannot_do_is_told_at_once_each_with_what_to_do(tmp_path):
+def test_everything_unsupported_on_a_cpu_is_reported_at_once(tmp_path):
     own = {XFORMERS: True, "train__compile_blocks": True, "train__use_8bit_adam": True}
     own |= {"compute__device": "cuda", "train__mixed_precision": "fp16"}
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
@@ -107,7 +107,7 @@ def test_a_missing_deepspeed_is_told_with_the_pip_line(tmp_path):
         ("cpu", "a CPU, because compute.device is cpu"),
     ],
 )
-def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, why):
+def test_fp16_on_a_cpu_names_the_setting_and_the_device(tmp_path, device, why):
     own = {"train__mixed_precision": "fp16", "compute__device": device}
     problem = problem_of(workspace_of(tmp_path, **own))
     assert problem is not None
@@ -116,7 +116,7 @@ def test_fp16_on_a_cpu_names_what_was_set_and_what_was_found(tmp_path, device, w
     assert in_flags(problem, DREAMBOOTH.flags.model_fields).startswith(f"--mixed_precision: {text}")
 
 
-def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
+def test_one_of_several_machines_needs_its_rank(tmp_path):
     workspace = workspace_of(tmp_path, **TWO_NODES)
     (line,) = lines_of(workspace)
     assert "two-nodes-x-8 is for 2 machines, but the rank of this one is not set" in line
@@ -128,7 +128,7 @@ def test_one_of_several_machines_has_to_be_told_which_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("stage", preflight.TRAINING_STAGES)
-def test_no_stage_up_to_the_training_begins_what_cannot_be_trained(tmp_path, stage):
+def test_no_stage_starts_if_training_is_impossible(tmp_path, stage):
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SettingsError, match="fp16 needs a GPU"):
@@ -136,7 +136,7 @@ def test_no_stage_up_to_the_training_begins_what_cannot_be_trained(tmp_path, sta
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_data_gate_is_refused_nothing_on_a_machine_that_cannot_train(tmp_path):
+def test_data_gate_runs_on_machines_that_cannot_train(tmp_path):
     """Photos are looked at before a GPU is hired; what is missing here is a subject's photos."""
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     with pytest.raises(DreamBoothError) as caught:
@@ -153,7 +153,7 @@ def test_dvcs_stages_refuse_with_exit_code_2_and_make_nothing(tmp_path):
     assert not (workspace.root / "work").exists()
 
 
-def test_settings_that_every_machine_can_train_are_looked_at_without_torch(tmp_path):
+def test_settings_for_every_machine_are_checked_without_torch(tmp_path):
     workspace_of(tmp_path)
     script = (
         "import sys; from pathlib import Path\n"
@@ -170,9 +170,7 @@ def test_settings_that_every_machine_can_train_are_looked_at_without_torch(tmp_p
 
 
 @pytest.mark.parametrize(("does", "refused"), [("run", True), ("skip", False)])
-def test_a_run_is_refused_only_where_something_up_to_the_training_would_run(
-    tmp_path, monkeypatch, does, refused
-):
+def test_run_is_refused_only_if_training_would_run(tmp_path, monkeypatch, does, refused):
     """What was trained on a GPU can be compared and registered on a laptop."""
     workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
     ahead = {**dict.fromkeys(STAGES, "skip"), "train": does, "register": "run"}

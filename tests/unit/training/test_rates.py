@@ -62,7 +62,7 @@ class Moves:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_network_moves_by_its_own_rate_through_warm_up_and_decay(kind, tmp_path, tiny_sd):
+def test_each_network_follows_its_own_learning_rate(kind, tmp_path, tiny_sd):
     """Linear, 2 of 8 updates of warm-up; the text encoder rests from update 5 on."""
     settings = {"max_grad_norm": None, **KINDS[kind]}
     moves = Moves(

@@ -34,9 +34,7 @@ def _losses(job) -> list[float]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
-    recipe, tmp_path, tiny_sd
-):
+def test_run_resumed_at_step_2_equals_the_uninterrupted_one(recipe, tmp_path, tiny_sd):
     settings = {**RECIPES[recipe], "max_train_steps": 4, "checkpointing_steps": 4}
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
@@ -52,9 +50,7 @@ def test_a_run_stopped_at_step_2_and_resumed_gives_the_undisturbed_runs_bytes(
     assert all(torch.isfinite(torch.tensor(_losses(whole))))
 
 
-def test_a_non_finite_gradient_under_fused_backward_names_its_weight_and_the_recovery_point(
-    tmp_path, tiny_sd, monkeypatch
-):
+def test_non_finite_fused_gradient_names_weight_and_recovery_point(tmp_path, tiny_sd, monkeypatch):
     job = tiny.make_job(tmp_path, tiny_sd, checkpointing_steps=2, **FUSED)
     spoil_gradient(monkeypatch, "unet.conv_out.bias", from_update=4)
     with pytest.raises(StageError, match="step 4 has a non-finite gradient") as caught:
@@ -80,9 +76,7 @@ def test_a_non_finite_loss_changes_no_weight_under_any_optimizer(recipe, tmp_pat
     assert state.step == 2
 
 
-def test_bf16_weights_are_saved_as_bf16_and_an_update_below_the_last_bit_is_no_error(
-    tmp_path, tiny_sd
-):
+def test_bf16_weights_stay_bf16_and_tolerate_tiny_updates(tmp_path, tiny_sd):
     """At rate 1e-6 most norm weights (1.0, bits 0.0078 apart) stay; the run must not stop."""
     job = tiny.make_job(tmp_path, tiny_sd, learning_rate=1e-6, max_train_steps=1, **BF16)
     tiny.train(job)
@@ -96,7 +90,7 @@ def test_a_bf16_weight_that_no_update_reaches_stops_the_run(tmp_path, tiny_sd):
         tiny.train(job)
 
 
-def test_the_norm_of_bf16_gradients_is_that_of_their_fp32_sum(tmp_path, tiny_sd, monkeypatch):
+def test_norm_of_bf16_gradients_is_summed_in_fp32(tmp_path, tiny_sd, monkeypatch):
     """A sum in bf16 has two digits: the table showed 3.84375."""
     gradients: dict[str, torch.Tensor] = {}
     real = ddp.DdpStrategy.apply

@@ -52,9 +52,7 @@ def _final_state(job: TrainJob) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_stopped_at_any_step_gives_the_bytes_of_an_undisturbed_one(
-    variant, tmp_path, tiny_sd
-):
+def test_run_stopped_at_any_step_equals_the_uninterrupted_one(variant, tmp_path, tiny_sd):
     settings = VARIANTS[variant]
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
@@ -72,7 +70,7 @@ def _done(job: TrainJob) -> int:
     return len(tiny.updates(job))
 
 
-def test_more_steps_continue_from_the_end_and_equal_a_run_of_all_at_once(tmp_path, tiny_sd):
+def test_extended_run_equals_one_long_run(tmp_path, tiny_sd):
     tiny.train(tiny.make_job(tmp_path, tiny_sd, max_train_steps=4, checkpointing_steps=4))
     longer = tiny.make_job(tmp_path, tiny_sd, max_train_steps=8, checkpointing_steps=4)
     tiny.train(longer)
@@ -84,7 +82,7 @@ def test_more_steps_continue_from_the_end_and_equal_a_run_of_all_at_once(tmp_pat
     assert tiny.updates(longer) == list(range(1, 9))
 
 
-def test_fewer_steps_publish_a_part_of_what_is_there_without_training(tmp_path, tiny_sd):
+def test_fewer_steps_publish_existing_checkpoints_without_training(tmp_path, tiny_sd):
     longer = tiny.make_job(tmp_path, tiny_sd, max_train_steps=6, checkpointing_steps=2)
     tiny.train(longer)
     shorter = tiny.make_job(tmp_path, tiny_sd, max_train_steps=4, checkpointing_steps=2)
@@ -96,9 +94,7 @@ def test_fewer_steps_publish_a_part_of_what_is_there_without_training(tmp_path, 
     assert len(tiny.updates(shorter)) == 6
 
 
-def test_other_checkpointing_steps_go_back_to_before_the_first_missing_checkpoint(
-    tmp_path, tiny_sd
-):
+def test_other_checkpointing_steps_resume_before_the_first_missing_checkpoint(tmp_path, tiny_sd):
     tiny.train(tiny.make_job(tmp_path, tiny_sd, max_train_steps=6, checkpointing_steps=3))
     other = tiny.make_job(tmp_path, tiny_sd, max_train_steps=6, checkpointing_steps=4)
     tiny.train(other)
@@ -163,7 +159,7 @@ def _claim_another_run(state: Path) -> None:
     "damage",
     [_truncate, _flip_a_bit, _lose_the_record, _lose_the_metrics, _claim_another_run],
 )
-def test_a_damaged_state_is_passed_by_and_the_result_is_the_same(damage, tmp_path, tiny_sd):
+def test_damaged_state_is_skipped_with_the_same_result(damage, tmp_path, tiny_sd):
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole")
     tiny.train(whole)
     job = tiny.make_job(tmp_path, tiny_sd)
@@ -188,9 +184,7 @@ def test_a_damaged_checkpoint_is_made_again(tmp_path, tiny_sd):
     assert files.tree_hashes(job.out_dir) == before
 
 
-def test_a_finished_job_whose_output_was_deleted_is_put_together_without_training(
-    tmp_path, tiny_sd
-):
+def test_deleted_output_is_rebuilt_without_training(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd)
     tiny.train(job)
     before = files.tree_hashes(job.out_dir)

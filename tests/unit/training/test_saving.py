@@ -81,7 +81,7 @@ def slow_disk(monkeypatch) -> Callable[..., dict[int, int]]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_bytes_are_those_of_a_run_that_waits_for_each_save(
+def test_asynchronous_saves_write_the_same_bytes(
     variant, tmp_path, tiny_sd, slow_disk, monkeypatch, capsys
 ):
     settings = {"checkpointing_steps": 2, "checkpoints_total_limit": 3, **VARIANTS[variant]}
@@ -99,7 +99,7 @@ def test_the_bytes_are_those_of_a_run_that_waits_for_each_save(
     assert sorted(p.name[-1] for p in waiting.resume_dir.iterdir()) == ["2", "4", "6"]
 
 
-def test_updates_go_on_during_a_slow_save_until_the_next_one_is_due(tmp_path, tiny_sd, slow_disk):
+def test_updates_continue_during_a_slow_save(tmp_path, tiny_sd, slow_disk):
     job = _job(tmp_path, tiny_sd, max_train_steps=9, checkpointing_steps=3)
     ends = slow_disk(job, save=3, until=6)
     tiny.train(job)
@@ -144,9 +144,7 @@ def _spoil(monkeypatch, *, step: int) -> None:
     monkeypatch.setattr(files, "fsync_tree", fsync_and_lose)
 
 
-def test_a_save_that_fails_ends_the_run_with_its_error_and_leaves_the_older_state(
-    tmp_path, tiny_sd, monkeypatch
-):
+def test_failed_save_ends_the_run_and_keeps_older_states(tmp_path, tiny_sd, monkeypatch):
     settings = {"max_train_steps": 8, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
     whole = _job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
@@ -161,9 +159,7 @@ def test_a_save_that_fails_ends_the_run_with_its_error_and_leaves_the_older_stat
     assert _kept(job) == _kept(whole)
 
 
-def test_the_systems_error_in_a_save_during_the_last_update_is_told_at_the_end(
-    tmp_path, tiny_sd, slow_disk
-):
+def test_os_error_of_the_last_save_is_raised(tmp_path, tiny_sd, slow_disk):
     job = _job(tmp_path, tiny_sd, max_train_steps=4, checkpointing_steps=3)
 
     def rows(positions):
@@ -178,9 +174,7 @@ def test_the_systems_error_in_a_save_during_the_last_update_is_told_at_the_end(
     assert not job.out_dir.exists()
 
 
-def test_an_update_that_fails_during_a_save_is_the_error_and_the_state_is_saved(
-    tmp_path, tiny_sd, slow_disk
-):
+def test_failed_update_is_reported_and_the_state_is_saved(tmp_path, tiny_sd, slow_disk):
     job = _job(tmp_path, tiny_sd)
     slow_disk(job, save=3, until=5)
     with pytest.raises(StageError, match="step 5 has a non-finite loss"):
@@ -188,7 +182,7 @@ def test_an_update_that_fails_during_a_save_is_the_error_and_the_state_is_saved(
     assert _newest(job) == 3
 
 
-def test_where_both_fail_the_updates_error_ends_the_run_and_the_saves_is_told(
+def test_failed_update_has_priority_over_a_failed_save(
     tmp_path, tiny_sd, slow_disk, monkeypatch, capsys
 ):
     job = _job(tmp_path, tiny_sd)
@@ -210,7 +204,7 @@ def _not_a_number_at(step: int):
 
 
 @pytest.mark.timeout(300)
-def test_a_kill_in_the_middle_of_a_save_is_resumed_to_the_same_bytes(tmp_path, tiny_sd):
+def test_kill_during_a_save_resumes_to_the_same_bytes(tmp_path, tiny_sd):
     settings = {"max_train_steps": 8, "checkpointing_steps": 2, "checkpoints_total_limit": 1}
     whole = _job(tmp_path, tiny_sd, name="whole", **settings)
     tiny.train(whole)
@@ -226,7 +220,7 @@ def test_a_kill_in_the_middle_of_a_save_is_resumed_to_the_same_bytes(tmp_path, t
     assert tiny.updates(job)[-6:] == [3, 4, 5, 6, 7, 8]
 
 
-def test_a_snapshot_stays_as_it_was_and_the_next_takes_its_memory(tmp_path, tiny_sd):
+def test_snapshot_is_stable_and_the_next_reuses_its_memory(tmp_path, tiny_sd):
     model = load_trainable_model(_job(tmp_path, tiny_sd), device=torch.device("cpu"))
     live = {name: p.detach() for name, p in model.trainable.items()}
     state = StateFiles({"weights": live}, {})
@@ -265,7 +259,7 @@ def _write(root: Path, **texts: str) -> Path:
     return root
 
 
-def test_a_containers_limit_counts_where_it_is_below_what_the_machine_has(tmp_path):
+def test_container_memory_limit_counts_below_the_machines(tmp_path):
     stat = "anon 5\ninactive_file 300\ntotal_inactive_file 700\n"
     two = _write(tmp_path / "2", memory__max="5000\n", memory__current="4000\n", memory__stat=stat)
     assert available_bytes(two) == 1300

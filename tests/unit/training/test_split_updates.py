@@ -66,9 +66,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("networks", NETWORKS)
 @pytest.mark.parametrize("kind", SPLIT)
-def test_split_training_of_other_networks_has_the_losses_and_weights_of_one_process(
-    kind, networks, tmp_path, request
-):
+def test_split_training_equals_one_process(kind, networks, tmp_path, request):
     fixture, settings, parts = NETWORKS[networks]
     base: Path = request.getfixturevalue(fixture)
     plain = tiny.make_job(tmp_path, base, name="plain", **{**settings, "train_batch_size": 4})
@@ -99,9 +97,7 @@ def test_a_split_adapter_is_published_whole_and_loads(kind, tmp_path, tiny_sd):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_killed_and_resumed_give_the_bytes_of_an_undisturbed_run(
-    kind, tmp_path, tiny_sd
-):
+def test_two_resumed_processes_equal_the_uninterrupted_run(kind, tmp_path, tiny_sd):
     whole = tiny.make_job(tmp_path, tiny_sd, name="whole", **KINDS[kind])
     assert run_trainer(whole, grace_s=10).how == "done"
     # the second process dies in the fifth update, after the state of step 3
@@ -115,9 +111,7 @@ def test_two_processes_killed_and_resumed_give_the_bytes_of_an_undisturbed_run(
     assert tiny.updates(again) == [1, 2, 3, 4, 4, 5, 6]
 
 
-def test_deepspeed_alone_in_bf16_publishes_fp32_copies_and_goes_on_from_its_state(
-    tmp_path, tiny_sd
-):
+def test_deepspeed_in_bf16_publishes_fp32_and_resumes(tmp_path, tiny_sd):
     names = ("whole", "broken")
     whole, broken = (
         _alone_in_bf16(tiny.make_job(tmp_path, tiny_sd, name=n, **_BF16)) for n in names
@@ -157,7 +151,7 @@ def _alone_in_bf16(job: TrainJob) -> TrainJob:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_non_finite_number_on_one_process_stops_both_and_names_its_image(kind, tmp_path, tiny_sd):
+def test_non_finite_number_on_one_process_stops_both(kind, tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, tracking={"nan_at": "17"}, **KINDS[kind])
     with pytest.raises(StageError, match=r"step 5 has a non-finite loss") as caught:
         run_trainer(job, grace_s=10)

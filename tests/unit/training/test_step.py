@@ -54,9 +54,7 @@ def _row_loss(batch: TrainBatch, row: int, settings: LossSettings) -> float:
 @pytest.mark.parametrize("gamma", [None, 5.0])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_loss_with_prior_and_min_snr_is_the_one_worked_out_by_hand(
-    batch_size, prediction_type, gamma
-):
+def test_loss_with_prior_and_min_snr_matches_hand_calculation(batch_size, prediction_type, gamma):
     settings = _settings(prediction_type=prediction_type, snr_gamma=gamma)
     batch = tiny.rows_at(range(4, 4 + batch_size))
     losses = [_row_loss(batch, row, settings) for row in range(2 * batch_size)]
@@ -67,7 +65,7 @@ def test_loss_with_prior_and_min_snr_is_the_one_worked_out_by_hand(
     assert parts.instance.item() == pytest.approx(sum(instance) / batch_size, rel=1e-5)
 
 
-def test_class_rows_do_not_weigh_on_the_instance_loss_through_min_snr():
+def test_min_snr_of_class_rows_leaves_the_instance_loss_unchanged():
     with_class = prepare(tiny.rows_at([3]), _settings(snr_gamma=5.0), device=CPU)
     alone = prepare(
         tiny.rows_at([3], with_class=False),
@@ -80,7 +78,7 @@ def test_class_rows_do_not_weigh_on_the_instance_loss_through_min_snr():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_in_a_batch_of_one_the_class_rows_timestep_does_not_weigh_the_instance_row(
+def test_class_timestep_does_not_weight_the_instance_row(
     prediction_type,
 ):
     """The peer weighs one prediction by two timesteps: broadcasting averages them, unseen."""
