@@ -1,4 +1,4 @@
-"""The inference part of checkpoints on disk, and a run's output made of them. Torch-free."""
+"""Checkpoints for inference on disk, and a run's output folder of them. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checkpoint_name(step: int) -> str:
 def write_checkpoint(
     folder: Path, *, step: int, method: Method, write_weights: Callable[[Path], None]
 ) -> Checkpoint:
-    """Write `checkpoint-<step>` below `folder`, record last; whole or not at all."""
+    """Write `checkpoint-<step>` below `folder` atomically, with the record last."""
     name = checkpoint_name(step)
     with files.atomic_dir(folder / name) as aside:
         write_weights(aside)
@@ -36,7 +36,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, *, step: int) -> Checkpoint | None:
-    """The checkpoint of a step, or None where it is missing or its bytes are not its own."""
+    """Read the checkpoint of a step; None if it is missing or damaged."""
     path = folder / checkpoint_name(step)
     checkpoint = Checkpoint.read_if_there(path)
     if checkpoint is None or checkpoint.step != step or files.mismatches(path, checkpoint.files):
@@ -45,7 +45,7 @@ def read_checkpoint(folder: Path, *, step: int) -> Checkpoint | None:
 
 
 def first_missing(job: TrainJob) -> int | None:
-    """The first step that must be published and whose checkpoint is not there yet."""
+    """The first published step whose checkpoint is missing or damaged."""
     for step in job.published_steps():
         if read_checkpoint(job.checkpoints_dir, step=step) is None:
             return step
@@ -53,9 +53,9 @@ def first_missing(job: TrainJob) -> int | None:
 
 
 def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
-    """Make `out_dir`: exactly the checkpoints to publish, the metrics, the record last.
+    """Write `out_dir`: exactly the published checkpoints, the metrics, and the record last.
 
-    Raises CorruptRecordError when a checkpoint is missing, which is a bug in the caller.
+    Raises CorruptRecordError if a checkpoint is missing, which is a bug in the caller.
     """
     with files.atomic_dir(job.out_dir) as aside:
         checkpoints = []
@@ -76,7 +76,7 @@ def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name, which is safe because nothing in the store changes in place."""
+    """Hard-link a file, which is safe because files in the store never change in place."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
@@ -84,7 +84,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def finished_run(job: TrainJob) -> TrainingRun | None:
-    """The run that `out_dir` holds if it is this job's, whole and unharmed; else None."""
+    """The run in `out_dir` if it is this job's, complete and undamaged; else None."""
     run = TrainingRun.read_if_there(job.out_dir)
     if run is None or run.fingerprint != job.fingerprint:
         return None

@@ -1,7 +1,7 @@
-"""Resume states: all that the next update depends on, and the metrics, at a step.
+"""Resume states: everything that the next update depends on, and the metrics, at a step.
 
-What stands in a state is written and read by the `Strategy` of the run; here is how it gets whole,
-who may read it, and which ones are kept.
+The `Strategy` of the run writes and reads the content of a state. This module makes states atomic,
+verifies them, and prunes old ones.
 
 Sample, crop, noise, timestep and learning rate are functions of the seed and the step, so no
 generator, sampler or scheduler has a state to save.
@@ -30,9 +30,9 @@ from dreambooth_core.training.progress import MetricsRow
 
 @dataclass(frozen=True)
 class Start:
-    """`record` is the state to continue from (None: from the base model).
+    """`record` is the state to resume from; None starts from the base model.
 
-    `finished_table` is the metrics table when nothing is left to train.
+    `finished_table` is the metrics table if nothing is left to train.
     """
 
     record: StateRecord | None
@@ -44,7 +44,7 @@ class Start:
         return self.record.step if self.record else 0
 
     def state(self, job: TrainJob) -> Path | None:
-        """The folder of the state."""
+        """The folder of the state, if there is one."""
         return state_dir(job.resume_dir, self.record) if self.record else None
 
     def rows(self, job: TrainJob) -> list[MetricsRow]:
@@ -55,11 +55,11 @@ class Start:
 
 
 def find_start(job: TrainJob) -> Start:
-    """The newest whole state from which no checkpoint is left out.
+    """Find the newest valid state from which the run writes every missing checkpoint.
 
     An earlier run of the same fingerprint may have stopped between checkpoints, gone further, or
-    published other steps. So it is the newest state at or before the first checkpoint that is
-    missing; where all are there, a state at or beyond the last step still has the metrics.
+    published other steps. So this is the newest state at or before the first missing checkpoint.
+    If none is missing, a state at or after the last step still has the metrics.
     """
     for folder in (job.resume_dir, job.checkpoints_dir, job.out_dir.parent):
         files.remove_asides(folder)
@@ -75,7 +75,7 @@ def find_start(job: TrainJob) -> Start:
 
 
 class StateRecord(Record):
-    """A resume state's record, written last: whose it is, and the sha256 of its files."""
+    """The record of a resume state, written last: its run and the sha256 of its files."""
 
     step: int
     fingerprint: str
@@ -91,11 +91,11 @@ def save_state(
     keep: int,
     write: Callable[[Path], None],
 ) -> None:
-    """Write a state aside, rename it, verify it, and only then prune older ones.
+    """Write a state to a temporary folder, rename it, verify it, and only then prune older ones.
 
-    Called by all processes: each may `write` its part into the one folder, which they share. The
-    newest `keep` states up to this step stay; those of later steps (an earlier run went further)
-    are not in the way. Raises StageError when the disk gives back other bytes.
+    Call it in all processes: each may `write` its part to the folder, which they share. The newest
+    `keep` states up to this step stay, and so do later steps of an earlier run. Raises StageError
+    if the written files do not verify.
     """
     processes = PartialState()
     path = folder / _name(step)
@@ -120,9 +120,9 @@ def save_state(
 
 @contextlib.contextmanager
 def shared_aside(path: Path) -> Iterator[Path]:
-    """The folder that becomes `path`, for all processes; the main one makes and renames it.
+    """Yield a temporary folder to all processes; the main process renames it to `path`.
 
-    All have written when the main process leaves it.
+    The main process must leave the block last.
     """
     if not PartialState().is_main_process:
         shared = [""]
@@ -137,7 +137,7 @@ def shared_aside(path: Path) -> Iterator[Path]:
 def newest_state(
     folder: Path, *, fingerprint: str, at_least: int = 0, at_most: int | None = None
 ) -> StateRecord | None:
-    """The newest whole state of this fingerprint within the limits; damaged ones are passed by."""
+    """The newest valid state of this fingerprint within the limits; skips damaged ones."""
     for step in _steps(folder):
         if step < at_least or (at_most is not None and step > at_most):
             continue
@@ -152,7 +152,7 @@ def state_dir(folder: Path, record: StateRecord) -> Path:
 
 
 def read_metrics(folder: Path, record: StateRecord) -> str:
-    """Only the metrics table of a state."""
+    """Read the metrics table of a state."""
     return (state_dir(folder, record) / METRICS).read_text()
 
 
@@ -161,14 +161,9 @@ def _name(step: int) -> str:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps of all states that are there, whole or not, newest first."""
-    return sorted(_listed(folder), reverse=True)
-
-
-def _listed(folder: Path) -> Iterator[int]:
-    for path in folder.glob("step-*"):
-        if found := re.fullmatch(r"step-(\d{8})", path.name):
-            yield int(found[1])
+    """The steps of all states, valid or not, newest first."""
+    names = (re.fullmatch(r"step-(\d{8})", path.name) for path in folder.glob("step-*"))
+    return sorted((int(found[1]) for found in names if found), reverse=True)
 
 
 def _verified(path: Path, *, fingerprint: str) -> StateRecord | None:

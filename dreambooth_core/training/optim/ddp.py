@@ -1,4 +1,4 @@
-"""Updates of whole weights, each process with all of them: one device, or DDP over several."""
+"""Updates with complete weights in every process: one device, or DDP over several."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class DdpStrategy(Strategy):
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped_model)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of `loss`; after the last they are in its units, under fp16 too."""
+        """Accumulate the gradients of `loss`; the last call removes the loss scale of fp16."""
         self.accelerator.backward(loss)
         if last:
             self.accelerator.unscale_gradients()
 
     def apply(self, loss: torch.Tensor) -> UpdateResult:
-        """Clip and update. The decision is made on the device, so nothing waits for it."""
+        """Clip and update. The device decides about a skip, so nothing waits for it."""
         grad_norm = self._grad_norm()
         if self.settings.max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters(), self.settings.max_grad_norm, grad_norm)
@@ -75,25 +75,25 @@ class DdpStrategy(Strategy):
         return UpdateResult(grad_norm, was_skipped=self.accelerator.optimizer_step_was_skipped)
 
     def _follow(self) -> None:
-        """Have the average take in the weights of the update."""
+        """Update the average with the new weights."""
         if self._average is not None:
             self._average.update(self._step)
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The parameter itself."""
+        """Return the parameter itself."""
         return parameter.detach()
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """Its gradient."""
+        """Return the gradient itself."""
         return parameter.grad
 
     def save(self, folder: Path) -> None:
-        """Weights, moments, averages, scaler, by the main process: all processes have the same."""
+        """Write the state in the main process; all processes have the same one."""
         if self.accelerator.is_main_process:
             self._state().write(folder)
 
     def snapshot(self) -> CheckpointSource | None:
-        """All of it, where there is one process: several wait for one another while they save."""
+        """Copy the state if there is one process; several must write between two updates."""
         if self.accelerator.num_processes > 1:
             return None
         published = WEIGHTS if self._average is None else _AVERAGE
@@ -111,19 +111,19 @@ class DdpStrategy(Strategy):
         return StateFiles(tensors, {} if scaler is None else {_SCALER: scaler.state_dict()})
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """The weights are whole; where an average of them is to be published, it is in place."""
+        """The networks have complete weights; if there is an average, it replaces them inside."""
         return contextlib.nullcontext() if self._average is None else self._average.in_place()
 
     def _parameters(self) -> list[nn.Parameter]:
         return list(self.model.trainable.values())
 
     def _grad_norm(self) -> torch.Tensor:
-        """Global norm of the gradients before clipping, in units of the loss."""
+        """Return the global gradient norm (0-d) before clipping, without loss scaling."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         return global_norm(grads)
 
     def _restore(self, folder: Path) -> None:
-        """Put a verified state's weights and moments in place."""
+        """Load weights and moments from a verified state."""
         self.model.put(load_file(folder / WEIGHTS))
         if (folder / OPTIMIZER).is_file():
             tensors, names = load_file(folder / OPTIMIZER), list(self.model.trainable)
@@ -131,14 +131,14 @@ class DdpStrategy(Strategy):
 
 
 def read_bare_weights(state: Path | None) -> dict[str, torch.Tensor]:
-    """The weights of a state that has them whole; none of one that is split, or where none is."""
+    """Return the complete weights in a state; empty if it is sharded or None."""
     if state is None or not (state / WEIGHTS).is_file():
         return {}
     return load_file(state / WEIGHTS)
 
 
 def global_norm(grads: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The norm of all gradients together, in fp32: summed up in bf16 it would have two digits."""
+    """Return the norm of all gradients (0-d) in fp32; a sum in bf16 would have two digits."""
     if all(grad.dtype == torch.float32 for grad in grads):
         return get_total_norm(grads)  # the same, in fewer launches
     return torch.linalg.vector_norm(
@@ -149,7 +149,7 @@ def global_norm(grads: Sequence[torch.Tensor]) -> torch.Tensor:
 def _average_of(
     model: TrainableModel, settings: TrainSettings, state: Path | None
 ) -> MovingAverage | None:
-    """The average of the weights as the state has it; one that begins where there is none yet."""
+    """Restore the average of the state, or start one at the current weights."""
     if settings.ema_decay is None:
         return None
     average = MovingAverage(model.trainable, decay=settings.ema_decay)

@@ -1,4 +1,4 @@
-"""Updates by DeepSpeed's ZeRO: moments (and gradients) split over processes, or on the CPU."""
+"""Updates by DeepSpeed's ZeRO: sharded moments (and gradients), optionally on the CPU."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DeepSpeedStrategy(Strategy):
         self.wrapped_model = _InEngineType(engine)
         self._put_fp32(weights)
         if state is not None and not weights:
-            # Pickle by design: `state` is a folder of this workspace's store, its sha256 checked.
+            # Pickle is safe here: `state` is in this workspace's store, with verified sha256.
             loaded, _ = engine.load_checkpoint(
                 str(state), tag=DEEPSPEED_TAG, load_module_strict=False
             )
@@ -65,17 +65,17 @@ class DeepSpeedStrategy(Strategy):
             _multiply_betas_up(optimizer)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
-        """Tell the engine whether an update follows: only then it finishes the gradients."""
+        """Tell the engine whether an update follows; only then it reduces the gradients."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=last)
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of `loss`; each process keeps those of its part."""
+        """Accumulate the gradients of `loss`; each process keeps its shard."""
         assert last == self._engine.is_gradient_accumulation_boundary()
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def apply(self, loss: torch.Tensor) -> UpdateResult:
-        """Clip and update. DeepSpeed looks for gradients that are not finite, and waits for it."""
+        """Clip and update. DeepSpeed waits for the device to find non-finite gradients."""
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
         skipped = bool(self._engine.optimizer.overflow)
@@ -85,16 +85,16 @@ class DeepSpeedStrategy(Strategy):
         )
 
     def drop_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Impossible: gradients are split before they could be dropped."""
+        """Fail: the gradients are sharded before they could be dropped."""
         raise AssertionError(f"the settings let {len(list(parameters))} parameters rest")
 
     def clear_gradients(self) -> None:
-        """Nothing is left to do: the engine has done so after the update."""
+        """Do nothing: the engine frees them after the update."""
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The fp32 copy that is updated, put together from the processes' parts.
+        """Gather the fp32 copy that is updated from the shards of all processes.
 
-        A frozen parameter is whole everywhere.
+        A frozen parameter is complete in every process.
         """
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -105,20 +105,20 @@ class DeepSpeedStrategy(Strategy):
         return value
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """The mean gradient, in units of the scaled loss under fp16."""
+        """Return the mean gradient; under fp16 it includes the loss scale."""
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter)
 
     def save(self, folder: Path) -> None:
-        """Each process writes its part of the state; all must come here, or all would wait."""
+        """Write this process's shards; the call returns only if all processes make it."""
         self._engine.save_checkpoint(
             str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=True
         )
 
     @contextlib.contextmanager
     def gathered_weights(self) -> Iterator[None]:
-        """Inside, the main process has the fp32 copies in the networks, in the CPU's memory."""
+        """Inside, the networks of the main process have the fp32 copies, in host memory."""
         own: dict[nn.Parameter, torch.Tensor] = {}
         for parameter in self.model.trainable.values():
             if parameter.dtype == torch.float32:
@@ -134,31 +134,31 @@ class DeepSpeedStrategy(Strategy):
                 parameter.data = data
 
     def _put_fp32(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Give the fp32 copies the numbers that the engine has rounded to half precision."""
+        """Set the fp32 copies, which the engine has built from rounded weights."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         for name, parameter in self.model.trainable.items() if weights else ():
             safe_set_full_fp32_param(parameter, weights[name])
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise StageError unless the engine runs what was asked for."""
+        """Raise StageError if the engine has another optimizer or process group."""
         found = self._engine.optimizer.optimizer
         if found is not optimizer:
             raise StageError(
-                "DeepSpeed has exchanged the optimizer",
+                "DeepSpeed has replaced the optimizer",
                 got=type(found).__name__,
                 allowed=type(optimizer).__name__,
             )
         if self._engine.dp_world_size != self.accelerator.num_processes:
             raise StageError(
-                "DeepSpeed's processes do not know of one another",
+                "DeepSpeed's processes are not in one group",
                 got=f"{self._engine.dp_world_size} in a group",
                 allowed=f"{self.accelerator.num_processes}",
             )
 
 
 class _InEngineType(nn.Module):
-    """Calls the engine with inputs of its type; what it predicts is fp32 again."""
+    """Calls the engine with inputs of its dtype and returns its prediction in fp32."""
 
     def __init__(self, engine: Any) -> None:
         super().__init__()
@@ -168,16 +168,13 @@ class _InEngineType(nn.Module):
     def forward(
         self, noisy_BCHW: torch.Tensor, timestep_B: torch.Tensor, **text: torch.Tensor
     ) -> torch.Tensor:
-        """The network's prediction in fp32."""
+        """Return the network's prediction in fp32."""
         cast = {n: t.to(self._dtype) if t.is_floating_point() else t for n, t in text.items()}
         return self.engine(noisy_BCHW.to(self._dtype), timestep_B, **cast).float()
 
 
 def check_deepspeed() -> None:
-    """Raise SettingsError where DeepSpeed, or what it compiles its parts with, is missing.
-
-    DeepSpeed itself is not imported.
-    """
+    """Raise SettingsError if DeepSpeed or its compiler is missing, without importing DeepSpeed."""
     if not is_installed("deepspeed"):
         raise _no_deepspeed("it is not installed")
     missing = [] if shutil.which(get_cxx_compiler()) else [f"a C++ compiler ({get_cxx_compiler()})"]
@@ -200,7 +197,7 @@ def _no_deepspeed(why: str) -> SettingsError:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, if it and what it compiles its parts with are there. Raises SettingsError."""
+    """Import DeepSpeed. Raises SettingsError if it or its compiler is missing."""
     check_deepspeed()
     try:
         import deepspeed
@@ -213,17 +210,17 @@ def _check_stage(config: dict[str, Any]) -> None:
     stage = (config.get("zero_optimization") or {}).get("stage", 0)
     if stage not in (1, 2):
         raise SettingsError(
-            "the DeepSpeed configuration has a stage of ZeRO that is not served here",
+            "the DeepSpeed configuration has an unsupported ZeRO stage",
             got=f"zero_optimization.stage {stage}",
-            allowed="1 (moments split) and 2 (gradients too)",
-            hint="to split the weights as well, use a configuration of FSDP2: fsdp2-sdxl",
+            allowed="1 (sharded moments) and 2 (sharded gradients too)",
+            hint="to shard the weights as well, use a configuration of FSDP2: fsdp2-sdxl",
         )
 
 
 def _optimizer(
     model: TrainableModel, settings: TrainSettings, *, offload: bool
 ) -> torch.optim.Optimizer:
-    """AdamW with decoupled weight decay: DeepSpeed's for the CPU when it updates there."""
+    """Build AdamW with decoupled weight decay; with offload, DeepSpeed's for the CPU."""
     if not offload:
         return fused_adamw(model, settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -232,10 +229,10 @@ def _optimizer(
 
 
 def _multiply_betas_up(optimizer: torch.optim.Optimizer) -> None:
-    """Let DeepSpeed's AdamW for the CPU, after loading, divide by what an undisturbed run has.
+    """Give DeepSpeed's CPU AdamW, after loading, the bias correction of an uninterrupted run.
 
-    It keeps beta^step by multiplying in each update, and takes `pow` when the step has jumped,
-    which has another last bit at every few steps. Updates of one number bring it there.
+    It multiplies beta^step up in each update, but uses `pow` if the step has jumped, which
+    sometimes differs in the last bit. Updates of a single number replay the multiplications.
     """
     adam: Any = optimizer
     if not hasattr(adam, "ds_opt_adam"):

@@ -19,7 +19,7 @@ def decay_at(step: int, *, decay: float) -> float:
 
 
 class MovingAverage:
-    """Averages of some parameters, fp32, where the parameters are; they begin at their values."""
+    """Averages of parameters in fp32, on their devices, starting at their current values."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
         self._parameters, self._decay = dict(parameters), decay
@@ -29,26 +29,26 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after update number `step`."""
+        """Update the averages with the weights after update number `step`."""
         weight = 1 - decay_at(step, decay=self._decay)
         for name, average in self._averages.items():
             average.lerp_(self._parameters[name].detach().float(), weight)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The averages by parameter name, to be saved."""
+        """The averages by parameter name, for saving."""
         return self._averages
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put saved averages in place."""
+        """Load saved averages."""
         assert tensors.keys() == self._averages.keys(), "the averages are of another model"
         for name, average in self._averages.items():
             average.copy_(tensors[name])
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Borrow the parameters with the averages in them; their own bits come back."""
+        """Inside, the parameters have the averages; afterwards their own bits again."""
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._write(self._averages)
         try:

@@ -1,6 +1,6 @@
-"""Updates by torch's FSDP2: weights, gradients and moments split over the processes.
+"""Updates by torch's FSDP2: weights, gradients and moments are sharded over the processes.
 
-accelerate passes over FSDP on a CPU without a word, so torch's own interface is used, on GPUs too.
+This calls torch directly, also on GPUs, because accelerate silently ignores FSDP on a CPU.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from dreambooth_core.training.protocols import Strategy, UpdateResult
 from dreambooth_core.training.trainable import TrainableModel
 
 _SPLIT = (BasicTransformerBlock, ResnetBlock2D, CLIPEncoderLayer)
-"""Modules whose weights are gathered together, used and dropped again."""
+"""Modules whose weights are gathered for use and freed together."""
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
 class FsdpStrategy(Strategy):
-    """AdamW over split parameters."""
+    """AdamW over sharded parameters."""
 
     def _set_up(self, state: Path | None) -> None:
         """Moments start anew if the state has only weights: a run without FSDP wrote it."""
@@ -61,7 +61,7 @@ class FsdpStrategy(Strategy):
         loss.backward()
 
     def apply(self, loss: torch.Tensor) -> UpdateResult:
-        """Clip and update. The decision is made on the device, so nothing waits for it."""
+        """Clip and update. The device decides about a skip, so nothing waits for it."""
         parameters = list(self.model.trainable.values())
         total: Any = get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm: torch.Tensor = total.full_tensor()
@@ -69,26 +69,26 @@ class FsdpStrategy(Strategy):
             clip_grads_with_norm_(parameters, self.settings.max_grad_norm, total)
         healthy = torch.isfinite(loss) & torch.isfinite(grad_norm)
         found_inf = DTensor.from_local((~healthy).float(), self._mesh, [Replicate()])
-        # The fused kernel leaves weights and moments alone where found_inf is 1.
+        # The fused kernel leaves weights and moments unchanged if found_inf is 1.
         self._optimizer.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self._optimizer.step()
         return UpdateResult(grad_norm.to(torch.float32))
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The parameter, put together from the processes' parts."""
+        """Gather the parameter from the shards of all processes."""
         return _whole(parameter.detach())
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """Its gradient, put together likewise."""
+        """Gather the gradient from the shards of all processes."""
         return None if parameter.grad is None else _whole(parameter.grad)
 
     def save(self, folder: Path) -> None:
-        """Each process writes its part; a run of any number of processes can read it."""
+        """Write this process's shards; any number of processes can read them."""
         dcp.save(self._state(), checkpoint_id=folder)
 
     @contextlib.contextmanager
     def gathered_weights(self) -> Iterator[None]:
-        """Inside, the main process has the trained weights whole, in the CPU's memory."""
+        """Inside, the main process has the complete trained weights in host memory."""
         own: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.trainable.items():
             value = self.value(parameter)
@@ -110,7 +110,7 @@ class FsdpStrategy(Strategy):
         }
 
     def _restore(self, folder: Path) -> None:
-        """Read a verified state of this workspace's store into the parts that are here."""
+        """Load this process's shards from a verified state."""
         state = self._state()
         dcp.load(state, checkpoint_id=folder)  # weights are read in place
         set_optimizer_state_dict(
@@ -119,7 +119,7 @@ class FsdpStrategy(Strategy):
 
 
 def _split(denoiser: nn.Module, mesh: DeviceMesh, settings: TrainSettings) -> nn.Module:
-    """Split blocks first, then what is left; computed in bf16 where the settings say so."""
+    """Shard blocks first, then the rest; compute in bf16 if the settings say so."""
     policy = MixedPrecisionPolicy()
     if settings.mixed_precision == "bf16":
         policy = MixedPrecisionPolicy(
@@ -134,7 +134,7 @@ def _split(denoiser: nn.Module, mesh: DeviceMesh, settings: TrainSettings) -> nn
 
 
 def _with_split_parameters(model: TrainableModel) -> TrainableModel:
-    """The model with the parameters that its networks have now: splitting made new ones."""
+    """Return the model with the parameters that sharding has created."""
     now = dict(model.denoiser.named_parameters())
     groups = [
         replace(group, parameters={name: now[name] for name in group.parameters})
@@ -148,6 +148,6 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Give a module another parameter under the same name."""
+    """Replace a parameter of a module by another of the same name."""
     path, _, leaf = name.rpartition(".")
     module.get_submodule(path).register_parameter(leaf, parameter)

@@ -24,10 +24,10 @@ _BF16_BITS = -_LOW_BITS
 
 
 def stochastic_round(x: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-    """`x` (fp32, finite) in bf16, each number to one of its two neighbours, right on average.
+    """Round `x` (fp32, finite) to bf16, up or down at random and without bias.
 
-    The farther neighbour is taken with the probability of the part that lies beyond the nearer
-    one: a uniform 16-bit number is added to the bits that are then cut off. Gupta et al. 2015.
+    The nearer a neighbour, the more probable it is: this adds a uniform 16-bit number to the bits
+    that are then cut off (Gupta et al. 2015).
     """
     bits = torch.randint(
         _LOW_BITS, x.shape, dtype=torch.int32, device=x.device, generator=generator

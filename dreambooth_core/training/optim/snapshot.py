@@ -1,7 +1,7 @@
-"""A run's outcome between two updates, copied into the host's memory for another thread to write.
+"""Copies of weights and state in host memory, for another thread to write.
 
-It holds what a resume state consists of. The networks to publish are made of the same copies, so
-they take no memory of their own.
+A snapshot has the tensors of a resume state. The networks to publish share the same copies, so
+they need no extra memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from dreambooth_core.training.progress import log_line
 from dreambooth_core.training.trainable import TrainableModel
 
 _ROOM = 1.5
-"""How often a snapshot must fit into the free memory: something is left for all else."""
+"""Factor by which the free memory must exceed a snapshot, to leave some for the rest."""
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class StateFiles:
-    """What a state consists of: tensors by name, and numbers, each by the name of their file."""
+    """The tensors and the numbers of a state, by file name and then by their own name."""
 
     tensors: dict[str, dict[str, torch.Tensor]]
     numbers: dict[str, dict[str, Any]]
@@ -44,7 +44,7 @@ class StateFiles:
 
     @property
     def num_bytes(self) -> int:
-        """The size of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(t.nbytes for tensors in self.tensors.values() for t in tensors.values())
 
 
@@ -56,18 +56,18 @@ class Snapshot:
     state: StateFiles
 
     def save(self, folder: Path) -> None:
-        """Write the state into `folder`."""
+        """Write the state to `folder`."""
         self.state.write(folder)
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """The networks always hold the weights to publish."""
+        """Do nothing: the networks always have the weights to publish."""
         return contextlib.nullcontext()
 
 
 class Snapshots:
-    """Takes snapshots of a model, each into the memory of the one before it.
+    """Takes snapshots of a model, each in the memory of the previous one.
 
-    Memory that a process has had before is copied into many times faster than new memory.
+    Copying into memory that the process already has is many times faster than into new memory.
     """
 
     def __init__(self, model: TrainableModel) -> None:
@@ -77,9 +77,9 @@ class Snapshots:
         self._is_refused = False
 
     def take(self, state: StateFiles, *, published: str) -> Snapshot | None:
-        """Copy the tensors; those of the file `published` are the weights in the networks.
+        """Copy the tensors; the networks get those of the file `published`.
 
-        None where the host's memory has no room for a first copy, which is told once.
+        Returns None, and logs it once, if the host has too little memory for a first copy.
         """
         if not self._has_room(state):
             return None
@@ -100,8 +100,8 @@ class Snapshots:
         self._is_refused = free < needed
         if self._is_refused:
             log_line(
-                "note: the training waits for each save: writing beside it takes "
-                f"{needed / _GIB:.1f} GiB of free memory, {free / _GIB:.1f} GiB are there"
+                "note: the training waits for each save: asynchronous saves need "
+                f"{needed / _GIB:.1f} GiB of free memory, found {free / _GIB:.1f} GiB"
             )
         return not self._is_refused
 
@@ -113,9 +113,9 @@ class Snapshots:
 
 
 def _shadow_of(model: TrainableModel) -> TrainableModel:
-    """The same networks with other trainable parameters, still empty; all that is frozen is shared.
+    """Copy the networks with new, empty trainable parameters; frozen tensors are shared.
 
-    What wraps the networks for the training cannot be copied and is left out.
+    Wrappers for the training cannot be copied and are left out.
     """
     own = {n: nn.Parameter(torch.empty(0, dtype=p.dtype)) for n, p in model.trainable.items()}
     replaced = {id(p): own[name] for name, p in model.trainable.items()}
