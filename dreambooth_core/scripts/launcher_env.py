@@ -22,7 +22,6 @@ class LauncherEnv:
     """How the launcher started this run."""
 
     num_processes: int
-    is_main: bool
     by_accelerate: bool
     mixed_precision: str
     strategy: Strategy
@@ -43,7 +42,6 @@ class LauncherEnv:
             strategy = "fsdp"
         return cls(
             num_processes=num_processes,
-            is_main=env.get("RANK", "0") == "0",
             by_accelerate=_LAUNCHER in env,
             mixed_precision=env.get(_LAUNCHER, "no"),
             strategy=strategy,
