@@ -4,6 +4,10 @@
 the settings that each stage reads. `loading` reads params.yaml and reports its mistakes.
 """
 
+# The imports are the names that this package offers.
+# ruff: noqa: F401
+# pyright: reportUnusedImport=false
+
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
 from dreambooth_core.config.keys import flatten, nearest, problems_of, similar
 from dreambooth_core.config.launching import (
@@ -23,9 +27,7 @@ from dreambooth_core.config.sections import (
     Fraction,
     LoraSettings,
     LrScheduler,
-    Optimizer,
     PriorSettings,
-    RegistrySettings,
     RuntimeSettings,
     Section,
     SelectSettings,
@@ -35,8 +37,6 @@ from dreambooth_core.config.sections import (
     SubjectSettings,
     SubjectView,
     TrainSettings,
-    Versions,
-    WeightDtype,
 )
 from dreambooth_core.config.yaml_files import (
     add_entry,
@@ -46,51 +46,3 @@ from dreambooth_core.config.yaml_files import (
     replace_section,
     replace_value,
 )
-
-__all__ = [
-    "STAGE_SETTINGS",
-    "BaseModelSettings",
-    "Beta",
-    "ComputeSettings",
-    "DataSettings",
-    "Effect",
-    "EvaluateSettings",
-    "Fraction",
-    "LaunchConfig",
-    "LoraSettings",
-    "LrScheduler",
-    "Optimizer",
-    "PriorSettings",
-    "RegistrySettings",
-    "RuntimeSettings",
-    "Section",
-    "SelectSettings",
-    "Settings",
-    "Solver",
-    "Strategy",
-    "SubjectSettings",
-    "SubjectView",
-    "TrainSettings",
-    "Versions",
-    "WeightDtype",
-    "add_entry",
-    "add_item",
-    "check_launches",
-    "deepspeed_config",
-    "dvc_params",
-    "effect_of",
-    "flatten",
-    "for_subject",
-    "load_settings",
-    "load_view",
-    "nearest",
-    "parse_yaml",
-    "problems_of",
-    "read_launch_config",
-    "read_yaml",
-    "replace_section",
-    "replace_value",
-    "settings_of",
-    "similar",
-    "strategy_of",
-]
