@@ -38,20 +38,33 @@ def problem(root: Path, view: SubjectView, env: Mapping[str, str]) -> SettingsEr
 
 
 def _checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> Iterator[_Check]:
-    train = view.train
-    if view.compute.device == "cuda":
-        yield lambda: _pick_device(view.compute)
+    """Yield the checks that the settings need. Each one raises SettingsError."""
+    train, compute = view.train, view.compute
+    if compute.device == "cuda":
+        yield lambda: _pick_device(compute)
     if train.mixed_precision == "fp16":
-        yield lambda: _compute_type(view)
+        from dreambooth_core.training.precision import check_compute_type
+
+        yield lambda: check_compute_type(train, compute, device=_device(compute))
     if train.enable_xformers_memory_efficient_attention:
-        yield lambda: _xformers(view.compute)
+        from dreambooth_core.models.kernels import check_xformers
+
+        yield lambda: check_xformers(_device(compute))
     if train.compile_blocks:
-        yield lambda: _compiler(view.compute)
+        from dreambooth_core.models.kernels import check_compiler
+
+        yield lambda: check_compiler(_device(compute))
     if train.use_8bit_adam:
-        yield _adam_8bit
+        from dreambooth_core.training.optim.adamw import check_adam_8bit
+
+        yield check_adam_8bit
     if train.strategy == "deepspeed":
-        yield _deepspeed
-    yield lambda: _node(root, view, env)
+        from dreambooth_core.training.optim.deepspeed import check_deepspeed
+
+        yield check_deepspeed
+    from dreambooth_core.training.launch.accelerate_config import check_node, node_of
+
+    yield lambda: check_node(train, read_launch_config(Workspace(root), train), node_of(env))
 
 
 def _pick_device(compute: ComputeSettings) -> torch.device:
@@ -68,39 +81,3 @@ def _device(compute: ComputeSettings) -> torch.device:
         return _pick_device(compute)
     except SettingsError:
         return torch.device("cpu")
-
-
-def _compute_type(view: SubjectView) -> None:
-    from dreambooth_core.training.precision import check_compute_type
-
-    check_compute_type(view.train, view.compute, device=_device(view.compute))
-
-
-def _xformers(compute: ComputeSettings) -> None:
-    from dreambooth_core.models.kernels import check_xformers
-
-    check_xformers(_device(compute))
-
-
-def _compiler(compute: ComputeSettings) -> None:
-    from dreambooth_core.models.kernels import check_compiler
-
-    check_compiler(_device(compute))
-
-
-def _adam_8bit() -> None:
-    from dreambooth_core.training.optim.adamw import check_adam_8bit
-
-    check_adam_8bit()
-
-
-def _deepspeed() -> None:
-    from dreambooth_core.training.optim.deepspeed import check_deepspeed
-
-    check_deepspeed()
-
-
-def _node(root: Path, view: SubjectView, env: Mapping[str, str]) -> None:
-    from dreambooth_core.training.launch.accelerate_config import check_node, node_of
-
-    check_node(view.train, read_launch_config(Workspace(root), view.train), node_of(env))
