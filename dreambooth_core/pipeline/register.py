@@ -196,10 +196,10 @@ def _check_parity(context: StageContext, tracking: Tracking, version: Registered
         return
     harness = evaluation_of(context).harness
     result = parity.check_parity(
-        tracking,
         parity.ParityPlan(
+            tracking_uri=tracking.uri,
             model_uri=info.uri,
-            requests=parity.requests_of(_scored_images(context, version)),
+            requests=_scored_images(context, version),
             steps=harness.steps,
             guidance=harness.guidance,
             compute=context.settings.compute,
@@ -220,10 +220,13 @@ def _check_parity(context: StageContext, tracking: Tracking, version: Registered
 
 def _scored_images(
     context: StageContext, version: RegisteredVersion
-) -> list[tuple[str, int, Path]]:
-    """(prompt, seed, file) of the version's first scored images, as the evaluation published."""
+) -> tuple[parity.ParityRequest, ...]:
+    """The version's first scored images, as the evaluation published them."""
     evaluation = evaluation_of(context)
     scored = evaluation.row(version.checkpoint).images
     folder = row_pictures(context.places.stage_dir("evaluate"), version.checkpoint)
     first = scored[: PARITY_BLOCKS * evaluation.harness.batch_size]
-    return [(s.prompt, s.seed, folder / picture_name(i)) for i, s in enumerate(first)]
+    return tuple(
+        parity.request_of(image.prompt, image.seed, folder / picture_name(index))
+        for index, image in enumerate(first)
+    )

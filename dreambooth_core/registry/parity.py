@@ -8,7 +8,6 @@ import io
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,17 +16,17 @@ import mlflow.pyfunc
 from PIL import Image
 
 from dreambooth_core.config import ComputeSettings
-from dreambooth_core.errors import RegistryError, StageError, Stopped
+from dreambooth_core.errors import StageError, Stopped
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import Record
-from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.supervision import supervised
 from dreambooth_core.waiting import wait_until
 
 PARITY_TIMEOUT_S = 1800.0
 
 _COMMAND = ("-m", "dreambooth_core", "parity")
+_RESULT = "result.json"
 _LAST_LINES = 15
 _POLL_S = 0.1
 
@@ -40,21 +39,12 @@ class ParityRequest(Record):
     pixels_sha256: str
 
 
-class ParityMismatch(Record):
-    """An image that the upload does not reproduce."""
-
-    prompt: str
-    seed: int
-    expected: str
-    got: str
-
-
 class ParityResult(Record):
-    """The number of compared images, and the ones that differ."""
+    """The number of compared images, and those that differ, with the hash of the upload's image."""
 
     model_uri: str
     compared: int
-    mismatches: tuple[ParityMismatch, ...]
+    mismatches: tuple[ParityRequest, ...]
 
     @property
     def passed(self) -> bool:
@@ -75,19 +65,12 @@ class ParityResult(Record):
 class ParityPlan(Record):
     """The version and images to compare, with the sampling settings of the evaluation."""
 
+    tracking_uri: str
     model_uri: str
     requests: tuple[ParityRequest, ...]
     steps: int
     guidance: float
     compute: ComputeSettings
-
-
-class _Job(Record):
-    """The input of the fresh process."""
-
-    tracking_uri: str
-    plan: ParityPlan
-    result: Path
 
 
 def pixels_sha256(image: Image.Image) -> str:
@@ -97,36 +80,22 @@ def pixels_sha256(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def requests_of(
-    images: Sequence[tuple[str, int, Path]],
-) -> tuple[ParityRequest, ...]:
-    """Requests for scored images (prompt, seed, file), in the order of the evaluation."""
-    requests: list[ParityRequest] = []
-    for prompt, seed, path in images:
-        with Image.open(path) as image:
-            requests.append(
-                ParityRequest(prompt=prompt, seed=seed, pixels_sha256=pixels_sha256(image))
-            )
-    return tuple(requests)
+def request_of(prompt: str, seed: int, path: Path) -> ParityRequest:
+    """The request for a scored image in a file."""
+    with Image.open(path) as image:
+        return ParityRequest(prompt=prompt, seed=seed, pixels_sha256=pixels_sha256(image))
 
 
-def check_parity(
-    tracking: Tracking,
-    plan: ParityPlan,
-    *,
-    should_stop: StopSignal = never_stop,
-    timeout_s: float = PARITY_TIMEOUT_S,
-) -> ParityResult:
+def check_parity(plan: ParityPlan, *, should_stop: StopSignal = never_stop) -> ParityResult:
     """Sample the plan's images with the registered model in a fresh process; compare the pixels.
 
     Raises StageError with the last lines of that process if it fails, and Stopped on a stop.
     """
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
-        job = _Job(tracking_uri=tracking.uri, plan=plan, result=folder / "result.json")
-        job.write(folder, "job.json")
+        plan.write(folder, "plan.json")
         with (folder / "log").open("w+b") as log:
-            code = _wait(_start(folder / "job.json", log), should_stop, timeout_s)
+            code = _wait(_start(folder / "plan.json", log), should_stop)
             if code != 0:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
@@ -134,13 +103,13 @@ def check_parity(
                     f"the process that loads {plan.model_uri} ended with code {code}",
                     got="\n".join(lines),
                 )
-        return ParityResult.read(folder, "result.json")
+        return ParityResult.read(folder, _RESULT)
 
 
-def _start(job: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(plan: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start the fresh process, which ends with this one."""
     return subprocess.Popen(
-        supervised([sys.executable, *_COMMAND, str(job)]),
+        supervised([sys.executable, *_COMMAND, str(plan)]),
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -148,18 +117,18 @@ def _start(job: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: float) -> int:
+def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal) -> int:
     try:
         wait_until(
             lambda: process.poll() is not None or should_stop(),
-            timeout_s=timeout_s,
+            timeout_s=PARITY_TIMEOUT_S,
             every_s=_POLL_S,
         )
         if (code := process.poll()) is not None:
             return code
         if should_stop():
             raise Stopped("the export parity check stopped", hint="run the same command again")
-        raise StageError(f"the export parity check took longer than {timeout_s:.0f} s")
+        raise StageError(f"the export parity check took longer than {PARITY_TIMEOUT_S:.0f} s")
     finally:
         process.kill()
         process.wait()
@@ -168,16 +137,16 @@ def _wait(process: subprocess.Popen[bytes], should_stop: StopSignal, timeout_s: 
 # ---- in the fresh process ------------------------------------------------------------------------
 
 
-def main(job_file: Path) -> int:
-    """Load the model of a job file, sample its images and write the result; returns 0."""
-    job = _Job.read(job_file.parent, job_file.name)
-    configure_torch(job.plan.compute)
-    mlflow.set_tracking_uri(job.tracking_uri)
-    mlflow.set_registry_uri(job.tracking_uri)
+def main(plan_file: Path) -> int:
+    """Load the model of a plan, sample its images, write the result into its folder; returns 0."""
+    plan = ParityPlan.read(plan_file.parent, plan_file.name)
+    configure_torch(plan.compute)
+    mlflow.set_tracking_uri(plan.tracking_uri)
+    mlflow.set_registry_uri(plan.tracking_uri)
     model = mlflow.pyfunc.load_model(
-        job.plan.model_uri, model_config={"device": str(pick_device(job.plan.compute))}
+        plan.model_uri, model_config={"device": str(pick_device(plan.compute))}
     )
-    _compare(model, job.plan).write(job.result.parent, job.result.name)
+    _compare(model, plan).write(plan_file.parent, _RESULT)
     return 0
 
 
@@ -189,15 +158,14 @@ def _compare(model: Any, plan: ParityPlan) -> ParityResult:
             for r in plan.requests
         ]
     )
-    found = [_hash_of_png(picture) for picture in pictures]
-    if len(found) != len(plan.requests):
-        raise RegistryError(f"expected {len(plan.requests)} images", got=str(len(found)))
-    mismatches = [
-        ParityMismatch(prompt=r.prompt, seed=r.seed, expected=r.pixels_sha256, got=got)
-        for r, got in zip(plan.requests, found, strict=True)
-        if r.pixels_sha256 != got
+    sampled = [
+        request.model_copy(update={"pixels_sha256": _hash_of_png(picture)})
+        for request, picture in zip(plan.requests, pictures, strict=True)
     ]
-    return ParityResult(model_uri=plan.model_uri, compared=len(found), mismatches=tuple(mismatches))
+    mismatches = tuple(
+        found for found, scored in zip(sampled, plan.requests, strict=True) if found != scored
+    )
+    return ParityResult(model_uri=plan.model_uri, compared=len(sampled), mismatches=mismatches)
 
 
 def _hash_of_png(picture: str) -> str:
