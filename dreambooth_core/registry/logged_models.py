@@ -7,14 +7,15 @@ same model and keeps its id and scores. A rerun after a kill may repeat every st
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.models import Model
 from mlflow.models.utils import get_external_mlflow_model_spec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.time import get_current_time_millis
 
 from dreambooth_core import files
 from dreambooth_core.records import REAL, SCORES, Checkpoint, ScoreRow, Scores, Selection
@@ -72,22 +73,27 @@ def record_selection(
     best = next((row for row in scores.rows if row.name == selection.best), None)
     if best is None or best.step is None:
         return
-    now = _now()
+    now = get_current_time_millis()
     values = {**_means(best), "step": float(best.step)}
     runs.log_metrics(
         tracking, run, [Metric(f"best/{key}", value, now, 0) for key, value in values.items()]
     )
 
 
-def find_model(tracking: Tracking, run: RunRef, sha256: str) -> LoggedModel | None:
-    """The oldest LoggedModel of a checkpoint in its training's run, or None."""
-    client = connect(tracking)
+def find_model(
+    tracking: Tracking, run: RunRef, sha256: str, *, upload: str | None = None
+) -> LoggedModel | None:
+    """The oldest LoggedModel of a checkpoint in its training's run, or None.
+
+    With `upload`, the digest of an upload, only a model that has exactly these files counts.
+    """
+    wanted = f"tags.`{CHECKPOINT_SHA256}` = '{sha256}' AND source_run_id = '{run.run_id}'"
+    if upload is not None:
+        wanted += f" AND tags.`{UPLOADED}` = '{upload}'"
     with registry_errors(tracking, doing="looking for a checkpoint"):
-        found = client.search_logged_models(
+        found = connect(tracking).search_logged_models(
             [run.experiment_id],
-            filter_string=(
-                f"tags.`{CHECKPOINT_SHA256}` = '{sha256}' AND source_run_id = '{run.run_id}'"
-            ),
+            filter_string=wanted,
             order_by=[{"field_name": "creation_timestamp", "ascending": True}],
             max_results=1,
         )
@@ -137,9 +143,9 @@ def upload(
     client = connect(tracking)
     model = find_or_create_model(tracking, run, checkpoint)
     with mlflow_lock(tracking), registry_errors(tracking, doing=f"uploading {checkpoint.name}"):
-        there = find_upload(tracking, run, checkpoint.sha256, digest)
+        there = find_model(tracking, run, checkpoint.sha256, upload=digest)
         if there is not None:
-            return there
+            return there.model_id
         if UPLOADED in client.get_logged_model(model.model_id).tags:
             model = _create(client, run, checkpoint)
         _write_identity(saved_model, model, run)
@@ -148,23 +154,8 @@ def upload(
     return model.model_id
 
 
-def find_upload(tracking: Tracking, run: RunRef, sha256: str, digest: str) -> str | None:
-    """The id of the LoggedModel with exactly this upload, or None."""
-    found = connect(tracking).search_logged_models(
-        [run.experiment_id],
-        filter_string=(
-            f"tags.`{CHECKPOINT_SHA256}` = '{sha256}' AND tags.`{UPLOADED}` = '{digest}' "
-            f"AND source_run_id = '{run.run_id}'"
-        ),
-        max_results=1,
-    )
-    return found[0].model_id if found else None
-
-
 def _write_identity(saved_model: Path, model: LoggedModel, run: RunRef) -> None:
     """Write id and run of the LoggedModel into the saved model's MLmodel file."""
-    from mlflow.models import Model
-
     path = saved_model / _MLMODEL
     spec = Model.load(str(path))
     spec.model_uuid = spec.model_id = model.model_id
@@ -208,7 +199,7 @@ def _log_model_scores(
             if metric.dataset_digest == digest
         }
         new = {k: v for k, v in _with_bounds(row).items() if (k, v) not in there}
-        now = _now()
+        now = get_current_time_millis()
         client.log_batch(
             run.run_id,
             metrics=[
@@ -228,7 +219,7 @@ def _log_model_scores(
 
 def _curves(scores: Scores) -> list[Metric]:
     """The run's own metrics: `score/<name>` over steps, `real/<name>` for the photos."""
-    now = _now()
+    now = get_current_time_millis()
     curves: list[Metric] = []
     for row in scores.rows:
         group = "score" if row.step is not None else REAL
@@ -253,7 +244,3 @@ def _with_bounds(row: ScoreRow) -> dict[str, float]:
 def score_tags(row: ScoreRow) -> Mapping[str, str]:
     """A row's scores as text tags of a version, such as `score.dino`."""
     return {f"score.{name}": f"{value:.6g}" for name, value in _means(row).items()}
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -68,21 +67,19 @@ def packed(
     """
     _refuse_pickles(export)
     scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="packing-", dir=scratch))
-    try:
+    with tempfile.TemporaryDirectory(prefix="packing-", dir=scratch) as folder:
+        model = Path(folder) / "model"
         with _quiet_mlflow():
             mlflow.pyfunc.save_model(
-                str(folder / "model"),
+                str(model),
                 python_model=str(SERVING_CODE),
                 artifacts={ARTIFACT: str(export)},
                 model_config={k: v for k, v in asdict(serving).items() if v is not None},
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
             )
-        _make_paths_relative(folder / "model")
-        yield folder / "model"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _make_paths_relative(model)
+        yield model
 
 
 def _make_paths_relative(model: Path) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from PIL import Image
 
@@ -68,7 +69,7 @@ class MlflowSink:
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="mlflow-sink", daemon=True)
             self._thread.start()
-        now = int(time.time() * 1000)
+        now = get_current_time_millis()
         for key, value in values.items():
             self._queue.put(Metric(key, float(value), now, step))
 
@@ -200,25 +201,22 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
 
 
 def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
-    """The run of a training, or None. Raises RegistryError if the store is unreachable."""
+    """The run of a training, or None. Raises RegistryError if the store is unreachable.
+
+    The oldest, in case two machines created one each at the same time.
+    """
     client = connect(tracking)
     with registry_errors(tracking, doing=f"looking for the run of {experiment}"):
-        found: Experiment | None = client.get_experiment_by_name(experiment)
-        if found is None:
+        home: Experiment | None = client.get_experiment_by_name(experiment)
+        if home is None:
             return None
-        run = _oldest(client, found.experiment_id, fingerprint)
-    return run and RunRef(run.info.run_id, found.experiment_id, created=False)
-
-
-def _oldest(client: MlflowClient, experiment: str, fingerprint: str) -> Run | None:
-    """The older run, in case two machines created one each at the same time."""
-    runs = client.search_runs(
-        [experiment],
-        filter_string=f"tags.`{FINGERPRINT}` = '{fingerprint}'",
-        order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
-        max_results=1,
-    )
-    return runs[0] if runs else None
+        found = client.search_runs(
+            [home.experiment_id],
+            filter_string=f"tags.`{FINGERPRINT}` = '{fingerprint}'",
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+            max_results=1,
+        )
+    return RunRef(found[0].info.run_id, home.experiment_id, created=False) if found else None
 
 
 def find_or_create_run(
@@ -275,13 +273,13 @@ def log_metrics(tracking: Tracking, run: RunRef, metrics: Iterable[Metric]) -> N
     """Log metrics, without those that exist with the same key, step and value."""
     client = connect(tracking)
     with registry_errors(tracking, doing="writing metrics"):
-        new = [metric for metric in metrics if not _is_there(client, run, metric)]
+        new = [
+            metric
+            for metric in metrics
+            if (metric.step, metric.value) not in recorded(client, run.run_id, metric.key)
+        ]
         for batch in _batches(new, MAX_METRICS_PER_BATCH):
             client.log_batch(run.run_id, metrics=batch)
-
-
-def _is_there(client: MlflowClient, run: RunRef, metric: Metric) -> bool:
-    return (metric.step, metric.value) in recorded(client, run.run_id, metric.key)
 
 
 def recorded(client: MlflowClient, run_id: str, key: str) -> set[tuple[int, float]]:

@@ -125,13 +125,9 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^:/@]+:)[^@/]+@", r"\1***@", uri)
 
 
+@functools.lru_cache(maxsize=8)
 def connect(tracking: Tracking) -> MlflowClient:
     """A client for the store. Raises RegistryError within seconds if the store is unreachable."""
-    return _connect(tracking)
-
-
-@functools.lru_cache(maxsize=8)
-def _connect(tracking: Tracking) -> MlflowClient:
     answer = ping(tracking)
     if not answer.ok:
         raise RegistryError(

@@ -138,9 +138,9 @@ def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path
     """Upload the candidate's files if necessary; returns the id of the logged model."""
     checkpoint = candidate.checkpoint
     digest = package.package_digest(candidate.export, candidate.serving)
-    there = logged_models.find_upload(tracking, run, checkpoint.sha256, digest)
+    there = logged_models.find_model(tracking, run, checkpoint.sha256, upload=digest)
     if there is not None:
-        return there
+        return there.model_id
     metadata = {
         "fingerprint": candidate.record.fingerprint,
         "checkpoint": checkpoint.name,
