@@ -344,8 +344,8 @@ class SubjectSettings(Section):
 OVERRIDABLE = ("data", "prior", "train", "evaluate", "select")
 
 
-class Settings(Section):
-    """The content of params.yaml. `for_subject` returns the settings of one subject."""
+class _SharedSettings(Section):
+    """The sections that hold for every subject."""
 
     base_model: BaseModelSettings
     compute: ComputeSettings
@@ -357,24 +357,19 @@ class Settings(Section):
     registry: RegistrySettings
     runtime: RuntimeSettings
     versions: Versions
+
+
+class Settings(_SharedSettings):
+    """The content of params.yaml. `for_subject` returns the settings of one subject."""
+
     subjects: dict[Name, SubjectSettings]
 
 
-class SubjectView(Section):
+class SubjectView(_SharedSettings):
     """The settings of one subject with its overrides applied, for the stages."""
 
     name: str
     subject: SubjectSettings
-    base_model: BaseModelSettings
-    compute: ComputeSettings
-    data: DataSettings
-    prior: PriorSettings | None
-    train: TrainSettings
-    evaluate: EvaluateSettings
-    select: SelectSettings
-    registry: RegistrySettings
-    runtime: RuntimeSettings
-    versions: Versions
 
     @property
     def model_name(self) -> str:
