@@ -234,22 +234,27 @@ class ImageScore(Record):
     dino: float
 
 
-class CheckpointScore(Record):
-    """One row with all its samples, as kept in the score store.
-
-    `text_range` is the mean CLIP-T of matched minus that of shuffled prompts.
-    """
+class ScoreRow(Record):
+    """One row of `evaluate/scores.json`."""
 
     name: str
     step: int | None
-    checkpoint_sha256: str | None
-    images: tuple[ImageScore, ...]
     n: int
     clip_t: Interval | None
     clip_i: Interval | None
     dino: Interval | None
     pres: Interval | None
     div: Interval | None
+
+
+class CheckpointScore(ScoreRow):
+    """One row with all its samples, as kept in the score store.
+
+    `text_range` is the mean CLIP-T of matched minus that of shuffled prompts.
+    """
+
+    checkpoint_sha256: str | None
+    images: tuple[ImageScore, ...]
     text_range: float | None
 
 
@@ -266,19 +271,6 @@ class Evaluation(Record):
             if row.name == name:
                 return row
         raise KeyError(f"no row {name!r} among {[row.name for row in self.rows]}")
-
-
-class ScoreRow(Record):
-    """One row of `evaluate/scores.json`."""
-
-    name: str
-    step: int | None
-    n: int
-    clip_t: Interval | None
-    clip_i: Interval | None
-    dino: Interval | None
-    pres: Interval | None
-    div: Interval | None
 
 
 class Scores(Record):
