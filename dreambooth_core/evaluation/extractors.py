@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.models.source import MODEL_PATTERNS
 from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.numerics.similarity import Floats, unit_rows
 from dreambooth_core.records import ScorerIdentity
 
 _BATCH = 32  # fixed: the batch size can change the last bits of a feature
-_PARTS = ("*.json", "*.txt", "*.safetensors")
 _CLS_MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 _WITH_POOLER = ("vit", "deit")
 
@@ -145,7 +145,7 @@ def _folder_of(name: str, *, root: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_PARTS)))
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_PATTERNS)))
     except Exception as error:
         # The hub's client raises a dozen types; each means that the scorer is not available.
         raise SettingsError(
@@ -191,6 +191,8 @@ def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Mod
 
 def _identity(role: str, name: str, *, folder: Path) -> ScorerIdentity:
     """The backbone's name without local paths, and a hash of everything behind its features."""
-    parts = {path.name: files.sha256_file(path) for glob in _PARTS for path in folder.glob(glob)}
+    parts = {
+        path.name: files.sha256_file(path) for glob in MODEL_PATTERNS for path in folder.glob(glob)
+    }
     backbone = Path(name).name if Path(name).is_absolute() else name
     return ScorerIdentity(name=role, backbone=backbone, sha256=files.digest_of(parts))
