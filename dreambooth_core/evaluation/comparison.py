@@ -49,22 +49,18 @@ def compare(
 
     Raises StageError if the prompts, seeds or scorers of the two differ.
     """
+    difference: dict[str, Interval] = {}
     if champion is None:
-        return _first(challenger)
-    if challenger.name == champion.name:
-        return Verdict(
-            challenger=challenger.name,
-            champion=champion.name,
-            promote=False,
-            why=f"{challenger.name} is already the champion.",
-            difference={},
-        )
-    difference = paired_difference(challenger, champion, noise=noise)
-    tolerance = settings.max_clip_t_loss * max(0.0, noise.text_range)
-    promote, why = _decide(challenger, champion, difference=difference, tolerance=tolerance)
+        promote, why = challenger.qualified, _why_first(challenger)
+    elif challenger.name == champion.name:
+        promote, why = False, f"{challenger.name} is already the champion."
+    else:
+        difference = paired_difference(challenger, champion, noise=noise)
+        tolerance = settings.max_clip_t_loss * max(0.0, noise.text_range)
+        promote, why = _decide(challenger, champion, difference=difference, tolerance=tolerance)
     return Verdict(
         challenger=challenger.name,
-        champion=champion.name,
+        champion=None if champion is None else champion.name,
         promote=promote,
         why=why,
         difference=difference,
@@ -99,20 +95,15 @@ def paired_difference(
     }
 
 
-def _first(challenger: Contender) -> Verdict:
-    why = (
-        f"{challenger.name} becomes the first champion: it qualified in its run, and there is none "
-        "to compare it with."
-        if challenger.qualified
-        else f"{challenger.name} stays a challenger: no checkpoint of its run qualified, so it is "
+def _why_first(challenger: Contender) -> str:
+    if challenger.qualified:
+        return (
+            f"{challenger.name} becomes the first champion: it qualified in its run, and there is "
+            "none to compare it with."
+        )
+    return (
+        f"{challenger.name} stays a challenger: no checkpoint of its run qualified, so it is "
         "never promoted, although there is no champion yet."
-    )
-    return Verdict(
-        challenger=challenger.name,
-        champion=None,
-        promote=challenger.qualified,
-        why=why,
-        difference={},
     )
 
 

@@ -34,7 +34,7 @@ def run(context: StageContext) -> Verdict:
     challenger = registered.get(context)
     champion = aliases.champion(tracking, name=challenger.name)
     verdict = comparison.compare(
-        _challenger(context, challenger),
+        _contender(context, challenger, evaluation_of(context).row(challenger.checkpoint)),
         _champion(context, champion, challenger),
         settings=context.settings.select,
         noise=_noise(context),
@@ -60,13 +60,14 @@ def label(version: RegisteredVersion) -> str:
     return f"{version.name}/{version.version}"
 
 
-def _challenger(context: StageContext, version: RegisteredVersion) -> Contender:
-    evaluation = evaluation_of(context)
+def _contender(
+    context: StageContext, version: RegisteredVersion, row: CheckpointScore
+) -> Contender:
     return Contender(
         name=label(version),
         qualified=version.qualified,
-        row=evaluation.row(version.checkpoint),
-        harness=evaluation.harness,
+        row=row,
+        harness=evaluation_of(context).harness,
     )
 
 
@@ -83,12 +84,7 @@ def _champion(
         row = evaluation_of(context).row(version.checkpoint)
     else:
         row = _rescore(context, champion)
-    return Contender(
-        name=label(version),
-        qualified=version.qualified,
-        row=row,
-        harness=evaluation_of(context).harness,
-    )
+    return _contender(context, version, row)
 
 
 def _rescore(context: StageContext, info: VersionInfo) -> CheckpointScore:
