@@ -44,7 +44,7 @@ def plan(
     """Predict a run: stages to run or skip, memory, time, and the presets that fit."""
     from dreambooth_core.evaluation import suites
     from dreambooth_core.planning import fit, speed
-    from dreambooth_core.planning.launches import launch_of
+    from dreambooth_core.planning.memory import launch_of
 
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)

@@ -10,8 +10,7 @@ from dreambooth_core import config
 from dreambooth_core.config import Settings
 from dreambooth_core.config.sections import SubjectView
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.planning.launches import launch_of
-from dreambooth_core.planning.memory import CONTEXT_MIB, Footprint, Kind, predict
+from dreambooth_core.planning.memory import CONTEXT_MIB, Footprint, Kind, launch_of, predict
 from dreambooth_core.planning.shapes import ModelShapes, shapes_of
 
 

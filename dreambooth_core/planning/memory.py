@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from dreambooth_core.config import DataSettings, TrainSettings
+from dreambooth_core import config
+from dreambooth_core.config import DataSettings, Strategy, TrainSettings
+from dreambooth_core.config.launching import offloads
 from dreambooth_core.models.footprint import optimizer_bytes, weight_bytes
-from dreambooth_core.planning.launches import Launch
 from dreambooth_core.planning.shapes import ModelShapes
 from dreambooth_core.planning.tables import line_through, read_table
+from dreambooth_core.workspace import Workspace
 
 Kind = Literal["cpu", "gpu"]
 """The kind of device. Autocast computes norms in fp32 only on a GPU."""
@@ -29,8 +32,31 @@ UPDATE_BYTES = 16
 """Bytes per parameter of a single tensor's update: four fp32 copies."""
 _UPDATE_BYTES_8BIT_CPU = 28
 """On a CPU, bitsandbytes also converts both moments to fp32 for the update."""
-_ALONE = Launch()
 _COMPUTE_BYTES = {"no": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The strategy that shards or copies the training state, and its number of processes."""
+
+    strategy: Strategy = "single"
+    num_processes: int = 1
+    offloads: bool = False
+    """Whether the optimizer's state is on the CPU."""
+
+
+_ALONE = Launch()
+
+
+def launch_of(train: TrainSettings, root: Path) -> Launch:
+    """The launch that the settings and their launch file describe.
+
+    Raises SettingsError if the file is missing or contradicts the settings.
+    """
+    file = config.read_launch_config(Workspace(root), train)
+    strategy = config.strategy_of(train, file)
+    is_offloaded = file is not None and offloads(file.deepspeed or {})
+    return Launch(strategy, train.num_processes, is_offloaded)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from dreambooth_core import config
 from dreambooth_core.config import Settings
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.planning import fit
-from dreambooth_core.planning.launches import Launch, launch_of
-from dreambooth_core.planning.memory import MIB, Footprint
+from dreambooth_core.planning.memory import MIB, Footprint, Launch, launch_of
 
 ROOT = Path(__file__).parents[3]
 SDXL = 2_567_463_684
