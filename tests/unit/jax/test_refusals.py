@@ -21,7 +21,7 @@ from tests.unit.training import tiny
         ({"num_processes": 2}, "JAX uses all devices of its host in one process"),
     ],
 )
-def test_a_setting_that_jax_does_not_serve_is_refused_with_its_reason(settings, reason):
+def test_unsupported_setting_raises_with_its_reason(settings, reason):
     with pytest.raises(SettingsError, match=reason):
         refuse_what_jax_cannot(TrainSettings(**{**tiny.FULL, **settings}))
 

@@ -17,7 +17,7 @@ PARTS = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safeten
 
 
 @pytest.mark.jax
-def test_jax_resume_is_bit_exact_and_torch_resumes_within_1e_5(tiny_sd, photos, tmp_path):
+def test_jax_resume_is_exact_and_torch_within_1e_5(tiny_sd, photos, tmp_path):
     flags = {"train_text_encoder": True, "max_train_steps": 4, "checkpointing_steps": 2}
     jax = flags | {"script": DREAMBOOTH_FLAX}
     whole, resumed, in_torch = (tmp_path / name for name in ("whole", "resumed", "torch"))

@@ -22,7 +22,7 @@ DECOMPOSED = [
 call(torch.ops.aten.std.no_such_overload, 1)"""
 
 
-def test_only_entries_that_this_torch_lacks_are_dropped_and_lines_keep_their_numbers():
+def test_only_missing_overloads_are_blanked():
     kept = without_missing_entries(TABLE).splitlines()
     dropped = [number for number, line in enumerate(kept) if not line]
     assert dropped == [2, 3, 7]

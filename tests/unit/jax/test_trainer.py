@@ -26,7 +26,7 @@ EVERYTHING = {
 }
 
 
-def test_ten_losses_are_those_of_the_torch_trainer_to_1e_5(tmp_path, tiny_sd):
+def test_losses_match_the_torch_trainer_within_1e_5(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer, steps = runs.jax_trainer(job), range(runs.NUM_STEPS)
     expected = runs.losses(runs.torch_trainer(job), steps)
@@ -34,9 +34,7 @@ def test_ten_losses_are_those_of_the_torch_trainer_to_1e_5(tmp_path, tiny_sd):
     assert expected[-1] < expected[0] - 0.1
 
 
-def test_four_devices_give_the_losses_of_one_torch_process_with_four_times_the_batch(
-    tmp_path, tiny_sd
-):
+def test_four_devices_match_one_process_with_fourfold_batch(tmp_path, tiny_sd):
     settings = {**EVERYTHING, "train_batch_size": 1}
     found = _run_apart(tmp_path, tiny_sd, settings, num_devices=4)
     job = tiny.make_job(tmp_path, tiny_sd, **{**settings, "train_batch_size": 4})
@@ -58,7 +56,7 @@ def _run_apart(folder, base_model, settings, *, num_devices):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_state_saved_in_between_goes_on_to_the_same_bits_and_in_torch_to_1e_5(tmp_path, tiny_sd):
+def test_saved_state_resumes_exactly_and_in_torch_within_1e_5(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer, state = runs.jax_trainer(job), tmp_path / "state"
     runs.losses(trainer, range(4))
@@ -70,7 +68,7 @@ def test_a_state_saved_in_between_goes_on_to_the_same_bits_and_in_torch_to_1e_5(
     assert in_torch == pytest.approx(undisturbed, abs=1e-5)
 
 
-def test_the_memory_of_the_old_weights_is_given_to_the_new(tmp_path, tiny_sd):
+def test_update_donates_the_memory_of_old_weights(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, **EVERYTHING)
     trainer = runs.jax_trainer(job)
     old, moments = trainer.state.parameters, trainer.state.moments[0].mu
@@ -91,9 +89,7 @@ def test_a_non_finite_loss_leaves_weights_and_moments_alone(tmp_path, tiny_sd):
     assert int(trainer.state.moments[0].count) == 3
 
 
-def test_with_text_encoder_and_recomputed_activations_the_losses_are_torchs_to_1e_5(
-    tmp_path, tiny_sd
-):
+def test_text_encoder_and_checkpointing_match_torch_within_1e_5(tmp_path, tiny_sd):
     settings = {
         "train_text_encoder": True,
         "text_encoder_lr": 5e-4,

@@ -14,9 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xFormers is here")
-def test_without_xformers_the_run_is_refused_and_sdpa_named_as_what_needs_nothing(
-    tmp_path, tiny_sd
-):
+def test_missing_xformers_raises_and_suggests_sdpa(tmp_path, tiny_sd):
     job = tiny.make_job(tmp_path, tiny_sd, enable_xformers_memory_efficient_attention=True)
     with pytest.raises(SettingsError, match=r"not installed.*SDPA, needs no package") as caught:
         tiny.train(job)

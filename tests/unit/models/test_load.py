@@ -52,9 +52,7 @@ def test_second_identity_reads_no_weights(
     assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
 
 
-def test_a_changed_weight_is_noticed_even_with_its_old_time_and_size(
-    copy: Path, tmp_path: Path
-) -> None:
+def test_changed_weight_with_old_time_and_size_is_noticed(copy: Path, tmp_path: Path) -> None:
     cache = tmp_path / "hashes.json"
     first = load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache)
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
@@ -111,7 +109,7 @@ def test_a_damaged_hash_cache_is_only_forgotten(copy: Path, tmp_path: Path) -> N
     assert load.resolve_base_model(base("assets/sd"), tmp_path, hash_cache=cache) == first
 
 
-def test_a_missing_folder_is_told_with_the_place_that_was_looked_at(tmp_path: Path) -> None:
+def test_missing_folder_is_reported_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "assets").mkdir()
     with pytest.raises(SettingsError, match=r"does not exist.*assets/nothing.*hub id"):
         load.find_base_model(base("assets/nothing"), tmp_path)
@@ -216,7 +214,7 @@ def _edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_family_is_told_by_the_configs_whatever_the_folders_name(
+def test_family_depends_on_configs_not_on_folder_name(
     tiny_sd: Path, tiny_sd2: Path, tiny_sdxl: Path
 ) -> None:
     found = [families.pipeline_family(folder).name for folder in (tiny_sd, tiny_sd2, tiny_sdxl)]
@@ -279,6 +277,6 @@ def test_the_class_in_the_schedulers_own_config_counts_as_well(copy: Path) -> No
         families.pipeline_family(copy)
 
 
-def test_a_sampler_whose_betas_are_listed_is_one_of_ddpms_noise(copy: Path) -> None:
+def test_trained_betas_count_as_ddpm_noise(copy: Path) -> None:
     _give_scheduler(copy, "DDIMScheduler", {"trained_betas": [0.1, 0.2], "num_train_timesteps": 2})
     assert families.pipeline_family(copy).name == "sd"

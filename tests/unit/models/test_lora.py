@@ -114,7 +114,7 @@ def test_layers_that_fit_nothing_are_refused_with_what_would(tiny_sd: Path) -> N
         ("", "lora_layers: names no layer of the U-Net; allowed"),
     ],
 )
-def test_every_name_that_gives_no_adapter_is_told_with_what_would(
+def test_every_unusable_layer_name_is_reported_with_suggestions(
     tiny_sd: Path, layers: str, said: str
 ) -> None:
     wrong = LORA.model_copy(update={"lora_layers": tuple(layers.split())})
@@ -122,7 +122,7 @@ def test_every_name_that_gives_no_adapter_is_told_with_what_would(
         lora.require_layers({"unet": fresh_unet(tiny_sd)}, wrong)
 
 
-def test_a_name_of_the_text_encoders_need_only_be_in_one_of_them(tiny_sdxl: Path) -> None:
+def test_text_encoder_layer_may_exist_in_only_one_encoder(tiny_sdxl: Path) -> None:
     base = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sdxl))
     parts = {
         "unet": load.load_component("unet", base, tiny_sdxl, device=CPU),
@@ -256,9 +256,7 @@ def test_text_encoders_have_the_names_that_all_tools_know(tiny_sdxl: Path, tmp_p
     assert {name.split("_text_model")[0].split("_down")[0] for name in kohya} >= {"lora_unet"}
 
 
-def test_doras_lengths_are_those_of_the_rows_at_first_and_load_from_the_file(
-    tiny_sd: Path, tmp_path: Path
-) -> None:
+def test_dora_magnitudes_start_as_row_norms_and_load_back(tiny_sd: Path, tmp_path: Path) -> None:
     settings = LORA.model_copy(update={"use_dora": True})
     base = fresh_unet(tiny_sd).state_dict()
     unet = fresh_unet(tiny_sd)

@@ -32,7 +32,7 @@ def test_three_images_are_the_first_three_of_seven(pipe: StableDiffusionPipeline
     assert len(set(seven)) == 7
 
 
-def test_a_short_block_is_filled_up_so_batch_neighbours_do_not_matter(
+def test_short_block_is_padded_so_neighbours_do_not_matter(
     pipe: StableDiffusionPipeline,
 ) -> None:
     assert draw(pipe, [5])[0] == draw(pipe, [5, 900, 901])[0]

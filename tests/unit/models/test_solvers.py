@@ -21,7 +21,7 @@ def draw(pipe: Pipeline, steps: int) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures]).astype(float)
 
 
-def test_ten_steps_of_the_solver_draw_the_pictures_that_fifty_steps_draw() -> None:
+def test_ten_solver_steps_match_fifty() -> None:
     pipe = load.load_pipeline_folder(ROOT / "assets" / "pocket-sd", device=CPU)
     sampling.give_solver(pipe, "dpm++")
     ten, fifty = draw(pipe, 10), draw(pipe, 50)
@@ -49,6 +49,6 @@ def test_without_a_solver_the_pipeline_keeps_its_own(tiny_sd: Path) -> None:
     assert pipe.scheduler is own
 
 
-def test_the_name_of_a_set_tells_the_solver_from_the_same_class_of_the_models_own() -> None:
+def test_solver_name_differs_from_the_models_own_sampler() -> None:
     own = "DPMSolverMultistepScheduler"
     assert sampling.solver_name(None, own=own) != sampling.solver_name("dpm++", own=own)

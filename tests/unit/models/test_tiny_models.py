@@ -48,9 +48,7 @@ def test_tokenizer_keeps_known_words_whole_and_spells_unknown_ones(tiny_sd: Path
     assert len(spelled) == 3
 
 
-def test_two_prompts_of_equal_words_have_equal_ids_in_scorer_and_pipeline(
-    tiny_sd: Path, tiny_clip: Path
-) -> None:
+def test_scorer_and_pipeline_tokenize_prompts_alike(tiny_sd: Path, tiny_clip: Path) -> None:
     ids = [
         AutoTokenizer.from_pretrained(folder)("a dog on the beach").input_ids
         for folder in (tiny_sd / "tokenizer", tiny_clip)

@@ -194,9 +194,7 @@ def test_adapter_refuses_a_base_that_is_not_its_own(
         weights.load_exported(tmp_path / "export", tmp_path, device=CPU, hash_cache=cache)
 
 
-def test_an_exported_text_encoder_keeps_the_names_of_the_base_models_file(
-    tiny_sd: Path, tmp_path: Path
-) -> None:
+def test_exported_text_encoder_keeps_the_base_models_names(tiny_sd: Path, tmp_path: Path) -> None:
     """Published models have the prefix `text_model.`, and older libraries look for it."""
     base = tmp_path / "published"
     shutil.copytree(tiny_sd, base)

@@ -3,13 +3,13 @@ import torch
 from dreambooth_core.numerics.diffusion import mse_per_example, prior_preserving_loss, role_weights
 
 
-def test_error_of_a_row_is_the_mean_of_its_own_squares():
+def test_row_error_is_the_mean_of_its_squares():
     pred = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]])
     target = torch.tensor([[[[0.0, 0.0]]], [[[3.0, 0.0]]]])
     assert mse_per_example(pred, target).tolist() == [2.5, 4.5]  # (1 + 4) / 2 and 9 / 2
 
 
-def test_loss_is_the_instance_mean_plus_lambda_times_the_class_mean_in_any_order_of_rows():
+def test_loss_is_instance_mean_plus_lambda_class_mean():
     # instance rows 1 and 3, class rows 10 and 30: 2 + 0.5 * 20 = 12
     loss_B = torch.tensor([10.0, 1.0, 3.0, 30.0])
     parts = prior_preserving_loss(
@@ -18,7 +18,7 @@ def test_loss_is_the_instance_mean_plus_lambda_times_the_class_mean_in_any_order
     assert [part.item() for part in parts] == [12.0, 2.0, 20.0]
 
 
-def test_one_instance_row_and_one_class_row_are_both_counted_whole():
+def test_single_instance_and_class_rows_have_full_weight():
     # a plain mean over the rows would give 2.5, half of the paper's sum
     parts = prior_preserving_loss(
         torch.tensor([2.0, 3.0]), role_weights([False, True]), prior_loss_weight=1.0

@@ -16,7 +16,7 @@ def _noise(position: int, *, is_class: bool = False, seed: int = 1, offset: floa
     return draw_noise(SHAPE, seed=seed, is_class=is_class, position=position, offset=offset)
 
 
-def test_noise_of_a_row_depends_on_seed_role_and_position_alone():
+def test_noise_depends_only_on_seed_role_and_position():
     assert torch.equal(_noise(7), _noise(7))
     others = [_noise(8), _noise(7, is_class=True), _noise(7, seed=2)]
     assert not any(torch.equal(_noise(7), other) for other in others)
@@ -28,7 +28,7 @@ def test_noise_is_standard_normal():
     assert draws.std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_offset_noise_shifts_whole_channels_and_leaves_the_rest_of_the_noise():
+def test_offset_noise_only_shifts_whole_channels():
     shift = _noise(7, offset=0.1) - _noise(7)
     per_channel = shift.flatten(1)
     assert torch.allclose(per_channel, per_channel[:, :1].expand_as(per_channel), atol=1e-6)

@@ -15,7 +15,7 @@ def test_numbers_that_bf16_has_stay_as_they_are():
     assert torch.equal(_round(x.float()), x)
 
 
-def test_a_number_three_tenths_of_the_way_goes_up_three_times_in_ten():
+def test_rounding_up_is_as_likely_as_the_fraction():
     """bf16 numbers near 1 are 2^-7 apart; of 100,000 draws 30 % go up, within 5 sigma (0.7 %)."""
     x = torch.full((100_000,), 1 + 0.3 * 2**-7)
     rounded = _round(x).float()
@@ -28,13 +28,13 @@ def test_the_mean_of_negative_numbers_is_kept_too():
     assert abs(_round(x).double().mean() / x.double().mean() - 1) < 1e-4
 
 
-def test_the_same_key_gives_the_same_bits_and_another_gives_others():
+def test_bits_depend_on_the_key():
     x = torch.randn(1000, generator=generator_for(0, "x"))
     assert torch.equal(_round(x), _round(x))
     assert not torch.equal(_round(x), _round(x, index=1))
 
 
-def test_updates_below_the_last_bit_add_up_where_rounding_to_nearest_loses_them():
+def test_updates_below_the_last_bit_add_up():
     """1,000 updates of 1e-6 to a weight of 0.5, whose bf16 neighbours are 2^-9 and 2^-8 away."""
     nearest = torch.full((10_000,), 0.5, dtype=torch.bfloat16)
     random = nearest.clone()

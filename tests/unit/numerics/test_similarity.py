@@ -14,7 +14,7 @@ from dreambooth_core.numerics.similarity import (
 )
 
 
-def test_unit_rows_of_3_4_is_0_6_and_0_8() -> None:
+def test_unit_rows_scales_a_3_4_5_triangle() -> None:
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0]])), [[0.6, 0.8]])
 
 
@@ -36,7 +36,7 @@ def test_a_cosine_does_not_depend_on_the_other_rows() -> None:
     assert np.array_equal(cosines(rows, rows)[7, 3:9], cosines(rows[7:8], rows[3:9])[0])
 
 
-def test_pair_mean_leaves_out_an_image_with_itself_and_pairs_across_groups() -> None:
+def test_pair_mean_ignores_self_pairs_and_other_groups() -> None:
     """Group 0 has the pair (0, 1), group 1 the pairs (2, 3), (2, 4), (3, 4): mean of 4 values."""
     values = np.full((5, 5), 100.0)
     for (i, j), value in {(0, 1): 2.0, (2, 3): 4.0, (2, 4): 6.0, (3, 4): 8.0}.items():
@@ -49,7 +49,7 @@ def test_pair_mean_without_any_pair_is_refused() -> None:
         pair_mean(np.eye(3), [0, 1, 2])
 
 
-def test_interval_of_a_mean_matches_the_normal_one_for_many_values() -> None:
+def test_interval_of_many_values_matches_the_normal_one() -> None:
     """Of 400 values with s = 1: 1.96 / 20 = 0.098 on either side."""
     values = np.random.default_rng(1).normal(size=400)
     values = (values - values.mean()) / values.std()
@@ -59,7 +59,7 @@ def test_interval_of_a_mean_matches_the_normal_one_for_many_values() -> None:
     assert estimate.high == pytest.approx(0.098, abs=0.008)
 
 
-def test_interval_covers_the_true_mean_in_about_95_of_100_draws() -> None:
+def test_interval_covers_the_true_mean_95_percent_of_draws() -> None:
     rng = np.random.default_rng(7)
     hits = 0
     for trial in range(300):
@@ -68,7 +68,7 @@ def test_interval_covers_the_true_mean_in_about_95_of_100_draws() -> None:
     assert 0.89 <= hits / 300 <= 0.98  # percentile intervals of 32 values are slightly too short
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+def test_interval_depends_on_the_seed() -> None:
     values = np.arange(8.0)
     first = mean_estimate(values, samples=500, seed=1)
     assert first == mean_estimate(values, samples=500, seed=1)

@@ -9,7 +9,7 @@ from dreambooth_core.numerics.diffusion import min_snr_weight, snr
 ALPHA_BAR = torch.tensor([5 / 6, 10 / 11, 1 / 2], dtype=torch.float64)
 
 
-def test_snr_is_alpha_bar_over_its_complement_as_diffusers_computes_it():
+def test_snr_equals_that_of_diffusers():
     scheduler = DDPMScheduler(beta_schedule="scaled_linear")
     steps = torch.tensor([0, 10, 500, 999])
     expected = compute_snr(scheduler, steps)
