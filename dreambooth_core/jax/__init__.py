@@ -1,1 +1,1 @@
-"""The training step on whatever device JAX has, by torchax: the only importer of JAX."""
+"""Training steps through JAX, by torchax. Only this package imports JAX."""

@@ -1,4 +1,4 @@
-"""The four compiled functions of an update; an array that one replaces is donated to it."""
+"""The four compiled functions of an update. Arrays that they replace are donated to them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dreambooth_core.training.step import StepInput
 from dreambooth_core.training.trainable import TrainableModel
 
 Sums = tuple[jax.Array, Arrays]
-"""LossParts [3] and gradients by parameter, added up over micro-steps."""
+"""LossParts [3] and gradients by parameter, summed over micro-steps."""
 
 
 class CompiledSteps:
-    """Compiled at the first call of each, for the shapes of the run."""
+    """Each function compiles on its first call, for the shapes of the run."""
 
     def __init__(self, model: TrainableModel, settings: TrainSettings) -> None:
         self._model, self._settings = model, settings
@@ -39,7 +39,7 @@ class CompiledSteps:
     ) -> tuple[Sums, jax.Array]:
         """Loss and gradients of a micro-step, and the error of each row [B].
 
-        `tensors` are those of `inputs`, which gives the rest.
+        `tensors` are those of `inputs`, which provides everything else.
         """
         if self._compiled_gradients is None:
             loss = micro_step_loss(
@@ -55,7 +55,7 @@ class CompiledSteps:
     def _finish(
         self, parts: jax.Array, gradients: Arrays, trained: jax.Array, stop: jax.Array
     ) -> tuple[jax.Array, Arrays]:
-        """The values of an UpdateReport, and the mean gradients; zero for groups that rest."""
+        """The values of an UpdateReport, and the mean gradients, zero for frozen groups."""
         parts, gradients = jax.tree.map(
             lambda total: total / self._settings.gradient_accumulation_steps, (parts, gradients)
         )
@@ -74,7 +74,7 @@ class CompiledSteps:
         values: jax.Array,
         rates: jax.Array,
     ) -> tuple[Arrays, Moments]:
-        """Parameters and moments after the update; as they were where a number is not finite."""
+        """Parameters and moments after the update; unchanged if loss or norm is not finite."""
         loss, norm = values[0], values[4]
         healthy = jnp.isfinite(loss) & jnp.isfinite(norm)
         clipped = optax_adamw.clip(gradients, norm, max_grad_norm=self._settings.max_grad_norm)

@@ -1,4 +1,4 @@
-"""The devices that JAX finds on this host."""
+"""The JAX devices of this host."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dreambooth_core.jax.torchax_import import require_jax
 
 
 def num_devices() -> int:
-    """How many share each batch. Raises SettingsError without JAX, and where hosts are joined."""
+    """The number of devices that share a batch.
+
+    Raises SettingsError if JAX is missing or spans several hosts.
+    """
     require_jax()
     import jax
 
     if jax.process_count() > 1:
         raise SettingsError(
-            "training through JAX is for the devices of one host",
+            "training through JAX runs on the devices of one host only",
             got=f"{jax.process_count()} hosts",
             hint="start it on one host, without jax.distributed",
         )

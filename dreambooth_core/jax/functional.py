@@ -1,7 +1,7 @@
 """The loss of a micro-step as a pure function of JAX arrays: torch's own code, traced by torchax.
 
-It is the function that the torch trainer calls (`training.step.loss_of`), with the same networks,
-so there is no second copy of a formula or a layer to keep equal.
+It traces the torch trainer's own `training.step.loss_of` with the same networks, so no formula or
+layer exists twice.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _COMPUTE_TYPES = {"no": None, "bf16": torch.bfloat16}
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The numbers of a tensor, in memory of their own."""
+    """A copy of a tensor as a numpy array."""
     return np.array(tensor.detach().cpu())
 
 
 def to_torch(array: jax.Array) -> torch.Tensor:
-    """A CPU tensor with the array's numbers, in memory of its own; waits for the device."""
+    """A copy of an array as a CPU tensor. Waits for the device."""
     return torch.from_numpy(np.array(array))
 
 
 def tensors_of(inputs: StepInput) -> Tensors:
-    """The tensors of a micro-step, as numpy arrays; what is for messages is left out."""
+    """The tensors of a micro-step as numpy arrays, without the fields for messages."""
     fields = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
     return {
         name: jax.tree.map(to_numpy, value)
@@ -61,7 +61,7 @@ def micro_step_loss(
 ) -> Callable[[Arrays, Arrays, Tensors], tuple[jax.Array, tuple[jax.Array, jax.Array]]]:
     """(parameters, buffers, tensors) -> (total, (the LossParts [3], error of each row [B])).
 
-    `template` is any micro-step of the run: it gives the fields that are not tensors.
+    `template` is any micro-step of the run. It provides the fields that are not tensors.
     """
 
     def loss(
@@ -80,18 +80,18 @@ def micro_step_loss(
 
 @contextlib.contextmanager
 def _tracing(settings: TrainSettings) -> Iterator[None]:
-    """Multiply fp32 with all its bits: on a TPU, JAX takes fewer unless it is told to."""
+    """Multiply fp32 matrices in full precision, which is not JAX's default on a TPU."""
     matrices = "default" if settings.allow_tf32 else "highest"
     with warnings.catch_warnings(), jax.default_matmul_precision(matrices):
-        # Timesteps and token ids fit the 32 bits that JAX gives to torch's 64.
+        # JAX stores torch's int64 in 32 bits, enough for timesteps and token ids.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype int64")
         yield
 
 
 class _Bound(nn.Module):
-    """A module that computes with other tensors than those it holds, in the type `compute`.
+    """A module called with other tensors than its own, in the compute type `compute`.
 
-    As under accelerate, only the networks compute in it, and what they predict is fp32 again.
+    As with accelerate, only the networks use that type, and predictions are fp32.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class _Bound(nn.Module):
         compute: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self._inner = (module, dict(tensors))  # in a tuple, so that it is no submodule
+        self._inner = (module, dict(tensors))  # in a tuple, so that torch does not register it
         self._compute = compute
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -113,7 +113,7 @@ class _Bound(nn.Module):
 
 
 def recompute_through_jax(denoiser: nn.Module) -> None:
-    """Where the networks recompute activations in the backward pass, let JAX do so."""
+    """Use JAX's checkpointing in networks that recompute activations in the backward pass."""
     for part in denoiser.modules():
         if getattr(part, "gradient_checkpointing", False):
             part.__dict__["_gradient_checkpointing_func"] = _recomputed

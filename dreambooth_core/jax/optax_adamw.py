@@ -1,4 +1,4 @@
-"""AdamW by optax with the maths of torch's, clipping and guard included; state in torch's names."""
+"""optax's AdamW with torch's arithmetic and clipping, and its state under torch's names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dreambooth_core.config import TrainSettings
 from dreambooth_core.jax.functional import Arrays, to_torch
 
 Moments = Any
-"""optax's state of `adamw`: moments by parameter name, and how many updates they have seen."""
+"""optax's state of `adamw`: moments by parameter name, and the number of updates."""
 
 _CLIP_EPSILON = 1e-6  # torch's clip_grads_with_norm_ adds it to the norm
 
 
 def adamw(settings: TrainSettings) -> optax.GradientTransformation:
-    """The update of AdamW before it is multiplied by minus the learning rate."""
+    """AdamW's update before the multiplication by minus the learning rate."""
     return optax.chain(
         optax.scale_by_adam(settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon),
         optax.add_decayed_weights(settings.adam_weight_decay),
@@ -29,7 +29,7 @@ def adamw(settings: TrainSettings) -> optax.GradientTransformation:
 
 
 def clip(gradients: Arrays, norm: jax.Array, *, max_grad_norm: float | None) -> Arrays:
-    """The gradients, shortened where their global norm is above the limit (None: never)."""
+    """Scale the gradients down if their global norm exceeds the limit (None: no limit)."""
     if max_grad_norm is None:
         return gradients
     factor = jnp.minimum(1.0, max_grad_norm / (norm + _CLIP_EPSILON))
@@ -54,7 +54,7 @@ def moved(
 
 
 def to_torch_state(moments: Moments) -> dict[str, torch.Tensor]:
-    """The state as the torch trainer saves it: `<parameter>|<quantity>`."""
+    """The state under the torch trainer's names: `<parameter>|<quantity>`."""
     adam = moments[0]
     count = torch.tensor(float(adam.count))
     state = {f"{name}|step": count.clone() for name in adam.mu}
@@ -64,7 +64,7 @@ def to_torch_state(moments: Moments) -> dict[str, torch.Tensor]:
 
 
 def from_torch_state(fresh: Moments, state: Mapping[str, torch.Tensor]) -> Moments:
-    """A fresh state filled with what either trainer has saved."""
+    """Fill a fresh state with one that either trainer saved."""
     adam, *rest = fresh
     count = max(int(state[f"{name}|step"]) for name in adam.mu)
     filled = adam._replace(

@@ -1,4 +1,4 @@
-"""Where arrays lie: rows shared out over the devices, everything else on each of them."""
+"""The placement of arrays: rows split over the devices, everything else replicated."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _ROWS = "rows"
 
 
 class Placement:
-    """Data parallelism over `devices`; the compiler adds what they must tell one another."""
+    """Data parallelism over `devices`; the compiler adds the communication."""
 
     def __init__(self, devices: Sequence[Any]) -> None:
         self.num_devices = len(devices)
         self._mesh = Mesh(np.array(devices), (_ROWS,))
 
     def on_all(self, tree: Any) -> Any:
-        """The arrays of `tree`, whole, on every device."""
+        """Replicate the arrays of `tree` on every device."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
 
     def by_rows(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The tensors of a micro-step, each split along its axis of rows.
+        """Split each tensor of a micro-step along its axis of rows.
 
-        That axis is where the B stands in a name's shape, as in `weights_RB`.
+        The B in the shape suffix of a name marks that axis, as in `weights_RB`.
         """
         return {
             name: self.by_rows(value)

@@ -1,4 +1,4 @@
-"""What the JAX path does not do, each with its reason. Free of torch and JAX."""
+"""The settings that training through JAX does not support, with reasons. Torch- and JAX-free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dreambooth_core.errors import SettingsError
 
 
 def refuse_what_jax_cannot(train: TrainSettings) -> None:
-    """Raise SettingsError, with every reason at once, for settings that this path lacks."""
+    """Raise SettingsError with every unsupported setting and its reason."""
     broken = [sentence for found, sentence in _rules(train) if found]
     if broken:
         raise SettingsError(
@@ -25,8 +25,8 @@ def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
         ),
         (
             train.enable_xformers_memory_efficient_attention,
-            "enable_xformers_memory_efficient_attention: xFormers' kernels are CUDA's; XLA "
-            "compiles attention itself",
+            "enable_xformers_memory_efficient_attention: xFormers needs CUDA; XLA compiles "
+            "attention itself",
         ),
         (
             train.mixed_precision == "fp16",
@@ -35,7 +35,7 @@ def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
         ),
         (
             train.method == "lora",
-            "method lora: adapters were not proved here; train_dreambooth_lora.py trains them",
+            "method lora: adapters are untested with JAX; use train_dreambooth_lora.py",
         ),
         (train.optimizer != "adamw", f"optimizer {train.optimizer}: only adamw is built here"),
         (

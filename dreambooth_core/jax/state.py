@@ -1,6 +1,6 @@
-"""The weights and moments of a model on JAX's devices, in the files that the torch trainer has.
+"""The weights and moments of a model on JAX's devices.
 
-A state saved by one of the two trainers is read by the other: same names, same layout.
+Saved states have the names and the layout of the torch trainer's, so each trainer reads both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dreambooth_core.training.trainable import TrainableModel
 
 
 class JaxState:
-    """A `training.protocols.TrainingState`; the model's own tensors are those of its beginning."""
+    """A `training.protocols.TrainingState`. The model itself keeps its initial tensors."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class JaxState:
         placement: Placement,
         state: Path | None,
     ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None)."""
+        """Resume from the verified state in the folder `state`, or start anew (None)."""
         self.model = model
         self._name_of = {id(p): name for name, p in model.trainable.items()}
         start = {name: to_numpy(p) for name, p in model.trainable.items()}
@@ -50,28 +50,28 @@ class JaxState:
         self.gradients: Arrays | None = None
 
     def value(self, parameter: nn.Parameter) -> torch.Tensor:
-        """A copy of a trained parameter as it is now; others are as they were."""
+        """A copy of a trained parameter's current value, or a frozen parameter itself."""
         if id(parameter) not in self._name_of:
             return parameter.detach()
         return to_torch(self.parameters[self._name_of[id(parameter)]])
 
     def gradient(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """A copy of its gradient."""
+        """A copy of a parameter's gradient, or None."""
         if self.gradients is None:
             return None
         return to_torch(self.gradients[self._name_of[id(parameter)]])
 
     def save(self, folder: Path) -> None:
-        """Weights and moments."""
+        """Write weights and moments."""
         save_file({n: to_torch(a) for n, a in self.parameters.items()}, folder / WEIGHTS)
         save_file(optax_adamw.to_torch_state(self.moments), folder / OPTIMIZER)
 
     def snapshot(self) -> CheckpointSource | None:
-        """None: it is copied off the devices and written before the next update."""
+        """None: the state is copied and written before the next update."""
 
     @contextlib.contextmanager
     def gathered_weights(self) -> Iterator[None]:
-        """The model gets the weights of now, and keeps them until it is asked again."""
+        """Copy the current weights into the model, which keeps them until the next call."""
         with torch.no_grad():
             for parameter in self.model.trainable.values():
                 parameter.copy_(self.value(parameter))
@@ -79,6 +79,6 @@ class JaxState:
 
 
 def _frozen_tensors(model: TrainableModel) -> dict[str, np.ndarray]:
-    """Buffers, and parameters that are not trained: the networks read them, nothing moves them."""
+    """The buffers and the frozen parameters."""
     every = {**dict(model.denoiser.named_parameters()), **dict(model.denoiser.named_buffers())}
     return {name: to_numpy(t) for name, t in every.items() if name not in model.trainable}

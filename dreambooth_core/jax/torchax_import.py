@@ -1,9 +1,9 @@
-"""Importing torchax beside a newer torch, and saying what to install where it is missing.
+"""Import torchax next to a newer torch, or say what to install.
 
-torchax 0.0.13 lists operator overloads that torch 2.13 no longer has (those of named tensors), and
-fails at its first such line. The lines are entries of tables: without them nothing is lost, as an
-overload that does not exist cannot be called. So its two modules with tables are compiled without
-the entries that this torch lacks. Where torch has all of them, nothing is changed.
+torchax 0.0.13 lists operator overloads that torch 2.13 removed (those of named tensors), and its
+import fails at the first one. These lines are entries of tables, and an overload that does not
+exist cannot be called, so the two modules with tables are compiled without them. With a torch that
+has all overloads, nothing changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ENTRY = re.compile(r"\s*torch\.ops\.aten\.(\w+)\.(\w+)\s*(?::[^,]*)?,\s*")
 
 
 def require_jax() -> None:
-    """Raise SettingsError, with what to install, unless the extra `jax` is there."""
+    """Raise SettingsError with what to install if a package of the extra `jax` is missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SettingsError(
@@ -40,7 +40,7 @@ def require_jax() -> None:
 
 
 def import_torchax() -> ModuleType:
-    """torchax, whatever overloads this torch has. Raises SettingsError where it is missing."""
+    """Import torchax without the overloads that torch lacks. Raises SettingsError if missing."""
     require_jax()
     with _tables_without_missing_entries():
         import torchax
@@ -50,9 +50,9 @@ def import_torchax() -> ModuleType:
 
 
 def _drop_broken_casts() -> None:
-    """Leave it to JAX to find a common type for the tensors of `cat` and `stack`.
+    """Let JAX promote the types of the tensors of `cat` and `stack`.
 
-    torchax 0.0.13 looks for the type of the list that they are in, and fails.
+    torchax 0.0.13 fails, because it asks the list of the tensors for a type.
     """
     from torchax.amp import CastPolicy, autocast_policy
 
@@ -62,7 +62,7 @@ def _drop_broken_casts() -> None:
 
 
 def without_missing_entries(source: str) -> str:
-    """The source with those table entries blanked that name an overload torch does not have."""
+    """Blank the table entries of overloads that torch lacks; line numbers stay the same."""
     lines = source.splitlines()
     return "\n".join("" if _is_missing(line) else line for line in lines)
 
@@ -76,7 +76,7 @@ def _is_missing(line: str) -> bool:
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles a module from its edited source; never from or to a cached file."""
+    """Compiles a module from its edited source, without bytecode caches."""
 
     def get_code(self, fullname: str) -> CodeType:
         source = self.get_data(self.get_filename(fullname)).decode()
@@ -84,7 +84,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Finds the modules with tables as Python does, and gives them the loader above."""
+    """Finds the modules with tables and gives them the loader above."""
 
     @staticmethod
     def find_spec(
@@ -100,7 +100,7 @@ class _Finder:
 
 @contextlib.contextmanager
 def _tables_without_missing_entries() -> Iterator[None]:
-    """The finder in front of all others, for the time of one import."""
+    """Put the finder in front of all others inside the block."""
     sys.meta_path.insert(0, _Finder)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Updates computed by JAX: what `training.trainer.Trainer` does by torch, for the same loop.
+"""Updates through JAX, for the same loop as `training.trainer.Trainer`.
 
-Rows, noise and timesteps are drawn by torch on the CPU, as pure functions of (seed, position), so
-they are those of the torch trainer. The rows of a micro-step are shared out over all devices;
-parameters and moments are on each of them.
+torch draws rows, noise and timesteps on the CPU, as pure functions of (seed, position), so they
+equal those of the torch trainer. The rows of a micro-step are split over all devices; parameters
+and moments are replicated.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _CPU = torch.device("cpu")
 class JaxTrainer:
     """A `training.trainer.StepTrainer` on all devices of this host.
 
-    Its batches are those of as many processes of the torch trainer as there are devices.
+    Its batches equal those of the torch trainer with one process per device.
     """
 
     def __init__(
         self, model: TrainableModel, *, settings: TrainSettings, rows_at: RowsAt, state: Path | None
     ) -> None:
-        """Continue from the verified state in the folder `state`, or begin (None).
+        """Resume from the verified state in the folder `state`, or start anew (None).
 
-        Raises SettingsError for settings and networks that this path cannot train.
+        Raises SettingsError for settings and networks that JAX cannot train here.
         """
         refuse_what_jax_cannot(settings)
         if uses_dropout(model.denoiser):
             raise SettingsError(
-                "the base model has dropout, and compiled once it would drop the same at each step",
+                "the base model has dropout, which would repeat in every step once it is compiled",
                 hint="train with train_dreambooth.py",
             )
         self.model = model
@@ -60,7 +60,7 @@ class JaxTrainer:
 
     @property
     def reading_waits(self) -> bool:
-        """Every device but the CPU computes ahead."""
+        """Whether the device computes asynchronously: all but the CPU."""
         return jax.default_backend() != "cpu"
 
     def rate_at(self, step: int) -> float:
@@ -88,12 +88,12 @@ class JaxTrainer:
         return UpdateReport(step + 1, _numbers(values), self.rate_at(step), micro_steps)
 
     def apply(self, report: UpdateReport) -> UpdateReport:
-        """Clip and update with the gradients that are there, unless a number is not finite.
+        """Clip and update with the present gradients, unless loss or norm is not finite.
 
-        The decision is made on the device, so nothing waits for it.
+        The device decides, so nothing waits for it.
         """
         held, step = self.state, report.step - 1
-        # Moments alone would go on moving a group that rests.
+        # Without a zero rate, its moments would still move a frozen group.
         rates = [
             rate.at(step) if group.is_trained_at(step) else 0.0
             for rate, group in zip(self._rates, self.model.groups, strict=True)
@@ -108,7 +108,7 @@ class JaxTrainer:
         return report
 
     def clear_gradients(self) -> None:
-        """Drop the gradients and their memory."""
+        """Free the gradients."""
         self.state.gradients = None
 
     def _positions(self, step: int, micro: int) -> range:
@@ -118,5 +118,5 @@ class JaxTrainer:
 
 
 def _numbers(array: Any) -> torch.Tensor:
-    """JAX's array in the place of torch's: of a report only `tolist` is asked, which both have."""
+    """A JAX array typed as torch's: reports only call `tolist`, which both have."""
     return cast(torch.Tensor, array)
