@@ -35,7 +35,7 @@ def _rules(train: TrainSettings) -> list[tuple[bool, str]]:
         ),
         (
             train.method == "lora",
-            "method lora: adapters are untested with JAX; use train_dreambooth_lora.py",
+            "method lora: adapters are untested with JAX; train_dreambooth_lora.py trains them",
         ),
         (train.optimizer != "adamw", f"optimizer {train.optimizer}: only adamw is built here"),
         (
