@@ -1,6 +1,6 @@
-"""The networks of a training as one module: the U-Net and the text encoders trained with it.
+"""The networks of a training as one module: the U-Net and the trained text encoders.
 
-DDP, DeepSpeed and FSDP wrap one module each; two would be two engines with two optimizers.
+DDP, DeepSpeed and FSDP each wrap a single module with one optimizer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from dreambooth_core.models.text import TextEmbedding, encode
 class TrainBatch:
     """Rows for some global sample positions, on the CPU, in fp32.
 
-    Every position gives one instance row and, with prior preservation, one class row. The role
-    travels with the row, in any order. Diffusion noise and timestep are not in here: the training
-    side draws them from (seed, role, position).
+    Every position has one instance row and, with prior preservation, one class row, in any order.
+    The training draws noise and timesteps itself, from (seed, role, position).
     """
 
     latents_BCHW: torch.Tensor
@@ -36,11 +35,11 @@ class TrainBatch:
     position_B: tuple[int, ...]
     """The global sample position of each row."""
     image_B: tuple[str, ...]
-    """Name of each row's image, for messages."""
+    """The name of each row's image, for messages."""
     pooled_BP: torch.Tensor | None = None
-    """Pooled text embeddings, where the base model has them (SDXL)."""
+    """Pooled text embeddings, if the base model has them (SDXL)."""
     ids_EBL: torch.Tensor | None = None
-    """Token ids of each row's prompt for each text encoder: read when those are trained."""
+    """Token ids of each row's prompt for each text encoder, for training these."""
     time_ids_B6: torch.Tensor | None = None
     """Original height and width, top and left of the crop, height and width of the view."""
 
@@ -54,10 +53,10 @@ RowsAt = Callable[[Sequence[int]], TrainBatch]
 
 
 class Denoiser(nn.Module):
-    """Predicts from noisy latents and a text; parameters are called `<part>.<name in the part>`.
+    """Predicts from noisy latents and a text. Parameters are named `<part>.<name in the part>`.
 
-    The parts are `unet` and, when they are trained, `text_encoder` (and `text_encoder_2`). A text
-    encoder that is not trained is no part: its embeddings come with the rows.
+    The parts are `unet` and the trained text encoders, `text_encoder` and `text_encoder_2`. The
+    rows carry the embeddings of frozen text encoders.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Denoiser(nn.Module):
         self._takes_time_ids = unet.config["addition_embed_type"] == "text_time"
         self.text_encoder_names = tuple(text_encoders or ())
         self.masks_text = False
-        """Whether trained text encoders are given the attention mask."""
+        """Whether trained text encoders take the attention mask."""
         for name, text_encoder in (text_encoders or {}).items():
             self.add_module(name, text_encoder)
 
@@ -79,7 +78,7 @@ class Denoiser(nn.Module):
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """The text encoders that are trained, in the order in which they are read."""
+        """The trained text encoders, in the pipeline's order."""
         return [self.get_submodule(name) for name in self.text_encoder_names]
 
     def forward(
@@ -92,14 +91,14 @@ class Denoiser(nn.Module):
         ids_EBL: torch.Tensor | None = None,
         time_ids_B6: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the U-Net predicts, [B, C, H, W].
+        """The U-Net's prediction, [B, C, H, W].
 
-        The text is `text_BLD` and `pooled_BP`, unless text encoders are trained: then they read
-        `ids_EBL`. Pooled embeddings and time ids are for U-Nets that take them (SDXL).
+        The text is `text_BLD` and `pooled_BP`, or `ids_EBL` if text encoders are trained. Only
+        SDXL's U-Net takes pooled embeddings and time ids.
         """
         text = TextEmbedding(text_BLD, pooled_BP)
         if self.text_encoder_names:
-            assert ids_EBL is not None, "text encoders are trained, and the rows have no token ids"
+            assert ids_EBL is not None, "text encoders are trained, but the rows lack token ids"
             text = encode(self.text_encoders, ids_EBL, masked=self.masks_text)
         prediction: Any = self.unet(
             noisy_BCHW,
@@ -113,7 +112,7 @@ class Denoiser(nn.Module):
     def _conditions(
         self, text: TextEmbedding, time_ids_B6: torch.Tensor | None
     ) -> dict[str, torch.Tensor] | None:
-        """What the U-Net takes besides the text, by its own config."""
+        """The U-Net's added conditioning, if its config asks for it."""
         if self._takes_time_ids:
             assert text.pooled_BP is not None and time_ids_B6 is not None  # noqa: PT018
             return {"text_embeds": text.pooled_BP, "time_ids": time_ids_B6}

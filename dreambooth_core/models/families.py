@@ -1,6 +1,6 @@
-"""Kinds of pipelines, told apart by their own configs: the only place that decides.
+"""Model families: kinds of pipelines, recognized by their configs.
 
-A family says which parts a pipeline has; what else differs is read from the parts themselves.
+A family names the parts of a pipeline; other differences are read from the parts themselves.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import source
 
 Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
-"""What draws pictures here."""
+"""A pipeline of any supported family."""
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-"""Names of all text encoders that a family may have, in the order in which they are read."""
+"""The names of all text encoders that a family may have, in the pipeline's order."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of pipeline: its class, what that must be told, and its text parts in order."""
+    """A kind of pipeline: its class, the options to load it, and its text parts in order."""
 
     name: Literal["sd", "sdxl"]
     pipeline_class: type[Pipeline]
@@ -32,7 +32,7 @@ class Family:
     text_encoders: tuple[str, ...]
     tokenizers: tuple[str, ...]
     conditioning: str | None
-    """What the U-Net takes besides the text: its config's `addition_embed_type`."""
+    """The U-Net's added conditioning: `addition_embed_type` of its config."""
 
 
 _SD = Family(
@@ -52,17 +52,17 @@ _SDXL = Family(
     conditioning="text_time",
 )
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
-"""What a scheduler's config says of DDPM's noise, unless it lists its `trained_betas`."""
+"""The keys of DDPM's noise in a scheduler's config, unless it lists its `trained_betas`."""
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BY_CLASS = {family.pipeline_class.__name__: family for family in (_SD, _SDXL)}
 
 
 def pipeline_family(folder: Path) -> Family:
-    """Which kind of pipeline a folder holds. Raises SettingsError for one that is not trained here.
+    """The family of the pipeline in a folder. Raises SettingsError if it is not supported.
 
-    The class of `model_index.json` decides, and the configs of the U-Net and of the scheduler must
-    agree with it: inpainting models have the same classes and other inputs, and models trained by
-    EDM or flow matching have the same classes and another objective.
+    The class in `model_index.json` decides, and the configs of the U-Net and the scheduler must
+    agree with it: inpainting models have the same classes but other inputs, and models trained by
+    EDM or flow matching have the same classes but another objective.
     """
     index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
     class_name = str(index.get("_class_name"))
@@ -76,7 +76,7 @@ def pipeline_family(folder: Path) -> Family:
     family = _BY_CLASS.get(class_name)
     if family is None:
         raise SettingsError(
-            f"{folder.name} is a pipeline of a kind that cannot be trained here",
+            f"{folder.name} is a kind of pipeline that cannot be trained here",
             got=class_name,
             allowed=", ".join(sorted(_BY_CLASS)),
         )
@@ -89,7 +89,7 @@ def pipeline_family(folder: Path) -> Family:
 
 
 def _require_unet(folder: Path, family: Family) -> None:
-    """The U-Net takes the VAE's latents and nothing beside them but the family's conditioning."""
+    """Require a U-Net that takes only the VAE's latents and the family's conditioning."""
     unet = source.read_json_file(folder / "unet" / "config.json", what="a saved U-Net")
     vae = source.read_json_file(folder / "vae" / "config.json", what="a saved VAE")
     found = (unet.get("in_channels"), unet.get("addition_embed_type"))
@@ -110,10 +110,10 @@ def _require_unet(folder: Path, family: Family) -> None:
 
 
 def _require_ddpm_noise(folder: Path, index: Mapping[str, Any]) -> None:
-    """The network was trained to undo DDPM's noise, as the loss here asks it to.
+    """Require a network that was trained on DDPM's noise, as the loss here does.
 
-    Any sampler of that noise will do. DDPMScheduler opens every config, and fills in betas that
-    another objective does not have.
+    Any sampler for that noise is fine. The configs are checked because DDPMScheduler loads any of
+    them, and fills in betas that another objective does not have.
     """
     config = source.read_json_file(
         folder / "scheduler" / "scheduler_config.json", what="a saved scheduler"
@@ -134,7 +134,7 @@ def _require_ddpm_noise(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def _other_objective(classes: Sequence[str], config: Mapping[str, Any]) -> str | None:
-    """What a scheduler belongs to that is not DDPM's noise; None for one that can be trained."""
+    """The name of a scheduler's objective if it is not DDPM's, else None."""
     if any("EDM" in name for name in classes):
         return "EDM"
     prediction = config.get("prediction_type", "epsilon")
@@ -153,11 +153,11 @@ def _other_objective(classes: Sequence[str], config: Mapping[str, Any]) -> str |
 
 
 def native_side(pipe: Pipeline) -> int:
-    """The side in pixels of the pictures that a pipeline was made for."""
+    """The side in pixels of the images that a pipeline was trained on."""
     return pipe.unet.config["sample_size"] * pipe.vae_scale_factor
 
 
 def text_encoders_of(pipe: Any) -> dict[str, Any]:
-    """The text encoders of a loaded pipeline by name, in the order in which they are read."""
+    """The text encoders of a loaded pipeline by name, in the pipeline's order."""
     found = {name: getattr(pipe, name, None) for name in TEXT_ENCODERS}
     return {name: model for name, model in found.items() if model is not None}

@@ -1,4 +1,4 @@
-"""How many bytes a training holds, by the shapes of its tensors and its settings. Torch-free."""
+"""The bytes that a training stores, from its settings and tensor shapes. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _BYTES = {"fp32": 4, "bf16": 2}
 _SMALLEST_8_BIT = 4096
 """bitsandbytes keeps the moments of smaller tensors in fp32."""
 _BLOCK = 256
-"""Numbers that share an fp32 scale in its 8-bit moments."""
+"""The number of values that share an fp32 scale in its 8-bit moments."""
 _TABLES = 2 * 256 * 4
-"""Its two tables of 256 values, which a saved state holds for every tensor."""
+"""Its two tables of 256 values, saved for every tensor."""
 
 
 def weight_bytes(shapes: Iterable[Shape], train: TrainSettings) -> int:
-    """The trained weights themselves."""
+    """The bytes of the trained weights."""
     return sum(math.prod(shape) for shape in shapes) * _BYTES[train.weight_dtype]
 
 
 def optimizer_bytes(shapes: Iterable[Shape], train: TrainSettings) -> int:
-    """The optimizer's state after its first update."""
+    """The bytes of the optimizer's state after its first update."""
     return sum(_moments(shape, train) for shape in shapes)
 
 
@@ -39,6 +39,6 @@ def _moments(shape: Shape, train: TrainSettings) -> int:
 
 
 def state_bytes(shapes: Sequence[Shape], train: TrainSettings) -> int:
-    """A resume state on disk: weights, the optimizer's state, and the average where it is on."""
+    """The bytes of a resume state on disk: weights, optimizer state and, if enabled, the EMA."""
     average = 4 * sum(math.prod(shape) for shape in shapes) if train.ema_decay else 0
     return weight_bytes(shapes, train) + optimizer_bytes(shapes, train) + average

@@ -1,6 +1,6 @@
 """Loading base models: the whole pipeline or one component, from a hub id or a folder.
 
-Weights are safetensors only and no code of a model's repository is ever run.
+Only safetensors are loaded, and code in a model's repository never runs.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def configure_torch(compute: ComputeSettings) -> None:
-    """Threads and determinism for this process: both change bits, so both are settings."""
+    """Set threads and determinism for this process. Both change bits, so both are settings."""
     torch.set_num_threads(compute.num_threads)
     torch.use_deterministic_algorithms(compute.deterministic, warn_only=False)
     torch.backends.cudnn.benchmark = False
     if compute.deterministic:
         # cuBLAS is deterministic only with a workspace of fixed size.
-        # The library takes it from the environment and from nowhere else.
+        # The library reads it only from the environment.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251
 
 
 def pick_device(compute: ComputeSettings) -> torch.device:
-    """The device to compute on. Raises SettingsError when a GPU is asked for and none is there."""
+    """The device to compute on. Raises SettingsError if a GPU is required but missing."""
     if compute.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -69,9 +69,9 @@ def find_base_model(settings: BaseModelSettings, root: Path) -> ModelSource:
 def resolve_base_model(
     settings: BaseModelSettings, root: Path, *, hash_cache: Path
 ) -> BaseModelIdentity:
-    """Which base model the settings mean, exactly: its name, hub commit and content's sha256.
+    """The exact base model of the settings: name, hub commit and sha256 of its content.
 
-    `hash_cache` is a file that remembers the hashes of unchanged files. Raises SettingsError.
+    `hash_cache` is a file that caches the hashes of unchanged files. Raises SettingsError.
     """
     found = find_base_model(settings, root)
     pipeline_family(found.folder)
@@ -87,7 +87,7 @@ def resolve_base_model(
 
 
 def sampler_name(settings: BaseModelSettings, root: Path) -> str:
-    """Class of the pipeline's own sampler, such as DPMSolverMultistepScheduler."""
+    """The class of the pipeline's own sampler, such as DPMSolverMultistepScheduler."""
     folder = find_base_model(settings, root).folder
     index = source.read_json_file(folder / "model_index.json", what="a saved pipeline")
     entry = index.get("scheduler")
@@ -101,7 +101,7 @@ def load_pipeline(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
-    """The whole pipeline on `device`, in evaluation mode and silent. Raises SettingsError."""
+    """Load the pipeline to `device`, in evaluation mode, silent. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
     return load_pipeline_folder(folder, device=device, dtype=dtype, variant=settings.variant)
 
@@ -113,7 +113,7 @@ def load_pipeline_folder(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
 ) -> Pipeline:
-    """The pipeline saved in `folder`, as `load_pipeline` gives it."""
+    """Load the pipeline saved in `folder`, like `load_pipeline`."""
     family = pipeline_family(folder)
     _silence_loading_bars()
     try:
@@ -155,9 +155,9 @@ def load_component(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """One part of the base model; models come in evaluation mode, with gradients as they are.
+    """Load one part of the base model, in evaluation mode.
 
-    "scheduler" is the DDPM noise schedule of the training, whatever sampler the pipeline has.
+    "scheduler" is the DDPM noise schedule of the training, whichever sampler the pipeline has.
     Raises SettingsError.
     """
     folder = find_base_model(settings, root).folder
@@ -182,7 +182,7 @@ def load_text_encoders(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.nn.Module]:
-    """The base model's text encoders by name, in the order in which they are read.
+    """Load the base model's text encoders by name, in the pipeline's order.
 
     Raises SettingsError.
     """
@@ -194,9 +194,9 @@ def load_text_encoders(
 
 
 def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Module]:
-    """U-Net and text encoders of the pipeline in `folder` by their configs, without any weights.
+    """U-Net and text encoders of the pipeline in `folder`, built from configs without weights.
 
-    They tell the names and kinds of their layers, in no time and no memory.
+    They have all layers but take no time and no memory.
     """
     names = pipeline_family(folder).text_encoders if with_text else ()
     config = source.read_json_file(folder / "unet" / "config.json", what="a saved U-Net")
@@ -208,14 +208,14 @@ def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Modul
 
 
 def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokenizer, ...]:
-    """The tokenizers of the text encoders, in their order. Raises SettingsError."""
+    """Load the tokenizers of the text encoders, in order. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
     names = pipeline_family(folder).tokenizers
     return tuple(load_tokenizer(folder / name) for name in names)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer saved in a folder. Raises SettingsError."""
+    """Load the tokenizer saved in a folder. Raises SettingsError."""
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise SettingsError(
             f"{folder} holds no tokenizer", allowed=f"a folder with {' or '.join(_VOCABULARIES)}"
@@ -236,7 +236,7 @@ def _load_model(
 
 
 def _opened(cls: Any, part: Path, **options: Any) -> Any:
-    """`cls.from_pretrained` on a folder of this machine. Raises SettingsError."""
+    """`cls.from_pretrained` on a local folder. Raises SettingsError."""
     _silence_loading_bars()
     try:
         return cls.from_pretrained(part, local_files_only=True, **options)
@@ -245,23 +245,23 @@ def _opened(cls: Any, part: Path, **options: Any) -> Any:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what networks that are gone held: they refer to themselves in circles."""
+    """Free the memory of deleted networks, which contain reference cycles."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _silence_loading_bars() -> None:
-    """Loading takes seconds; the libraries' bars would tear the stage's own progress apart."""
+    """Hide the libraries' progress bars, which would break the display of the stage's own."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
 def _settle(model: _Model, device: torch.device) -> _Model:
-    """Move a model to `device`, in evaluation mode, its weights in memory of torch's own.
+    """Move a model to `device`, in evaluation mode, with its weights copied.
 
-    Weights of a memory-mapped file lie at other alignments than allocated ones, and kernels give
-    other last bits for them; after copying, a model gives the same bits however it was loaded.
+    Memory-mapped weights are aligned differently from allocated ones, which changes the last bits
+    that kernels compute. With copies, the bits do not depend on how a model was loaded.
     """
     model.eval().to(device)
     for tensor in (*model.parameters(), *model.buffers()):

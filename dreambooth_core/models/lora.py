@@ -1,8 +1,8 @@
-"""LoRA adapters of U-Net and text encoders: attach, take out, write in diffusers' and kohya's form.
+"""LoRA adapters of U-Net and text encoders: attach, extract, write for diffusers and kohya.
 
 The update of a layer is (alpha / r) * B @ A, with A of shape [r, in] and B of [out, r].
-Source: Hu et al. 2021, "LoRA", section 4.1. With DoRA (Liu et al. 2024, eq. 5) every row of the
-updated weight is then given a trained length.
+Source: Hu et al. 2021, "LoRA", section 4.1. DoRA (Liu et al. 2024, eq. 5) also trains a magnitude
+for every row of the updated weight.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ FITTING = (
     "ends of names of linear layers and convolutions, such as to_q, to_k, to_v, to_out.0 in "
     "a U-Net and q_proj, k_proj, v_proj, out_proj in a text encoder"
 )
-"""The names that an adapter can be given."""
+"""The valid names of layers, for messages."""
 
 _CAN_TAKE = (nn.Linear, nn.Conv2d)
 _NUM_SHOWN = 3
 
 
 def require_layers(parts: Mapping[str, nn.Module], settings: LoraSettings) -> None:
-    """Raise SettingsError that tells every name of a layer which gives no adapter.
+    """Raise SettingsError with every layer name that matches no layer an adapter can wrap.
 
-    `parts` are the networks that are trained. peft would ignore a name that stands beside a
-    fitting one. A name of text encoders' layers need only be one of either of them.
+    `parts` are the trained networks. peft ignores such a name if another one matches. A text
+    encoder layer must exist in only one of the text encoders.
     """
     text = [module for part, module in parts.items() if part != "unet"]
     wanted = [_Names("lora_layers", "the U-Net", settings.lora_layers, [parts["unet"]])]
@@ -51,7 +51,7 @@ def require_layers(parts: Mapping[str, nn.Module], settings: LoraSettings) -> No
 
 @dataclass(frozen=True)
 class _Names:
-    """The names of an option, and the networks in which they are looked for."""
+    """The layer names of an option, and the networks to search."""
 
     option: str
     where: str
@@ -59,7 +59,7 @@ class _Names:
     networks: Sequence[nn.Module]
 
     def mistake(self) -> SettingsError | None:
-        """What is wrong with the names, all of it in one error."""
+        """One error with everything that is wrong with the names, or None."""
         key = f"train.lora.{self.option}"
         if not self.names:
             return SettingsError(f"names no layer of {self.where}", key=key, allowed=FITTING)
@@ -87,7 +87,7 @@ class _Names:
         )
 
     def _found(self, name: str) -> list[nn.Module]:
-        """The modules that peft takes the name for: the whole path, or the end of one."""
+        """The modules that the name matches in peft: by the whole path, or its end."""
         return [
             module
             for network in self.networks
@@ -96,7 +96,7 @@ class _Names:
         ]
 
     def _instead(self, name: str, modules: Sequence[nn.Module]) -> list[str]:
-        """Layers inside those of the name, else layers of like names."""
+        """Suggestions: layers inside the matched modules, else layers of similar names."""
         inside = [
             f"{name}.{path}"
             for module in modules
@@ -117,7 +117,7 @@ def _fitting(network: nn.Module) -> list[str]:
 
 
 def _short(path: str) -> str:
-    """The end of a path by which people know a layer: to_q, and to_out.0, as 0 is no name."""
+    """The usual short name of a layer: to_q, but to_out.0, as 0 alone is not a name."""
     parent, _, last = path.rpartition(".")
     return f"{parent.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
@@ -130,12 +130,12 @@ _METADATA_KEY = "lora_adapter_metadata"
 _TEXT_STACK = "text_model."
 _ADAPTER = "default"
 _KEPT = ("r", "lora_alpha", "lora_dropout", "use_dora", "bias")
-_LENGTHS = "lora_magnitude_vector"
+_MAGNITUDE = "lora_magnitude_vector"
 _KOHYA_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    _LENGTHS: "dora_scale",
-    f"{_LENGTHS}.weight": "dora_scale",
+    _MAGNITUDE: "dora_scale",
+    f"{_MAGNITUDE}.weight": "dora_scale",
 }
 
 
@@ -143,17 +143,17 @@ _KOHYA_NAMES = {
 
 
 def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: int) -> None:
-    """Freeze a network and give it trainable fp32 adapters that change nothing yet (B is zero).
+    """Freeze a network and add trainable fp32 adapters that change nothing yet (B is zero).
 
-    `part` is its name in a pipeline and says which layers are meant. A is drawn with standard
-    deviation 1/r, by generators of (seed, part, layer). Raises SettingsError when the settings'
-    layers are none of the network's; `require_layers` looks at every name of them.
+    `part` is the network's name in the pipeline. A is drawn with standard deviation 1/r, by
+    generators of (seed, part, layer). Raises SettingsError if no name in the settings matches a
+    layer of the network; `require_layers` checks every name.
     """
     model.requires_grad_(False)
     option, layers = _layers_for(part, settings)
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType] - any number works
         lora_dropout=settings.lora_dropout,
         target_modules=list(layers),
         init_lora_weights="gaussian",
@@ -175,14 +175,14 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, part: str, seed: in
 
 
 def _layers_for(part: str, settings: LoraSettings) -> tuple[str, tuple[str, ...]]:
-    """The option that names a network's layers, and its value."""
+    """The option for a network's layers, and its value."""
     if part == "unet":
         return "lora_layers", settings.lora_layers
     return "text_encoder_layers", settings.text_encoder_layers
 
 
 def _draw_initial(model: nn.Module, *, rank: int, seed: int, part: str) -> None:
-    """Replace peft's own draw from the global generator."""
+    """Replace peft's initial values, which come from the global generator."""
     role = "lora" if part == "unet" else f"lora/{part}"
     adapters = sorted((name, p) for name, p in model.named_parameters() if ".lora_A." in name)
     with torch.no_grad():
@@ -196,11 +196,11 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if ".lora_" in name]
 
 
-# ---- diffusers' form ----------------------------------------------------------------------------
+# ---- diffusers' format --------------------------------------------------------------------------
 
 
 def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The adapters' weights by `<part>.<layer>.lora_A.weight` and so on."""
+    """The adapters' weights by name, such as `<part>.<layer>.lora_A.weight`."""
     state: dict[str, torch.Tensor] = {}
     for part, model in parts.items():
         for name, tensor in sorted(get_peft_model_state_dict(model).items()):
@@ -209,26 +209,26 @@ def adapter_state_dict(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor
 
 
 def name_in_file(parameter: str) -> str:
-    """The name in an adapter's file of the parameter `<part>.<name in the network>`."""
+    """The name in an adapter file of the parameter `<part>.<name in the network>`."""
     part, name = parameter.split(".", 1)
-    name = name.replace(f"{_LENGTHS}.{_ADAPTER}.weight", _LENGTHS).replace(f".{_ADAPTER}.", ".")
+    name = name.replace(f"{_MAGNITUDE}.{_ADAPTER}.weight", _MAGNITUDE).replace(f".{_ADAPTER}.", ".")
     return f"{part}.{name if part == 'unet' else _text_name(name)}"
 
 
 def _text_name(name: str) -> str:
-    """Layers of text encoders are named as in the files of all hubs, whatever the library says.
+    """The name of a text encoder's tensor in files, independent of the library's version.
 
-    DoRA's lengths end as transformers reads them: under peft's own name it would draw them anew,
-    with a warning in its log only.
+    DoRA's magnitudes get the ending that transformers reads. Under peft's own name, it would
+    initialize them again and only log a warning.
     """
     plain = _TEXT_STACK + name.removeprefix(_TEXT_STACK)
-    return f"{plain}.weight" if plain.endswith(_LENGTHS) else plain
+    return f"{plain}.weight" if plain.endswith(_MAGNITUDE) else plain
 
 
 def write_adapter(parts: Mapping[str, nn.Module], folder: Path) -> None:
     """Write the adapters as `folder/pytorch_lora_weights.safetensors`, with their alpha.
 
-    Without the metadata a loader would take alpha = r and scale the update wrongly.
+    Without the metadata, a loader would assume alpha = r and scale the update wrongly.
     """
     metadata = {
         f"{part}.{key}": value
@@ -245,7 +245,7 @@ def _described(model: Any) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], float]:
-    """What `write_adapter` wrote: weights by name, and alpha. Raises CorruptRecordError."""
+    """Read the output of `write_adapter`: weights by name, and alpha. Raises CorruptRecordError."""
     state = read_tensors(folder / LORA_FILE)
     return state, float(_read_metadata(folder / LORA_FILE)["unet.lora_alpha"])
 
@@ -258,18 +258,18 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         return json.loads(header[_METADATA_KEY])
     except (KeyError, ValueError):
-        raise CorruptRecordError(f"{path} does not say its rank and alpha") from None
+        raise CorruptRecordError(f"{path} lacks its rank and alpha") from None
 
 
-# ---- kohya's form -------------------------------------------------------------------------------
+# ---- kohya's format -----------------------------------------------------------------------------
 
 
 def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict[str, torch.Tensor]:
-    """The adapters under kohya's names, as AUTOMATIC1111 and ComfyUI read them.
+    """The adapters under kohya's names, for AUTOMATIC1111 and ComfyUI.
 
     `unet.a.b.to_q.lora_A.weight` becomes `lora_unet_a_b_to_q.lora_down.weight`, and every layer
-    gets an `.alpha`: diffusers' own conversion writes alpha = r whatever it was. DoRA's lengths
-    become columns `[out, 1]` called `.dora_scale`, as LyCORIS has them.
+    gets an `.alpha` (diffusers' own conversion always writes alpha = r). DoRA's magnitudes become
+    columns `[out, 1]` named `.dora_scale`, as in LyCORIS.
     """
     prefixes = _kohya_prefixes(state)
     kohya: dict[str, torch.Tensor] = {}
@@ -278,14 +278,14 @@ def kohya_state_dict(state: Mapping[str, torch.Tensor], *, alpha: float) -> dict
         ending = next(ending for ending in _KOHYA_NAMES if path.endswith(ending))
         layer = path.removesuffix(f".{ending}")
         module = f"{prefixes[part]}_{layer.replace('.', '_')}"
-        value = tensor[:, None] if ending.startswith(_LENGTHS) else tensor
+        value = tensor[:, None] if ending.startswith(_MAGNITUDE) else tensor
         kohya[f"{module}.{_KOHYA_NAMES[ending]}"] = value
         kohya[f"{module}.alpha"] = torch.tensor(alpha)
     return kohya
 
 
 def _kohya_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Kohya's name of each part: the text encoders of a pair are numbered, a single one is not."""
+    """Kohya's name of each part: two text encoders are numbered, a single one is not."""
     paired = any(name.startswith("text_encoder_2.") for name in state)
     first = "lora_te1" if paired else "lora_te"
     return {"unet": "lora_unet", "text_encoder": first, "text_encoder_2": "lora_te2"}

@@ -1,4 +1,4 @@
-"""Drawing pictures with a pipeline, so that a picture depends on its own prompt and seed."""
+"""Sampling with a pipeline so that every image depends only on its own prompt and seed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     batch_size: int,
     should_stop: StopSignal = never_stop,
 ) -> list[Image.Image]:
-    """Draw one RGB image of `resolution` px a side per prompt and seed.
+    """Sample one RGB image of `resolution` px per side for each prompt and seed.
 
-    Images are drawn in blocks of exactly `batch_size`: a short last block is filled up and the
-    filling thrown away, because the size of a batch changes bits. So image i depends on prompt i,
-    seed i and its place in its block, never on how many others are asked for. Raises Stopped
-    between two denoising steps when `should_stop` says so.
+    Blocks have exactly `batch_size` images: the last one is padded and the padding dropped, because
+    the batch size changes bits. So image i depends on prompt i, seed i and its place in its block,
+    never on the number of images. Raises Stopped between two denoising steps if `should_stop()`.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
@@ -67,7 +66,7 @@ def _draw_block(
     missing = batch_size - len(prompts)
     filled_prompts = [*prompts, *[prompts[-1]] * missing]
     filled_seeds = [*seeds, *[seeds[-1]] * missing]
-    # Generators live on the CPU, so that a seed means the same noise on every device.
+    # CPU generators, so that a seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in filled_seeds]
 
     def stop_between_steps(
@@ -76,7 +75,7 @@ def _draw_block(
         _raise_if_stopped(should_stop)
         return tensors
 
-    draw: Any = pipe  # diffusers' annotations of the call are narrower than what it takes
+    draw: Any = pipe  # diffusers annotates the call more narrowly than it is
     output = draw(
         prompt=filled_prompts,
         generator=generators,
@@ -89,14 +88,14 @@ def _draw_block(
 
 def _raise_if_stopped(should_stop: StopSignal) -> None:
     if should_stop():
-        raise Stopped("the sampling was asked to stop", hint="run it again to continue")
+        raise Stopped("the sampling stopped on request", hint="run it again to continue")
 
 
 def give_solver(pipe: Pipeline, solver: Solver | None) -> None:
-    """Exchange the pipeline's sampler; None leaves its own.
+    """Replace the pipeline's sampler; None keeps its own.
 
     dpm++ is DPM-Solver++ of second order (Lu et al. 2022, "DPM-Solver++", algorithm 2), with the
-    noise schedule and the kind of prediction that the pipeline's own sampler states.
+    noise schedule and prediction type of the pipeline's own sampler.
     """
     if solver is None:
         return
@@ -107,5 +106,5 @@ def give_solver(pipe: Pipeline, solver: Solver | None) -> None:
 
 
 def solver_name(solver: Solver | None, *, own: str) -> str:
-    """The name of the sampler that draws, for records; `own` is the pipeline's own."""
+    """The name of the sampler in use, for records; `own` is the pipeline's own."""
     return own if solver is None else f"{DPMSolverMultistepScheduler.__name__} ({solver})"

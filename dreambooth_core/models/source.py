@@ -1,4 +1,4 @@
-"""Where a model's files are and what they hold: hub ids and folders, and hashes by content."""
+"""The files of models, from hub ids and folders, and hashes of their content."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PIPELINE_PATTERNS = (
     *(f"{part}/*.{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("json", "txt")),
     "scheduler/*.json",
 )
-"""The files of a saved pipeline that this project reads; never pickles, never code."""
+"""The files of a saved pipeline that this project reads: never pickles, never code."""
 
 MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
-"""The same for a single model with its processor (a scorer)."""
+"""The files of a single model with its processor, such as a scorer."""
 
 _SETTLED_S = 2.0
 _VARIANT = re.compile(r"\.([A-Za-z0-9_]+)(-\d{5}-of-\d{5})?\.safetensors$")
@@ -35,7 +35,7 @@ _ANY_VARIANT = "*.*.safetensors"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's folder on this machine, and the hub's commit it is (None for a plain folder)."""
+    """A model's local folder, and its commit on the hub (None for a plain folder)."""
 
     folder: Path
     commit: str | None
@@ -51,9 +51,8 @@ def find_model(
 ) -> ModelSource:
     """The folder of a model given by path (relative to `root`) or hub id.
 
-    A hub id is downloaded unless it is in the local hub cache; without a `variant`, weights of
-    variants (fp16, non_ema) stay where they are. Raises SettingsError with what was
-    looked for.
+    Downloads a hub id that is not in the local cache; without a `variant`, skips the weights of
+    variants (fp16, non_ema). Raises SettingsError with the missing folder or model.
     """
     folder = local_folder(name, root, revision=revision)
     if folder is not None:
@@ -68,7 +67,7 @@ def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path 
     if folder.is_dir():
         if revision is not None:
             raise SettingsError(
-                f"{name} is a folder, and only a hub id has a revision",
+                f"{name} is a folder, but only a hub id has a revision",
                 got=f"revision {revision}",
                 hint="leave the revision out (null)",
             )
@@ -83,7 +82,7 @@ def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path 
 
 
 def _looks_like_hub_id(name: str, root: Path) -> bool:
-    """Whether `name` is spelled owner/name and its first part is no folder of the workspace."""
+    """Whether `name` looks like owner/name and its first part is not a folder of the workspace."""
     parts = name.split("/")
     spelled = len(parts) in (1, 2) and all(part.strip(".") for part in parts)
     return spelled and not (len(parts) == 2 and (root / parts[0]).is_dir())
@@ -101,7 +100,7 @@ def _from_hub(
     except hub_errors() as error:
         what = name if revision is None else f"{name} at revision {revision}"
         raise SettingsError(
-            f"the model {what} is neither a folder of this workspace nor to be had from the hub",
+            f"the model {what} is neither a folder of this workspace nor available from the hub",
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             hint="check the spelling and the network, accept the model's licence and log in with "
             "`hf auth login`, or give the folder of a saved model",
@@ -110,10 +109,10 @@ def _from_hub(
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What a call to the hub may raise: the hub's refusals, and the transport's failures.
+    """The exceptions of a call to the hub: the hub's own, and those of its HTTP library.
 
-    These come from the HTTP library beneath it, httpx or another by its version: the bases of the
-    hub's own error say which.
+    Its version decides on the HTTP library (httpx or another), whose exceptions are bases of the
+    hub's own.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -122,22 +121,22 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def matching_files(folder: Path, patterns: Iterable[str]) -> list[str]:
-    """Names of the files below `folder` that fit a pattern, relative and sorted."""
+    """The files below `folder` that match a pattern, as sorted relative names."""
     kept = tuple(patterns)
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(n for n in names if any(_fits(n, pattern) for pattern in kept))
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """A shell pattern whose `*` stays within one folder."""
+    """Whether a name matches a shell pattern whose `*` does not cross folders."""
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
 def of_variant(names: Sequence[str], variant: str | None) -> list[str]:
-    """The names without the weights that loading `variant` would not read.
+    """The names without weights that loading `variant` does not read.
 
-    In each folder those are the variant's own weights where there are any, else the plain ones. So
-    the identity of a model does not change when another variant is downloaded beside it.
+    In each folder it reads the variant's weights if there are any, else the plain ones. So the
+    identity of a model does not change if another variant is downloaded.
     """
     weights = [name for name in names if name.endswith(".safetensors")]
     have = {Path(name).parent for name in weights if variant and _variant_of(name) == variant}
@@ -159,13 +158,13 @@ def content_sha256(
 ) -> str:
     """One sha256 over names and contents of the matching files.
 
-    Hashes of unchanged files are remembered in `hash_cache`. Raises SettingsError for a folder
-    without a single weight file.
+    `hash_cache` caches the hashes of unchanged files. Raises SettingsError for a folder without
+    any weight file.
     """
     names = of_variant(matching_files(folder, patterns), variant)
     if not any(name.endswith(".safetensors") for name in names):
         raise SettingsError(
-            f"{folder} holds no weights that can be used",
+            f"{folder} has no usable weights",
             allowed="safetensors files (pickled .bin and .ckpt files are never loaded)",
             hint="convert it with diffusers: load it where it came from, save_pretrained(folder)",
         )
@@ -176,7 +175,7 @@ def content_sha256(
 
 
 class HashCache:
-    """sha256 of large files, remembered by path, size, times and inode."""
+    """Caches the sha256 of large files by path, size, times and inode."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -184,7 +183,7 @@ class HashCache:
         self._changed = False
 
     def sha256(self, path: Path) -> str:
-        """The hash of a file's content: from memory when nothing about the file has changed."""
+        """The hash of a file, from the cache if the file has not changed."""
         real = path.resolve()
         key = str(real)
         before = _stamp(real)
@@ -192,7 +191,7 @@ class HashCache:
         if known is not None and known[:-1] == before:
             return str(known[-1])
         sha256 = files.sha256_file(real)
-        # A file written a moment ago could be written again within the clock's grain.
+        # A file written just now could change again within the clock's resolution.
         settled = time.time_ns() - int(before[1]) > _SETTLED_S * 1e9
         if settled and _stamp(real) == before:
             self._known[key] = [*before, sha256]
@@ -200,7 +199,7 @@ class HashCache:
         return sha256
 
     def save(self) -> None:
-        """Write what was learned, if anything was."""
+        """Write the cache if it changed."""
         if self._changed:
             files.write_json(self._path, self._known)
             self._changed = False
@@ -212,7 +211,7 @@ def _stamp(path: Path) -> list[int | str]:
 
 
 def _read_known(path: Path) -> dict[str, list[int | str]]:
-    """The remembered hashes; none when the file is absent or damaged (it is only a memory)."""
+    """The cached hashes; none if the file is missing or damaged."""
     try:
         known = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -221,7 +220,7 @@ def _read_known(path: Path) -> dict[str, list[int | str]]:
 
 
 def read_json_file(path: Path, *, what: str) -> dict[str, object]:
-    """A JSON object of a model's folder. Raises SettingsError, as the folder is the user's."""
+    """Read a JSON object from a model's folder. Raises SettingsError."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -234,9 +233,9 @@ def read_json_file(path: Path, *, what: str) -> dict[str, object]:
 
 
 def unusable(folder: Path, error: Exception) -> DreamBoothError:
-    """The error for a folder that the libraries refuse to load."""
+    """The error for a folder that the libraries cannot load."""
     return SettingsError(
         f"{folder} cannot be loaded",
         got=f"{type(error).__name__}: {error}",
-        hint="it must be a whole model in safetensors, as save_pretrained writes it",
+        hint="it must be a complete model in safetensors, as save_pretrained writes it",
     )

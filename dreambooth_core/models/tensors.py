@@ -19,8 +19,8 @@ def tensor_bytes(
 ) -> bytes:
     """A safetensors file of `tensors` in memory, with the header's keys in sorted order.
 
-    The library writes metadata in the order of a randomly seeded hash map, so that two keys are
-    enough to make every file different.
+    The library writes metadata in the random order of a hash map, so two keys are enough to make
+    files differ.
     """
     import json
 
@@ -47,13 +47,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CorruptRecordError(f"{path} does not exist", hint="run the stage again") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise CorruptRecordError(
-            f"{path} is not a whole safetensors file", got=str(error), hint="run the stage again"
+            f"{path} is not a complete safetensors file", got=str(error), hint="run the stage again"
         ) from None
 
 
 @contextlib.contextmanager
 def eval_mode(*modules: torch.nn.Module) -> Iterator[None]:
-    """Borrow the modules in evaluation mode and give each submodule its own mode back."""
+    """Put the modules in evaluation mode inside the block, then restore every submodule's mode."""
     training = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:

@@ -1,7 +1,7 @@
-"""Prompts as the pipelines embed them: token ids, hidden states and pooled embeddings.
+"""Prompt embeddings as in the pipelines: token ids, hidden states and pooled embeddings.
 
-One text encoder gives its last hidden state (Stable Diffusion 1 and 2). Two give the states before
-their last layers, side by side, and the second also its pooled embedding (SDXL).
+A single text encoder contributes its last hidden state (Stable Diffusion 1 and 2). Two contribute
+the concatenated states before their last layers, and the second a pooled embedding (SDXL).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreambooth_core.errors import DataError
 
 
 class TextEmbedding(NamedTuple):
-    """What the U-Net is told of some prompts; pooled only where there are two encoders."""
+    """The embeddings of some prompts; `pooled_BP` is None with a single text encoder."""
 
     text_BLD: torch.Tensor
     pooled_BP: torch.Tensor | None
@@ -28,7 +28,7 @@ class TextEmbedding(NamedTuple):
 def token_ids(prompt: str, tokenizers: Sequence[CLIPTokenizer]) -> torch.Tensor:
     """A prompt's token ids for each text encoder, [E, L], padded to the tokenizers' length.
 
-    Raises DataError for a prompt that is too long to be seen whole.
+    Raises DataError for a prompt that is too long.
     """
     return torch.cat([_ids_of(prompt, tokenizer) for tokenizer in tokenizers])
 
@@ -47,7 +47,7 @@ def _ids_of(prompt: str, tokenizer: CLIPTokenizer) -> torch.Tensor:
 
 
 def attention_mask(ids_BL: torch.Tensor) -> torch.Tensor:
-    """1 up to a prompt's first end token, which has the highest id of the vocabulary; then 0."""
+    """1 up to a prompt's first end token, which has the highest id of the vocabulary, then 0."""
     end_B = ids_BL.argmax(dim=-1)
     places_L = torch.arange(ids_BL.shape[-1], device=ids_BL.device)
     return (places_L <= end_B[:, None]).long()
@@ -56,9 +56,9 @@ def attention_mask(ids_BL: torch.Tensor) -> torch.Tensor:
 def encode(
     text_encoders: Sequence[nn.Module], ids_EBL: torch.Tensor, *, masked: bool = False
 ) -> TextEmbedding:
-    """Embed prompts by their token ids, as the pipelines do: without an attention mask.
+    """Embed prompts from token ids, like the pipelines without an attention mask.
 
-    `masked` hides the padding from a single text encoder; what draws must then do the same.
+    `masked` hides the padding from a single text encoder; sampling must then do the same.
     """
     if len(text_encoders) == 1:
         mask_BL = attention_mask(ids_EBL[0]) if masked else None
@@ -73,9 +73,9 @@ def encode(
 
 
 def unread_parameters(text_encoders: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Parameters that nothing of an embedding depends on, so that no gradient reaches them.
+    """The parameters that no embedding depends on, so they get no gradient.
 
-    Of two encoders the first is read before its last layer and is not pooled.
+    With two encoders, the first is read before its last layer and is not pooled.
     """
     if len(text_encoders) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Weights of checkpoints: written, swapped into a resident pipeline and out again, exported."""
+"""Weights of checkpoints: write them, swap them into a loaded pipeline, export them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import BaseModelIdentity, Checkpoint
 
 COMPONENTS = ("unet", *TEXT_ENCODERS)
-"""The parts of a pipeline that a checkpoint may hold, each in a folder of its name."""
+"""The parts of a pipeline that a checkpoint may contain, each in a folder of its name."""
 BASE_REFERENCE = "base_model.json"
-"""In an exported adapter: which base model it belongs to."""
+"""The file of an exported adapter that names its base model."""
 
 _IS_DEEPSPEED_AVAILABLE = accelerate_unwrapping.is_deepspeed_available
 _ADAPTER = "checkpoint"
@@ -35,7 +35,7 @@ _TEXT_STACK = "text_model."
 
 
 def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write each network to the folder of its name, as `from_pretrained` reads it."""
+    """Write each network to the folder of its name, for `from_pretrained`."""
     with _without_deepspeed():
         for name, model in parts.items():
             saved: Any = model
@@ -44,7 +44,7 @@ def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
 
 
 def write_pipeline(pipe: Any, folder: Path) -> None:
-    """Write a whole pipeline, as its `from_pretrained` reads it."""
+    """Write a whole pipeline, for its `from_pretrained`."""
     with _without_deepspeed():
         pipe.save_pretrained(folder, safe_serialization=True)
     drop_local_paths(folder)
@@ -52,10 +52,10 @@ def write_pipeline(pipe: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _without_deepspeed() -> Iterator[None]:
-    """Keep accelerate from importing DeepSpeed, and MLflow with it: 1.8 s.
+    """Keep accelerate from importing DeepSpeed, and MLflow with it, which takes 1.8 s.
 
-    transformers asks accelerate for the network inside a wrapper, and accelerate imports DeepSpeed
-    to know its wrapper. Networks that are written here are in none.
+    transformers lets accelerate unwrap a network, and accelerate imports DeepSpeed to recognize its
+    wrapper. The networks here are not wrapped.
     """
     accelerate_unwrapping.is_deepspeed_available = lambda: False
     try:
@@ -65,7 +65,7 @@ def _without_deepspeed() -> Iterator[None]:
 
 
 def drop_local_paths(folder: Path) -> None:
-    """Remove from the JSON files below `folder` where a model was loaded from on this machine."""
+    """Remove the local paths of loaded models from the JSON files below `folder`."""
     for path in sorted(folder.rglob("*.json")):
         value = json.loads(path.read_bytes())
         if isinstance(value, dict) and any(key in value for key in _LOCAL_KEYS):
@@ -80,7 +80,7 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     wrong = files.mismatches(folder, checkpoint.files)
     if wrong or files.digest_of(checkpoint.files) != checkpoint.sha256:
         raise CorruptRecordError(
-            f"{checkpoint.name} is not what its record says",
+            f"{checkpoint.name} differs from its record",
             got=f"missing or changed: {', '.join(wrong) or 'the record itself'}",
             hint="delete the train stage's output and run the stage again",
         )
@@ -90,11 +90,11 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 def applied(
     pipe: Pipeline, checkpoint_dir: Path, checkpoint: Checkpoint | None
 ) -> Iterator[Pipeline]:
-    """Borrow the pipeline with the checkpoint's weights; its own come back to the bit.
+    """Yield the pipeline with a checkpoint's weights, then restore its own bit by bit.
 
-    Without a checkpoint (None) it is the base model, and nothing in `checkpoint_dir` is read.
-    The weights are copied into the memory where the base's are, so bits do not depend on the
-    order in which checkpoints are tried. Raises CorruptRecordError when files or shapes are wrong.
+    None is the base model; `checkpoint_dir` is not read then. The weights are copied into the
+    memory of the base model's, so bits do not depend on the order of checkpoints. Raises
+    CorruptRecordError if files or shapes are wrong.
     """
     if checkpoint is None:
         yield pipe
@@ -127,7 +127,7 @@ def _applied_lora(pipe: Pipeline, folder: Path) -> Iterator[None]:
 def _load_adapter(pipe: Pipeline, folder: Path) -> None:
     pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
     for part in (pipe.unet, *text_encoders_of(pipe).values()):
-        part.eval()  # a fresh adapter's dropout is in training mode
+        part.eval()  # a new adapter's dropout is in training mode
 
 
 def _components_of(checkpoint: Checkpoint) -> list[str]:
@@ -148,14 +148,14 @@ def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
         raise CorruptRecordError(
             f"the weights in {folder} do not fit the base model",
             got=f"{len(wrong)} names or shapes, first {wrong[0]}",
-            hint="the base model has changed since; train again",
+            hint="the base model has changed since then; train again",
         )
     model.load_state_dict(weights)
 
 
 def name_in(own: Collection[str], name: str) -> str:
-    """A saved weight's name in the model: files of text encoders have a prefix that versions of
-    the library know or do not know."""
+    """A saved weight's name in the model. Some library versions prefix the names of text encoders,
+    others do not."""
     other = name.removeprefix(_TEXT_STACK) if name.startswith(_TEXT_STACK) else _TEXT_STACK + name
     return other if name not in own and other in own else name
 
@@ -174,9 +174,9 @@ def export_pipeline(
 ) -> None:
     """Write the final pipeline of a run into the new folder `out`.
 
-    A full fine-tune becomes a folder that its pipeline's `from_pretrained` loads; LoRA
-    becomes the adapters in diffusers' and kohya's formats and `base_model.json`. Raises
-    CorruptRecordError when the checkpoint is not what its record says.
+    A full fine-tune becomes a folder for the pipeline's `from_pretrained`. LoRA becomes the
+    adapters in diffusers' and kohya's formats and `base_model.json`. Raises CorruptRecordError if
+    the checkpoint differs from its record.
     """
     verify_checkpoint(checkpoint_dir, checkpoint)
     with files.atomic_dir(out) as aside:
@@ -209,10 +209,10 @@ def _export_full(
 
 
 def load_exported(folder: Path, root: Path, *, device: torch.device, hash_cache: Path) -> Pipeline:
-    """The pipeline that `export_pipeline` wrote into `folder`, ready to draw.
+    """Load the pipeline that `export_pipeline` wrote into `folder`, ready to sample.
 
-    `root` is the workspace that an adapter's base model is looked for in. Raises SettingsError
-    when the base model cannot be had, CorruptRecordError when it is not the one trained on.
+    `root` is the workspace to search for an adapter's base model. Raises SettingsError if the base
+    model is unavailable, and CorruptRecordError if the adapter was trained on another one.
     """
     if not (folder / BASE_REFERENCE).is_file():
         return load.load_pipeline_folder(folder, device=device)

@@ -47,7 +47,7 @@ def test_images_have_the_asked_size_and_mode(pipe: StableDiffusionPipeline) -> N
 
 def test_a_stop_between_steps_raises_stopped(pipe: StableDiffusionPipeline) -> None:
     asked = iter([False, False, True])
-    with pytest.raises(Stopped, match="asked to stop"):
+    with pytest.raises(Stopped, match="stopped on request"):
         draw(pipe, [1, 2, 3], should_stop=lambda: next(asked))
     assert draw(pipe, [5]) == draw(pipe, [5])
 
