@@ -11,6 +11,7 @@ from rich.table import Table
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.pipeline import input_checks, preflight
 from tasks.staleness import refuse_the_impossible, stages_ahead
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def plan(
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)
     view = config.load_view(session.workspace, name)
-    if card_gib is None:
-        _refuse_the_impossible(session, view)
+    _refuse_the_impossible(session, view, on_this_machine=card_gib is None)
     root = session.workspace.root
     device, have_mib = _device(view, card_gib)
     suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root)
@@ -62,6 +62,7 @@ def plan(
     stages = stages_ahead(session.workspace, view, env=session.env)
     result = {
         "subject": name,
+        "base_model": base,
         "stages": stages,
         "device": device.name or device.kind,
         "memory": fit.describe(footprint, have_mib=have_mib),
@@ -69,15 +70,22 @@ def plan(
         "offloads": launch.offloads,
         "time": speed.describe(times, [stage for stage, does in stages.items() if does == "run"]),
         "presets": fit.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
+        "warnings": input_checks.warnings(root, view),
     }
     session.terminal.finish(result, lambda console: show(console, result))
 
 
-def _refuse_the_impossible(session: Session, view: config.SubjectView) -> None:
-    """Refuse to plan a run that this machine cannot do; --card-gib plans for another one."""
+def _refuse_the_impossible(
+    session: Session, view: config.SubjectView, *, on_this_machine: bool
+) -> None:
+    """Refuse to plan a run that cannot be done; --card-gib plans for another machine."""
+    workspace, env = session.workspace, session.env
     try:
-        refuse_the_impossible(session.workspace, view, env=session.env)
+        refuse_the_impossible(workspace, view, env=env, on_this_machine=on_this_machine)
     except SettingsError as error:
+        inputs = preflight.findings(workspace.root, view, env, on_this_machine=False)
+        if {each.problem for each in inputs} >= set(error.problems):
+            raise
         raise SettingsError(f"{error}\nto plan for another GPU: --card-gib 12") from None
 
 
@@ -120,20 +128,31 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(_memory_line(result), markup=False)
     for line in _time_lines(result["time"], result["device"]):
         console.print(line, markup=False)
+    console.print(_preset_table(result))
+    if result["memory"]["fits"] is False:
+        console.print(_advice(result["presets"], result["base_model"]), markup=False)
+    for warning in result["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _preset_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"Presets on {result['memory']['have_mib'] / _GIB:.1f} GiB")
+    for column in ("preset", "base model", "memory", ""):
+        justify = "right" if column == "memory" else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for preset in result["presets"]:
         peak = preset["peak_mib"]
         size = "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB"
         fits = {True: "fits", False: "does not fit", None: "unknown"}[preset["fits"]]
-        console.print(f"preset {preset['name']:<12} {size:>24}  {fits}", markup=False)
-    if result["memory"]["fits"] is False:
-        console.print(_advice(result["presets"]), markup=False)
+        table.add_row(preset["name"], preset["base_model"], size, fits)
+    return table
 
 
-def _advice(presets: list[dict[str, Any]]) -> str:
-    fitting = [preset["name"] for preset in presets if preset["fits"]]
-    if not fitting:
+def _advice(presets: list[dict[str, Any]], base_model: str) -> str:
+    own = [each["name"] for each in presets if each["fits"] and each["base_model"] == base_model]
+    if not own:
         return "no preset for this base model is known to fit"
-    return f"a preset that fits: `dreambooth preset use {fitting[0]}`"
+    return f"a preset that fits: `dreambooth preset use {own[0]}`"
 
 
 def _time_lines(time: dict[str, Any], device: str) -> list[str]:

@@ -13,7 +13,7 @@ from cli.progress import TerminalReporter
 from cli.server import prefect_api
 from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
-from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core.pipeline import StageContext, input_checks, run_stage
 from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
 
@@ -32,6 +32,8 @@ def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
     # Report a wrong name or setting before anything starts.
     view = config.load_view(session.workspace, subject)
     refuse_the_impossible(session.workspace, view, env=session.env)
+    for warning in input_checks.warnings(session.workspace.root, view):
+        session.terminal.warn(warning)
     running = services.running_api(session.workspace)
     with prefect_api(session.workspace, session.env, running=running) as api_url:
         summary = _run_flow(session, subject, api_url)

@@ -24,8 +24,8 @@ _WANTED_GIB = 10.0
 
 
 def check(what: str, found: str, *, state: str = "ok", hint: str = "") -> Check:
-    """The result of one check; `state` is ok, warning or wrong."""
-    return {"what": what, "found": found, "state": state, "hint": hint}
+    """The result of one check; `state` is ok, warning or wrong, and ok needs no hint."""
+    return {"what": what, "found": found, "state": state, "hint": "" if state == "ok" else hint}
 
 
 def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
@@ -139,11 +139,17 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
     if api is None:
         yield check("Prefect server", "not running; `dreambooth run` starts its own")
     elif answers(f"{api}/health"):
-        yield check("Prefect server", api)
+        yield check("Prefect server", f"{tracking.without_password(api)} ({_named(api, env)})")
     else:
-        yield check("Prefect server", f"{api} does not answer", state="wrong",
+        shown = tracking.without_password(api)
+        yield check("Prefect server", f"{shown} does not answer", state="wrong",
                     hint="start it (`dreambooth up`), or unset PREFECT_API_URL")  # fmt: skip
     store = tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
     ping = tracking.ping(store)
     yield check("MLflow", ping.text, state="ok" if ping.ok else "wrong",
                 hint="" if ping.ok else "start it, or unset MLFLOW_TRACKING_URI")  # fmt: skip
+
+
+def _named(api: str, env: Mapping[str, str]) -> str:
+    """Where the address of the Prefect server comes from."""
+    return "from PREFECT_API_URL" if api == env.get("PREFECT_API_URL") else "of `dreambooth up`"

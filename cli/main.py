@@ -13,7 +13,14 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from cli import commands_models, commands_plan, commands_run, commands_workspace, session
+from cli import (
+    commands_models,
+    commands_plan,
+    commands_run,
+    commands_settings,
+    commands_workspace,
+    session,
+)
 from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
@@ -44,6 +51,7 @@ def _global_options(
 
 commands_run.add_to(app)
 commands_workspace.add_to(app)
+commands_settings.add_to(app)
 commands_plan.add_to(app)
 commands_models.add_to(app)
 

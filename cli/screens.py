@@ -118,7 +118,7 @@ def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
     """Print the results of `dreambooth doctor`."""
     table = Table(title="This machine")
     for title in ("", "check", "found", "fix"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     signs = {"ok": "[green]ok[/green]", "warning": "[yellow]![/yellow]", "wrong": "[red]x[/red]"}
     for check in checks:
         table.add_row(signs[check["state"]], check["what"], check["found"], check["hint"])

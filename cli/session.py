@@ -45,6 +45,10 @@ class Terminal:
         """Print a line while the command works."""
         self.console.print(text)
 
+    def warn(self, text: str) -> None:
+        """Print a warning, as one line."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
     def finish(self, result: Mapping[str, Any], show: Callable[[Console], None]) -> None:
         """Print the command's result once, as JSON or through `show`."""
         if self.as_json:

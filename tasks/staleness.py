@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dreambooth_core.config import SubjectView
+from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
@@ -77,19 +78,24 @@ def stages_ahead(
 
 
 def refuse_the_impossible(
-    workspace: Workspace, settings: SubjectView, *, env: Mapping[str, str]
+    workspace: Workspace,
+    settings: SubjectView,
+    *,
+    env: Mapping[str, str],
+    on_this_machine: bool = True,
 ) -> None:
-    """Raise SettingsError with everything that this machine cannot train.
+    """Raise SettingsError with every setting that a stage ahead cannot work with.
 
-    Skipped stages need no GPU, so this raises only if a stage up to the training would run. While
-    another DVC process is at work, that is unknown, and the first stage that runs raises instead.
+    Skipped stages need nothing, neither their GPU nor their files. While another DVC process is at
+    work, the stages ahead are unknown, and the first stage that runs raises instead.
     """
-    problem = preflight.problem(workspace.root, settings, env)
-    if problem is None:
+    found = preflight.findings(workspace.root, settings, env, on_this_machine=on_this_machine)
+    if not found:
         return
     try:
         ahead = stages_ahead(workspace, settings, env=env)
     except Busy:
         return
-    if any(ahead[stage] == "run" for stage in preflight.TRAINING_STAGES):
-        raise problem
+    except DreamBoothError:  # DVC cannot read what a setting names
+        ahead = dict.fromkeys(STAGES, "run")
+    preflight.refuse(found, [stage for stage, does in ahead.items() if does == "run"])

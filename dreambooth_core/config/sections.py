@@ -41,7 +41,7 @@ def setting(doc: str, *, effect: Effect = Effect.RESULT, **kwargs: Any) -> Any:
 class Section(BaseModel):
     """Base of all sections: frozen, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -61,7 +61,9 @@ class BaseModelSettings(Section):
 class ComputeSettings(Section):
     """The hardware and kernels. They affect the bits of every result."""
 
-    device: Literal["auto", "cpu", "cuda"] = setting("auto uses the GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto uses the GPU if there is one, otherwise the CPU."
+    )
     num_threads: PositiveInt = setting("CPU threads per stage process.")
     deterministic: bool = setting("Use only deterministic kernels: repeatable, but often slower.")
 
@@ -69,7 +71,9 @@ class ComputeSettings(Section):
 class DataSettings(Section):
     """The checks of the photos, and their transform to training images."""
 
-    resolution: PositiveInt = setting("Side of the square training images, in pixels.")
+    resolution: PositiveInt = setting(
+        "Side of all images in pixels. SD 1.x was trained at 512, SDXL at 1024."
+    )
     center_crop: bool = setting("Crop the centre. If false, cache crops_per_image random crops.")
     crops_per_image: PositiveInt = setting("Random crops per photo if center_crop is false.")
     random_flip: bool = setting("Also train on mirrored photos. Turn off for text or logos.")
@@ -85,7 +89,7 @@ class DataSettings(Section):
         "Reject larger photos without decoding them. Pillow's own limit is 178."
     )
     near_duplicate_distance: NonNegativeInt = setting(
-        "Reject near duplicates: photos whose 64-bit perceptual hashes differ in at most N bits."
+        "Reject near duplicates: 64-bit perceptual hashes that differ in at most N bits."
     )
     min_contrast: NonNegativeFloat = setting(
         "Reject blank photos: a smaller standard deviation of the grey levels (0 to 255)."
@@ -109,9 +113,9 @@ Solver = Literal["dpm++"]
 
 
 class PriorSettings(Section):
-    """Prior preservation: the class images and their weight in the loss."""
+    """Prior preservation: class images keep the model from forgetting the class. Null: off."""
 
-    prior_loss_weight: NonNegativeFloat = setting("Weight of the class images' loss.")
+    prior_loss_weight: NonNegativeFloat = setting("Weight of the class images' loss; 1 is usual.")
     num_class_images: PositiveInt = setting(
         "Number of class images. The guide recommends 200 to 300.", effect=Effect.OUTPUT
     )
@@ -119,8 +123,10 @@ class PriorSettings(Section):
         "Sampler of the class images: dpm++ (DPM-Solver++ 2M), or null for the base model's own.",
         default=None,
     )
-    num_inference_steps: PositiveInt = setting("Sampling steps per class image.")
-    guidance_scale: NonNegativeFloat = setting("Guidance scale of the class images.")
+    num_inference_steps: PositiveInt = setting("Sampling steps per class image: more take longer.")
+    guidance_scale: NonNegativeFloat = setting(
+        "Guidance scale of the class images: how closely they follow the prompt."
+    )
     sample_batch_size: PositiveInt = setting(
         "Class images generated at once. Lower it to save memory; it changes the pixels slightly."
     )
@@ -132,10 +138,12 @@ class LoraSettings(Section):
 
     rank: PositiveInt = setting("Rank of the adapters. A higher rank has more capacity.")
     lora_alpha: PositiveFloat = setting("Scale of the adapters: their output times alpha / rank.")
-    lora_dropout: Fraction = setting("Dropout on the adapters' input; 0 disables it.")
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = setting(
+        "Dropout on the adapters' input; 0 disables it."
+    )
     lora_layers: tuple[str, ...] = setting("U-Net layers that get an adapter, by name ending.")
     text_encoder_layers: tuple[str, ...] = setting(
-        "Text encoder layers that get an adapter if train_text_encoder is true.",
+        "Text encoder layers that get an adapter, if trained.",
         default=("q_proj", "k_proj", "v_proj", "out_proj"),
     )
     use_dora: bool = setting("Use DoRA: also train the weights' magnitudes.", default=False)
@@ -166,23 +174,31 @@ class TrainSettings(Section):
     text_encoder_stop_step: PositiveInt | None = setting(
         "Freeze the text encoders after N steps. Null trains them to the end.", default=None
     )
-    max_train_steps: PositiveInt = setting("Number of training steps (optimizer updates).")
-    checkpointing_steps: PositiveInt = setting(
-        "Save a checkpoint every N steps.", effect=Effect.OUTPUT
+    max_train_steps: PositiveInt = setting(
+        "Number of training steps (optimizer updates). Too many overfit."
     )
-    train_batch_size: PositiveInt = setting("Photos per process and micro-step.")
+    checkpointing_steps: PositiveInt = setting(
+        "Save a checkpoint every N steps. Each one is scored.", effect=Effect.OUTPUT
+    )
+    train_batch_size: PositiveInt = setting(
+        "Photos per process and micro-step. Class images come on top."
+    )
     gradient_accumulation_steps: PositiveInt = setting(
         "Micro-steps per step. Raise it for a larger batch in the same memory."
     )
-    lr_scheduler: LrScheduler = setting("Learning rate schedule.")
-    lr_warmup_steps: NonNegativeInt = setting("Steps of linear warm-up.")
-    lr_num_cycles: PositiveInt = setting("Cycles of cosine_with_restarts.", default=1)
-    lr_power: PositiveFloat = setting("Exponent of the polynomial schedule.", default=1.0)
-    optimizer: Optimizer = setting("adamw, or adafactor to save memory.", default="adamw")
-    use_8bit_adam: bool = setting("Store AdamW's state in 8 bits (bitsandbytes).", default=False)
+    lr_scheduler: LrScheduler = setting("Course of the learning rate over the steps.")
+    lr_warmup_steps: NonNegativeInt = setting(
+        "Steps in which the learning rate rises from 0; 0 with `constant`."
+    )
+    lr_num_cycles: PositiveInt = setting("Cycles of the schedule cosine_with_restarts.", default=1)
+    lr_power: PositiveFloat = setting("Exponent of the schedule polynomial.", default=1.0)
+    optimizer: Optimizer = setting("AdamW, or Adafactor to save memory.", default="adamw")
+    use_8bit_adam: bool = setting(
+        "Store AdamW's state in 8 bits to save memory. Needs bitsandbytes.", default=False
+    )
     adam_beta1: Beta = setting("AdamW beta 1: decay of the gradients' average.")
     adam_beta2: Beta = setting("AdamW beta 2: decay of the squared gradients' average.")
-    adam_weight_decay: NonNegativeFloat = setting("Decoupled weight decay.")
+    adam_weight_decay: NonNegativeFloat = setting("Decoupled weight decay of the optimizer.")
     adam_epsilon: PositiveFloat = setting("AdamW epsilon, for numerical stability.")
     max_grad_norm: PositiveFloat | None = setting(
         "Clip the norm of all gradients to this value. Null disables clipping."
@@ -208,24 +224,30 @@ class TrainSettings(Section):
         default=False,
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = setting(
-        "Publish an exponential moving average of the weights. Null disables it.", default=None
+        "Publish an exponential moving average of the weights, often 0.999. Null disables it.",
+        default=None,
     )
     snr_gamma: PositiveFloat | None = setting(
         "Gamma of min-SNR loss weighting, often 5. Null disables it.", default=None
     )
-    offset_noise: NonNegativeFloat = setting("Strength of offset noise; 0: none.", default=0.0)
+    offset_noise: NonNegativeFloat = setting(
+        "Strength of offset noise, often 0.1, for very dark and bright images; 0: none.",
+        default=0.0,
+    )
     seed: NonNegativeInt = setting("Seed of the order of photos, crops, noise and timesteps.")
-    lora: LoraSettings | None = setting("Required if method is lora.", default=None)
+    lora: LoraSettings | None = setting(
+        "LoRA adapters. Required if method is lora, otherwise without effect.", default=None
+    )
     num_processes: PositiveInt = setting("Processes on all machines together, one per GPU.")
     accelerate_config: str | None = setting(
         "Launch file in infra/accelerate, without .yaml. Null launches on this machine only.",
         default=None,
     )
     strategy: Strategy | None = setting(
-        "single, ddp, deepspeed or fsdp. Must match the launch; null derives it.", default=None
+        "How an update runs. Must match the launch; null derives it.", default=None
     )
     checkpoints_total_limit: PositiveInt = setting(
-        "Number of resume states to keep.", effect=Effect.OUTPUT
+        "Number of resume states to keep. Published checkpoints are all kept.", effect=Effect.OUTPUT
     )
 
     @property
@@ -250,11 +272,17 @@ class EvaluateSettings(Section):
     """How checkpoints are scored. Only scores with equal settings are comparable."""
 
     suite: str = setting("Prompt suite: pocket, objects, live, or the path of a text file.")
-    images_per_prompt: PositiveInt = setting("Images per prompt. More narrow the intervals.")
-    num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES.")
+    images_per_prompt: PositiveInt = setting(
+        "Images per prompt; at least 32 images per checkpoint. More narrow the intervals."
+    )
+    num_class_prompt_images: PositiveInt = setting(
+        "Images of the class prompt, for PRES: has the class become the subject?"
+    )
     seed: NonNegativeInt = setting("Seed of the evaluation images.")
     num_inference_steps: PositiveInt = setting("Sampling steps per evaluation image.")
-    guidance_scale: NonNegativeFloat = setting("Guidance scale of the evaluation images.")
+    guidance_scale: NonNegativeFloat = setting(
+        "Guidance scale of the evaluation images: how closely they follow the prompt."
+    )
     sample_batch_size: PositiveInt = setting(
         "Images generated at once. Lower it to save memory; it changes the pixels slightly."
     )
@@ -304,14 +332,14 @@ class RuntimeSettings(Section):
 class Versions(Section):
     """The version of each stage's code. A change of its output raises it; old results are stale."""
 
-    validate_: PositiveInt = setting("The data gate.", alias="validate")
-    class_images: PositiveInt = setting("Class image generation.")
-    cache: PositiveInt = setting("The latent cache.")
-    train: PositiveInt = setting("Training.")
-    evaluate: PositiveInt = setting("Scoring.")
-    select: PositiveInt = setting("Checkpoint selection.")
-    register_: PositiveInt = setting("Registration.", alias="register")
-    report: PositiveInt = setting("The run page.")
+    validate_: PositiveInt = setting("Version of the code of the data gate.", alias="validate")
+    class_images: PositiveInt = setting("Version of the code of class image generation.")
+    cache: PositiveInt = setting("Version of the code of the latent cache.")
+    train: PositiveInt = setting("Version of the code of training.")
+    evaluate: PositiveInt = setting("Version of the code of scoring.")
+    select: PositiveInt = setting("Version of the code of checkpoint selection.")
+    register_: PositiveInt = setting("Version of the code of registration.", alias="register")
+    report: PositiveInt = setting("Version of the code of the run page.")
 
     def of(self, stage: str) -> int:
         """The version of a stage by its name on the command line."""
@@ -362,7 +390,9 @@ class _SharedSettings(Section):
 class Settings(_SharedSettings):
     """The content of params.yaml. `for_subject` returns the settings of one subject."""
 
-    subjects: dict[Name, SubjectSettings]
+    subjects: dict[Name, SubjectSettings] = Field(
+        description="The subjects by name, each with its photos, its words and its overrides."
+    )
 
 
 class SubjectView(_SharedSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +64,31 @@ def add_entry(text: str, section: str, name: str, value: dict[str, Any]) -> str:
 def add_item(text: str, section: str, item: dict[str, Any]) -> str:
     """Append an item to a top-level list."""
     return _append(text, section, [item])
+
+
+def with_comments(text: str, comment_of: Callable[[str], str | None]) -> str:
+    """Put a comment behind each key of a block that `comment_of` knows, by its dotted key.
+
+    It replaces the comment there. Comments on lines of their own stay.
+    """
+    lines = text.splitlines(keepends=True)
+    for key, line, column in _key_ends(_root(text), ""):
+        comment = comment_of(key)
+        if comment is not None:
+            code, end = lines[line][:column], lines[line].rstrip("\r\n")
+            lines[line] = f"{code}  # {comment}{lines[line][len(end) :]}"
+    return "".join(lines)
+
+
+def _key_ends(node: _Node, prefix: str) -> Iterator[tuple[str, int, int]]:
+    """The dotted key of every setting in a block, and where its code ends: line and column."""
+    entries: list[tuple[_Node, _Node]] = node.value
+    for key, value in entries:
+        is_block = value.id == "mapping" and not value.flow_style
+        mark = key.end_mark if is_block else value.end_mark
+        yield f"{prefix}{key.value}", mark.line, mark.column + is_block  # the colon
+        if is_block:
+            yield from _key_ends(value, f"{prefix}{key.value}.")
 
 
 def _append(text: str, section: str, entry: dict[str, Any] | list[Any]) -> str:

@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.evaluation.scorer_files import Role, check_scorer_files, scorer_folder
 from dreambooth_core.models.source import MODEL_PATTERNS
 from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.numerics.similarity import Floats, unit_rows
 from dreambooth_core.records import ScorerIdentity
 
 _BATCH = 32  # fixed: the batch size can change the last bits of a feature
-_CLS_MODELS = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 _WITH_POOLER = ("vit", "deit")
 
 
@@ -89,8 +89,7 @@ class DinoScorer:
 
 def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
     """Load a CLIPModel in float32. Raises SettingsError if it is missing, partial or not a CLIP."""
-    folder = _folder_of(name, root=root)
-    _check_type(folder, name=name, allowed=("clip",))
+    folder = _folder_of("clip", name, root=root)
     model = _load(CLIPModel, folder, name=name)
     return ClipScorer(
         identity=_identity("clip", name, folder=folder),
@@ -102,8 +101,8 @@ def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
 
 def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
     """Load a ViT with a class token in float32. Raises SettingsError if that is impossible."""
-    folder = _folder_of(name, root=root)
-    config = _check_type(folder, name=name, allowed=_CLS_MODELS)
+    folder = _folder_of("dino", name, root=root)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     # By default a ViT has a tanh pooler, which DINO's weights lack, so it would be random. A linear
     # pooler is trained to compute the feature.
     pooled = config.model_type in _WITH_POOLER and config.pooler_act == "linear"
@@ -130,18 +129,14 @@ def _pixels(processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
     return processor(images=rgb, return_tensors="pt")["pixel_values"]
 
 
-def _folder_of(name: str, *, root: Path) -> Path:
-    """The folder of a scorer: a path (relative to `root`), else a hub id's snapshot."""
-    if (root / name / "config.json").is_file():
-        return root / name
-    if (root / name).exists() or name.startswith((".", "/")) or name.count("/") != 1:
-        raise SettingsError(
-            "a scorer's folder holds no model",
-            got=name,
-            allowed="a folder with config.json and *.safetensors, or a hub id such as "
-            "openai/clip-vit-large-patch14",
-            hint="set evaluate.clip and evaluate.dino",
-        )
+def _folder_of(role: Role, name: str, *, root: Path) -> Path:
+    """The folder of a scorer, or the snapshot of a hub id. Raises SettingsError."""
+    folder = scorer_folder(role, name, root) or _from_hub(role, name)
+    check_scorer_files(role, name, folder)
+    return folder
+
+
+def _from_hub(role: Role, name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -149,22 +144,11 @@ def _folder_of(name: str, *, root: Path) -> Path:
     except Exception as error:
         # The hub's client raises a dozen types; each means that the scorer is not available.
         raise SettingsError(
-            "a scorer is neither a folder here nor to be had from the hub",
+            "the scorer is neither a folder here nor available from the hub",
+            key=f"evaluate.{role}",
             got=f"{name} ({type(error).__name__})",
             allowed="a folder, a hub id in the local cache, or a hub id and a network",
-            hint="set evaluate.clip and evaluate.dino",
         ) from error
-
-
-def _check_type(folder: Path, *, name: str, allowed: Sequence[str]) -> Any:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in allowed:
-        raise SettingsError(
-            "a scorer is of a kind that has no feature of the sort that is asked for",
-            got=f"{name} is a {config.model_type!r}",
-            allowed=", ".join(allowed),
-        )
-    return config
 
 
 def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Module:

@@ -173,7 +173,7 @@ def make_plan(
     than MIN_IMAGES images per row.
     """
     each = settings.images_per_prompt
-    _check_counts(settings, num_prompts=len(suite.templates))
+    check_counts(settings, num_prompts=len(suite.templates))
     return EvaluationPlan(
         suite=suite.name,
         prompts=suite.prompts(identifier=subject.identifier, class_noun=subject.class_noun),
@@ -199,13 +199,15 @@ def _seeds(seed: int, role: str, *, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(derive_seed(seed, role, *index) & _SEED_BITS for index in indices)
 
 
-def _check_counts(settings: EvaluateSettings, *, num_prompts: int) -> None:
+def check_counts(settings: EvaluateSettings, *, num_prompts: int) -> None:
+    """Raise SettingsError for fewer than MIN_IMAGES images per row."""
     each, total = settings.images_per_prompt, num_prompts * settings.images_per_prompt
     if total < MIN_IMAGES:
         needed = -(-MIN_IMAGES // num_prompts)
         raise SettingsError(
             "too few images in a row of scores",
+            key="evaluate.images_per_prompt",
             got=f"{num_prompts} prompts x {each} images = {total}",
             allowed=f"at least {MIN_IMAGES}",
-            hint=f"set evaluate.images_per_prompt to {needed} or more, or use a longer suite",
+            hint=f"raise it to {needed} or more, or use a longer suite",
         )

@@ -1,4 +1,4 @@
-"""Model families: kinds of pipelines, recognized by their configs.
+"""Model families: kinds of pipelines, recognized by their configs. Torch-free.
 
 A family names the parts of a pipeline; other differences are read from the parts themselves.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import source
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+Pipeline: TypeAlias = "StableDiffusionPipeline | StableDiffusionXLPipeline"
 """A pipeline of any supported family."""
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -27,17 +28,24 @@ class Family:
     """A kind of pipeline: its class, the options to load it, and its text parts in order."""
 
     name: Literal["sd", "sdxl"]
-    pipeline_class: type[Pipeline]
+    class_name: str
     options: dict[str, Any]
     text_encoders: tuple[str, ...]
     tokenizers: tuple[str, ...]
     conditioning: str | None
     """The U-Net's added conditioning: `addition_embed_type` of its config."""
 
+    @property
+    def pipeline_class(self) -> type[Pipeline]:
+        """The class of diffusers."""
+        import diffusers
+
+        return getattr(diffusers, self.class_name)
+
 
 _SD = Family(
     name="sd",
-    pipeline_class=StableDiffusionPipeline,
+    class_name="StableDiffusionPipeline",
     options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
     text_encoders=TEXT_ENCODERS[:1],
     tokenizers=("tokenizer",),
@@ -45,7 +53,7 @@ _SD = Family(
 )
 _SDXL = Family(
     name="sdxl",
-    pipeline_class=StableDiffusionXLPipeline,
+    class_name="StableDiffusionXLPipeline",
     options={"add_watermarker": False},
     text_encoders=TEXT_ENCODERS,
     tokenizers=("tokenizer", "tokenizer_2"),
@@ -54,7 +62,7 @@ _SDXL = Family(
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
 """The keys of DDPM's noise in a scheduler's config, unless it lists its `trained_betas`."""
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_BY_CLASS = {family.pipeline_class.__name__: family for family in (_SD, _SDXL)}
+_BY_CLASS = {family.class_name: family for family in (_SD, _SDXL)}
 
 
 def pipeline_family(folder: Path) -> Family:

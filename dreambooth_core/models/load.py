@@ -48,9 +48,10 @@ def pick_device(compute: ComputeSettings) -> torch.device:
         return torch.device("cuda")
     if compute.device == "cuda":
         raise SettingsError(
-            "compute.device is cuda, but torch finds no GPU on this machine",
+            "cuda, but torch finds no GPU on this machine",
+            key="compute.device",
             got=f"torch {torch.__version__}",
-            hint="set compute.device to auto or cpu",
+            hint="set auto or cpu",
         )
     return torch.device("cpu")
 

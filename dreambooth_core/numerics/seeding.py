@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, role: str, *index: int) -> int:
@@ -18,4 +20,6 @@ def derive_seed(seed: int, role: str, *index: int) -> int:
 
 def generator_for(seed: int, role: str, *index: int) -> torch.Generator:
     """A CPU generator for one item, the same whether the item is drawn alone or in a batch."""
+    import torch  # seconds, which those who derive seeds need not wait
+
     return torch.Generator("cpu").manual_seed(derive_seed(seed, role, *index))

@@ -24,18 +24,11 @@ def run_stage(context: StageContext, stage: str) -> Record:
     """Run one stage and publish its output in `context.places.stage_dir(stage)`.
 
     Raises SettingsError and DataError for wrong input, StageError for work that failed, and
-    Stopped when the context asked to stop (run the stage again to continue). The stages up to the
-    training raise SettingsError first for settings that this machine cannot train.
+    Stopped when the context asked to stop (run the stage again to continue). A stage raises
+    SettingsError first for settings with which it, or a stage after it, would fail.
     """
     name = f"{__name__}.{stage.replace('-', '_')}"
     with gc_paused() if name not in sys.modules else contextlib.nullcontext():
-        if stage in preflight.TRAINING_STAGES:
-            _check_machine(context)
+        preflight.check_stage(context.places.root, context.settings, context.env, stage)
         module = importlib.import_module(name)
     return module.run(context)
-
-
-def _check_machine(context: StageContext) -> None:
-    problem = preflight.problem(context.places.root, context.settings, context.env)
-    if problem is not None:
-        raise problem

@@ -59,18 +59,31 @@ def describe(footprint: Footprint | None, *, have_mib: float | None) -> dict[str
 def presets_that_fit(
     root: Path, base_model: str, *, have_mib: float | None, kind: Kind
 ) -> list[dict[str, Any]]:
-    """The presets for a base model with their peaks; those that fit come first, largest first."""
+    """Every preset with its model and its peak.
+
+    Those for `base_model` come first, then those that fit, the largest first.
+    """
     found: list[dict[str, Any]] = []
     for path in sorted((root / "presets").glob("*.yaml")):
         try:
             settings = config.load_settings(path)
         except DreamBoothError:
             continue  # a broken file of the user's; `preset use` reports why
-        if settings.base_model.pretrained_model_name_or_path != base_model:
-            continue
         try:
             memory = describe(memory_of(settings, root, kind=kind), have_mib=have_mib)
         except DreamBoothError:
             memory = describe(None, have_mib=have_mib)  # its launch file is missing here
-        found.append({"name": path.stem, "peak_mib": memory["peak_mib"], "fits": memory["fits"]})
-    return sorted(found, key=lambda row: (row["fits"] is not True, -(row["peak_mib"] or 0)))
+        found.append(
+            {
+                "name": path.stem,
+                "base_model": settings.base_model.pretrained_model_name_or_path,
+                "peak_mib": memory["peak_mib"],
+                "fits": memory["fits"],
+            }
+        )
+
+    def order(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        is_other = row["base_model"] != base_model
+        return is_other, row["fits"] is not True, -(row["peak_mib"] or 0)
+
+    return sorted(found, key=order)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dreambooth_core.config import LoraSettings, TrainSettings
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import sides
 from dreambooth_core.planning.tables import read_table
 
 Shape = tuple[int, ...]
@@ -22,6 +23,8 @@ _KNOWN = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
 """Hub ids whose shapes are known before a download."""
+_SIDES = {"sd1": 512, "sdxl": 1024}
+"""The sides in pixels that these architectures were trained at."""
 
 Named = tuple[tuple[str, Shape], ...]
 
@@ -96,6 +99,13 @@ def shapes_of(name: str, folder: Path | None) -> ModelShapes | None:
     if folder is not None:
         return _from_files(folder)
     return _from_table(_KNOWN[name]) if name in _KNOWN else None
+
+
+def trained_side(name: str, folder: Path | None) -> int | None:
+    """The side that the model in `folder`, or of a known hub id, was trained at."""
+    if folder is not None:
+        return sides.trained_side(folder)
+    return _SIDES[_KNOWN[name]] if name in _KNOWN else None
 
 
 def _from_files(folder: Path) -> ModelShapes:

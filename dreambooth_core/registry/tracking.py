@@ -121,8 +121,9 @@ def _get_health(url: str) -> None:
 
 
 def without_password(uri: str) -> str:
-    """The URI with a masked password, for logs."""
-    return re.sub(r"(://[^:/@]+:)[^@/]+@", r"\1***@", uri)
+    """The URI with its password, or a token in place of one, masked: for logs and screens."""
+    masked = re.sub(r"://([^:/@]*:)?[^/]*@", lambda found: f"://{found[1] or ''}***@", uri)
+    return re.sub(r"([?&](?:password|passwd|token|sslpassword)=)[^&]*", r"\1***", masked)
 
 
 @functools.lru_cache(maxsize=8)

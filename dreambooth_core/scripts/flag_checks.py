@@ -10,7 +10,8 @@ from pathlib import Path
 from dreambooth_core.data.listing import list_folder
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import DreamBoothError, Problem
-from dreambooth_core.models import source
+from dreambooth_core.models import sides, source
+from dreambooth_core.models.families import pipeline_family
 from dreambooth_core.scripts.flags import TRACKER_PACKAGES, ScriptFlags
 
 _SHOWN = 5
@@ -76,14 +77,20 @@ def _package_problems(flags: ScriptFlags) -> Iterator[Problem]:
 
 def _model_problems(flags: ScriptFlags) -> Iterator[Problem]:
     """Check local folders only; a hub id would need a request."""
+    usable: Path | None = None
     for name in ("pretrained_model_name_or_path", "tokenizer_name"):
         model = getattr(flags, name, None)
         try:
             folder = model and source.local_folder(model, Path.cwd(), revision=flags.revision)
             if folder and name == "pretrained_model_name_or_path":
                 source.read_json_file(folder / "model_index.json", what="a saved pipeline")
+                pipeline_family(folder)
+                usable = folder
         except DreamBoothError as error:
             yield Problem(str(error), f"--{name}")
+    side = sides.side_problem(flags.resolution, usable)
+    if side is not None:
+        yield Problem(side, "--resolution")
 
 
 def _photo_problems(flags: ScriptFlags) -> Iterator[Problem]:

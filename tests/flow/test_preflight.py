@@ -43,6 +43,24 @@ def test_command_reports_all_problems_before_starting_anything(root, command):
     assert not (root / ".prefect").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("run", SUBJECT), ("plan", SUBJECT), ("plan", SUBJECT, "--card-gib", "12")]
+)
+def test_command_refuses_what_a_later_stage_cannot_use(tmp_path, command):
+    workspaces.build(tmp_path)
+    workspaces.change(tmp_path, "evaluate.images_per_prompt", 1)
+    workspaces.change(tmp_path, "evaluate.clip", "assets/pocket-clop")
+    workspaces.change(tmp_path, "data.resolution", 65)
+    done = dreambooth(tmp_path, *command)
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 2, words
+    assert "data.resolution: 65, but this base model needs a multiple of 8" in words
+    assert "evaluate.images_per_prompt: too few images" in words
+    assert "evaluate.clip: the scorer's folder does not exist" in words
+    assert "--card-gib" not in words
+    assert not (tmp_path / "work").exists()
+
+
 def test_plan_accepts_the_gpu_of_another_machine(root):
     done = dreambooth(root, "plan", SUBJECT, "--card-gib", "12")
     assert done.returncode == 0, done.stderr

@@ -143,8 +143,8 @@ def test_preset_raises_but_never_lowers_versions(workspace):
     """A lower version would make outputs of older code count as up to date."""
     now = config.load_settings(workspace.params).versions
     cache, train = now.cache, now.train
-    other = f"cache: {cache - 1}\n  train: {train + 1}"
-    spoil(workspace, "sd14-6gb", f"cache: {cache}\n  train: {train}", other)
+    spoil(workspace, "sd14-6gb", f"  cache: {cache} ", f"  cache: {cache - 1} ")
+    spoil(workspace, "sd14-6gb", f"  train: {train} ", f"  train: {train + 1} ")
     changed = presets.use(workspace, "sd14-6gb")
     versions = config.load_settings(workspace.params).versions
     assert (versions.cache, versions.train) == (cache, train + 1)

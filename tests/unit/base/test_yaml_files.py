@@ -91,12 +91,12 @@ def test_preset_is_written_byte_for_byte_around_the_subjects(workspace: Workspac
 
 def test_preset_keeps_higher_version_without_other_changes(workspace: Workspace) -> None:
     text = workspace.params.read_text()
-    workspace.params.write_text(text.replace("  cache: 3\n", "  cache: 12\n"))
+    workspace.params.write_text(text.replace("  cache: 3 ", "  cache: 12 "))
     presets.use(workspace, "pocket")
     changed = presets.use(workspace, "pocket")
     assert changed == []
     preset = (workspace.root / "presets" / "pocket.yaml").read_text()
-    expected = preset.replace("  cache: 3\n", "  cache: 12\n")
+    expected = preset.replace("  cache: 3 ", "  cache: 12 ")
     assert (
         workspace.params.read_text().partition("subjects:")[0] == expected.partition("subjects:")[0]
     )

@@ -207,6 +207,16 @@ def test_first_suggested_preset_fits_the_gpu():
     assert small["sd14-16gb"] is False
 
 
+def test_presets_of_every_model_are_listed_with_their_verdict():
+    found = fit.presets_that_fit(ROOT, "assets/pocket-sd", have_mib=6144, kind="gpu")
+    assert {row["name"] for row in found} == {p.stem for p in (ROOT / "presets").glob("*.yaml")}
+    assert found[0]["name"] == "pocket"
+    others = [row["fits"] for row in found[1:]]
+    assert others == sorted(others, key=lambda fits: fits is not True)
+    models = {row["name"]: row["base_model"] for row in found}
+    assert models["sdxl-lora"] == "stabilityai/stable-diffusion-xl-base-1.0"
+
+
 def test_planning_needs_no_torch():
     code = "import sys, dreambooth_core.planning.fit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -266,6 +266,18 @@ def test_numbers_that_would_fail_later_are_refused_at_once():
     ]
 
 
+@pytest.mark.parametrize(("side", "nearest"), [(65, "64 or 72"), (101, "96 or 104")])
+@pytest.mark.parametrize("model", ["assets/pocket-sd", "CompVis/stable-diffusion-v1-4"])
+def test_side_that_the_model_cannot_use_is_refused(model, side, nearest, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = (f"--pretrained_model_name_or_path={model}", *NEEDED[1:], f"--resolution={side}")
+    text = problems(DREAMBOOTH, *flags)
+    assert (
+        f"--resolution: {side}, but this base model needs a multiple of 8; nearest: {nearest}"
+        in text.splitlines()
+    )
+
+
 def test_photos_class_images_models_and_results_need_separate_folders(tmp_path):
     (tmp_path / "photo.png").touch()
     model = problems(DREAMBOOTH, *NEEDED[1:], f"--pretrained_model_name_or_path={tmp_path}",

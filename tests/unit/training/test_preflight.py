@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -51,13 +50,19 @@ def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def workspace_of(tmp_path: Path, **changes: Any) -> Workspace:
-    shutil.copytree(ROOT / "infra", tmp_path / "infra")
+    for name in ("infra", "assets", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
     changed(tmp_path, **changes)
     return Workspace(tmp_path)
 
 
 def problem_of(workspace: Workspace, env: dict[str, str] | None = None) -> SettingsError | None:
-    return preflight.problem(workspace.root, config.load_view(workspace, SUBJECT), env or {})
+    view = config.load_view(workspace, SUBJECT)
+    try:
+        preflight.refuse(preflight.findings(workspace.root, view, env or {}), STAGES)
+    except SettingsError as error:
+        return error
+    return None
 
 
 def context_of(workspace: Workspace) -> StageContext:
@@ -82,7 +87,7 @@ def test_everything_unsupported_on_a_cpu_is_reported_at_once(tmp_path):
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         lines = lines_of(workspace_of(tmp_path, **own))
     wanted = [
-        "compute.device is cuda, but torch finds no GPU",
+        "compute.device: cuda, but torch finds no GPU",
         "train.mixed_precision: fp16 needs a GPU",
         "train.enable_xformers_memory_efficient_attention: needs a GPU",
         "train.compile_blocks: torch.compile needs a C++ compiler",
@@ -138,10 +143,12 @@ def test_no_stage_starts_if_training_is_impossible(tmp_path, stage):
 
 def test_data_gate_runs_on_machines_that_cannot_train(tmp_path):
     """Photos are looked at before a GPU is hired; what is missing here is a subject's photos."""
-    workspace = workspace_of(tmp_path, train__mixed_precision="fp16")
+    nowhere = {f"subjects__{SUBJECT}__instance_dir": "nowhere"}
+    workspace = workspace_of(tmp_path, train__mixed_precision="fp16", **nowhere)
     with pytest.raises(DreamBoothError) as caught:
         run_stage(context_of(workspace), "validate")
     assert "fp16" not in str(caught.value)
+    assert f"subjects.{SUBJECT}.instance_dir: this folder does not exist" in str(caught.value)
 
 
 def test_dvcs_stages_refuse_with_exit_code_2_and_make_nothing(tmp_path):
@@ -162,7 +169,7 @@ def test_settings_for_every_machine_are_checked_without_torch(tmp_path):
         "from dreambooth_core.workspace import STAGES, Workspace\n"
         "workspace = Workspace(Path(sys.argv[1]))\n"
         "view = config.load_view(workspace, sys.argv[2])\n"
-        "assert preflight.problem(workspace, view, {}) is None\n"
+        "assert preflight.findings(workspace.root, view, {}) == []\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), SUBJECT]
