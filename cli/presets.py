@@ -29,13 +29,21 @@ def read(workspace: Workspace, name: str) -> str:
     return (workspace.root / "presets" / f"{name}.yaml").read_bytes().decode()
 
 
+def _editors_line(text: str) -> str:
+    """The first line of a settings file if it names the JSON Schema for editors."""
+    first = text.splitlines(keepends=True)[:1]
+    return "".join(line for line in first if line.startswith("# yaml-language-server:"))
+
+
 def use(workspace: Workspace, name: str) -> list[str]:
     """Write a preset to params.yaml, keeping the subjects; return the changed keys.
 
     Raises SettingsError, and leaves the file unchanged, if the result is invalid.
     """
     before = workspace.params.read_bytes().decode()
-    after = config.replace_section(read(workspace, name), "subjects", before)
+    after = _editors_line(before) + config.replace_section(
+        read(workspace, name), "subjects", before
+    )
     ours = config.flatten(config.read_yaml(workspace.params))
     for key, value in config.flatten(config.parse_yaml(after)).items():
         mine = ours.get(key)
