@@ -14,7 +14,7 @@ from typing import Any
 
 from dreambooth_core.config.effects import dvc_params
 from dreambooth_core.config.sections import OVERRIDABLE, Effect, Settings
-from dreambooth_core.config.yaml_files import with_comments
+from dreambooth_core.config.yaml_files import mapping, with_comments
 from dreambooth_core.workspace import STAGES
 
 NAME = "NAME"
@@ -108,8 +108,9 @@ def _section_of(field: _Schema, defs: _Schema) -> _Schema | None:
     """The section that a field holds, or that each entry of a mapping of sections holds."""
     named = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
     for option in (field, *field.get("anyOf", ()), *named):
-        if isinstance(option, Mapping) and "$ref" in option:
-            return defs[option["$ref"].rpartition("/")[2]]
+        reference: str = mapping(option).get("$ref", "")
+        if reference:
+            return defs[reference.rpartition("/")[2]]
     return None
 
 

@@ -72,7 +72,7 @@ class DataSettings(Section):
     """The checks of the photos, and their transform to training images."""
 
     resolution: PositiveInt = setting(
-        "Side of all images in pixels. SD 1.x was trained at 512, SDXL at 1024."
+        "Side of all images in pixels: 512 for SD 1.x, 1024 for SDXL."
     )
     center_crop: bool = setting("Crop the centre. If false, cache crops_per_image random crops.")
     crops_per_image: PositiveInt = setting("Random crops per photo if center_crop is false.")
@@ -125,7 +125,7 @@ class PriorSettings(Section):
     )
     num_inference_steps: PositiveInt = setting("Sampling steps per class image: more take longer.")
     guidance_scale: NonNegativeFloat = setting(
-        "Guidance scale of the class images: how closely they follow the prompt."
+        "Guidance scale: how closely images follow the prompt."
     )
     sample_batch_size: PositiveInt = setting(
         "Class images generated at once. Lower it to save memory; it changes the pixels slightly."
@@ -174,28 +174,20 @@ class TrainSettings(Section):
     text_encoder_stop_step: PositiveInt | None = setting(
         "Freeze the text encoders after N steps. Null trains them to the end.", default=None
     )
-    max_train_steps: PositiveInt = setting(
-        "Number of training steps (optimizer updates). Too many overfit."
-    )
+    max_train_steps: PositiveInt = setting("Number of training steps. Too many overfit.")
     checkpointing_steps: PositiveInt = setting(
-        "Save a checkpoint every N steps. Each one is scored.", effect=Effect.OUTPUT
+        "Save and score a checkpoint every N steps.", effect=Effect.OUTPUT
     )
-    train_batch_size: PositiveInt = setting(
-        "Photos per process and micro-step. Class images come on top."
-    )
+    train_batch_size: PositiveInt = setting("Photos per process and micro-step.")
     gradient_accumulation_steps: PositiveInt = setting(
         "Micro-steps per step. Raise it for a larger batch in the same memory."
     )
     lr_scheduler: LrScheduler = setting("Course of the learning rate over the steps.")
-    lr_warmup_steps: NonNegativeInt = setting(
-        "Steps in which the learning rate rises from 0; 0 with `constant`."
-    )
+    lr_warmup_steps: NonNegativeInt = setting("Steps of linear warm-up; 0 with `constant`.")
     lr_num_cycles: PositiveInt = setting("Cycles of the schedule cosine_with_restarts.", default=1)
     lr_power: PositiveFloat = setting("Exponent of the schedule polynomial.", default=1.0)
     optimizer: Optimizer = setting("AdamW, or Adafactor to save memory.", default="adamw")
-    use_8bit_adam: bool = setting(
-        "Store AdamW's state in 8 bits to save memory. Needs bitsandbytes.", default=False
-    )
+    use_8bit_adam: bool = setting("Store AdamW's state in 8 bits (bitsandbytes).", default=False)
     adam_beta1: Beta = setting("AdamW beta 1: decay of the gradients' average.")
     adam_beta2: Beta = setting("AdamW beta 2: decay of the squared gradients' average.")
     adam_weight_decay: NonNegativeFloat = setting("Decoupled weight decay of the optimizer.")
@@ -247,7 +239,7 @@ class TrainSettings(Section):
         "How an update runs. Must match the launch; null derives it.", default=None
     )
     checkpoints_total_limit: PositiveInt = setting(
-        "Number of resume states to keep. Published checkpoints are all kept.", effect=Effect.OUTPUT
+        "Number of resume states to keep.", effect=Effect.OUTPUT
     )
 
     @property
@@ -275,13 +267,11 @@ class EvaluateSettings(Section):
     images_per_prompt: PositiveInt = setting(
         "Images per prompt; at least 32 images per checkpoint. More narrow the intervals."
     )
-    num_class_prompt_images: PositiveInt = setting(
-        "Images of the class prompt, for PRES: has the class become the subject?"
-    )
+    num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES.")
     seed: NonNegativeInt = setting("Seed of the evaluation images.")
     num_inference_steps: PositiveInt = setting("Sampling steps per evaluation image.")
     guidance_scale: NonNegativeFloat = setting(
-        "Guidance scale of the evaluation images: how closely they follow the prompt."
+        "Guidance scale: how closely images follow the prompt."
     )
     sample_batch_size: PositiveInt = setting(
         "Images generated at once. Lower it to save memory; it changes the pixels slightly."
@@ -391,7 +381,7 @@ class Settings(_SharedSettings):
     """The content of params.yaml. `for_subject` returns the settings of one subject."""
 
     subjects: dict[Name, SubjectSettings] = Field(
-        description="The subjects by name, each with its photos, its words and its overrides."
+        description="The subjects by name: photos, words, overrides."
     )
 
 

@@ -51,7 +51,7 @@ def pick_device(compute: ComputeSettings) -> torch.device:
             "cuda, but torch finds no GPU on this machine",
             key="compute.device",
             got=f"torch {torch.__version__}",
-            hint="set auto or cpu",
+            hint="set compute.device to auto or cpu",
         )
     return torch.device("cpu")
 
