@@ -222,6 +222,7 @@ def score(bench: Any, name: str, folder: Path, *, step: int) -> CheckpointScore:
                 step=step,
                 sha256=files.digest_of([files.tree_hashes(folder / part) for part in COMPONENTS]),
             ),
+            rounds=evaluator.plan.rounds,
             sampler=lambda prompts, seeds: sample(pipe, evaluator.plan, prompts, seeds),
         )
     finally:

@@ -9,7 +9,7 @@ from dreambooth_core.errors import SettingsError
 
 STAGES = (
     *("validate", "class-images", "cache", "train"),
-    *("evaluate", "select", "register", "report"),
+    *("evaluate", "select", "confirm", "register", "report"),
 )
 """Every stage, in order; the last one writes a page instead of a record."""
 

@@ -29,6 +29,7 @@ def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
         pipeline.train(run)
         pipeline.evaluate(run)
         pipeline.select(run)
+        pipeline.confirm(run)
         pipeline.register(run)
         verdict = pipeline.compare(run)
         pipeline.report(run)

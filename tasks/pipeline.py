@@ -8,7 +8,7 @@ mapped to other threads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,21 +119,23 @@ _SCORE = {
 
 
 @task(**_SCORE)
-def score_row(row: str, run: SubjectRun) -> None:
-    """Score one row of the table and save it in the store."""
+def score_row(row: str, rounds: int, run: SubjectRun) -> None:
+    """Score the first rounds of a row of the table and save them in the store."""
     from dreambooth_core.pipeline import evaluate
 
-    evaluate.score_row(run.context(f"score {row}"), row)
+    evaluate.score_row(run.context(f"score {row}"), row, rounds=rounds)
 
 
 def evaluate(run: SubjectRun) -> State[Any]:
-    """Score every row in a mapped task, then gather the rows."""
+    """Race the rows, each round in mapped tasks, then gather them."""
 
     from dreambooth_core.pipeline import evaluate
 
     def work() -> None:
-        rows = evaluate.rows_to_score(run.context("evaluate"))
-        score_row.map(list(rows), unmapped(run)).result()
+        def prepare(rows: Sequence[str], rounds: int) -> None:
+            score_row.map(list(rows), unmapped(rounds), unmapped(run)).result()
+
+        evaluate.race(dataclasses.replace(run.context("evaluate"), progress=no_progress), prepare)
         gather_scores(run)
 
     with run.timed("evaluate") as ran:
@@ -160,6 +162,12 @@ def show_scores(run: SubjectRun, *, ran: bool) -> State[Any]:
 def select(run: SubjectRun) -> State[Any]:
     """Select the best checkpoint."""
     return _run_stage(run, "select")
+
+
+@task(**_options("confirm", hours=12, retries=1, tags=["device"]))
+def confirm(run: SubjectRun) -> State[Any]:
+    """Score the selected checkpoint on seeds that selected nothing."""
+    return _run_stage(run, "confirm")
 
 
 @task(**_options("register", hours=6, retries=2))

@@ -22,14 +22,23 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "train": ("base_model", "compute", "prior.prior_loss_weight", "train", *_SUBJECT_WORDS),
     "evaluate": (
-        *("base_model", "compute", "evaluate", "data.resolution"),
+        *("base_model", "compute", "evaluate", "select", "data.resolution"),
         *("subject.prompts", *_SUBJECT_WORDS),
     ),
     "select": ("select",),
+    "confirm": (
+        *("base_model", "compute", "evaluate", "data.resolution"),
+        *("subject.prompts", *_SUBJECT_WORDS),
+    ),
     "register": ("registry", "base_model"),
     "report": (),
 }
 """The settings that each stage reads, besides its version and its subject's overrides."""
+
+
+_DECIDING = {"train": ("evaluate", "select", "data.resolution", "subject.prompts")}
+"""Settings that decide about a stage's output without changing its work: those that stop a training
+early. Its checkpoints stay in the store, so a change costs no training twice."""
 
 
 def dvc_params(stage: str) -> list[str]:
@@ -39,7 +48,7 @@ def dvc_params(stage: str) -> list[str]:
     """
     keys = {
         "prior" if key.startswith("prior.") else key.replace("subject.", "subjects.${key}.", 1)
-        for key in STAGE_SETTINGS[stage]
+        for key in (*STAGE_SETTINGS[stage], *_DECIDING.get(stage, ()))
     }
     if any(key.split(".")[0] in OVERRIDABLE for key in keys):
         keys.add("subjects.${key}.overrides")

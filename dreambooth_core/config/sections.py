@@ -265,7 +265,12 @@ class EvaluateSettings(Section):
 
     suite: str = setting("Prompt suite: pocket, objects, live, or the path of a text file.")
     images_per_prompt: PositiveInt = setting(
-        "Images per prompt; at least 32 images per checkpoint. More narrow the intervals."
+        "Images per prompt, one per round of scoring; at least 32 images per complete row. "
+        "More narrow the intervals."
+    )
+    racing: bool = setting(
+        "Draw further rounds of images only for checkpoints that can still be selected.",
+        default=False,
     )
     num_class_prompt_images: PositiveInt = setting("Images of the class prompt, for PRES.")
     seed: NonNegativeInt = setting("Seed of the evaluation images.")
@@ -287,6 +292,11 @@ class SelectSettings(Section):
     max_clip_t_loss: Fraction = setting("Accepted loss of CLIP-T, as a fraction of the text range.")
     max_pres_gain: Fraction = setting(
         "Accepted gain of PRES, as a fraction of the distance from step 0 to the real photos."
+    )
+    early_stopping_patience: PositiveInt | None = setting(
+        "Score checkpoints during the training, and stop it after this many without a gain. "
+        "Null trains to the last step.",
+        default=None,
     )
 
 
@@ -328,6 +338,7 @@ class Versions(Section):
     train: PositiveInt = setting("Version of the code of training.")
     evaluate: PositiveInt = setting("Version of the code of scoring.")
     select: PositiveInt = setting("Version of the code of checkpoint selection.")
+    confirm: PositiveInt = setting("Version of the code of the confirmation on fresh seeds.")
     register_: PositiveInt = setting("Version of the code of registration.", alias="register")
     report: PositiveInt = setting("Version of the code of the run page.")
 

@@ -119,11 +119,12 @@ def score_checkpoint(
     evaluator: Evaluator,
     *,
     model: ScoredModel,
+    rounds: int,
     sampler: Sampler,
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> CheckpointScore:
-    """The row of one model, from stored images and scores where possible.
+    """The row of one model from its first `rounds` rounds of images, stored ones where possible.
 
     Calls `sampler` only for blocks of images that the store lacks, so weights may be loaded on its
     first call. The base model has the name `STEP_0` and step 0. Raises Stopped between blocks.
@@ -131,11 +132,12 @@ def score_checkpoint(
     images = evaluator.store.images(
         evaluator.plan,
         model_sha256=model.sha256,
+        rounds=rounds,
         sampler=sampler,
         progress=progress,
         should_stop=should_stop,
     )
-    key = score_key(evaluator, model.sha256)
+    key = score_key(evaluator, model.sha256, rounds=rounds)
     row = evaluator.store.load_scores(key)
     if row is None:
         row = score_features(evaluator, model=model, features=_features(evaluator, images))
@@ -144,19 +146,21 @@ def score_checkpoint(
     return row.model_copy(update=own)
 
 
-def score_key(evaluator: Evaluator, model_sha256: str) -> str:
+def score_key(evaluator: Evaluator, model_sha256: str, *, rounds: int) -> str:
     """The key of a row: a hash of the model and of everything that its scores depend on."""
     bootstrap = dataclasses.asdict(evaluator.bootstrap)
-    return files.digest_of([model_sha256, evaluator.harness.to_json(), bootstrap])
+    return files.digest_of([model_sha256, evaluator.harness.to_json(), bootstrap, rounds])
 
 
-def row_images(evaluator: Evaluator, model_sha256: str) -> RowImages:
+def row_images(evaluator: Evaluator, model_sha256: str, *, rounds: int) -> RowImages:
     """The images of a scored row. Raises RuntimeError if the store lacks some."""
 
     def no_sampler(prompts: Sequence[str], seeds: Sequence[int]) -> Sequence[Image.Image]:
         raise RuntimeError(f"the store lacks images of {prompts[0]!r}, seed {seeds[0]}")
 
-    return evaluator.store.images(evaluator.plan, model_sha256=model_sha256, sampler=no_sampler)
+    return evaluator.store.images(
+        evaluator.plan, model_sha256=model_sha256, rounds=rounds, sampler=no_sampler
+    )
 
 
 def _features(evaluator: Evaluator, images: RowImages) -> RowFeatures:
@@ -174,12 +178,13 @@ def score_features(
 ) -> CheckpointScore:
     """Compute a row, every number of docs/scores.md, from features."""
     plan, references, bootstrap = evaluator.plan, evaluator.references, evaluator.bootstrap
-    prompt_N, dino_ND = plan.prompt_indices, features.dino_ND
+    dino_ND = features.dino_ND
+    prompt_N = plan.prompt_indices(len(dino_ND) // len(plan.prompts))
     clip_t_N, text_range = clip_t_of(cosines(features.clip_ND, features.text_PD), prompt_N)
     clip_i_N = cosines(features.clip_ND, references.clip_MD).mean(axis=1)
     dino_N = cosines(dino_ND, references.dino_MD).mean(axis=1)
     pres_K = cosines(features.class_dino_KD, references.dino_MD).mean(axis=1)
-    suite = plan.requests[: plan.num_images]
+    suite = [(plan.prompts[p], seed) for p, seed in zip(prompt_N, plan.seeds, strict=False)]
     return CheckpointScore(
         name=model.name,
         step=model.step,
@@ -188,7 +193,7 @@ def score_features(
             ImageScore(prompt=prompt, seed=seed, clip_t=float(t), clip_i=float(i), dino=float(d))
             for (prompt, seed), t, i, d in zip(suite, clip_t_N, clip_i_N, dino_N, strict=True)
         ),
-        n=plan.num_images,
+        n=len(suite),
         clip_t=_mean(clip_t_N, bootstrap),
         clip_i=_mean(clip_i_N, bootstrap),
         dino=_mean(dino_N, bootstrap),

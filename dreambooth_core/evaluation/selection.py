@@ -1,81 +1,162 @@
 """The choice of the best checkpoint of a run: the rule of docs/scores.md, as pure functions.
 
 A checkpoint qualifies if it still follows the prompts (CLIP-T) and has not turned the whole class
-into the subject (PRES). The highest DINO among those wins; the earlier step breaks ties.
+into the subject (PRES). Of those, the earliest within one standard error of the highest DINO wins
+(Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
+
+Scoring is a race: rounds of images go only to the checkpoints that can still win (`next_round`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dreambooth_core.config import SelectSettings
 from dreambooth_core.errors import StageError
+from dreambooth_core.numerics.similarity import Floats
 from dreambooth_core.records import (
     REAL,
     SCORES,
     STEP_0,
+    CheckpointScore,
+    Evaluation,
     Interval,
     RankedCheckpoint,
     ScoreRow,
-    Scores,
     Selection,
 )
+
+_NEAR = 0.8
+"""Part of the way from the DINO of step 0 to that of the real photos."""
+_Z_95 = 1.96
+"""Standard errors that a 95 % interval reaches to each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of a qualified checkpoint, with the reasons for the numbers."""
+    """The limits of a qualified checkpoint, with the reasons for the numbers.
+
+    From `near_dino` on, a DINO that stops rising is a plateau; below, the training is not done.
+    """
 
     min_clip_t: float
     max_pres: float
+    near_dino: float
     clip_t_because: str
     pres_because: str
 
 
-def select_best(scores: Scores, settings: SelectSettings) -> Selection:
-    """The best checkpoint of `scores`, or the fallback if none qualifies.
+def select_best(evaluation: Evaluation, settings: SelectSettings) -> Selection:
+    """The best checkpoint of `evaluation`, or the fallback if none qualifies.
 
     Raises StageError if the scores lack checkpoints or the row `step 0`.
     """
-    checkpoints = [row for row in scores.rows if row.step]
-    if not checkpoints:
+    rows = {row.name: row for row in evaluation.rows if row.step}
+    if not rows:
         raise StageError("the scores lack a checkpoint", hint="run the stages train and evaluate")
-    limits = limits_of(scores, settings)
-    ranked = sorted((_judge(row, limits) for row in checkpoints), key=_rank)
-    best = ranked[0]
-    sentence = _sentence_qualified if best.qualified else _sentence_fallback
+    limits = limits_of(evaluation.rows, settings, text_range=evaluation.text_range)
+    judged = [_judge(row, limits) for row in rows.values()]
+    finalists = _finalists([rows[one.name] for one in judged if one.qualified])
+    winner = earliest_within_noise(finalists).name if finalists else None
+    ranked = sorted(judged, key=lambda one: (one.name != winner, *_rank(one)))
     return Selection(
-        best=best.name,
-        qualified=best.qualified,
-        rule=sentence(best, limits, ranked=ranked),
+        best=ranked[0].name,
+        qualified=ranked[0].qualified,
+        rule=(
+            _sentence_qualified(ranked, limits, finalists=finalists)
+            if finalists
+            else _sentence_fallback(ranked, limits)
+        ),
         ranked=tuple(ranked),
     )
 
 
-def limits_of(scores: Scores, settings: SelectSettings) -> Limits:
+def next_round(rows: Sequence[CheckpointScore], limits: Limits) -> tuple[CheckpointScore, ...]:
+    """The rows that get another round of images, in order of steps; none once the race is decided.
+
+    `rows` are the checkpoints that have all rounds so far, in order of steps. A row leaves if it
+    breaks a limit by more than the noise, if its DINO is lower than the leader's by more than the
+    noise, or if it belongs to the lower half (sequential halving: Karnin et al., ICML 2013; paired
+    intervals, as in F-Race: Birattari et al., GECCO 2002). The earliest row within the noise of the
+    leader always stays.
+    """
+    alive = [row for row in rows if _may_qualify(row, limits)]
+    if not alive:
+        return ()
+    leader = max(alive, key=_dino)
+    alive = [row for row in alive if row is leader or _may_lead(row, leader)]
+    winner = earliest_within_noise(alive)
+    if winner is leader and winner is alive[0]:
+        return ()
+    best = sorted(alive, key=_dino, reverse=True)[: -(-len(rows) // 2)]
+    kept = [row for row in alive if row in best or row is winner]
+    return tuple(kept) if len(kept) > 1 else ()
+
+
+def further_steps_are_futile(
+    rows: Sequence[CheckpointScore], limits: Limits, *, patience: int
+) -> bool:
+    """Whether to stop the training after the last of `rows`, its checkpoints in order of steps.
+
+    True if the last `patience` checkpoints break a limit by more than the noise, or if none of
+    them has a higher DINO than the best before by more than one standard error, while that best is
+    near the photos. DINO often stalls for hundreds of steps before the subject is learnt, so a
+    plateau far from the photos does not count.
+    """
+    best, since_best, beyond = None, 0, 0
+    for row in rows:
+        beyond = 0 if _may_qualify(row, limits) else beyond + 1
+        since_best += 1
+        if beyond == 0 and (best is None or _is_better(row, best)):
+            best, since_best = row, 0
+    near = best is not None and _dino(best) >= limits.near_dino
+    return beyond >= patience or (near and since_best >= patience)
+
+
+def earliest_within_noise(rows: Sequence[CheckpointScore]) -> CheckpointScore:
+    """The earliest row whose DINO is within one standard error of the highest."""
+    leader = max(rows, key=_dino)
+    for row in rows:
+        difference_N = paired_dino(row, leader)
+        if row is leader or difference_N.mean() >= -standard_error(difference_N):
+            return row
+    return leader
+
+
+def limits_of(
+    rows: Sequence[CheckpointScore] | Sequence[ScoreRow],
+    settings: SelectSettings,
+    *,
+    text_range: float,
+) -> Limits:
     """The limits from the rows of the base model and the real photos."""
-    base = _row(scores, STEP_0)
-    real = next((row for row in scores.rows if row.name == REAL), None)
+    base = _row(rows, STEP_0)
+    real = next((row for row in rows if row.name == REAL), None)
     clip_t, pres = _mean(base.clip_t, row=STEP_0), _mean(base.pres, row=STEP_0)
-    loss = settings.max_clip_t_loss * max(0.0, scores.text_range)
+    loss = settings.max_clip_t_loss * max(0.0, text_range)
     # A single photo has no pairs and no DINO(real); 1 is its similarity to itself.
     ceiling = real.dino.mean if real is not None and real.dino is not None else 1.0
     what = "DINO of the real photos" if ceiling < 1.0 else "1 (a single photo has no pairs)"
     gain = settings.max_pres_gain * max(0.0, ceiling - pres)
+    dino = _mean(base.dino, row=STEP_0)
     return Limits(
         min_clip_t=clip_t - loss,
         max_pres=pres + gain,
+        near_dino=dino + _NEAR * (ceiling - dino),
         clip_t_because=f"step 0's {clip_t:.4f} minus {settings.max_clip_t_loss:g} x the text "
-        f"range of {scores.text_range:.4f}",
+        f"range of {text_range:.4f}",
         pres_because=f"step 0's {pres:.4f} plus {settings.max_pres_gain:g} x the way to {what}"
         f"{f', {ceiling:.4f}' if ceiling < 1.0 else ''}",
     )
 
 
-def flat_metrics(scores: Scores, selection: Selection) -> dict[str, float | int]:
+def flat_metrics(scores: Evaluation, selection: Selection) -> dict[str, float | int]:
     """The numbers for `dvc metrics`: the best row's means, and the gains over the base model."""
-    best = _row(scores, selection.best or STEP_0)
-    base = _row(scores, STEP_0)
+    best = _row(scores.rows, selection.best or STEP_0)
+    base = _row(scores.rows, STEP_0)
     metrics: dict[str, float | int] = {
         "best_step": best.step or 0,
         "qualified": int(selection.qualified),
@@ -90,13 +171,15 @@ def flat_metrics(scores: Scores, selection: Selection) -> dict[str, float | int]
     return metrics
 
 
-def _row(scores: Scores, name: str) -> ScoreRow:
-    for row in scores.rows:
+def _row(
+    rows: Sequence[CheckpointScore] | Sequence[ScoreRow], name: str
+) -> CheckpointScore | ScoreRow:
+    for row in rows:
         if row.name == name:
             return row
     raise StageError(
         f"the scores lack the row {name!r}",
-        got=", ".join(row.name for row in scores.rows),
+        got=", ".join(row.name for row in rows),
         hint="run the stage evaluate again",
     )
 
@@ -107,7 +190,7 @@ def _mean(interval: Interval | None, *, row: str) -> float:
     return interval.mean
 
 
-def _judge(row: ScoreRow, limits: Limits) -> RankedCheckpoint:
+def _judge(row: CheckpointScore, limits: Limits) -> RankedCheckpoint:
     clip_t, pres = _mean(row.clip_t, row=row.name), _mean(row.pres, row=row.name)
     faults: list[str] = []
     if clip_t < limits.min_clip_t:
@@ -132,23 +215,71 @@ def _rank(judged: RankedCheckpoint) -> tuple[bool, float, int]:
     return (not judged.qualified, -value, judged.step)
 
 
+def paired_dino(row: CheckpointScore, other: CheckpointScore) -> Floats:
+    """DINO of `row` minus that of `other`, image by image, over the rounds that both have."""
+    pairs = zip(row.images, other.images, strict=False)
+    return np.array([one.dino - another.dino for one, another in pairs])
+
+
+def standard_error(values_N: Floats) -> float:
+    """The standard error of the mean of `values`; infinite for a single value."""
+    count = len(values_N)
+    return float(values_N.std(ddof=1) / np.sqrt(count)) if count > 1 else np.inf
+
+
+def _dino(row: CheckpointScore) -> float:
+    return _mean(row.dino, row=row.name)
+
+
+def _may_qualify(row: CheckpointScore, limits: Limits) -> bool:
+    """Whether CLIP-T and PRES are within the limits, or outside by less than the noise."""
+    if row.clip_t is None or row.pres is None:
+        return False
+    return row.clip_t.high >= limits.min_clip_t and row.pres.low <= limits.max_pres
+
+
+def _may_lead(row: CheckpointScore, leader: CheckpointScore) -> bool:
+    """Whether the row's DINO is lower than the leader's by less than the noise."""
+    difference_N = paired_dino(row, leader)
+    return float(difference_N.mean()) + _Z_95 * standard_error(difference_N) >= 0.0
+
+
+def _is_better(row: CheckpointScore, best: CheckpointScore) -> bool:
+    """Whether the row's DINO is higher by more than one standard error."""
+    difference_N = paired_dino(row, best)
+    return float(difference_N.mean()) > standard_error(difference_N)
+
+
+def _finalists(qualified: Sequence[CheckpointScore]) -> list[CheckpointScore]:
+    """The qualified rows with the most images: those that stayed in the race to its end."""
+    most = max((row.n for row in qualified), default=0)
+    return [row for row in qualified if row.n == most]
+
+
 def _sentence_qualified(
-    best: RankedCheckpoint, limits: Limits, *, ranked: list[RankedCheckpoint]
+    ranked: Sequence[RankedCheckpoint], limits: Limits, *, finalists: Sequence[CheckpointScore]
 ) -> str:
-    qualified = [judged for judged in ranked if judged.qualified]
-    ties = sum(judged.dino == best.dino for judged in qualified) - 1
-    tie = f" (the earliest of {ties + 1} with that DINO)" if ties else ""
+    best, num_qualified = ranked[0], sum(judged.qualified for judged in ranked)
+    leader = max(finalists, key=_dino)
+    if best.name == leader.name:
+        reason = f"has the highest DINO, {best.dino:.4f},"
+    else:
+        winner = next(row for row in finalists if row.name == best.name)
+        noise = standard_error(paired_dino(winner, leader))
+        reason = (
+            f"is the earliest whose DINO, {best.dino:.4f}, is within one standard error "
+            f"({noise:.4f}) of the highest, {_dino(leader):.4f} of {leader.name},"
+        )
     return (
-        f"{best.name} has the highest DINO, {best.dino:.4f}, of the {len(qualified)} of "
-        f"{len(ranked)} checkpoints that qualify{tie}: its CLIP-T of {best.clip_t:.4f} is at least "
-        f"{limits.min_clip_t:.4f} ({limits.clip_t_because}), and its PRES of {best.pres:.4f} is at "
-        f"most {limits.max_pres:.4f} ({limits.pres_because})."
+        f"{best.name} {reason} among the {num_qualified} of {len(ranked)} checkpoints that "
+        f"qualify: its CLIP-T of {best.clip_t:.4f} is at least {limits.min_clip_t:.4f} "
+        f"({limits.clip_t_because}), and its PRES of {best.pres:.4f} is at most "
+        f"{limits.max_pres:.4f} ({limits.pres_because})."
     )
 
 
-def _sentence_fallback(
-    best: RankedCheckpoint, limits: Limits, *, ranked: list[RankedCheckpoint]
-) -> str:
+def _sentence_fallback(ranked: Sequence[RankedCheckpoint], limits: Limits) -> str:
+    best = ranked[0]
     return (
         f"None of the {len(ranked)} checkpoints qualifies: each has a CLIP-T below "
         f"{limits.min_clip_t:.4f} ({limits.clip_t_because}) or a PRES above "

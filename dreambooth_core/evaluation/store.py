@@ -26,7 +26,7 @@ Sampler = Callable[[Sequence[str], Sequence[int]], Sequence[Image.Image]]
 
 @dataclass(frozen=True, kw_only=True)
 class RowImages:
-    """The images of one row: those of the suite, prompt by prompt, and of the class prompt."""
+    """The images of one row: those of the suite, round by round, and of the class prompt."""
 
     suite: tuple[Path, ...]
     class_prompt: tuple[Path, ...]
@@ -51,29 +51,47 @@ class ScoreStore:
         plan: EvaluationPlan,
         *,
         model_sha256: str,
+        rounds: int,
         sampler: Sampler,
         progress: Progress = no_progress,
         should_stop: StopSignal = never_stop,
     ) -> RowImages:
-        """The plan's images from the model with that hash; samples only missing blocks.
+        """The images of the plan's first rounds from a model; samples only missing blocks.
 
         Subjects with the same words and base model share images. Raises Stopped between blocks.
         """
         key = plan.sampling_key(model_sha256)
-        requests, size = plan.requests, plan.batch_size
+        suite: list[Path] = []
+        class_prompt: list[Path] = []
+        for number in range(rounds):
+            paths = self._round(plan, number, key=key, sampler=sampler, should_stop=should_stop)
+            suite += paths[: len(plan.prompts)]
+            class_prompt += paths[len(plan.prompts) :]
+            progress(number + 1, rounds, "rounds of evaluation images")
+        return RowImages(suite=tuple(suite), class_prompt=tuple(class_prompt))
+
+    def _round(
+        self,
+        plan: EvaluationPlan,
+        number: int,
+        *,
+        key: str,
+        sampler: Sampler,
+        should_stop: StopSignal,
+    ) -> list[Path]:
+        """The images of one round. Its blocks hold no other round's images."""
+        first, requests = plan.round(number)
 
         def sample(indices: Sequence[int]) -> Sequence[Image.Image]:
-            block = [requests[index] for index in indices]
+            block = [requests[index - first] for index in indices]
             return sampler([prompt for prompt, _ in block], [seed for _, seed in block])
 
         paths: list[Path] = []
-        for first in range(0, len(requests), size):
-            indices = range(first, min(first + size, len(requests)))
+        end = first + len(requests)
+        for start in range(first, end, plan.batch_size):
+            indices = range(start, min(start + plan.batch_size, end))
             block = blocks.complete_block(
                 self.root / "images" / key, key, indices, sampler=sample, should_stop=should_stop
             )
             paths += [image.path for image in block]
-            progress(indices.stop, len(requests), "evaluation images")
-        return RowImages(
-            suite=tuple(paths[: plan.num_images]), class_prompt=tuple(paths[plan.num_images :])
-        )
+        return paths

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Literal
 
 from dreambooth_core import files
 from dreambooth_core.config import EvaluateSettings, SubjectSettings
@@ -114,12 +114,17 @@ def _problem_of(template: str) -> str | None:
     return None
 
 
+SeedRole = Literal["evaluate", "confirm"]
+"""The use of seeds: `evaluate` seeds select a checkpoint, `confirm` seeds select nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
     """The images of a row of scores, the same for every checkpoint, run and version.
 
-    `seeds` holds one seed per suite image, prompt by prompt: image s of prompt p has
-    `seeds[p * images_per_prompt + s]`.
+    They come in rounds: each holds one image of every prompt of the suite and an equal share of
+    the images of the class prompt. Rows with the same rounds pair by prompt and seed. `seeds` holds
+    one seed per suite image, round by round: prompt p has `seeds[r * len(prompts) + p]` in round r.
     """
 
     suite: str
@@ -137,24 +142,32 @@ class EvaluationPlan:
 
     @property
     def num_images(self) -> int:
-        """Images of the suite: the n of a row."""
+        """Images of the suite in all rounds: the n of a complete row."""
         return len(self.seeds)
 
     @property
-    def requests(self) -> list[tuple[str, int]]:
-        """(prompt, seed) of every image: those of the suite, then those of the class prompt."""
-        repeated = [p for p in self.prompts for _ in range(self.images_per_prompt)]
-        suite = list(zip(repeated, self.seeds, strict=True))
-        return suite + [(self.class_prompt, seed) for seed in self.class_seeds]
+    def rounds(self) -> int:
+        """Rounds of a complete row."""
+        return self.images_per_prompt
 
-    @property
-    def prompt_indices(self) -> list[int]:
-        """The prompt's index of every suite image."""
-        return [p for p in range(len(self.prompts)) for _ in range(self.images_per_prompt)]
+    def round(self, number: int) -> tuple[int, list[tuple[str, int]]]:
+        """The index of a round's first image, and (prompt, seed) of its images, suite first."""
+        num_prompts, num_class = len(self.prompts), len(self.class_seeds)
+        suite_first = number * num_prompts
+        class_first, class_end = (num_class * n // self.rounds for n in (number, number + 1))
+        seeds = self.seeds[suite_first : suite_first + num_prompts]
+        requests = list(zip(self.prompts, seeds, strict=True))
+        requests += [(self.class_prompt, seed) for seed in self.class_seeds[class_first:class_end]]
+        return suite_first + class_first, requests
+
+    def prompt_indices(self, rounds: int) -> list[int]:
+        """The prompt's index of every suite image of the first `rounds` rounds."""
+        return list(range(len(self.prompts))) * rounds
 
     def sampling_key(self, model_sha256: str) -> str:
         """The key of the images: a hash of the model and of everything that sampling depends on."""
-        sampling = [self.requests, self.sampler, self.steps, self.guidance]
+        requests = [self.round(number) for number in range(self.rounds)]
+        sampling = [requests, self.sampler, self.steps, self.guidance]
         return files.digest_of([model_sha256, *sampling, self.resolution, self.batch_size])
 
 
@@ -165,12 +178,13 @@ def make_plan(
     subject: SubjectSettings,
     sampler: str,
     resolution: int,
+    role: SeedRole = "evaluate",
 ) -> EvaluationPlan:
     """The plan of `settings` for a subject's words.
 
-    The seed of image s of prompt p depends on (evaluate.seed, "evaluate", p, s), that of image i
-    of the class prompt on (evaluate.seed, "evaluate-class", i). Raises SettingsError for fewer
-    than MIN_IMAGES images per row.
+    The seed of prompt p in round r depends on (evaluate.seed, role, p, r), that of image i of the
+    class prompt on (evaluate.seed, role + "-class", i). Raises SettingsError for fewer than
+    MIN_IMAGES images per row.
     """
     each = settings.images_per_prompt
     check_counts(settings, num_prompts=len(suite.templates))
@@ -179,10 +193,15 @@ def make_plan(
         prompts=suite.prompts(identifier=subject.identifier, class_noun=subject.class_noun),
         scored_texts=suite.scored_texts(class_noun=subject.class_noun),
         images_per_prompt=each,
-        seeds=_seeds(settings.seed, "evaluate", shape=(len(suite.templates), each)),
+        seeds=tuple(
+            derive_seed(settings.seed, role, p, r) & _SEED_BITS
+            for r in range(each)
+            for p in range(len(suite.templates))
+        ),
         class_prompt=subject.class_prompt,
-        class_seeds=_seeds(
-            settings.seed, "evaluate-class", shape=(settings.num_class_prompt_images,)
+        class_seeds=tuple(
+            derive_seed(settings.seed, f"{role}-class", i) & _SEED_BITS
+            for i in range(settings.num_class_prompt_images)
         ),
         sampler=sampler,
         steps=settings.num_inference_steps,
@@ -190,13 +209,6 @@ def make_plan(
         resolution=resolution,
         batch_size=settings.sample_batch_size,
     )
-
-
-def _seeds(seed: int, role: str, *, shape: Sequence[int]) -> tuple[int, ...]:
-    indices: list[tuple[int, ...]] = [()]
-    for size in shape:
-        indices = [(*index, i) for index in indices for i in range(size)]
-    return tuple(derive_seed(seed, role, *index) & _SEED_BITS for index in indices)
 
 
 def check_counts(settings: EvaluateSettings, *, num_prompts: int) -> None:

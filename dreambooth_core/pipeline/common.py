@@ -145,6 +145,11 @@ def evaluation_of(context: StageContext) -> Evaluation:
     return Evaluation.read(context.places.stage_dir("evaluate"))
 
 
+def confirmation_of(context: StageContext) -> Evaluation:
+    """The output of the confirm stage. Raises CorruptRecordError if it is missing."""
+    return Evaluation.read(context.places.stage_dir("confirm"))
+
+
 def table_of(evaluation: Evaluation) -> Scores:
     """The rows without their samples, the content of `scores.json`."""
     kept = set(ScoreRow.model_fields)
@@ -161,7 +166,7 @@ def row_pictures(evaluated: Path, row: str) -> Path:
 
 
 def picture_name(index: int) -> str:
-    """File of image `index` of a row: the suite's images prompt by prompt, then the class's."""
+    """File of image `index` of a row: the suite's images round by round, then the class's."""
     return f"{index:03d}.png"
 
 

@@ -16,7 +16,7 @@ from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
 from dreambooth_core.pipeline import registered
-from dreambooth_core.pipeline.common import VERDICT, StageContext, evaluation_of
+from dreambooth_core.pipeline.common import VERDICT, StageContext, confirmation_of
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore, RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, versions
@@ -34,7 +34,7 @@ def run(context: StageContext) -> Verdict:
     challenger = registered.get(context)
     champion = aliases.champion(tracking, name=challenger.name)
     verdict = comparison.compare(
-        _contender(context, challenger, evaluation_of(context).row(challenger.checkpoint)),
+        _contender(context, challenger, confirmation_of(context).row(challenger.checkpoint)),
         _champion(context, champion, challenger),
         settings=context.settings.select,
         noise=_noise(context),
@@ -67,7 +67,7 @@ def _contender(
         name=label(version),
         qualified=version.qualified,
         row=row,
-        harness=evaluation_of(context).harness,
+        harness=confirmation_of(context).harness,
     )
 
 
@@ -81,7 +81,7 @@ def _champion(
         return None
     version = champion.version
     if version.version == challenger.version:
-        row = evaluation_of(context).row(version.checkpoint)
+        row = confirmation_of(context).row(version.checkpoint)
     else:
         row = _rescore(context, champion)
     return _contender(context, version, row)
@@ -107,13 +107,14 @@ def _rescore(context: StageContext, info: VersionInfo) -> CheckpointScore:
             hash_cache=context.places.hash_cache,
         )
 
-    return resident.score(
-        context,
-        name=version.checkpoint,
+    model = resident.model(
+        version.checkpoint,
         step=int(version.checkpoint.rsplit("-", 1)[-1]),
         checkpoint_sha256=version.sha256,
-        borrow=lambda: contextlib.nullcontext(pipeline()),
         base_sha256=info.tags.get("base_model_sha256"),
+    )
+    return resident.score(
+        context, model, role="confirm", borrow=lambda: contextlib.nullcontext(pipeline())
     )
 
 
@@ -121,7 +122,7 @@ def _noise(context: StageContext) -> Noise:
     return Noise(
         samples=context.settings.evaluate.bootstrap_samples,
         seed=context.settings.evaluate.seed,
-        text_range=evaluation_of(context).text_range,
+        text_range=confirmation_of(context).text_range,
     )
 
 

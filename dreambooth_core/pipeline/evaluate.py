@@ -7,6 +7,7 @@ publishes them.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import shutil
@@ -19,10 +20,10 @@ from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.config import SubjectView
-from dreambooth_core.evaluation import extractors, scores, suites
+from dreambooth_core.evaluation import extractors, scores, selection, suites
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
-from dreambooth_core.evaluation.suites import EvaluationPlan
+from dreambooth_core.evaluation.suites import EvaluationPlan, SeedRole
 from dreambooth_core.models import load, sampling, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import (
@@ -46,37 +47,76 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.report import grid
 
-
-def rows_to_score(context: StageContext) -> tuple[str, ...]:
-    """Names of the rows: `step 0`, every checkpoint in order of steps, `real`."""
-    run = _training_run(context)
-    return (STEP_0, *(checkpoint.name for checkpoint in run.checkpoints), REAL)
+Prepare = Callable[[Sequence[str], int], None]
+"""(names, rounds) -> None. Scores rows into the store, for example in parallel."""
 
 
-def score_row(context: StageContext, name: str) -> CheckpointScore:
-    """Score one row, or load it from the store. Raises Stopped between sampling blocks."""
+def race(context: StageContext, prepare: Prepare | None = None) -> list[CheckpointScore]:
+    """Score `step 0`, every checkpoint in order of steps, and `real`.
+
+    The base model gets all rounds of images, every checkpoint the first; then rounds go to the
+    checkpoints that can still be selected. `prepare` may score the rows of a round beforehand.
+    Raises Stopped between sampling blocks.
+    """
+    plan = open_resident(context).evaluators["evaluate"].plan
+
+    def score(names: Sequence[str], rounds: int) -> list[CheckpointScore]:
+        if prepare is not None:
+            prepare(names, rounds)
+        return [score_row(context, name, rounds=rounds) for name in names]
+
+    (base,) = score([STEP_0], plan.rounds)
+    real = score_row(context, REAL, rounds=plan.rounds)
+    assert base.text_range is not None  # noqa: S101 - step 0 always has prompts
+    limits = selection.limits_of([base, real], context.settings.select, text_range=base.text_range)
+    checkpoints = _training_run(context).checkpoints
+    if not context.settings.evaluate.racing:
+        return [base, *score([checkpoint.name for checkpoint in checkpoints], plan.rounds), real]
+    rows: dict[str, CheckpointScore] = {}
+    names = [checkpoint.name for checkpoint in checkpoints]
+    for rounds in range(1, plan.rounds + 1):
+        scored = score(names, rounds)
+        rows |= {row.name: row for row in scored}
+        names = [row.name for row in selection.next_round(scored, limits)]
+        if not names:
+            break
+    return [base, *rows.values(), real]
+
+
+def score_row(
+    context: StageContext, name: str, *, rounds: int | None = None, role: SeedRole = "evaluate"
+) -> CheckpointScore:
+    """Score the first rounds of a row (by default all), or load them from the store.
+
+    Raises Stopped between sampling blocks.
+    """
     resident = open_resident(context)
     if name == REAL:
-        return scores.score_real(resident.evaluator)
+        return scores.score_real(resident.evaluators[role])
     checkpoint = None if name == STEP_0 else _checkpoint(context, name)
     folder = context.places.stage_dir("train") / name
-    return resident.score(
-        context,
-        name=name,
+    model = resident.model(
+        name,
         step=checkpoint.step if checkpoint else 0,
         checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+    )
+    return resident.score(
+        context,
+        model,
+        rounds=rounds,
+        role=role,
         borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
     )
 
 
 def run(context: StageContext) -> Evaluation:
-    """Score all rows, then publish samples, scores, curves and the grid."""
-    rows = [score_row(context, name) for name in rows_to_score(context)]
+    """Score the rows, then publish samples, scores, curves and the grid."""
+    rows = race(context)
     resident = open_resident(context)
     text_range = next(row.text_range for row in rows if row.name == STEP_0)
     assert text_range is not None  # noqa: S101 - step 0 always has prompts
     evaluation = Evaluation(
-        harness=resident.evaluator.harness, text_range=text_range, rows=tuple(rows)
+        harness=resident.evaluators["evaluate"].harness, text_range=text_range, rows=tuple(rows)
     )
     with publishing(context.places, "evaluate") as out:
         _write_samples(resident, evaluation, out)
@@ -116,13 +156,18 @@ class ResidentEvaluator:
         self._identity = base_identity(context)
         self.device = load.pick_device(context.settings.compute)
         folder = context.places.stage_dir("validate")
-        self.evaluator = make_evaluator(
+        evaluator = make_evaluator(
             context.settings,
             context.places.root,
             photos=[folder / image.file for image in self._photos.images],
             store=context.places.store / "evaluate",
             device=self.device,
         )
+        confirm = make_plan(context.settings, context.places.root, role="confirm")
+        self.evaluators: dict[SeedRole, Evaluator] = {
+            "evaluate": evaluator,
+            "confirm": dataclasses.replace(evaluator, plan=confirm),
+        }
 
     def is_for(self, context: StageContext) -> bool:
         """Whether settings, folders and photos are those of the context."""
@@ -134,42 +179,47 @@ class ResidentEvaluator:
         """The base model's pipeline; the first image that the store lacks loads it."""
         return load.load_pipeline(self._settings.base_model, self._places.root, device=self.device)
 
+    def model(
+        self, name: str, *, step: int, checkpoint_sha256: str | None, base_sha256: str | None = None
+    ) -> ScoredModel:
+        """A model to score; `base_sha256` identifies its base if the settings' is another."""
+        sha256 = self._model_sha256(checkpoint_sha256, base_sha256)
+        return ScoredModel(name=name, step=step, sha256=sha256, checkpoint_sha256=checkpoint_sha256)
+
     def score(
         self,
         context: StageContext,
+        model: ScoredModel,
         *,
-        name: str,
-        step: int,
-        checkpoint_sha256: str | None,
         borrow: Callable[[], AbstractContextManager[Pipeline]],
-        base_sha256: str | None = None,
+        rounds: int | None = None,
+        role: SeedRole = "evaluate",
     ) -> CheckpointScore:
-        """The row of a model; `borrow` lends its pipeline for images that the store lacks.
+        """The row of a model over the first rounds, by default all.
 
-        `base_sha256` identifies the model's base if it is not the base model of the settings.
+        `borrow` lends the model's pipeline for images that the store lacks.
         """
+        evaluator = self.evaluators[role]
 
         def sample_block(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-            plan = self.evaluator.plan
             with borrow() as pipe:
-                return sample(pipe, plan, prompts, seeds, should_stop=context.should_stop)
+                return sample(pipe, evaluator.plan, prompts, seeds, should_stop=context.should_stop)
 
         return scores.score_checkpoint(
-            self.evaluator,
-            model=ScoredModel(
-                name=name,
-                step=step,
-                sha256=self._model_sha256(checkpoint_sha256, base_sha256),
-                checkpoint_sha256=checkpoint_sha256,
-            ),
+            evaluator,
+            model=model,
+            rounds=rounds or evaluator.plan.rounds,
             sampler=sample_block,
             progress=context.progress,
             should_stop=context.should_stop,
         )
 
-    def images(self, checkpoint_sha256: str | None) -> RowImages:
+    def images(self, row: CheckpointScore) -> RowImages:
         """The stored images of a scored row."""
-        return scores.row_images(self.evaluator, self._model_sha256(checkpoint_sha256))
+        evaluator = self.evaluators["evaluate"]
+        rounds = row.n // len(evaluator.plan.prompts)
+        sha256 = self._model_sha256(row.checkpoint_sha256)
+        return scores.row_images(evaluator, sha256, rounds=rounds)
 
     def _model_sha256(self, checkpoint_sha256: str | None, base_sha256: str | None = None) -> str:
         """Hash everything in the model and the machine that images depend on."""
@@ -200,15 +250,8 @@ def make_evaluator(
     """Load the scorers and the photos' features; images and scores go to `store`."""
     clip = extractors.load_clip(view.evaluate.clip, root=root, device=device)
     dino = extractors.load_dino(view.evaluate.dino, root=root, device=device)
-    plan = suites.make_plan(
-        view.evaluate,
-        suite=suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root),
-        subject=view.subject,
-        sampler=load.sampler_name(view.base_model, root),
-        resolution=view.data.resolution,
-    )
     return Evaluator(
-        plan=plan,
+        plan=make_plan(view, root, role="evaluate"),
         clip=clip,
         dino=dino,
         references=scores.make_references(photos, clip=clip, dino=dino),
@@ -216,6 +259,18 @@ def make_evaluator(
         bootstrap=scores.Bootstrap(
             samples=view.evaluate.bootstrap_samples, seed=view.evaluate.seed
         ),
+    )
+
+
+def make_plan(view: SubjectView, root: Path, *, role: SeedRole) -> EvaluationPlan:
+    """The images of a row, for a subject's settings."""
+    return suites.make_plan(
+        view.evaluate,
+        suite=suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root),
+        subject=view.subject,
+        sampler=load.sampler_name(view.base_model, root),
+        resolution=view.data.resolution,
+        role=role,
     )
 
 
@@ -244,10 +299,12 @@ def _write_samples(resident: ResidentEvaluator, evaluation: Evaluation, out: Pat
     run_rows = [row for row in evaluation.rows if row.name != REAL]
     columns: dict[str, list[Path]] = {}
     for row in run_rows:
-        paths = resident.images(row.checkpoint_sha256)
+        paths = resident.images(row)
         folder = row_pictures(out, row.name)
         folder.mkdir(parents=True)
         for index, path in enumerate((*paths.suite, *paths.class_prompt)):
             shutil.copyfile(path, folder / picture_name(index))
         columns[row.name] = list(paths.suite)
-    grid.write_grid(out / "grid.png", plan_prompts=resident.evaluator.plan.prompts, columns=columns)
+    grid.write_grid(
+        out / "grid.png", plan_prompts=resident.evaluators["evaluate"].plan.prompts, columns=columns
+    )

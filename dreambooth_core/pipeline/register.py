@@ -10,6 +10,7 @@ from dreambooth_core.models import load, weights
 from dreambooth_core.pipeline import lineage
 from dreambooth_core.pipeline.common import (
     StageContext,
+    confirmation_of,
     evaluation_of,
     picture_name,
     publishing,
@@ -57,7 +58,7 @@ def describe(context: StageContext) -> ModelVersion:
         {
             "checkpoint": checkpoint.sha256,
             "selection": selection.to_json(),
-            "evaluation": evaluation_of(context).harness.to_json(),
+            "evaluation": confirmation_of(context).harness.to_json(),
         },
     )
     return ModelVersion(
@@ -120,14 +121,16 @@ def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
         grid=evaluated / "grid.png",
     )
     selection, _ = selected(context)
-    logged_models.record_selection(tracking, run_ref, selection=selection, scores=scores)
+    confirmed = table_of(confirmation_of(context))
+    logged_models.record_selection(tracking, run_ref, selection=selection, scores=confirmed)
+    runs.finish(tracking, run_ref)
     return run_ref
 
 
 def _candidate(context: StageContext, version: ModelVersion, *, export: Path) -> versions.Candidate:
     view, places = context.settings, context.places
     selection, checkpoint = selected(context)
-    evaluation = evaluation_of(context)
+    confirmed = table_of(confirmation_of(context))
     training = TrainingRun.read(places.stage_dir("train"))
     weights.export_pipeline(
         view.base_model,
@@ -137,11 +140,10 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
         checkpoint=checkpoint,
         out=export,
     )
-    scores = table_of(evaluation)
     return versions.Candidate(
         record=version,
         checkpoint=checkpoint,
-        row=next(row for row in scores.rows if row.name == checkpoint.name),
+        row=confirmed.rows[0],
         selection=selection,
         export=export,
         serving=_serving(context, training.base_model),
@@ -154,7 +156,8 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
                 class_noun=view.subject.class_noun,
                 base_model=training.base_model,
                 method=training.method,
-                scores=scores,
+                scores=table_of(evaluation_of(context)),
+                confirmed=confirmed.rows[0],
                 selection=selection,
                 lineage=lineage.lineage_names(places, training),
             )

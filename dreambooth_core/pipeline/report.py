@@ -12,6 +12,7 @@ from dreambooth_core.evaluation import selection as selection_rule
 from dreambooth_core.pipeline.common import (
     VERDICT,
     StageContext,
+    confirmation_of,
     evaluation_of,
     picture_name,
     row_pictures,
@@ -40,7 +41,7 @@ def run(context: StageContext) -> Path:
     evaluation = evaluation_of(context)
     scores = table_of(evaluation)
     gate_dir = places.stage_dir("validate")
-    limits = selection_rule.limits_of(scores, view.select)
+    limits = selection_rule.limits_of(scores.rows, view.select, text_range=scores.text_range)
     content = page.PageContent(
         subject=view.name,
         identifier=view.subject.identifier,
@@ -50,6 +51,7 @@ def run(context: StageContext) -> Path:
         scores=scores,
         images=_images(places, evaluation),
         selection=Selection.read(places.stage_dir("select")),
+        confirmed=next(iter(table_of(confirmation_of(context)).rows), None),
         registered=_registered(context),
         verdict=Verdict.read_if_there(places.verdict_dir, VERDICT),
         losses=_losses(places.stage_dir("train") / "metrics.csv"),

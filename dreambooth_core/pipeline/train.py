@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from dreambooth_core import files
 from dreambooth_core.config import read_launch_config
 from dreambooth_core.errors import Stopped
@@ -12,11 +14,13 @@ from dreambooth_core.pipeline.common import (
     machine,
     publishing,
 )
+from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import node_of
+from dreambooth_core.training.launch.launcher import TrainingOutcome
 from dreambooth_core.workspace import Workspace
 
 _COPIES_OF_CHECKPOINTS = 3
@@ -26,21 +30,32 @@ _COPIES_OF_CHECKPOINTS = 3
 def run(context: StageContext) -> TrainingRun:
     """Train (or continue) and publish. Raises Stopped, StageError and SettingsError."""
     job = make_job(context)
-    outcome = launcher.run_trainer(
-        job,
-        grace_s=context.settings.runtime.stop_grace_s,
-        on_line=logger.info,
-        progress=context.progress,
-        should_stop=context.should_stop,
-        node=node_of(context.env),
-        lock_fd=context.lock_fd,
-    )
+    patience = context.settings.select.early_stopping_patience
+    if patience is not None and node_of(context.env) is None:
+        from dreambooth_core.pipeline import early_stopping  # loads the scorers' libraries
+
+        job = early_stopping.train_until_decided(
+            context, job, patience=patience, launch=functools.partial(_launch, context)
+        )
+    outcome = _launch(context, job, context.should_stop)
     if outcome.run is None:
         saved = "nothing new was saved" if outcome.step is None else f"saved at step {outcome.step}"
         raise Stopped(f"the training was stopped, {saved}", hint="run it again to continue")
     with publishing(context.places, "train") as out:
         files.copy_tree(job.out_dir, out)
     return outcome.run
+
+
+def _launch(context: StageContext, job: TrainJob, should_stop: StopSignal) -> TrainingOutcome:
+    return launcher.run_trainer(
+        job,
+        grace_s=context.settings.runtime.stop_grace_s,
+        on_line=logger.info,
+        progress=context.progress,
+        should_stop=should_stop,
+        node=node_of(context.env),
+        lock_fd=context.lock_fd,
+    )
 
 
 def make_job(context: StageContext) -> TrainJob:

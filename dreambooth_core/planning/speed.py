@@ -32,7 +32,8 @@ class Device:
 class Times:
     """Seconds per stage, and the device that they were measured on.
 
-    None for a stage that was not measured. Start-up, loading and saving are not included.
+    None for a stage that was not measured. Start-up, loading and saving are not included. An early
+    stop saves a part of `train` and `evaluate`.
     """
 
     measured_on: str | None
@@ -40,6 +41,7 @@ class Times:
     class_images: float | None = None
     train: float | None = None
     evaluate: float | None = None
+    confirm: float | None = None
 
 
 def times_of(view: SubjectView, architecture: str | None, device: Device, *, prompts: int) -> Times:
@@ -55,14 +57,24 @@ def times_of(view: SubjectView, architecture: str | None, device: Device, *, pro
     made = _seconds_to_draw(pictures, steps=prior.num_inference_steps if prior else 1)
     scored = _seconds_to_draw(pictures, steps=evaluate.num_inference_steps, score=True)
     drawn = evaluate.images_per_prompt * prompts + evaluate.num_class_prompt_images
-    num_checkpoints = math.ceil(view.train.max_train_steps / view.train.checkpointing_steps)
     return Times(
         measured_on=name,
         step=step,
         class_images=_times(made, prior.num_class_images if prior else 0),
         train=_times(step, view.train.max_train_steps),
-        evaluate=_times(scored, drawn * (1 + num_checkpoints)),
+        evaluate=_times(scored, round(drawn * _complete_rows(view))),
+        confirm=_times(scored, drawn),
     )
+
+
+def _complete_rows(view: SubjectView) -> float:
+    """The images of the evaluate stage, in complete rows.
+
+    A race draws one round of every checkpoint, and about as much as a complete row after it.
+    """
+    checkpoints = math.ceil(view.train.max_train_steps / view.train.checkpointing_steps)
+    evaluate = view.evaluate
+    return 1 + (checkpoints / evaluate.images_per_prompt + 1 if evaluate.racing else checkpoints)
 
 
 def describe(times: Times, ahead: Collection[str]) -> dict[str, Any]:
@@ -74,6 +86,7 @@ def describe(times: Times, ahead: Collection[str]) -> dict[str, Any]:
         "class-images": times.class_images,
         "train": times.train,
         "evaluate": times.evaluate,
+        "confirm": times.confirm,
     }
     due = {stage: seconds for stage, seconds in stages.items() if stage in ahead}
     known = [seconds for seconds in due.values() if seconds is not None]

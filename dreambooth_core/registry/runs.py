@@ -313,5 +313,13 @@ def set_status(tracking: Tracking, run: RunRef, status: str) -> None:
             client.set_terminated(run.run_id, status=status)
 
 
+def finish(tracking: Tracking, run: RunRef) -> None:
+    """Mark a run as finished, unless it is: a training that was stopped early left it `KILLED`."""
+    with registry_errors(tracking, doing="reading the run's status"):
+        status = connect(tracking).get_run(run.run_id).info.status
+    if status != "FINISHED":
+        set_status(tracking, run, "FINISHED")
+
+
 def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))

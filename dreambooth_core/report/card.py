@@ -22,7 +22,10 @@ _MARKDOWN = "\\`*_{}[]<>()#+!|"
 
 @dataclass(frozen=True, kw_only=True)
 class CardContent:
-    """The content of a version's card. `lineage` holds names with hashes, in order."""
+    """The content of a version's card. `lineage` holds names with hashes, in order.
+
+    `confirmed` is the row of the selected checkpoint on fresh seeds.
+    """
 
     model_name: str
     subject: str
@@ -31,6 +34,7 @@ class CardContent:
     base_model: BaseModelIdentity
     method: Method
     scores: Scores
+    confirmed: ScoreRow
     selection: Selection
     lineage: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,7 +54,8 @@ def render_card(content: CardContent) -> str:
         f"DreamBooth ({_method(content.method)}). Say `{_code(prompt)}` to see it. {quality}",
         "## Scores",
         _table(content),
-        f"Means with bootstrap 95 % intervals over {len(content.scores.harness.seeds)} images. "
+        f"Means with bootstrap 95 % intervals over {content.confirmed.n} images. The checkpoint's "
+        "are on fresh seeds, which had no part in its selection. "
         f"{_harness(content.scores)}",
         "## Why this checkpoint",
         _plain(content.selection.rule),
@@ -83,11 +88,13 @@ def _method(method: Method) -> str:
 
 
 def _table(content: CardContent) -> str:
-    shown = {content.selection.best, STEP_0, REAL}
-    rows = [row for row in content.scores.rows if row.name in shown]
+    rows = {row.name: row for row in content.scores.rows}
+    shown = [rows.get(STEP_0), content.confirmed, rows.get(REAL)]
     head = ["row", *(kind.name for kind in KINDS)]
     lines = [head, ["---", *("---:" for _ in KINDS)]]
-    lines += [[_row_name(row), *(_cell(getattr(row, kind.key)) for kind in KINDS)] for row in rows]
+    lines += [
+        [_row_name(row), *(_cell(getattr(row, kind.key)) for kind in KINDS)] for row in shown if row
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -26,7 +26,7 @@ def write_grid(
 ) -> None:
     """Write the grid as a PNG whose bytes depend on images and texts alone.
 
-    Each column holds a row's suite images, prompt by prompt, the same number for each. The grid
+    Each column holds a row's suite images, round by round. The grid
     shows the first image of each prompt, which has the same seed in all columns.
     """
     files.write_bytes(path, png_bytes(draw_grid(plan_prompts, columns=columns)))
@@ -36,7 +36,7 @@ def first_of_each(paths: Sequence[Path], *, num_prompts: int) -> list[Path]:
     """The first image of every prompt. Raises ValueError if the numbers differ."""
     if not paths or len(paths) % num_prompts:
         raise ValueError(f"{len(paths)} images cannot be the same number for {num_prompts} prompts")
-    return list(paths[:: len(paths) // num_prompts])
+    return list(paths[:num_prompts])
 
 
 def draw_grid(plan_prompts: Sequence[str], *, columns: Mapping[str, Sequence[Path]]) -> Image.Image:

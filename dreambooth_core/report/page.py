@@ -29,9 +29,10 @@ from dreambooth_core.report.pictures import data_uri
 
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
-    """The content of the page. `images` holds every row's suite images, prompt by prompt.
+    """The content of the page. `images` holds every row's suite images, round by round.
 
-    `losses` are (step, loss) of every step; `limits` the selection's limits by score (`clip_t`,
+    `confirmed` is the row of the selected checkpoint on fresh seeds; `losses` are (step, loss) of
+    every step; `limits` the selection's limits by score (`clip_t`,
     `pres`); `settings` the subject's sections; `lineage` names with hashes, in order.
     """
 
@@ -43,6 +44,7 @@ class PageContent:
     scores: Scores
     images: Mapping[str, Sequence[Path]]
     selection: Selection
+    confirmed: ScoreRow | None = None
     registered: RegisteredVersion | None = None
     verdict: Verdict | None = None
     losses: Sequence[tuple[int, float]] = ()
@@ -104,8 +106,8 @@ def _row(scores: Scores, name: str | None) -> ScoreRow | None:
 
 
 def _tiles(content: PageContent) -> list[dict[str, Any]]:
-    """The chosen checkpoint's scores with those of the base model and the real photos."""
-    best, base, real = (_row(content.scores, n) for n in (content.selection.best, STEP_0, REAL))
+    """The selected checkpoint's scores on fresh seeds, with base model and real photos."""
+    best, base, real = content.confirmed, *(_row(content.scores, n) for n in (STEP_0, REAL))
     tiles: list[dict[str, Any]] = []
     for kind in KINDS:
         value, before, photo = (getattr(row, kind.key, None) for row in (best, base, real))

@@ -29,7 +29,8 @@ class TrainJob(Record):
     complete at the end. `launch` is the content of `train.accelerate_config`. `tracking` configures
     the metric sink. `entry` is the module that every process runs, followed by its arguments before
     the job's path. `copies_of_checkpoints` is the number of copies of each checkpoint on disk after
-    the run. `dry_run` enables the dry run before a new training.
+    the run. `ends_at` is the step of an early stop; the learning rate keeps to the schedule of
+    `max_train_steps`. `dry_run` enables the dry run before a new training.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class TrainJob(Record):
     tracking: dict[str, str] = Field(default_factory=dict)
     entry: tuple[str, ...] = ("dreambooth_core", "train-worker")
     copies_of_checkpoints: int = 1
+    ends_at: int | None = None
     dry_run: bool = True
 
     @property
@@ -62,9 +64,14 @@ class TrainJob(Record):
         """Folder of all checkpoints so far, published or not."""
         return self.state_dir / "checkpoints"
 
+    @property
+    def last_step(self) -> int:
+        """The step at which the training ends."""
+        return self.ends_at or self.train.max_train_steps
+
     def published_steps(self) -> list[int]:
         """Return the published steps: all multiples of checkpointing_steps and the last step."""
-        last, every = self.train.max_train_steps, self.train.checkpointing_steps
+        last, every = self.last_step, self.train.checkpointing_steps
         return sorted({*range(every, last + 1, every), last})
 
     @property

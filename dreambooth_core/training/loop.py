@@ -53,7 +53,7 @@ class Loop:
         self._unread: list[UpdateReport] = []
         self._layout, self._callbacks = layout, callbacks
         self._saver = Saver(layout, trainer.state, is_async=job.async_checkpointing)
-        self._last = job.train.max_train_steps
+        self._last = job.last_step
         self._is_verified = False
         self._num_skipped = 0
         self._progress = ProgressReporter(job, sink=sink, is_main=PartialState().is_main_process)

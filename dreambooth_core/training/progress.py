@@ -97,7 +97,7 @@ class ProgressReporter:
     """Reports progress in the main process; does nothing in the others."""
 
     def __init__(self, job: TrainJob, *, sink: MetricSink, is_main: bool) -> None:
-        self._total = job.train.max_train_steps
+        self._total = job.last_step
         self._log_every = job.log_every_steps
         self._sink, self._is_main = sink, is_main
         self._start = self._reported = 0

@@ -84,7 +84,7 @@ def work(
                 return ended
         if accelerator.is_main_process:
             published.assemble(job, metrics=table)
-        return TrainerExit(how="done", step=job.train.max_train_steps)
+        return TrainerExit(how="done", step=job.last_step)
     finally:
         accelerator.end_training()
 
@@ -111,7 +111,7 @@ def _train(
         if accelerator.is_main_process:
             if start.record is not None:
                 check_disk_for_resume(job, model)
-            log_line(f"training starts after step {start.step} of {job.train.max_train_steps}")
+            log_line(f"training starts after step {start.step} of {job.last_step}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
         loop = Loop(job, trainer, layout=layout, sink=sink, rows=start.rows(job))
         ended = loop.run(start.step, should_stop=should_stop)

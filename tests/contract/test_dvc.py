@@ -46,9 +46,9 @@ def test_subject_names_reject_shell_syntax() -> None:
 # A setting, and the stages that DVC runs again when it changes (downstream ones follow from their
 # outputs). Whoever moves a setting between stages has to change this table.
 TABLE: dict[str, set[str]] = {
-    "base_model.revision": {"class-images", "cache", "train", "evaluate", "register"},
-    "compute.num_threads": {"class-images", "cache", "train", "evaluate"},
-    "data.resolution": {"validate", "class-images", "cache", "evaluate"},
+    "base_model.revision": {"class-images", "cache", "train", "evaluate", "confirm", "register"},
+    "compute.num_threads": {"class-images", "cache", "train", "evaluate", "confirm"},
+    "data.resolution": {"validate", "class-images", "cache", "train", "evaluate", "confirm"},
     "data.center_crop": {"validate", "cache"},
     "data.min_side": {"validate"},
     "data.captions": {"validate"},
@@ -57,16 +57,16 @@ TABLE: dict[str, set[str]] = {
     "train.learning_rate": {"train"},
     "train.train_text_encoder": {"train"},
     "train.checkpointing_steps": {"train"},
-    "evaluate.seed": {"evaluate"},
-    "select.max_pres_gain": {"select"},
+    "evaluate.seed": {"train", "evaluate", "confirm"},
+    "select.max_pres_gain": {"train", "evaluate", "select"},
     "registry.model_name_prefix": {"register"},
     "runtime.log_every_steps": set(),
     "runtime.keep_store_days": set(),
     "versions.train": {"train"},
     "versions.report": {"report"},
-    "subjects.mug.identifier": {"cache", "train", "evaluate"},
-    "subjects.mug.class_noun": {"class-images", "cache", "train", "evaluate"},
-    "subjects.mug.prompts": {"evaluate"},
+    "subjects.mug.identifier": {"cache", "train", "evaluate", "confirm"},
+    "subjects.mug.class_noun": {"class-images", "cache", "train", "evaluate", "confirm"},
+    "subjects.mug.prompts": {"train", "evaluate", "confirm"},
 }
 
 

@@ -68,7 +68,7 @@ def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
             fingerprint=job.fingerprint,
             base_model=job.base_identity,
             method=job.train.method,
-            max_train_steps=job.train.max_train_steps,
+            max_train_steps=job.last_step,
             checkpoints=tuple(checkpoints),
         )
         run.write(aside)
@@ -92,7 +92,7 @@ def finished_run(job: TrainJob) -> TrainingRun | None:
         return None
     whole = all(_is_whole(job.out_dir / c.name, c) for c in run.checkpoints)
     rows = _num_rows(job.out_dir / METRICS)
-    return run if whole and rows == job.train.max_train_steps else None
+    return run if whole and rows == job.last_step else None
 
 
 def _is_whole(folder: Path, checkpoint: Checkpoint) -> bool:

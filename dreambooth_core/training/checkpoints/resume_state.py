@@ -63,7 +63,7 @@ def find_start(job: TrainJob) -> Start:
     """
     for folder in (job.resume_dir, job.checkpoints_dir, job.out_dir.parent):
         files.remove_asides(folder)
-    last = job.train.max_train_steps
+    last = job.last_step
     missing = first_missing(job)
     if missing is None:
         beyond = newest_state(job.resume_dir, fingerprint=job.fingerprint, at_least=last)

@@ -102,8 +102,7 @@ class PipelineLayout:
 
     def is_due(self, step: int) -> bool:
         """Whether `step` is a multiple of checkpointing_steps or the last step."""
-        train = self._job.train
-        return step % train.checkpointing_steps == 0 or step == train.max_train_steps
+        return step % self._job.train.checkpointing_steps == 0 or step == self._job.last_step
 
     def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
         """Write the checkpoint if `step` is published, then the resume state."""

@@ -77,7 +77,7 @@ def run_trainer(
     trainer refused.
     """
     if run := finished_run(job):
-        return TrainingOutcome(how="done", step=job.train.max_train_steps, run=run)
+        return TrainingOutcome(how="done", step=job.last_step, run=run)
     job.state_dir.mkdir(parents=True, exist_ok=True)
     log_file = _log_file(job, node)
     log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -219,7 +219,7 @@ def test_only_runtime_section_has_fields_without_effect() -> None:
     ("key", "value", "stages"),
     [
         ("data__min_side", 48, {"validate"}),
-        ("data__resolution", 128, {"validate", "class-images", "cache", "evaluate"}),
+        ("data__resolution", 128, {"validate", "class-images", "cache", "evaluate", "confirm"}),
         ("prior__seed", 99, {"class-images"}),
         ("prior__solver", None, {"class-images"}),
         ("prior__prior_loss_weight", 0.5, {"train"}),
@@ -227,11 +227,11 @@ def test_only_runtime_section_has_fields_without_effect() -> None:
         ("train__learning_rate", 1e-4, {"train"}),
         ("train__checkpointing_steps", 10, set()),
         ("train__max_train_steps", 900, set()),
-        ("evaluate__guidance_scale", 5.0, {"evaluate"}),
-        ("select__max_pres_gain", 0.5, {"select"}),
+        ("evaluate__guidance_scale", 5.0, {"evaluate", "confirm"}),
+        ("select__max_pres_gain", 0.5, {"evaluate", "select"}),
         ("runtime__log_every_steps", 3, set()),
         ("runtime__async_checkpointing", True, set()),
-        ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate"}),
+        ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate", "confirm"}),
         ("versions__cache", 9, {"cache"}),
     ],
 )

@@ -18,23 +18,24 @@ STAGES = {
     "class-images": "e801565864d63dad",
     "cache": "f9d2e53add95d342",
     "train": "e702a9c1e7ccd331",
-    "evaluate": "ca9b97b83eb48d7f",
-    "select": "e2f21d0fd03ab412",
+    "evaluate": "1911573e2c654ac7",
+    "confirm": "d31a81ac03f485fe",
+    "select": "40cbd920b671db11",
     "register": "861e8d5e791d6f48",
     "report": "76e0430b90cada25",
 }
 """The settings that each stage's fingerprint of the shipped params.yaml holds."""
-PUBLISHED = "6809538d682c6515"
+PUBLISHED = "6133c8c09fd75322"
 """The settings on the page, in MLflow's params and in a version's tags."""
 PRESETS = {
-    "pocket": ("7960b466babb1875", "f849df8ae70a4565"),
-    "sd14-12gb": ("0dbc93fdcefedae4", "6230d2a4b134160f"),
-    "sd14-16gb": ("23602cae417146c1", "5e381f7f09eb912d"),
-    "sd14-24gb": ("7a8ac8321fe39cea", "9afa44b040279d2a"),
-    "sd14-6gb": ("8563d63fceb1ae90", "6df3811ffdd82f74"),
-    "sd14-8gb": ("1b4ae1ab5ed45a5e", "0b5d36f5accc16e0"),
-    "sd14-lora": ("05bd1725519c48a0", "18d12ff8c8c979ba"),
-    "sdxl-lora": ("2ee0276487f77a3e", "6a1574d39efa6396"),
+    "pocket": ("7960b466babb1875", "340f7019353f8f93"),
+    "sd14-12gb": ("0dbc93fdcefedae4", "0b63d8c7bf1184a0"),
+    "sd14-16gb": ("23602cae417146c1", "20959e97f8c7170e"),
+    "sd14-24gb": ("7a8ac8321fe39cea", "e5c0d35bee54eb4a"),
+    "sd14-6gb": ("8563d63fceb1ae90", "aaebe201db73cfce"),
+    "sd14-8gb": ("1b4ae1ab5ed45a5e", "b4541522b3610f2c"),
+    "sd14-lora": ("05bd1725519c48a0", "8da7fdda3919d30f"),
+    "sdxl-lora": ("2ee0276487f77a3e", "fde7038b56f5ceaa"),
 }
 """Of each preset the settings of the training's fingerprint, and the published ones."""
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dreambooth_core.config import EvaluateSettings, SelectSettings, SubjectSettings
 from dreambooth_core.records import (
     CheckpointScore,
+    Evaluation,
     Harness,
     ImageScore,
     Interval,
     ScorerIdentity,
-    ScoreRow,
-    Scores,
 )
 
 SUBJECT = SubjectSettings(
@@ -25,6 +24,7 @@ SUBJECT = SubjectSettings(
 SETTINGS = EvaluateSettings(
     suite="pocket",
     images_per_prompt=4,
+    racing=True,
     num_class_prompt_images=16,
     seed=1234,
     num_inference_steps=25,
@@ -60,37 +60,55 @@ def interval(mean: float, width: float = 0.02) -> Interval:
     return Interval(mean=mean, low=mean - width, high=mean + width)
 
 
-def score_row(name: str, step: int | None, *, clip_t: float, dino: float, pres: float) -> ScoreRow:
-    """A row of the table with plausible CLIP-I and DIV."""
-    return ScoreRow(
+def score_row(
+    name: str,
+    step: int | None,
+    *,
+    clip_t: float,
+    dino: float,
+    pres: float,
+    dino_of_images: Sequence[float] | None = None,
+) -> CheckpointScore:
+    """A row with plausible CLIP-I and DIV; without `dino_of_images`, all images are alike."""
+    images = [
+        ImageScore(prompt=f"prompt {i}", seed=i, clip_t=clip_t, clip_i=0.8, dino=value)
+        for i, value in enumerate(dino_of_images or [dino] * 32)
+    ]
+    return CheckpointScore(
         name=name,
         step=step,
-        n=32,
+        checkpoint_sha256="a" * 64,
+        images=tuple(images),
+        n=len(images),
         clip_t=interval(clip_t),
         clip_i=interval(0.8),
         dino=interval(dino),
         pres=interval(pres),
         div=interval(0.3),
+        text_range=0.1,
     )
 
 
-def real_row(dino: float | None = 0.9) -> ScoreRow:
+def real_row(dino: float | None = 0.9) -> CheckpointScore:
     """The row of the instance photos; `None`: there is only one photo."""
-    return ScoreRow(
+    return CheckpointScore(
         name="real",
         step=None,
+        checkpoint_sha256=None,
+        images=(),
         n=4 if dino is not None else 1,
         clip_t=None,
         clip_i=None if dino is None else interval(0.95),
         dino=None if dino is None else interval(dino),
         pres=None,
         div=None,
+        text_range=None,
     )
 
 
-def scores(rows: Sequence[ScoreRow], *, text_range: float = 0.1) -> Scores:
+def scores(rows: Sequence[CheckpointScore], *, text_range: float = 0.1) -> Evaluation:
     """The table of an evaluation."""
-    return Scores(harness=HARNESS, text_range=text_range, rows=tuple(rows))
+    return Evaluation(harness=HARNESS, text_range=text_range, rows=tuple(rows))
 
 
 def checkpoint_score(

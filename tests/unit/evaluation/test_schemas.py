@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from dreambooth_core.evaluation.selection import select_best
+from dreambooth_core.pipeline.common import table_of
 from dreambooth_core.records import Record, Scores, Selection, Verdict
 from tests.unit.evaluation.made_up import SELECT, interval, real_row, score_row, scores
 
@@ -56,7 +57,7 @@ def examples() -> dict[str, Record]:
         why="first",
         difference={"dino": interval(0.1)},
     )
-    return {"scores": table, "selection": select_best(table, SELECT), "verdict": verdict}
+    return {"scores": table_of(table), "selection": select_best(table, SELECT), "verdict": verdict}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -74,8 +74,8 @@ def evaluator(*, clip_photos: Floats, dino_photos: Floats) -> Evaluator:
 
 BENCH = evaluator(clip_photos=at(0, 60), dino_photos=at(0, 90))
 FEATURES = RowFeatures(
-    clip_ND=at(0, 10, 80, 100),
-    dino_ND=at(0, 60, 90, 180),
+    clip_ND=at(0, 80, 10, 100),
+    dino_ND=at(0, 90, 60, 180),
     class_dino_KD=at(45, 90),
     text_PD=at(0, 90),
 )
@@ -86,7 +86,7 @@ def row():
 
 
 def test_clip_t_is_the_cosine_of_image_and_prompt() -> None:
-    """Images at 0 and 10 degrees against text 0, at 80 and 100 against text 90."""
+    """Images at 0 and 10 degrees against text 0, at 80 and 100 against text 90, round by round."""
     expected = [1.0, cos(10), cos(10), cos(10)]
     assert [image.clip_t for image in row().images] == pytest.approx(expected)
     assert row().clip_t is not None
@@ -111,8 +111,8 @@ def test_clip_i_averages_over_all_pairs_of_image_and_photo() -> None:
     """Photos at 0 and 60 degrees."""
     expected = [
         (1.0 + cos(60)) / 2,
-        (cos(10) + cos(50)) / 2,
         (cos(80) + cos(20)) / 2,
+        (cos(10) + cos(50)) / 2,
         (cos(100) + cos(40)) / 2,
     ]
     assert [image.clip_i for image in row().images] == pytest.approx(expected)
@@ -120,8 +120,8 @@ def test_clip_i_averages_over_all_pairs_of_image_and_photo() -> None:
 
 
 def test_dino_is_the_same_with_dino_features() -> None:
-    """Photos at 0 and 90 degrees, images at 0, 60, 90 and 180."""
-    expected = [0.5, (cos(60) + cos(30)) / 2, 0.5, (-1.0 + 0.0) / 2]
+    """Photos at 0 and 90 degrees, images at 0, 90, 60 and 180."""
+    expected = [0.5, 0.5, (cos(60) + cos(30)) / 2, (-1.0 + 0.0) / 2]
     assert [image.dino for image in row().images] == pytest.approx(expected)
     assert row().dino.mean == pytest.approx(np.mean(expected))  # type: ignore[union-attr]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from dreambooth_core.errors import SettingsError, Stopped
+from dreambooth_core.evaluation import scores
 from dreambooth_core.evaluation.extractors import load_clip, load_dino
 from dreambooth_core.evaluation.scores import (
     Bootstrap,
@@ -19,15 +21,15 @@ from dreambooth_core.evaluation.scores import (
     ScoredModel,
     make_references,
     row_images,
-    score_checkpoint,
 )
 from dreambooth_core.evaluation.store import ScoreStore
 from dreambooth_core.evaluation.suites import load_suite, make_plan
+from dreambooth_core.records import CheckpointScore
 from tests.unit.evaluation.made_up import SETTINGS, SUBJECT
 
 CPU = torch.device("cpu")
 MODEL = ScoredModel(name="checkpoint-100", step=100, sha256="ab" * 32)
-NUM_IMAGES = 48  # 8 prompts x 4, and 16 of the class prompt: three blocks of 16
+NUM_IMAGES = 48  # 8 prompts x 4, and 16 of the class prompt: four rounds, blocks of 12
 
 
 class Painter:
@@ -183,6 +185,11 @@ def test_a_scorer_that_is_nowhere_is_refused(name: str, tmp_path: Path) -> None:
 # ---- the store ----------------------------------------------------------------------------------
 
 
+def score_checkpoint(evaluator: Evaluator, **inputs: Any) -> CheckpointScore:
+    """The row over all rounds."""
+    return scores.score_checkpoint(evaluator, rounds=evaluator.plan.rounds, **inputs)
+
+
 def test_nothing_complete_is_made_twice(evaluator: Evaluator) -> None:
     painter = Painter()
     first = score_checkpoint(evaluator, model=MODEL, sampler=painter)
@@ -202,9 +209,9 @@ def test_the_same_weights_under_another_name_are_not_scored_again(evaluator: Eva
 
 def test_stop_between_blocks_does_not_change_the_row(evaluator: Evaluator, tmp_path: Path) -> None:
     painter = Painter()
-    with pytest.raises(Stopped, match="stopped before image 16"):
+    with pytest.raises(Stopped, match="stopped before image 12"):
         score_checkpoint(
-            evaluator, model=MODEL, sampler=painter, should_stop=lambda: painter.painted >= 16
+            evaluator, model=MODEL, sampler=painter, should_stop=lambda: painter.painted >= 12
         )
     resumed = score_checkpoint(evaluator, model=MODEL, sampler=painter)
     assert painter.painted == NUM_IMAGES
@@ -212,16 +219,25 @@ def test_stop_between_blocks_does_not_change_the_row(evaluator: Evaluator, tmp_p
     assert score_checkpoint(undisturbed, model=MODEL, sampler=Painter()) == resumed
 
 
+def test_further_rounds_keep_the_images_of_the_first(evaluator: Evaluator) -> None:
+    painter = Painter()
+    first = scores.score_checkpoint(evaluator, model=MODEL, rounds=1, sampler=painter)
+    assert (first.n, painter.painted) == (8, 12)
+    whole = score_checkpoint(evaluator, model=MODEL, sampler=painter)
+    assert (whole.n, painter.painted) == (32, NUM_IMAGES)
+    assert whole.images[:8] == first.images
+
+
 def test_a_kill_loses_at_most_the_block_in_work(evaluator: Evaluator) -> None:
     with pytest.raises(KeyboardInterrupt):
-        score_checkpoint(evaluator, model=MODEL, sampler=Painter(dies_after=32))
+        score_checkpoint(evaluator, model=MODEL, sampler=Painter(dies_after=24))
     painter = Painter()
     score_checkpoint(evaluator, model=MODEL, sampler=painter)
-    assert painter.painted == NUM_IMAGES - 32
+    assert painter.painted == NUM_IMAGES - 24
 
 
 def test_what_a_kill_left_half_written_is_swept(evaluator: Evaluator) -> None:
-    folder = evaluator.store.root / "images" / evaluator.plan.sampling_key(MODEL.sha256) / "00016"
+    folder = evaluator.store.root / "images" / evaluator.plan.sampling_key(MODEL.sha256) / "00012"
     (folder / ".aside-block-x").mkdir(parents=True)
     score_checkpoint(evaluator, model=MODEL, sampler=Painter())
     assert not list(folder.glob(".aside-*"))
@@ -229,13 +245,13 @@ def test_what_a_kill_left_half_written_is_swept(evaluator: Evaluator) -> None:
 
 def test_a_damaged_block_is_made_again_and_only_it(evaluator: Evaluator) -> None:
     first = score_checkpoint(evaluator, model=MODEL, sampler=Painter())
-    victim = row_images(evaluator, MODEL.sha256).suite[20]
+    victim = row_images(evaluator, MODEL.sha256, rounds=4).suite[20]
     victim.write_bytes(b"not a picture")
     for record in (evaluator.store.root / "scores").rglob("record.json"):
         record.unlink()
     painter = Painter()
     assert score_checkpoint(evaluator, model=MODEL, sampler=painter) == first
-    assert painter.painted == 16
+    assert painter.painted == 12
 
 
 def test_other_photos_rescore_without_sampling(
@@ -288,6 +304,6 @@ def test_real_pipeline_gets_the_same_row_after_a_stop(
             evaluator, model=base, sampler=sampler, should_stop=lambda: len(drawn) == 2
         )
     resumed = score_checkpoint(evaluator, model=base, sampler=sampler)
-    assert drawn == [16, 16, 16]
+    assert drawn == [12, 12, 12, 12]
     fresh = Evaluator(**{**vars(evaluator), "store": ScoreStore(tmp_path / "fresh")})
     assert score_checkpoint(fresh, model=base, sampler=sampler) == resumed

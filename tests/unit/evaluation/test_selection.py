@@ -12,23 +12,42 @@ import sys
 import pytest
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.evaluation.selection import flat_metrics, limits_of, select_best
-from dreambooth_core.records import ScoreRow
+from dreambooth_core.evaluation.selection import (
+    flat_metrics,
+    further_steps_are_futile,
+    limits_of,
+    next_round,
+    select_best,
+)
+from dreambooth_core.records import CheckpointScore
 from tests.unit.evaluation.made_up import SELECT, real_row, score_row, scores
 
 BASE = score_row("step 0", 0, clip_t=0.30, dino=0.50, pres=0.40)
 
 
-def checkpoint(step: int, *, clip_t: float, dino: float, pres: float = 0.45) -> ScoreRow:
+def checkpoint(step: int, *, clip_t: float, dino: float, pres: float = 0.45) -> CheckpointScore:
     return score_row(f"checkpoint-{step}", step, clip_t=clip_t, dino=dino, pres=pres)
 
 
-def select(*rows: ScoreRow, text_range: float = 0.1):
+def raced(step: int, *dino_of_images: float, clip_t: float = 0.3) -> CheckpointScore:
+    """A qualified checkpoint whose images have these DINO scores."""
+    dino = sum(dino_of_images) / len(dino_of_images)
+    return score_row(
+        f"checkpoint-{step}",
+        step,
+        clip_t=clip_t,
+        dino=dino,
+        pres=0.45,
+        dino_of_images=dino_of_images,
+    )
+
+
+def select(*rows: CheckpointScore, text_range: float = 0.1):
     return select_best(scores([BASE, *rows, real_row()], text_range=text_range), SELECT)
 
 
 def test_limits_are_those_worked_out_by_hand() -> None:
-    limits = limits_of(scores([BASE, real_row()]), SELECT)
+    limits = limits_of([BASE, real_row()], SELECT, text_range=0.1)
     assert limits.min_clip_t == pytest.approx(0.29)
     assert limits.max_pres == pytest.approx(0.525)
 
@@ -61,17 +80,106 @@ def test_pres_above_its_limit_disqualifies_the_highest_dino() -> None:
 
 
 def test_a_checkpoint_exactly_on_both_limits_qualifies() -> None:
-    limits = limits_of(scores([BASE, real_row()]), SELECT)
+    limits = limits_of([BASE, real_row()], SELECT, text_range=0.1)
     row = checkpoint(100, clip_t=limits.min_clip_t, dino=0.6, pres=limits.max_pres)
     assert select(row).qualified
 
 
 def test_a_tie_goes_to_the_earlier_step() -> None:
     chosen = select(
-        checkpoint(300, clip_t=0.30, dino=0.70), checkpoint(100, clip_t=0.30, dino=0.70)
+        checkpoint(100, clip_t=0.30, dino=0.70), checkpoint(300, clip_t=0.30, dino=0.70)
     )
     assert chosen.best == "checkpoint-100"
-    assert "the earliest of 2 with that DINO" in chosen.rule
+
+
+def test_earliest_within_one_standard_error_of_the_highest_dino_wins() -> None:
+    # Differences to checkpoint-300: mean -0.02, standard deviation 0.0327, 4 images, error 0.0163;
+    # for checkpoint-200: mean -0.01, standard deviation 0.0258, error 0.0129.
+    chosen = select(
+        raced(100, 0.70, 0.72, 0.68, 0.70),
+        raced(200, 0.70, 0.74, 0.72, 0.68),
+        raced(300, 0.70, 0.72, 0.72, 0.74),
+    )
+    assert chosen.best == "checkpoint-200"
+    assert "within one standard error (0.0173) of the highest, 0.7200 of checkpoint-300," in (
+        chosen.rule
+    )
+
+
+def test_only_checkpoints_that_stayed_in_the_race_can_win() -> None:
+    chosen = select(raced(100, 0.9, 0.9), raced(200, 0.8, 0.8, 0.8, 0.8))
+    assert chosen.best == "checkpoint-200"
+
+
+LIMITS = limits_of([BASE, real_row()], SELECT, text_range=0.1)
+
+
+def names(*rows: CheckpointScore) -> list[str]:
+    return [row.name for row in next_round(rows, LIMITS)]
+
+
+def test_race_drops_checkpoints_worse_than_the_leader_beyond_the_noise() -> None:
+    worse, leader = raced(100, 0.50, 0.51, 0.52, 0.53), raced(200, 0.70, 0.72, 0.74, 0.70)
+    near = raced(300, 0.71, 0.71, 0.73, 0.70)
+    assert names(worse, near.model_copy(update={"step": 150}), leader) == [near.name, leader.name]
+
+
+def test_race_keeps_the_better_half_and_the_earliest_within_the_noise() -> None:
+    rows = [
+        raced(100, 0.68, 0.76, 0.66, 0.72),
+        raced(200, 0.66, 0.76, 0.68, 0.71),
+        raced(300, 0.70, 0.70, 0.70, 0.75),
+        raced(400, 0.72, 0.71, 0.69, 0.75),
+    ]
+    assert names(*rows) == ["checkpoint-100", "checkpoint-300", "checkpoint-400"]
+
+
+def test_race_drops_checkpoints_beyond_a_limit_by_more_than_the_noise() -> None:
+    # The limit is 0.29 and the interval reaches 0.02 to each side.
+    lost, near = raced(100, 0.9, 0.9, clip_t=0.26), raced(200, 0.7, 0.72, clip_t=0.275)
+    assert names(lost, near, raced(300, 0.72, 0.71)) == ["checkpoint-200", "checkpoint-300"]
+
+
+def test_race_ends_if_the_earliest_checkpoint_leads() -> None:
+    assert names(raced(100, 0.72, 0.74), raced(200, 0.72, 0.73)) == []
+
+
+NEAR = 0.5 + 0.8 * 0.4
+"""80 % of the way from step 0's DINO of 0.5 to that of the photos, 0.9."""
+
+
+def is_futile(*rows: CheckpointScore, patience: int = 2) -> bool:
+    return further_steps_are_futile(rows, LIMITS, patience=patience)
+
+
+def test_plateau_near_the_photos_ends_the_training() -> None:
+    rows = [raced(100, NEAR, NEAR + 0.02), raced(200, NEAR + 0.02, NEAR), raced(300, NEAR, NEAR)]
+    assert not is_futile(*rows[:2])
+    assert is_futile(*rows)
+
+
+def test_plateau_far_from_the_photos_does_not_end_the_training() -> None:
+    assert not is_futile(*(raced(100 * i, 0.7, 0.72) for i in range(1, 6)))
+
+
+def test_gain_beyond_the_noise_starts_the_patience_again() -> None:
+    flat, gain = raced(200, NEAR, NEAR), raced(300, NEAR + 0.05, NEAR + 0.06)
+    assert not is_futile(raced(100, NEAR, NEAR), flat, gain, raced(400, NEAR, NEAR))
+
+
+def test_checkpoints_beyond_a_limit_end_the_training_anywhere() -> None:
+    lost = [raced(100 * i, 0.6, 0.6, clip_t=0.2) for i in (1, 2)]
+    assert not is_futile(*lost[:1])
+    assert is_futile(*lost)
+
+
+def test_checkpoint_near_a_limit_starts_the_patience_again() -> None:
+    lost, near = raced(100, 0.6, 0.6, clip_t=0.2), raced(200, 0.6, 0.6, clip_t=0.275)
+    assert not is_futile(lost, near, raced(300, 0.6, 0.6, clip_t=0.2))
+
+
+def test_race_ends_if_no_checkpoint_can_qualify() -> None:
+    assert names(raced(100, 0.7, 0.7, clip_t=0.2), raced(200, 0.7, 0.8, clip_t=0.2)) == []
 
 
 def test_unqualified_fallback_has_the_highest_clip_t() -> None:
@@ -93,8 +201,8 @@ def test_a_disqualified_checkpoint_ranks_below_every_qualified_one() -> None:
 def test_the_rule_is_a_sentence_with_the_numbers_that_decided() -> None:
     rule = select(checkpoint(100, clip_t=0.31, dino=0.60)).rule
     assert rule == (
-        "checkpoint-100 has the highest DINO, 0.6000, of the 1 of 1 checkpoints that qualify: its "
-        "CLIP-T of 0.3100 is at least 0.2900 (step 0's 0.3000 minus 0.1 x the text range of "
+        "checkpoint-100 has the highest DINO, 0.6000, among the 1 of 1 checkpoints that qualify: "
+        "its CLIP-T of 0.3100 is at least 0.2900 (step 0's 0.3000 minus 0.1 x the text range of "
         "0.1000), and its PRES of 0.4500 is at most 0.5250 (step 0's 0.4000 plus 0.25 x the way to "
         "DINO of the real photos, 0.9000)."
     )
@@ -110,7 +218,7 @@ def test_photos_less_alike_than_step_0_do_not_lower_the_pres_limit() -> None:
 
 
 def test_with_a_single_photo_pres_is_measured_against_1() -> None:
-    limits = limits_of(scores([BASE, real_row(None)]), SELECT)
+    limits = limits_of([BASE, real_row(None)], SELECT, text_range=0.1)
     assert limits.max_pres == pytest.approx(0.40 + 0.25 * 0.60)
     assert "a single photo has no pairs" in limits.pres_because
 

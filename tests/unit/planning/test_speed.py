@@ -38,19 +38,23 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_predicted_seconds_match_hand_computed_ones(tmp_path):
-    """600 steps of 8 rows; 128 class images of 10 steps; 11 models with 20 x 4 + 32 images."""
+    """600 steps of 8 rows; 128 class images of 10 steps; rows of 20 x 4 + 32 images.
+
+    Step 0 and the confirmation are complete rows; ten checkpoints race: a quarter each, and one.
+    """
     times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     assert times.step == pytest.approx(0.17)
     assert times.train == pytest.approx(600 * 0.17)
     assert times.class_images == pytest.approx(128 * 0.15)
-    assert times.evaluate == pytest.approx(11 * 112 * 0.175)
+    assert times.evaluate == pytest.approx(4.5 * 112 * 0.175)
+    assert times.confirm == pytest.approx(112 * 0.175)
 
 
 @pytest.mark.usefixtures("table")
 def test_skipped_stages_are_not_in_the_total(tmp_path):
     times = speed.times_of(view_of_preset(tmp_path, "pocket"), "pocket", CPU, prompts=20)
     report = speed.describe(times, ["train", "evaluate"])
-    assert report["total_seconds"] == round(600 * 0.17 + 11 * 112 * 0.175, 1)
+    assert report["total_seconds"] == round(600 * 0.17 + 4.5 * 112 * 0.175, 1)
     assert report["stage_seconds"].keys() == {"train", "evaluate"}
     assert speed.describe(times, [])["total_seconds"] is None
 

@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_core.records import BaseModelIdentity
 from dreambooth_core.report.card import CardContent, render_card
-from tests.unit.report.made_up import SCORES, SELECTION
+from tests.unit.report.made_up import SCORES, SELECTION, row
 
 CONTENT = CardContent(
     model_name="dreambooth-mug",
@@ -18,6 +18,7 @@ CONTENT = CardContent(
     base_model=BaseModelIdentity(name="assets/pocket-sd", revision="abc", sha256="9" * 64),
     method="full",
     scores=SCORES,
+    confirmed=row("checkpoint-200", 200, 0.789),
     selection=SELECTION,
     lineage={"Instance photos": "e" * 64},
 )

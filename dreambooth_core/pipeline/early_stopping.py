@@ -1,0 +1,178 @@
+"""Scoring beside the training, and its end at the checkpoint from which going on cannot pay.
+
+The decision depends on scores alone, never on which process was faster: the training may run past
+the deciding checkpoint, and whatever lies behind that is left out of its output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Self
+
+from dreambooth_core.errors import Stopped
+from dreambooth_core.evaluation import scores, selection
+from dreambooth_core.models import weights
+from dreambooth_core.pipeline import evaluate
+from dreambooth_core.pipeline.common import StageContext, logger
+from dreambooth_core.ports import StopSignal, no_progress
+from dreambooth_core.records import RECORD_NAME, SCORES, STEP_0, Checkpoint, CheckpointScore
+from dreambooth_core.training.checkpoints import published
+from dreambooth_core.training.checkpoints.resume_state import find_start
+from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.launch.launcher import TrainingOutcome
+
+_POLL_S = 0.5
+
+
+class Judge:
+    """Scores the checkpoints of a training in order of steps, and decides when it ends."""
+
+    def __init__(self, context: StageContext, job: TrainJob, *, patience: int) -> None:
+        # The training shows its progress in the same place.
+        self._context = dataclasses.replace(context, progress=no_progress)
+        self._job, self._patience = job, patience
+        self._steps = job.published_steps()
+        self._rows: list[CheckpointScore] = []
+        self._limits: selection.Limits | None = None
+        self.last_step: int | None = None
+        """The step at which the training ends, once that is decided."""
+
+    def has_next(self) -> bool:
+        """Whether the next checkpoint is there to be scored."""
+        if self.last_step is not None or len(self._rows) == len(self._steps):
+            return False
+        name = published.checkpoint_name(self._steps[len(self._rows)])
+        return (self._job.checkpoints_dir / name / RECORD_NAME).is_file()
+
+    def score_all(self) -> None:
+        """Score every checkpoint that is there."""
+        while self.score_next():
+            pass
+
+    def score_next(self) -> bool:
+        """Score the next checkpoint and decide; False if none is there or all is decided.
+
+        Raises Stopped between sampling blocks.
+        """
+        if not self.has_next():
+            return False
+        folder = self._job.checkpoints_dir
+        checkpoint = published.read_checkpoint(folder, step=self._steps[len(self._rows)])
+        if checkpoint is None:
+            return False
+        self._limits = self._limits or self._score_references()
+        row = self._score(checkpoint)
+        self._rows.append(row)
+        logger.info("%s", _line(row))
+        if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
+            self.last_step = checkpoint.step
+            logger.info("the training ends at step %d: further steps gain nothing", self.last_step)
+        return True
+
+    def _score(self, checkpoint: Checkpoint | None) -> CheckpointScore:
+        resident = evaluate.open_resident(self._context)
+        model = resident.model(
+            checkpoint.name if checkpoint else STEP_0,
+            step=checkpoint.step if checkpoint else 0,
+            checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
+        )
+        folder = self._job.checkpoints_dir / model.name
+        return resident.score(
+            self._context,
+            model,
+            rounds=1 if checkpoint else None,
+            borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
+        )
+
+    def _score_references(self) -> selection.Limits:
+        resident = evaluate.open_resident(self._context)
+        base = self._score(None)
+        real = scores.score_real(resident.evaluators["evaluate"])
+        assert base.text_range is not None  # noqa: S101 - step 0 always has prompts
+        return selection.limits_of(
+            [base, real], self._context.settings.select, text_range=base.text_range
+        )
+
+
+def train_until_decided(
+    context: StageContext,
+    job: TrainJob,
+    *,
+    patience: int,
+    launch: Callable[[TrainJob, StopSignal], TrainingOutcome],
+) -> TrainJob:
+    """Train and score until the end is decided or reached; returns the job with its last step.
+
+    On the CPU, scoring runs beside the training. A GPU has no memory for both, so there the
+    training pauses: it stops with a saved state and resumes exactly. Raises Stopped.
+    """
+    judge = Judge(context, job, patience=patience)
+    judge.score_all()
+    device = evaluate.open_resident(context).device
+    ended = False
+    while judge.last_step is None and not ended:
+        with _Scoring(judge, pauses_training=device.type != "cpu") as scoring:
+            outcome = launch(job, lambda: context.should_stop() or scoring.needs_stop())
+        if context.should_stop():
+            raise Stopped("the training was stopped", hint="run it again to continue")
+        judge.score_all()
+        ended = outcome.how == "done"
+    return _ending_at(job, judge.last_step)
+
+
+def _ending_at(job: TrainJob, step: int | None) -> TrainJob:
+    """The job that ends at `step`, with its output if all of that is in the store."""
+    if step is None:
+        return job
+    job = job.model_copy(update={"ends_at": step})
+    table = find_start(job).finished_table
+    if table is not None and published.finished_run(job) is None:
+        published.assemble(job, metrics=table)
+    return job
+
+
+class _Scoring:
+    """Scores in a thread while the training runs, or asks the training to pause for it."""
+
+    def __init__(self, judge: Judge, *, pauses_training: bool) -> None:
+        self._judge, self._pauses_training = judge, pauses_training
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="judge", daemon=True)
+
+    def _work(self) -> None:
+        try:
+            while not self._ended.is_set():
+                if not self._judge.score_next():
+                    self._ended.wait(_POLL_S)
+        except BaseException as error:
+            self._error = error
+
+    def needs_stop(self) -> bool:
+        """Whether the training must stop: it may be at its end, or must wait for scores."""
+        if self._pauses_training:
+            return self._judge.has_next()
+        return self._judge.last_step is not None or self._error is not None
+
+    def __enter__(self) -> Self:
+        if not self._pauses_training:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if not self._pauses_training:
+            self._thread.join()
+        if self._error is not None and not isinstance(self._error, Stopped):
+            raise self._error
+
+
+def _line(row: CheckpointScore) -> str:
+    values = [
+        f"{label} {interval.mean:.3f}"
+        for name, label in SCORES.items()
+        if (interval := getattr(row, name)) is not None
+    ]
+    return f"{row.name}, {row.n} images: {', '.join(values)}"
