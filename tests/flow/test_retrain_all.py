@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
+from dreambooth_core.errors import StageError
+from dreambooth_core.records import ModelVersion
 from dreambooth_core.workspace import Workspace
+from flows.retrain_all import retrain_all
 from tasks.changes import changed_subjects
 from tests.flow import workspaces
 
@@ -40,3 +44,18 @@ def test_a_broken_link_among_the_photos_of_one_fails_that_one(three: Workspace) 
     assert found.changed == ["mug"]
     assert sorted(found.failed) == ["cat", "dog"]
     assert "broken link" in found.failed["dog"]
+
+
+def test_flow_trains_the_others_and_its_end_state_names_the_failed(
+    three: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in workspaces.environment(three.root).items():
+        monkeypatch.setenv(name, value)
+    with prefect_test_harness(server_startup_timeout=300):
+        state = retrain_all(str(three.root), return_state=True)
+    assert state.is_failed()
+    assert str(state.message).count("failed") >= 1
+    with pytest.raises(StageError, match=r"2 of 3 subjects failed.*cat: .*; dog: ") as caught:
+        state.result()
+    assert "mug: " not in str(caught.value)
+    assert ModelVersion.read(three.stage_dir("mug", "register")).name == "dreambooth-mug"
