@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import mlflow
 import mlflow.pyfunc
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from PIL import Image
 
 from dreambooth_core.config import ComputeSettings
@@ -21,6 +22,7 @@ from dreambooth_core.masking import scrubbed
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import Record
+from dreambooth_core.registry.store_uri import is_plain, local_path
 from dreambooth_core.registry.tracking import Tracking, as_default
 from dreambooth_core.supervision import supervised
 from dreambooth_core.waiting import wait_until
@@ -147,10 +149,18 @@ def main(plan_file: Path) -> int:
     configure_torch(plan.compute)
     mlflow.set_registry_uri(mlflow.get_tracking_uri())
     model = mlflow.pyfunc.load_model(
-        plan.model_uri, model_config={"device": str(pick_device(plan.compute))}
+        plan.model_uri,
+        dst_path=_copy_dir(plan.model_uri, plan_file.parent),
+        model_config={"device": str(pick_device(plan.compute))},
     )
     _compare(model, plan).write(plan_file.parent, _RESULT)
     return 0
+
+
+def _copy_dir(model_uri: str, scratch: Path) -> str | None:
+    """Where to copy the upload to, if its path has characters that MLflow would decode."""
+    place = local_path(ModelsArtifactRepository.get_underlying_uri(model_uri))
+    return None if place is None or is_plain(place) else str(scratch)
 
 
 def _compare(model: Any, plan: ParityPlan) -> ParityResult:

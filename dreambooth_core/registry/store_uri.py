@@ -35,6 +35,11 @@ def sqlite_file(uri: str) -> Path | None:
     return local_path(database) or Path(database)
 
 
+def is_plain(path: Path) -> bool:
+    """Whether a path stays the same where MLflow decodes it like a URI."""
+    return url2pathname(urlsplit(str(path)).path) == str(path)
+
+
 def local_path(uri: str) -> Path | None:
     """The path of a file URI, or None."""
     parts = urlsplit(uri)
