@@ -56,7 +56,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
     session = open_session(as_json=json)
     from cli import generation  # imports torch, so only after the environment is complete
 
-    tracking_uri = session.env["MLFLOW_TRACKING_URI"]
+    tracking_uri = session.env.get("MLFLOW_TRACKING_URI")
     request = generation.Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
     result = generation.generate(session.workspace, model, request, out, tracking_uri=tracking_uri)
     session.terminal.finish(

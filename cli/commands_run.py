@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli import screens, services
+from cli.ports import Ports
 from cli.progress import TerminalReporter
 from cli.server import prefect_api
 from cli.session import JsonOption, Session, SubjectArgument, open_session
@@ -32,12 +33,20 @@ def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
     # Report a wrong name or setting before anything starts.
     view = config.load_view(session.workspace, subject)
     refuse_the_impossible(session.workspace, view, env=session.env)
+    _require_store(session)
     for warning in input_checks.warnings(session.workspace.root, view):
         session.terminal.warn(warning)
     running = services.running_api(session.workspace)
     with prefect_api(session.workspace, session.env, running=running) as api_url:
         summary = _run_flow(session, subject, api_url)
     session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
+
+
+def _require_store(session: Session) -> None:
+    """Raise RegistryError unless the MLflow store opens."""
+    from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
+
+    require_store(session.workspace, session.env)
 
 
 def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
@@ -78,13 +87,17 @@ def report(
 def up(
     *,
     pool: Annotated[str, typer.Option(help="Prefect work pool of the worker.")] = "local",
-    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow server.")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")
+    ] = 4200,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")
+    ] = 5000,
     json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, an MLflow server and a worker; stop them with Ctrl-C."""
     session = open_session(as_json=json)
-    ports = services.Ports(prefect=prefect_port, mlflow=mlflow_port)
+    ports = Ports(prefect=prefect_port, mlflow=mlflow_port)
     local = services.Services(session.workspace, session.env, ports, pool=pool)
     ended = local.serve(session.terminal.say)
     session.terminal.finish({"stopped": True, "services": ended}, lambda _: None)

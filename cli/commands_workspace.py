@@ -153,9 +153,25 @@ def clean(
     )
 
 
-def doctor(*, json: JsonOption = False) -> int:
+def doctor(
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="After moving or copying this project: let its MLflow store find its files.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> int:
     """Check this machine: devices, versions, free disk, servers; suggest fixes."""
     session = open_session(as_json=json)
+    repaired = checks.repair(session.workspace, session.env) if repair else []
+    for text in repaired:
+        session.terminal.say(text)
     found = checks.examine(session.workspace, session.env)
-    session.terminal.finish({"checks": found}, lambda console: screens.show_checks(console, found))
+    session.terminal.finish(
+        {"checks": found, "repaired": repaired},
+        lambda console: screens.show_checks(console, found),
+    )
     return 1 if any(check["state"] == "wrong" for check in found) else 0

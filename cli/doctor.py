@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
@@ -15,7 +16,11 @@ from cli import services
 from cli.server import answers
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.masking import without_secrets
 from dreambooth_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dreambooth_core.registry.tracking import Tracking
 
 Check = dict[str, str]
 
@@ -139,17 +144,32 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
     if api is None:
         yield check("Prefect server", "not running; `dreambooth run` starts its own")
     elif answers(f"{api}/health"):
-        yield check("Prefect server", f"{tracking.without_password(api)} ({_named(api, env)})")
+        yield check("Prefect server", f"{without_secrets(api)} ({_named(api, env)})")
     else:
-        shown = tracking.without_password(api)
-        yield check("Prefect server", f"{shown} does not answer", state="wrong",
+        yield check("Prefect server", f"{without_secrets(api)} does not answer", state="wrong",
                     hint="start it (`dreambooth up`), or unset PREFECT_API_URL")  # fmt: skip
-    store = tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
-    ping = tracking.ping(store)
-    yield check("MLflow", ping.text, state="ok" if ping.ok else "wrong",
-                hint="" if ping.ok else "start it, or unset MLFLOW_TRACKING_URI")  # fmt: skip
+    try:
+        yield check("MLflow", tracking.examine(_store(workspace, env)))
+    except DreamBoothError as error:
+        found = error.what if error.got is None else f"{error.what}: {error.got}"
+        yield check("MLflow", found, state="wrong", hint=error.hint or "")
 
 
 def _named(api: str, env: Mapping[str, str]) -> str:
     """Where the address of the Prefect server comes from."""
     return "from PREFECT_API_URL" if api == env.get("PREFECT_API_URL") else "of `dreambooth up`"
+
+
+def _store(workspace: Workspace, env: Mapping[str, str]) -> Tracking:
+    from dreambooth_core.registry import tracking
+
+    return tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
+
+
+def repair(workspace: Workspace, env: Mapping[str, str]) -> list[str]:
+    """Record this workspace in a MLflow store that was moved or copied; return what was done."""
+    from dreambooth_core.registry import tracking
+
+    store = _store(workspace, env)
+    moved = tracking.move_here(store)
+    return [f"MLflow: files found in {store.artifact_root}, no longer in {root}" for root in moved]

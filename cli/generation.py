@@ -31,7 +31,7 @@ class Request:
 
 
 def generate(
-    workspace: Workspace, model: str, request: Request, out: Path, *, tracking_uri: str
+    workspace: Workspace, model: str, request: Request, out: Path, *, tracking_uri: str | None
 ) -> dict[str, Any]:
     """Write one PNG per image into `out`; return the files and how they were made.
 

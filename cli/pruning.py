@@ -45,6 +45,8 @@ def prune(workspace: Workspace, *, dry_run: bool) -> dict[str, Any]:
         for subject in settings.subjects:
             lock = workspace.subject_lock(subject)
             held.enter_context(locks.hold(lock, timeout_s=_LOCK_TIMEOUT_S))
+        if not dry_run:
+            files.remove_abandoned(workspace.state)
         entries = sorted(_entries(workspace), key=lambda entry: entry.last_use)
         used = _published_digests(workspace)
         free = [entry for entry in entries if not _is_used(entry.path, used)]

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
+from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.supervision import free_port, stop_group, supervised
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 
+_API_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 2.0
 _POLL_S = 0.1
@@ -44,6 +46,7 @@ def prefect_api(
     """
     given = env.get("PREFECT_API_URL") or running
     if given:
+        _require_api(given)
         yield lambda: given
         return
     port = free_port()
@@ -61,6 +64,24 @@ def prefect_api(
         yield lambda: _await(process, port, log)
     finally:
         stop_group(process, grace_s=_STOP_TIMEOUT_S)
+
+
+def _require_api(url: str) -> None:
+    """Raise StageError if no Prefect server answers at `url`; Prefect itself waits for minutes."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=_API_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code < 500:  # it asks for a key, which Prefect's client sends
+            return
+        reason: object = f"status {error.code}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+    raise StageError(
+        f"Prefect at {without_secrets(url)} is unreachable",
+        got=scrubbed(str(reason), url),
+        hint="start it (`dreambooth up`), or unset PREFECT_API_URL",
+    )
 
 
 def _command(port: int) -> list[str]:

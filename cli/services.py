@@ -8,14 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.ports import Ports
 from cli.server import answers
 from dreambooth_core import files
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import StageError
+from dreambooth_core.registry.store_uri import ARTIFACTS, STORE, sqlite_uri
 from dreambooth_core.supervision import stop_group, stop_on_signals, supervised
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
@@ -25,14 +26,6 @@ _STOP_TIMEOUT_S = 8.0
 _POLL_S = 0.2
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Ports on the loopback interface."""
-
-    prefect: int
-    mlflow: int
 
 
 def _note(workspace: Workspace) -> Path:
@@ -55,8 +48,11 @@ class Services:
     def __init__(
         self, workspace: Workspace, env: Mapping[str, str], ports: Ports, *, pool: str
     ) -> None:
-        self._workspace = workspace
+        self._workspace, self._ports = workspace, ports
+        home = workspace.root.absolute()
         self._values = {
+            "store": sqlite_uri(home / STORE),
+            "artifacts": (home / ARTIFACTS).as_uri(),
             "python": sys.executable,
             "root": str(workspace.root),
             "pool": pool,
@@ -72,7 +68,7 @@ class Services:
 
         Raises StageError if a service does not start, or ends by itself.
         """
-        self._refuse_taken()
+        self._ports.require_free()
         self._stop = stop_on_signals()
         running: dict[str, subprocess.Popen[bytes]] = {}
         with contextlib.ExitStack() as started:
@@ -97,15 +93,6 @@ class Services:
 
     def _fill_all(self, texts: Mapping[str, str]) -> dict[str, str]:
         return {key: self._fill(text) for key, text in texts.items()}
-
-    def _refuse_taken(self) -> None:
-        for service in self._spec["services"]:
-            health = service.get("health")
-            if health and answers(self._fill(health)):
-                raise StageError(
-                    f"{service['name']}: another server already answers at {self._fill(health)}",
-                    hint="stop it, or choose other ports (`dreambooth up --help`)",
-                )
 
     @contextlib.contextmanager
     def _started(self, service: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from dreambooth_core import config, locks
-from dreambooth_core.environment import gc_paused, library_defaults
+from dreambooth_core.environment import exempt_loopback, gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, Stopped
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
 from dreambooth_core.supervision import stop_on_signals
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     # Libraries read these while they are imported, so the words stand before any stage is.
     for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
+    exempt_loopback()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return arguments.run(arguments)
@@ -68,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 def _run_stage(arguments: argparse.Namespace) -> int:
     workspace = Workspace(Path.cwd())
     stop = stop_on_signals()
+    if arguments.stage == "train":
+        from dreambooth_core.pipeline.registered import require_store
+
+        require_store(workspace, os.environ)
     lock = workspace.subject_lock(arguments.subject)
     with locks.hold(lock, timeout_s=_LOCK_WAIT_S, on_wait=_say_waiting, inheritable=True) as fd:
         context = StageContext(

@@ -93,6 +93,9 @@ _CHATTY = (
     "bitsandbytes.backends.cpu.ops",
 )
 
+_PROXIES = frozenset(("http_proxy", "https_proxy", "all_proxy"))
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 _EXTENSIONS = Path.home() / ".cache" / "dreambooth" / "torch_extensions"
 """Where DeepSpeed's compiled parts are kept: they take minutes to build, and its own place is
 /tmp."""
@@ -122,12 +125,33 @@ def set_defaults(root: Path, **more: str) -> dict[str, str]:
     defaults = {
         **library_defaults(),
         "PREFECT_HOME": str(root / ".prefect"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         **more,
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    exempt_loopback()
     return dict(os.environ)
+
+
+def exempt_loopback() -> None:
+    """Keep a proxy in the environment away from this machine's own services.
+
+    HTTP clients of this process and its children would send it calls to 127.0.0.1, which it cannot
+    reach. Without a proxy nothing is set: on macOS, a variable hides the system's proxies.
+    """
+    if not any(name.lower() in _PROXIES and value for name, value in os.environ.items()):
+        return
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" in hosts:
+        return
+    text = ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = text
+
+
+def tracking_uri() -> str | None:
+    """The MLflow store that the environment names."""
+    return os.environ.get("MLFLOW_TRACKING_URI")
 
 
 @contextlib.contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 _CHUNK = 1 << 20
 _ASIDE = ".aside-"
+_SETTLING_S = 5.0
 
 
 def fsync_path(path: Path) -> None:
@@ -39,9 +42,9 @@ def atomic_file(path: Path) -> Generator[Path]:
     """Yield a temporary path in the same folder; on success it is fsynced and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f"{_ASIDE}{path.name}-", dir=path.parent)
-    os.close(fd)
     aside = Path(name)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield aside
         aside.chmod(0o644)
         fsync_path(aside)
@@ -49,6 +52,7 @@ def atomic_file(path: Path) -> Generator[Path]:
         fsync_path(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+        os.close(fd)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -81,16 +85,29 @@ def atomic_dir(
     A killed process leaves only a folder named `.aside-*`, which `remove_asides` deletes.
     `during_exchange` (a lock) is entered only to replace `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{path.name}-", dir=path.parent))
-    try:
+    with scratch_dir(path.parent, path.name) as aside:
         yield aside
         aside.chmod(0o755)
         fsync_tree(aside)
         with during_exchange or contextlib.nullcontext():
             _replace_dir(aside, path)
+
+
+@contextlib.contextmanager
+def scratch_dir(parent: Path, name: str) -> Generator[Path]:
+    """Yield a temporary folder in `parent`, removed at the end.
+
+    The process holds a lock on it, so `remove_abandoned` can tell it from a killed process's.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{_ASIDE}{name}-", dir=parent))
+    fd = os.open(aside, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        os.close(fd)
 
 
 def _replace_dir(aside: Path, path: Path) -> None:
@@ -108,10 +125,41 @@ def _replace_dir(aside: Path, path: Path) -> None:
 def remove_asides(folder: Path) -> None:
     """Delete the partial files that a killed process left directly inside `folder`."""
     for entry in folder.glob(f"{_ASIDE}*"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        _remove(entry)
+
+
+def remove_abandoned(root: Path) -> None:
+    """Delete the partial files of killed processes in `root` and two levels below it.
+
+    Living processes may be at work in the same folders; the kernel tells them apart by their locks.
+    """
+    for depth in ("", "*/", "*/*/"):
+        for entry in root.glob(f"{depth}{_ASIDE}*"):
+            if _is_abandoned(entry):
+                _remove(entry)
+
+
+def _is_abandoned(entry: Path) -> bool:
+    try:
+        if time.time() - entry.lstat().st_mtime < _SETTLING_S:  # created, and not yet locked
+            return False
+        fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def is_aside(name: str) -> bool:
@@ -163,8 +211,6 @@ _FICLONE = 0x40049409  # Linux ioctl: share the blocks of a file until a write
 
 def _copy_file(source: str, target: str) -> str:
     """Reflink `source` to `target` if the file system supports it, else copy the bytes."""
-    import fcntl
-
     with Path(source).open("rb") as src, Path(target).open("wb") as dst:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())

@@ -17,6 +17,6 @@ from tasks.changes import changed_subjects, finish_all
 def retrain_all(workspace: str | None = None) -> dict[str, Any]:
     """Bring every changed subject up to date, one by one, even if some of them fail."""
     root = find_workspace(Path(workspace or "."))
-    subjects = changed_subjects(root, environment.set_defaults(root))
-    runs = [train_subject(subject, str(root), return_state=True) for subject in subjects]
-    return finish_all(subjects, runs)
+    found = changed_subjects(root, environment.set_defaults(root))
+    runs = [train_subject(subject, str(root), return_state=True) for subject in found.changed]
+    return finish_all(found, runs)

@@ -90,7 +90,7 @@ def verdict(run: SubjectRun, result: Verdict) -> None:
         f"- chosen checkpoint: {selection.best}. {selection.rule}",
         *_differences(result.difference.items()),
         f"- page: {run.places.report_page.as_uri()}",
-        f"- registry: {run.env.get('MLFLOW_TRACKING_URI', 'mlflow.db in the workspace')}",
+        f"- registry: {run.store}",
     ]
     create_markdown_artifact("\n".join(lines), key=_key(run, "verdict"))
 

@@ -232,7 +232,7 @@ def summarize(run: SubjectRun, verdict: Verdict | None) -> dict[str, Any]:
         "version": version.to_json() if version else None,
         "verdict": verdict.to_json() if verdict else None,
         "report": str(run.places.report_page),
-        "tracking_uri": run.env.get("MLFLOW_TRACKING_URI"),
+        "tracking_uri": run.store,
         "stages": [
             {"stage": time.stage, "seconds": round(time.seconds, 2), "skipped": time.skipped}
             for time in run.times

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dreambooth_core import config
+from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
+from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import Workspace
@@ -37,6 +38,8 @@ class SubjectRun:
         self.workspace, self.lock, self.stop, self.env = workspace, lock, stop, env
         self.subject = lock.subject
         self.places = workspace.places(self.subject)
+        self.store = without_secrets(env.get("MLFLOW_TRACKING_URI") or "mlflow.db")
+        """The MLflow store for summaries and artifacts, which Prefect saves."""
         self.dvc = Dvc(workspace, env=env)
         self._loaded: tuple[bytes, SubjectView] | None = None
         self.staleness = Staleness(workspace, self.settings(), self.dvc)
@@ -73,9 +76,13 @@ class SubjectRun:
 @contextlib.contextmanager
 def subject_run(subject: str, root: Path, env: Mapping[str, str]) -> Iterator[SubjectRun]:
     """Open a run: check the settings, lock the subject, restore its photos."""
+    from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
+
     workspace = Workspace(root)
     # Report wrong settings, and what this machine cannot do, before anything starts.
     refuse_the_impossible(workspace, config.load_view(workspace, subject), env=env)
+    require_store(workspace, env)
+    files.remove_abandoned(workspace.state)
     with stop_event() as stop, SubjectLock(workspace, subject) as lock:
         run = SubjectRun(workspace, lock, stop=stop, env=env)
         photos.restore(workspace, run.settings(), run.dvc)

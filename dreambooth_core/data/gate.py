@@ -17,7 +17,7 @@ from dreambooth_core.data import messages
 from dreambooth_core.data.captions import Captions, read_captions
 from dreambooth_core.data.decode import decode
 from dreambooth_core.data.duplicates import ImageHashes, duplicates, hashes_of
-from dreambooth_core.data.listing import Listing, list_folder, printable
+from dreambooth_core.data.listing import CacheDir, Listing, list_folder, no_cache, printable
 from dreambooth_core.data.quality import quality_warnings, shrunk_grey, why_blank
 from dreambooth_core.errors import DataError, Stopped
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
@@ -62,6 +62,7 @@ def inspect_folder(
     *,
     subject: str,
     scratch: Path,
+    cache: CacheDir = no_cache,
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> Inspection:
@@ -71,7 +72,7 @@ def inspect_folder(
     are invalid, and Stopped between photos. The report may lack accepted photos: `require_usable`
     raises for those.
     """
-    listing = list_folder(folder, subject=subject)
+    listing = list_folder(folder, subject=subject, cache=cache)
     captions = _captions(folder, listing, settings)
     scratch.mkdir(parents=True, exist_ok=True)
     photos: list[_Photo] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,14 @@ _HEAD_BYTES = 32
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 
 
+CacheDir = Callable[[], Path | None]
+"""Returns the folder in which DVC caches the workspace's files; None without DVC."""
+
+
+def no_cache() -> None:
+    """The CacheDir of a folder that DVC does not track."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """Entries in byte order of their names: photos and skipped files."""
@@ -51,17 +60,19 @@ class Listing:
     skipped: tuple[RejectedFile, ...]
 
 
-def list_folder(folder: Path, *, subject: str) -> Listing:
+def list_folder(folder: Path, *, subject: str, cache: CacheDir = no_cache) -> Listing:
     """Sort the entries of a folder without opening pipes or following links out of it.
 
-    Raises DataError if the folder is missing, unreadable, empty or not a folder.
+    A link into the `cache` that DVC keeps the workspace's files in is the file. `cache` is called
+    only for a link that leads outside. Raises DataError if the folder is missing, unreadable, empty
+    or not a folder.
     """
     entries = _entries(folder, subject=subject)
     root = folder.resolve()
     photos: list[Path] = []
     skipped: list[RejectedFile] = []
     for path in entries:
-        reason = _why_skipped(path, root=root)
+        reason = _why_skipped(path, root=root, cache=cache)
         if reason is None:
             photos.append(path)
         else:
@@ -93,13 +104,13 @@ def _entries(folder: Path, *, subject: str) -> list[Path]:
     raise DataError(what.format(subject=subject), got=str(folder), hint=hint)
 
 
-def _why_skipped(path: Path, *, root: Path) -> str | None:
+def _why_skipped(path: Path, *, root: Path, cache: CacheDir) -> str | None:
     if path.name.startswith("."):
         return messages.SKIPPED_HIDDEN
     if path.name.lower() in _SYSTEM_FILES:
         return messages.SKIPPED_SYSTEM
     try:
-        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root):
+        if path.is_symlink() and _leads_outside(path.resolve(strict=True), root, cache):
             return messages.SKIPPED_LINK_OUTSIDE
         mode = path.stat().st_mode
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13
@@ -109,6 +120,14 @@ def _why_skipped(path: Path, *, root: Path) -> str | None:
     if not stat.S_ISREG(mode):  # opening a pipe would block
         return messages.SKIPPED_SPECIAL
     return _why_no_picture(path)
+
+
+def _leads_outside(target: Path, root: Path, cache: CacheDir) -> bool:
+    """Whether a link's target lies neither in the folder nor in DVC's cache."""
+    if target.is_relative_to(root):
+        return False
+    folder = cache()
+    return folder is None or not target.is_relative_to(folder.resolve())
 
 
 def _why_link_fails(error: OSError | RuntimeError) -> str:

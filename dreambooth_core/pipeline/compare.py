@@ -43,9 +43,9 @@ def run(context: StageContext) -> Verdict:
     last = Verdict.read_if_there(context.places.verdict_dir, VERDICT)
     if is_champion and last is not None and last.challenger == label(challenger):
         return verdict  # the page keeps the verdict that made it the champion
-    verdict.write(context.places.verdict_dir, VERDICT)
     if not is_champion:
-        _carry_out(tracking, challenger, verdict)
+        _carry_out(tracking, challenger, verdict, champion)
+    verdict.write(context.places.verdict_dir, VERDICT)
     return verdict
 
 
@@ -126,8 +126,24 @@ def _noise(context: StageContext) -> Noise:
     )
 
 
-def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict) -> None:
-    """Write the verdict as tags, and move the alias on a promotion."""
+def _carry_out(
+    tracking: Tracking,
+    version: RegisteredVersion,
+    verdict: Verdict,
+    champion: VersionInfo | None,
+) -> None:
+    """Move the alias on a promotion, then write the verdict as tags.
+
+    Raises ChampionChanged, and changes nothing, if `champion` is no longer the champion.
+    """
+    if verdict.promote:
+        aliases.promote(
+            tracking,
+            name=version.name,
+            version=version.version,
+            decision=decision(verdict.why),
+            expected=None if champion is None else champion.version.version,
+        )
     tags = {
         "verdict": verdict.why,
         "verdict.promote": str(verdict.promote).lower(),
@@ -135,22 +151,29 @@ def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict)
         "verdict.difference": files.canonical_json(verdict.to_json()["difference"]),
     }
     aliases.set_tags(tracking, name=version.name, version=version.version, tags=tags)
-    if verdict.promote:
-        aliases.promote(
-            tracking, name=version.name, version=version.version, decision=decision(verdict.why)
-        )
 
 
 def promote(context: StageContext, version: int, *, why: str) -> VersionInfo:
     """Make a version the champion by hand. Raises RegistryError."""
-    name = context.settings.model_name
-    return aliases.promote(tracking_of(context), name=name, version=version, decision=decision(why))
+    tracking, name = tracking_of(context), context.settings.model_name
+    return aliases.promote(
+        tracking,
+        name=name,
+        version=version,
+        decision=decision(why),
+        expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
+    )
 
 
 def rollback(context: StageContext, *, why: str) -> VersionInfo:
     """Make the champion before this one the champion again. Raises RegistryError."""
-    name = context.settings.model_name
-    return aliases.rollback(tracking_of(context), name=name, decision=decision(why))
+    tracking, name = tracking_of(context), context.settings.model_name
+    return aliases.rollback(
+        tracking,
+        name=name,
+        decision=decision(why),
+        expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
+    )
 
 
 def side_by_side(context: StageContext, numbers: list[int] | None = None) -> list[VersionInfo]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
 from dreambooth_core.pipeline import lineage
@@ -79,13 +79,9 @@ def _register(context: StageContext, version: ModelVersion) -> None:
     """Log the scores, upload the best checkpoint, check its parity, and set the alias."""
     tracking = tracking_of(context)
     run_ref = _record_run(context, tracking)
-    scratch = context.places.store / "upload"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{context.settings.name}-", dir=scratch) as folder:
-        candidate = _candidate(context, version, export=Path(folder) / "export")
-        registered_version = versions.register_version(
-            tracking, run_ref, candidate, scratch=Path(folder)
-        )
+    with files.scratch_dir(context.places.store / "upload", context.settings.name) as folder:
+        candidate = _candidate(context, version, export=folder / "export")
+        registered_version = versions.register_version(tracking, run_ref, candidate, scratch=folder)
     _check_parity(context, tracking, registered_version)
     aliases.set_challenger(
         tracking, name=registered_version.name, version=registered_version.version
@@ -199,8 +195,8 @@ def _check_parity(context: StageContext, tracking: Tracking, version: Registered
         return
     harness = evaluation_of(context).harness
     result = parity.check_parity(
+        tracking,
         parity.ParityPlan(
-            tracking_uri=tracking.uri,
             model_uri=info.uri,
             requests=_scored_images(context, version),
             steps=harness.steps,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.records import ModelVersion, RegisteredVersion
 from dreambooth_core.registry import aliases, versions
-from dreambooth_core.registry.tracking import Tracking, resolve_tracking
+from dreambooth_core.registry.tracking import Tracking, connect, resolve_tracking
 from dreambooth_core.workspace import Workspace
 
 
 def tracking_of(context: StageContext) -> Tracking:
     """The MLflow store of the context's workspace."""
     return resolve_tracking(Workspace(context.places.root), uri=context.tracking_uri)
+
+
+def require_store(workspace: Workspace, env: Mapping[str, str]) -> None:
+    """Raise RegistryError unless the MLflow store opens, before hours of work that need it later.
+
+    An experiment of DVC's leaves no trace there and needs none.
+    """
+    if "DVC_EXP_NAME" not in env:
+        connect(resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI")))
 
 
 def find(context: StageContext) -> RegisteredVersion | None:

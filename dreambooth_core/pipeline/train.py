@@ -16,7 +16,6 @@ from dreambooth_core.pipeline.common import (
 )
 from dreambooth_core.ports import StopSignal
 from dreambooth_core.records import LatentCache, TrainingRun
-from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import node_of
@@ -74,7 +73,6 @@ def make_job(context: StageContext) -> TrainJob:
         },
     )
     state = places.store_dir("train", own)
-    tracking = resolve_tracking(workspace, uri=context.tracking_uri)
     return TrainJob(
         subject=view.name,
         fingerprint=own,
@@ -92,6 +90,7 @@ def make_job(context: StageContext) -> TrainJob:
         copies_of_checkpoints=_COPIES_OF_CHECKPOINTS,
         launch=launched,
         log_file=places.log_file("train"),
-        # An experiment of DVC's leaves no trace in the registry's store.
-        tracking={} if context.is_experiment else {"uri": tracking.uri, "name": view.model_name},
+        # An experiment of DVC's leaves no trace in the registry's store. The store's address goes
+        # by the environment, as it may hold a password and the job is a file.
+        tracking={} if context.is_experiment else {"name": view.model_name},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dreambooth_core.data.batches import LatentDataset
+from dreambooth_core.environment import tracking_uri
 from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.pipeline.common import run_name
 from dreambooth_core.ports import MetricSink, NullSink
@@ -35,7 +36,7 @@ def _open_sink(job: TrainJob) -> MetricSink:
     from dreambooth_core.registry.tracking import resolve_tracking
 
     return MlflowSink(
-        resolve_tracking(Workspace(job.workspace_root), uri=job.tracking["uri"]),
+        resolve_tracking(Workspace(job.workspace_root), uri=tracking_uri()),
         RunSpec(
             experiment=job.tracking["name"],
             fingerprint=job.fingerprint,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
+from dreambooth_core.pipeline import dvc_cache
 from dreambooth_core.pipeline.common import RunContext, publishing
 from dreambooth_core.records import Manifest
 
@@ -17,14 +16,13 @@ from dreambooth_core.records import Manifest
 def inspected(context: RunContext) -> Iterator[gate.Inspection]:
     """Yield the gate's verdict on the photos; their normalised copies exist inside the block."""
     settings = context.settings
-    scratch_root = context.places.store / "validate"
-    scratch_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{settings.name}-", dir=scratch_root) as scratch:
+    with files.scratch_dir(context.places.store / "validate", settings.name) as scratch:
         yield gate.inspect_folder(
             context.places.resolve(settings.subject.instance_dir),
             settings.data,
             subject=settings.name,
-            scratch=Path(scratch),
+            scratch=scratch,
+            cache=lambda: dvc_cache.folder_of(context.places.root),
             progress=context.progress,
             should_stop=context.should_stop,
         )

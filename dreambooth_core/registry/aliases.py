@@ -1,7 +1,9 @@
 """The aliases challenger (newest version) and champion (version in use), with their history.
 
-MLflow stores the present version of an alias and no history, so a tag of the registered model holds
-the champions. The alias decides: if a kill leaves the two apart, the next read repairs the history.
+MLflow stores the present version of an alias and no history, so a tag of the registered model lists
+the versions that were champion; who decided, when and why stands in each version's own tags. The
+alias decides: if a kill leaves the two apart, the next read repairs the history. Versions may have
+been deleted since, so the history is read together with the list of versions.
 """
 
 from __future__ import annotations
@@ -11,8 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
-from dreambooth_core.registry.versions import VersionInfo, aliases_of, get_version
+from dreambooth_core.registry.tracking import (
+    Tracking,
+    connect,
+    fitting,
+    mlflow_lock,
+    registry_errors,
+)
+from dreambooth_core.registry.versions import (
+    TAG_LIMIT,
+    VersionInfo,
+    aliases_of,
+    get_version,
+    list_versions,
+)
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
@@ -34,14 +48,8 @@ class Decision:
     why: str
 
 
-@dataclass(frozen=True)
-class Tenure:
-    """The time of one champion, and the decision that began it."""
-
-    version: int
-    who: str
-    when: str
-    why: str
+class ChampionChanged(RegistryError):
+    """The champion is not the one that a decision was made against."""
 
 
 def champion(tracking: Tracking, *, name: str) -> VersionInfo | None:
@@ -66,71 +74,103 @@ def set_tags(tracking: Tracking, *, name: str, version: int, tags: Mapping[str, 
     client = connect(tracking)
     with registry_errors(tracking, doing=f"tagging version {version} of {name}"):
         for key, value in tags.items():
-            client.set_model_version_tag(name, str(version), key, value)
+            client.set_model_version_tag(name, str(version), key, fitting(value, TAG_LIMIT))
 
 
-def promote(tracking: Tracking, *, name: str, version: int, decision: Decision) -> VersionInfo:
-    """Make a version the champion; it stops being the challenger.
+def promote(
+    tracking: Tracking, *, name: str, version: int, decision: Decision, expected: int | None
+) -> VersionInfo:
+    """Make a version the champion instead of `expected`; it stops being the challenger.
 
-    Raises RegistryError if the version is unknown or has not passed its export parity check.
+    Raises ChampionChanged, and changes nothing, if another version is the champion than the one
+    that the decision was made against (None for no champion). Raises RegistryError if the version
+    is unknown or has not passed its export parity check.
     """
     _require_parity(get_version(tracking, name=name, version=version))
     with mlflow_lock(tracking):
-        tenures = _history(tracking, name)
-        if not tenures or tenures[-1].version != version:
-            tenures = [*tenures, Tenure(version=version, **asdict(decision))]
-        _state(tracking, name, version, "promoted", decision)
-        _write_history(tracking, name, tenures)
+        _require_champion(tracking, name, expected, wanted=version)
+        history = _history(tracking, name)
+        # The history first: an entry too many at its end is cut again, a missing one is lost.
+        if not history or history[-1] != version:
+            _write_history(tracking, name, [*history, version])
         _point(tracking, name, CHAMPION, version)
+        _state(tracking, name, version, "promoted", decision)
         _drop_challenger(tracking, name, version)
     return get_version(tracking, name=name, version=version)
 
 
-def rollback(tracking: Tracking, *, name: str, decision: Decision) -> VersionInfo:
-    """Make the previous champion the champion again; repeat to go further back.
+def rollback(
+    tracking: Tracking, *, name: str, decision: Decision, expected: int | None
+) -> VersionInfo:
+    """Make the previous champion that still exists the champion again; repeat to go further back.
 
-    Raises RegistryError if there is no previous champion.
+    Raises ChampionChanged if another version than `expected` is the champion, and RegistryError if
+    there is no previous champion.
     """
     with mlflow_lock(tracking):
-        tenures = _history(tracking, name)
-        current = aliases_of(tracking, name=name).get(CHAMPION)
-        if len(tenures) < 2:
+        _require_champion(tracking, name, expected, wanted=None)
+        history = _history(tracking, name)
+        replaced = history.pop() if expected is not None else None
+        existing = {info.version.version for info in list_versions(tracking, name=name)}
+        before = [version for version in history if version in existing]
+        while before and before[-1] == replaced:
+            before.pop()
+        if not before:
             raise RegistryError(
                 f"{name} has no earlier champion to go back to",
-                got=f"champion: {'none' if current is None else f'version {current}'}",
+                got=f"champion: {_spell(expected)}",
                 hint="`dreambooth promote SUBJECT VERSION` makes any version the champion",
             )
-        replaced, before = tenures[-1], tenures[-2]
-        _state(tracking, name, replaced.version, "rolled_back", decision)
-        _state(tracking, name, before.version, "restored", decision)
         # The alias first: a history with one entry too many can be repaired, a lost entry cannot.
-        _point(tracking, name, CHAMPION, before.version)
-        _write_history(tracking, name, tenures[:-1])
-    return get_version(tracking, name=name, version=before.version)
+        _point(tracking, name, CHAMPION, before[-1])
+        _write_history(tracking, name, before)
+        if replaced is not None:
+            _state(tracking, name, replaced, "rolled_back", decision)
+        _state(tracking, name, before[-1], "restored", decision)
+    return get_version(tracking, name=name, version=before[-1])
 
 
-def _history(tracking: Tracking, name: str) -> list[Tenure]:
-    """The history, cut or extended to end with the version of the alias."""
+def _require_champion(
+    tracking: Tracking, name: str, expected: int | None, *, wanted: int | None
+) -> None:
+    """Raise ChampionChanged unless `expected` (or already `wanted`) is the champion."""
+    current = aliases_of(tracking, name=name).get(CHAMPION)
+    if current == expected or (wanted is not None and current == wanted):
+        return
+    raise ChampionChanged(
+        f"the champion of {name} was changed meanwhile, so this decision was not carried out",
+        got=f"champion: {_spell(current)}; the decision was made against {_spell(expected)}",
+        hint="run the same command again: it decides against the present champion",
+    )
+
+
+def _spell(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
+
+
+def _history(tracking: Tracking, name: str) -> list[int]:
+    """The versions that were champion, cut or extended to end with that of the alias.
+
+    Without the alias (its version was deleted), all of them.
+    """
     client = connect(tracking)
     current = aliases_of(tracking, name=name).get(CHAMPION)
     with registry_errors(tracking, doing=f"reading the champions of {name}"):
         text = client.get_registered_model(name).tags.get(_HISTORY, "[]")
-    tenures = [Tenure(**entry) for entry in json.loads(text)]
+    # Older stores hold an object per entry, with the decision.
+    found = [e["version"] if isinstance(e, dict) else int(e) for e in json.loads(text)]
     if current is None:
-        return []
-    places = [i for i, tenure in enumerate(tenures) if tenure.version == current]
+        return found
+    places = [i for i, version in enumerate(found) if version == current]
     if places:  # later entries are from before a kill, or undone by another program
-        return tenures[: places[-1] + 1]
-    return [
-        *tenures,
-        Tenure(version=current, who="unknown", when="", why="set outside the project"),
-    ]
+        return found[: places[-1] + 1]
+    return [*found, current]
 
 
-def _write_history(tracking: Tracking, name: str, tenures: Sequence[Tenure]) -> None:
-    kept = [asdict(tenure) for tenure in tenures[-_HISTORY_LENGTH:]]
+def _write_history(tracking: Tracking, name: str, history: Sequence[int]) -> None:
+    kept = json.dumps(list(history[-_HISTORY_LENGTH:]))  # far below TAG_LIMIT, for any decisions
     with registry_errors(tracking, doing=f"writing the champions of {name}"):
-        connect(tracking).set_registered_model_tag(name, _HISTORY, json.dumps(kept))
+        connect(tracking).set_registered_model_tag(name, _HISTORY, kept)
 
 
 def _state(tracking: Tracking, name: str, version: int, what: str, decision: Decision) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
-from mlflow.models import Model
 from mlflow.models.utils import get_external_mlflow_model_spec
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.time import get_current_time_millis
 
 from dreambooth_core import files
 from dreambooth_core.records import REAL, SCORES, Checkpoint, ScoreRow, Scores, Selection
-from dreambooth_core.registry import runs
+from dreambooth_core.registry import package, runs
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
 
@@ -67,7 +66,7 @@ def record_selection(
         {
             "dreambooth.best": selection.best or "none",
             "dreambooth.qualified": str(selection.qualified).lower(),
-            "dreambooth.rule": selection.rule[:5000],
+            "dreambooth.rule": selection.rule,
         },
     )
     best = next((row for row in scores.rows if row.name == selection.best), None)
@@ -157,7 +156,7 @@ def upload(
 def _write_identity(saved_model: Path, model: LoggedModel, run: RunRef) -> None:
     """Write id and run of the LoggedModel into the saved model's MLmodel file."""
     path = saved_model / _MLMODEL
-    spec = Model.load(str(path))
+    spec = package.load_spec(saved_model)
     spec.model_uuid = spec.model_id = model.model_id
     spec.run_id, spec.artifact_path = run.run_id, model.artifact_location
     spec.save(str(path))

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow.pyfunc
 from mlflow.models import Model
 
-from dreambooth_core import files
+from dreambooth_core import config, files
 from dreambooth_core.errors import RegistryError
 
 SERVING_CODE = Path(__file__).with_name("serving_model.py")
@@ -73,7 +73,7 @@ def packed(
             mlflow.pyfunc.save_model(
                 str(model),
                 python_model=str(SERVING_CODE),
-                artifacts={ARTIFACT: str(export)},
+                artifacts={ARTIFACT: export.absolute().as_uri()},
                 model_config={k: v for k, v in asdict(serving).items() if v is not None},
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
@@ -82,10 +82,15 @@ def packed(
         yield model
 
 
+def load_spec(model: Path) -> Model:
+    """The MLmodel file of a local folder; `Model.load` takes a path for an encoded URI."""
+    return Model.from_dict(config.read_yaml(model / "MLmodel"))
+
+
 def _make_paths_relative(model: Path) -> None:
     """Rename the pipeline folder to ARTIFACT, and make the paths in MLmodel relative."""
     path = model / "MLmodel"
-    spec = Model.load(str(path))
+    spec = load_spec(model)
     flavor = spec.flavors["python_function"]
     entry = flavor["artifacts"][ARTIFACT]
     (model / entry["path"]).rename(model / "artifacts" / ARTIFACT)

@@ -13,13 +13,17 @@ from typing import IO, Any
 
 import mlflow
 import mlflow.pyfunc
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from PIL import Image
 
 from dreambooth_core.config import ComputeSettings
 from dreambooth_core.errors import StageError, Stopped
+from dreambooth_core.masking import scrubbed
 from dreambooth_core.models.load import configure_torch, pick_device
 from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import Record
+from dreambooth_core.registry.store_uri import is_plain, local_path
+from dreambooth_core.registry.tracking import Tracking, as_default
 from dreambooth_core.supervision import supervised
 from dreambooth_core.waiting import wait_until
 
@@ -65,7 +69,6 @@ class ParityResult(Record):
 class ParityPlan(Record):
     """The version and images to compare, with the sampling settings of the evaluation."""
 
-    tracking_uri: str
     model_uri: str
     requests: tuple[ParityRequest, ...]
     steps: int
@@ -86,7 +89,9 @@ def request_of(prompt: str, seed: int, path: Path) -> ParityRequest:
         return ParityRequest(prompt=prompt, seed=seed, pixels_sha256=pixels_sha256(image))
 
 
-def check_parity(plan: ParityPlan, *, should_stop: StopSignal = never_stop) -> ParityResult:
+def check_parity(
+    tracking: Tracking, plan: ParityPlan, *, should_stop: StopSignal = never_stop
+) -> ParityResult:
     """Sample the plan's images with the registered model in a fresh process; compare the pixels.
 
     Raises StageError with the last lines of that process if it fails, and Stopped on a stop.
@@ -94,14 +99,15 @@ def check_parity(plan: ParityPlan, *, should_stop: StopSignal = never_stop) -> P
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
         plan.write(folder, "plan.json")
-        with (folder / "log").open("w+b") as log:
+        # The address may hold a password, so it goes by the environment, never into a file.
+        with as_default(tracking), (folder / "log").open("w+b") as log:
             code = _wait(_start(folder / "plan.json", log), should_stop)
             if code != 0:
                 log.seek(0)
                 lines = log.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
                 raise StageError(
                     f"the process that loads {plan.model_uri} ended with code {code}",
-                    got="\n".join(lines),
+                    got=scrubbed("\n".join(lines), tracking.uri),
                 )
         return ParityResult.read(folder, _RESULT)
 
@@ -141,13 +147,20 @@ def main(plan_file: Path) -> int:
     """Load the model of a plan, sample its images, write the result into its folder; returns 0."""
     plan = ParityPlan.read(plan_file.parent, plan_file.name)
     configure_torch(plan.compute)
-    mlflow.set_tracking_uri(plan.tracking_uri)
-    mlflow.set_registry_uri(plan.tracking_uri)
+    mlflow.set_registry_uri(mlflow.get_tracking_uri())
     model = mlflow.pyfunc.load_model(
-        plan.model_uri, model_config={"device": str(pick_device(plan.compute))}
+        plan.model_uri,
+        dst_path=_copy_dir(plan.model_uri, plan_file.parent),
+        model_config={"device": str(pick_device(plan.compute))},
     )
     _compare(model, plan).write(plan_file.parent, _RESULT)
     return 0
+
+
+def _copy_dir(model_uri: str, scratch: Path) -> str | None:
+    """Where to copy the upload to, if its path has characters that MLflow would decode."""
+    place = local_path(ModelsArtifactRepository.get_underlying_uri(model_uri))
+    return None if place is None or is_plain(place) else str(scratch)
 
 
 def _compare(model: Any, plan: ParityPlan) -> ParityResult:

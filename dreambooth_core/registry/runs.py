@@ -25,12 +25,25 @@ from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, R
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.time import get_current_time_millis
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
+from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
+)
 from PIL import Image
 
 from dreambooth_core.config import flatten
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
+from dreambooth_core.masking import scrubbed
+from dreambooth_core.registry.location import refuse_outside
+from dreambooth_core.registry.tracking import (
+    Tracking,
+    connect,
+    fitting,
+    mlflow_lock,
+    registry_errors,
+)
 
 FLUSH_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 15.0
@@ -99,9 +112,10 @@ class MlflowSink:
             set_status(self._tracking, run, self._status)
         except DreamBoothError as error:
             _LOG.warning("MLflow records nothing more of this run: %s", error)
-        except Exception:
+        except Exception as error:
             # MLflow raises many types, and none of them may stop the training.
-            _LOG.warning("MLflow records nothing more of this run", exc_info=True)
+            text = scrubbed(f"{type(error).__name__}: {error}", self._tracking.uri)
+            _LOG.warning("MLflow records nothing more of this run: %s", text)
 
     def _open_run(self) -> RunRef:
         spec = self._spec
@@ -181,7 +195,8 @@ def experiment_id(tracking: Tracking, name: str) -> str:
     with registry_errors(tracking, doing=f"opening experiment {name}"):
         found = client.get_experiment_by_name(name)
         if found is None:
-            return _create_experiment(client, tracking, name)
+            found = client.get_experiment(_create_experiment(client, tracking, name))
+        refuse_outside(found.artifact_location, home=tracking.home, store=tracking.shown)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -210,6 +225,7 @@ def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef
         home: Experiment | None = client.get_experiment_by_name(experiment)
         if home is None:
             return None
+        refuse_outside(home.artifact_location, home=tracking.home, store=tracking.shown)
         found = client.search_runs(
             [home.experiment_id],
             filter_string=f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -241,7 +257,11 @@ def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> No
     client = connect(tracking)
     with registry_errors(tracking, doing="writing the settings"):
         known = client.get_run(run.run_id).data.params
-        new = [Param(k, str(v)) for k, v in flatten(values).items() if k not in known]
+        new = [
+            Param(k, fitting(str(v), MAX_PARAM_VAL_LENGTH))
+            for k, v in flatten(values).items()
+            if k not in known
+        ]
         for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, params=batch)
 
@@ -250,7 +270,8 @@ def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
     """Set tags of a run; replaces existing ones."""
     client = connect(tracking)
     with registry_errors(tracking, doing="setting tags"):
-        for batch in _batches([RunTag(k, v) for k, v in tags.items()], MAX_PARAMS_TAGS_PER_BATCH):
+        fitted = [RunTag(k, fitting(v, MAX_TAG_VAL_LENGTH)) for k, v in tags.items()]
+        for batch in _batches(fitted, MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, tags=batch)
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +16,14 @@ from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from dreambooth_core import files, locks
 from dreambooth_core.errors import RegistryError, SettingsError
+from dreambooth_core.masking import scrubbed, without_secrets
+from dreambooth_core.registry import location, opening
+from dreambooth_core.registry.store_uri import ARTIFACTS, SQLITE, STORE, sqlite_file, sqlite_uri
 from dreambooth_core.workspace import Workspace
 
-PING_TIMEOUT_S = 3.0
 LOCK_TIMEOUT_S = 120.0
 
-_SQLITE = "sqlite:///"
+_SERVERS = ("http://", "https://")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _LOG = logging.getLogger(__name__)
 
@@ -34,11 +32,13 @@ _LOG = logging.getLogger(__name__)
 class Tracking:
     """An MLflow store with the workspace's files for it.
 
-    `artifact_root` is the folder for the files of a new experiment, or None if the server decides.
-    `lock` guards every find-or-create (MLflow has no lock); `cache` holds downloaded models.
+    `home` is the workspace. `artifact_root` is the folder for the files of a new experiment, or
+    None if the server decides. `lock` guards every find-or-create (MLflow has no lock); `cache`
+    holds downloaded models.
     """
 
     uri: str
+    home: Path
     artifact_root: Path | None
     lock: Path
     cache: Path
@@ -46,16 +46,12 @@ class Tracking:
     @property
     def is_server(self) -> bool:
         """Whether the store is a server."""
-        return self.uri.startswith(("http://", "https://"))
+        return self.uri.startswith(_SERVERS)
 
-
-@dataclass(frozen=True)
-class Ping:
-    """The health of a store: reachable or not, seconds, and a text for `dreambooth doctor`."""
-
-    ok: bool
-    seconds: float
-    text: str
+    @property
+    def shown(self) -> str:
+        """The address without credentials, for messages, logs and pages."""
+        return without_secrets(self.uri)
 
 
 def resolve_tracking(workspace: Workspace, *, uri: str | None = None) -> Tracking:
@@ -64,90 +60,80 @@ def resolve_tracking(workspace: Workspace, *, uri: str | None = None) -> Trackin
     A relative SQLite path is relative to the workspace, not to the current folder. Raises
     SettingsError for a type of store that MLflow no longer writes.
     """
-    resolved = _absolute(workspace, uri) if uri else f"{_SQLITE}{workspace.root / 'mlflow.db'}"
-    server = resolved.startswith(("http://", "https://"))
+    home = workspace.root.absolute()
+    resolved = _absolute(home, uri) if uri else sqlite_uri(home / STORE)
     return Tracking(
         uri=resolved,
-        artifact_root=None if server else workspace.root.absolute() / "mlartifacts",
+        home=home,
+        artifact_root=None if resolved.startswith(_SERVERS) else home / ARTIFACTS,
         lock=workspace.state / "locks" / "mlflow.lock",
         cache=workspace.state / "models",
     )
 
 
-def _absolute(workspace: Workspace, uri: str) -> str:
-    if uri.startswith(("http://", "https://")):
+def _absolute(home: Path, uri: str) -> str:
+    if uri.startswith(_SERVERS):
         return uri.rstrip("/")
-    if uri.split(":", 1)[0].split("+", 1)[0] not in _DATABASES:
+    file = sqlite_file(uri)
+    is_memory = uri.startswith(SQLITE) and file is None
+    if is_memory or uri.split(":", 1)[0].split("+", 1)[0] not in _DATABASES:
         raise SettingsError(
             "MLFLOW_TRACKING_URI has an unsupported type of store",
-            got=uri,
+            got=without_secrets(uri),
             allowed="http(s)://HOST:PORT, sqlite:///PATH, postgresql://...",
             hint="unset it to use mlflow.db in the project's folder",
         )
-    if uri.startswith(_SQLITE) and not uri.startswith(f"{_SQLITE}/"):
-        return f"{_SQLITE}{workspace.root.absolute() / uri.removeprefix(_SQLITE)}"
-    return uri
-
-
-def ping(tracking: Tracking) -> Ping:
-    """Check whether the store is reachable, without MLflow's minutes of retries. Never raises."""
-    began = time.monotonic()
-    shown = without_password(tracking.uri)
-    try:
-        if tracking.is_server:
-            _get_health(f"{tracking.uri}/health")
-        elif not tracking.uri.startswith(_SQLITE):
-            MlflowClient(tracking.uri).search_experiments(max_results=1)
-        elif not Path(tracking.uri.removeprefix(_SQLITE)).parent.is_dir():
-            raise OSError("its folder does not exist")
-    except (OSError, MlflowException) as error:
-        reason = getattr(error, "reason", None) or error
-        return Ping(
-            ok=False,
-            seconds=time.monotonic() - began,
-            text=f"MLflow at {shown} is unreachable: {reason}",
-        )
-    return Ping(ok=True, seconds=time.monotonic() - began, text=f"MLflow at {shown}")
-
-
-def _get_health(url: str) -> None:
-    """GET `url`; any status below 500 counts as healthy. Raises OSError."""
-    try:
-        with urllib.request.urlopen(url, timeout=PING_TIMEOUT_S):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise
-
-
-def without_password(uri: str) -> str:
-    """The URI with its password, or a token in place of one, masked: for logs and screens."""
-    masked = re.sub(r"://([^:/@]*:)?[^/]*@", lambda found: f"://{found[1] or ''}***@", uri)
-    return re.sub(r"([?&](?:password|passwd|token|sslpassword)=)[^&]*", r"\1***", masked)
+    return uri if file is None or file.is_absolute() else sqlite_uri(home / file)
 
 
 @functools.lru_cache(maxsize=8)
 def connect(tracking: Tracking) -> MlflowClient:
-    """A client for the store. Raises RegistryError within seconds if the store is unreachable."""
-    answer = ping(tracking)
-    if not answer.ok:
-        raise RegistryError(
-            answer.text,
-            hint="start it (`dreambooth up`), or unset MLFLOW_TRACKING_URI to use a local file",
-        )
-    _create_whole(tracking)
-    return MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
+    """A client for the store, once it has opened.
+
+    Raises RegistryError, within seconds, if the store is unreachable, cannot be opened, or keeps
+    the files of another workspace.
+    """
+    opening.reach(tracking.uri)
+    file = sqlite_file(tracking.uri)
+    if file is not None:
+        _create_whole(tracking, file)
+    client = opening.open_store(tracking.uri)
+    if file is not None:
+        location.refuse_other_roots(file, home=tracking.home)
+    return client
 
 
-def _create_whole(tracking: Tracking) -> None:
+def examine(tracking: Tracking) -> str:
+    """Open the store without creating it; its address. Raises RegistryError like `connect`."""
+    file = sqlite_file(tracking.uri)
+    if file is not None and not file.exists():
+        opening.reach(tracking.uri)
+        return f"{tracking.shown} (the first run creates it)"
+    connect(tracking)
+    return tracking.shown
+
+
+def move_here(tracking: Tracking) -> list[str]:
+    """Record this workspace as the place of the store's files; the roots that it replaces.
+
+    Raises RegistryError, and changes nothing, if the store is not this workspace's or files are
+    missing here.
+    """
+    file = sqlite_file(tracking.uri)
+    if file is None or not file.exists():
+        return []
+    with mlflow_lock(tracking):
+        moved = location.move_here(file, home=tracking.home)
+    connect.cache_clear()
+    return moved
+
+
+def _create_whole(tracking: Tracking, path: Path) -> None:
     """Create a missing SQLite file under another name, and rename it once it has all tables.
 
     MLflow creates the tables one by one when it first opens a file. A kill in between would leave
     a file that MLflow cannot open.
     """
-    if not tracking.uri.startswith(_SQLITE):
-        return
-    path = Path(tracking.uri.removeprefix(_SQLITE))
     if path.exists():
         return
     with locks.hold(tracking.lock.with_name("mlflow-create.lock"), timeout_s=LOCK_TIMEOUT_S):
@@ -156,7 +142,13 @@ def _create_whole(tracking: Tracking) -> None:
         files.remove_asides(path.parent)
         with files.atomic_file(path) as aside:
             aside.unlink()  # MLflow upgrades a file that exists, and creates one that does not
-            MlflowClient(tracking_uri=f"{_SQLITE}{aside}").search_experiments(max_results=1)
+            opening.open_store(sqlite_uri(aside))
+
+
+def fitting(value: str, limit: int) -> str:
+    """The text, cut and marked if it is longer than a column of the store."""
+    mark = " ... (cut)"
+    return value if len(value) <= limit else value[: limit - len(mark)] + mark
 
 
 @contextlib.contextmanager
@@ -165,11 +157,12 @@ def registry_errors(tracking: Tracking, *, doing: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        text = scrubbed(str(error), tracking.uri)
         raise RegistryError(
-            f"MLflow at {without_password(tracking.uri)} failed while {doing}",
-            got=str(error).splitlines()[0][:500] if str(error) else type(error).__name__,
+            f"MLflow at {tracking.shown} failed while {doing}",
+            got=text.splitlines()[0][:500] if text else type(error).__name__,
             hint="run `dreambooth doctor`, then the same command again: it skips finished work",
-        ) from error
+        ) from (error if text == str(error) else None)  # a traceback would quote the password
 
 
 @contextlib.contextmanager

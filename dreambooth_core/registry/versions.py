@@ -16,7 +16,6 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
@@ -35,12 +34,13 @@ from dreambooth_core.registry.tracking import (
     Tracking,
     as_default,
     connect,
+    fitting,
     mlflow_lock,
     registry_errors,
 )
 
 TAG_LIMIT = 5000
-"""The maximum length of a tag's value in every MLflow store; longer values are cut and marked."""
+"""The maximum length, in PostgreSQL, of a registered model's tag and of a description."""
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -128,7 +128,7 @@ def register_version(
                 source=f"models:/{model_id}",
                 run_id=run.run_id,
                 tags=_tags(candidate),
-                description=candidate.card,
+                description=fitting(candidate.card, TAG_LIMIT),
                 model_id=model_id,
             )
     return _registered(version)
@@ -182,12 +182,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
     }
-    return {key: _fitting(value) for key, value in tags.items() if value}
-
-
-def _fitting(value: str) -> str:
-    mark = " ... (cut)"
-    return value if len(value) <= TAG_LIMIT else value[: TAG_LIMIT - len(mark)] + mark
+    return {key: fitting(value, TAG_LIMIT) for key, value in tags.items() if value}
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -282,7 +277,7 @@ def fetch(tracking: Tracking, reference: str) -> Path:
 
 def _verify(model: Path, uri: str) -> None:
     """Compare every file of the pipeline with the hashes in MLmodel. Raises CorruptRecordError."""
-    expected = (Model.load(str(model / "MLmodel")).metadata or {})["files"]
+    expected = (package.load_spec(model).metadata or {})["files"]
     wrong = files.mismatches(model / "artifacts" / package.ARTIFACT, expected)
     if wrong:
         raise CorruptRecordError(

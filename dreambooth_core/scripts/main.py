@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dreambooth_core.environment import gc_paused, library_defaults
+from dreambooth_core.environment import exempt_loopback, gc_paused, library_defaults
 from dreambooth_core.errors import DreamBoothError, StageError
 from dreambooth_core.scripts.flags import Script
 from dreambooth_core.scripts.parsing import help_text, in_flags, parse
@@ -43,6 +43,7 @@ def main(script: Script, arguments: Sequence[str] | None = None) -> int:
     # Libraries read these at import.
     for name, value in library_defaults().items():
         os.environ.setdefault(name, value)
+    exempt_loopback()
     # Warnings of one library about another would bury our messages.
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

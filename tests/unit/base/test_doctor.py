@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import doctor
-from dreambooth_core.registry.tracking import without_password
+from dreambooth_core.masking import without_secrets
 from dreambooth_core.workspace import Workspace
 from tests.paths import ROOT
 
@@ -47,4 +47,4 @@ def test_servers_in_use_are_shown_without_their_passwords() -> None:
     ],
 )
 def test_passwords_and_tokens_are_masked(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown
+    assert without_secrets(uri) == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -174,3 +175,37 @@ def test_lock_reports_its_holder_and_is_released_by_a_kill(tmp_path: Path) -> No
     holder.stdout.close()
     with locks.hold(path, timeout_s=1):
         pass
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from dreambooth_core import files\n"
+        "root = Path(sys.argv[1])\n"
+        "with files.scratch_dir(root / 'upload', 'mug') as a, files.atomic_dir(root / 'x' / 'y'):\n"
+        "    with files.atomic_file(root / 'notes.json'):\n"
+        "        (a / 'half').write_text('x'); print('ready', flush=True); sys.stdin.read()\n"
+    )
+
+    def at_work() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    killed = at_work()
+    killed.kill()
+    killed.wait()
+    left = sorted(tmp_path.rglob(".aside-*"))
+    alive = at_work()
+    old = time.time() - 60
+    for path in tmp_path.rglob(".aside-*"):
+        os.utime(path, (old, old))
+    files.remove_abandoned(tmp_path)
+    kept = sorted(tmp_path.rglob(".aside-*"))
+    alive.kill()
+    alive.wait()
+    assert len(left) == len(kept) == 3
+    assert not set(left) & set(kept)

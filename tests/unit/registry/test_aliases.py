@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from mlflow import MlflowClient
 
 from dreambooth_core.errors import RegistryError
 from dreambooth_core.registry import aliases, versions
-from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
+from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, ChampionChanged, Decision
 from dreambooth_core.registry.tracking import Tracking
 from tests.unit.registry import examples
 from tests.unit.registry.examples import MODEL
@@ -28,12 +29,15 @@ def three(tracking: Tracking, run, tiny_sd: Path, tmp_path: Path) -> Tracking:
 
 
 def promote(tracking: Tracking, version: int) -> int:
-    info = aliases.promote(tracking, name=MODEL, version=version, decision=BECAUSE)
+    now = versions.aliases_of(tracking, name=MODEL).get("champion")
+    info = aliases.promote(tracking, name=MODEL, version=version, decision=BECAUSE, expected=now)
     return info.version.version
 
 
 def rollback(tracking: Tracking) -> int:
-    return aliases.rollback(tracking, name=MODEL, decision=BECAUSE).version.version
+    now = versions.aliases_of(tracking, name=MODEL).get("champion")
+    info = aliases.rollback(tracking, name=MODEL, decision=BECAUSE, expected=now)
+    return info.version.version
 
 
 def champion(tracking: Tracking) -> int | None:
@@ -138,3 +142,57 @@ def test_champion_set_in_the_ui_can_be_rolled_back(three) -> None:
     MlflowClient(three.uri, three.uri).set_registered_model_alias(MODEL, "champion", "3")
     assert champion(three) == 3
     assert rollback(three) == 1
+
+
+def test_a_decision_against_an_earlier_champion_changes_nothing(three) -> None:
+    promote(three, 1)
+    promote(three, 2)
+    before = history(three)
+    with pytest.raises(ChampionChanged, match=r"champion: version 2; .* against version 1"):
+        aliases.promote(three, name=MODEL, version=3, decision=BECAUSE, expected=1)
+    with pytest.raises(ChampionChanged, match="against none"):
+        aliases.rollback(three, name=MODEL, decision=BECAUSE, expected=None)
+    assert (champion(three), history(three)) == (2, before)
+    tags = versions.get_version(three, name=MODEL, version=3).tags
+    assert not any(key.startswith("promoted") for key in tags)
+
+
+def test_many_promotions_with_long_reasons_fit_every_column(three) -> None:
+    long = Decision(who="ada", when="2026-11-23", why="DINO " * 2000)
+    for number in range(30):
+        now = versions.aliases_of(three, name=MODEL).get("champion")
+        version = 1 + number % 3
+        aliases.promote(three, name=MODEL, version=version, decision=long, expected=now)
+    model = MlflowClient(three.uri, three.uri).get_registered_model(MODEL)
+    tags = [*model.tags.values()]
+    for info in versions.list_versions(three, name=MODEL):
+        tags += info.tags.values()
+    assert max(map(len, tags)) <= versions.TAG_LIMIT
+    assert rollback(three) == 2
+
+
+def test_rollback_passes_over_deleted_versions(three) -> None:
+    for version in (1, 2, 3):
+        promote(three, version)
+    MlflowClient(three.uri, three.uri).delete_model_version(MODEL, "2")
+    assert rollback(three) == 1
+
+
+def test_rollback_after_the_champion_was_deleted_restores_the_one_before(three) -> None:
+    for version in (1, 2):
+        promote(three, version)
+    MlflowClient(three.uri, three.uri).delete_model_version(MODEL, "2")
+    assert rollback(three) == 1
+
+
+def test_history_of_an_older_store_is_read(three) -> None:
+    promote(three, 2)
+    old = [{"version": 1, "who": "ada", "when": "", "why": ""}, {"version": 2, "who": "ada"}]
+    client = MlflowClient(three.uri, three.uri)
+    client.set_registered_model_tag(MODEL, "dreambooth.champions", json.dumps(old))
+    assert rollback(three) == 1
+
+
+def history(tracking: Tracking) -> str:
+    model = MlflowClient(tracking.uri, tracking.uri).get_registered_model(MODEL)
+    return model.tags["dreambooth.champions"]

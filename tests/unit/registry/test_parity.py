@@ -17,7 +17,6 @@ from dreambooth_core.errors import StageError, Stopped
 from dreambooth_core.models import load, sampling
 from dreambooth_core.registry import parity, versions
 from dreambooth_core.registry.parity import ParityPlan, ParityRequest, ParityResult
-from dreambooth_core.registry.tracking import Tracking
 from tests.unit.registry import examples
 from tests.unit.registry.examples import BLOCK, GUIDANCE, MODEL, SIDE, STEPS
 
@@ -41,9 +40,8 @@ def scored(tiny_sd: Path, tmp_path: Path) -> list[tuple[str, int, Path]]:
     return pictures
 
 
-def plan(tracking: Tracking, requests: tuple[ParityRequest, ...]) -> ParityPlan:
+def plan(requests: tuple[ParityRequest, ...]) -> ParityPlan:
     return ParityPlan(
-        tracking_uri=tracking.uri,
         model_uri=f"models:/{MODEL}/1",
         requests=requests,
         steps=STEPS,
@@ -62,7 +60,7 @@ def test_upload_reproduces_the_scored_images_in_a_fresh_process(
     candidate = examples.candidate(tiny_sd)
     versions.register_version(tracking, run, candidate, scratch=tmp_path / "scratch")
     requests = tuple(parity.request_of(*image) for image in scored)
-    result = parity.check_parity(plan(tracking, with_one_wrong(requests)))
+    result = parity.check_parity(tracking, plan(with_one_wrong(requests)))
     assert result.compared == 5
     # The last image is the one whose expected hash was falsified; the other four are the same.
     assert [(m.prompt, m.seed) for m in result.mismatches] == [scored[-1][:2]]
@@ -92,13 +90,13 @@ def test_hash_depends_on_pixels_and_not_on_the_file_format(tmp_path) -> None:
 def test_model_that_fails_to_load_raises_with_the_last_lines(tracking, run) -> None:
     request = ParityRequest(prompt="x", seed=1, pixels_sha256="0")
     with pytest.raises(StageError, match=r"(?s)ended with code 1.*not found"):
-        parity.check_parity(plan(tracking, (request,)))
+        parity.check_parity(tracking, plan((request,)))
 
 
 @pytest.mark.slow
 def test_a_stopped_check_leaves_no_process(tracking, run) -> None:
     with pytest.raises(Stopped):
-        parity.check_parity(plan(tracking, ()), should_stop=lambda: True)
+        parity.check_parity(tracking, plan(()), should_stop=lambda: True)
     assert not [p for p in psutil.Process().children() if "parity" in " ".join(p.cmdline())]
 
 
@@ -109,7 +107,7 @@ from dreambooth_core.registry import parity, tracking
 from dreambooth_core.workspace import Workspace
 from pathlib import Path
 from tests.unit.registry.test_parity import plan
-parity.check_parity(plan(tracking.resolve_tracking(Workspace(Path({str(tmp_path)!r}))), ()))
+parity.check_parity(tracking.resolve_tracking(Workspace(Path({str(tmp_path)!r}))), plan(()))
 """
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path.cwd())
     child = first_child(psutil.Process(parent.pid))

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import files
-from dreambooth_core.registry import aliases, logged_models, runs, versions
+from dreambooth_core.errors import RegistryError
+from dreambooth_core.registry import aliases, logged_models, opening, runs, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
-from dreambooth_core.registry.tracking import Tracking, ping, resolve_tracking
+from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.workspace import Workspace
 from tests.unit.registry import examples
 from tests.unit.registry.examples import MODEL
@@ -25,6 +26,14 @@ from tests.unit.registry.examples import MODEL
 pytestmark = [pytest.mark.service, pytest.mark.timeout(600)]
 
 START_TIMEOUT_S = 240
+
+
+def answers(tracking: Tracking) -> bool:
+    try:
+        opening.reach(tracking.uri)
+    except RegistryError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def served(tmp_path: Path, empty_store: Path) -> Iterator[Tracking]:
     tracking = resolve_tracking(Workspace(tmp_path), uri=f"http://127.0.0.1:{port}")
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not ping(tracking).ok:
+        while not answers(tracking):
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.5)
@@ -74,7 +83,7 @@ def test_server_stores_run_scores_version_and_alias(
         assert first.version == 1
     aliases.set_tags(served, name=MODEL, version=1, tags={PARITY: PARITY_PASSED})
     why = Decision(who="ada", when="now", why="first")
-    aliases.promote(served, name=MODEL, version=1, decision=why)
+    aliases.promote(served, name=MODEL, version=1, decision=why, expected=None)
     assert versions.aliases_of(served, name=MODEL) == {"champion": 1}
     folder = versions.fetch(served, f"models:/{MODEL}@champion")
     assert files.tree_hashes(folder) == files.tree_hashes(tiny_sd)

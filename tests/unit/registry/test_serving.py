@@ -130,7 +130,7 @@ def test_champion_loads_by_alias_without_this_project_or_pickle(
     versions.register_version(tracking, run, candidate, scratch=tmp_path / "scratch")
     aliases.set_tags(tracking, name=MODEL, version=1, tags={PARITY: PARITY_PASSED})
     why = Decision(who="ada", when="now", why="first")
-    aliases.promote(tracking, name=MODEL, version=1, decision=why)
+    aliases.promote(tracking, name=MODEL, version=1, decision=why, expected=None)
     program = f"""
 import sys
 sys.modules["dreambooth_core"] = None  # importing it would fail from here on
