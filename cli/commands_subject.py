@@ -1,7 +1,8 @@
-"""The command group subject: add, list, remove and restore."""
+"""The command init, and the command group subject: add, list, remove and restore."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli import screens, subject_table, subjects
-from cli.session import JsonOption, SubjectArgument, open_session
+from cli import screens, subject_table, subjects, workspace_setup
+from cli.session import JsonOption, SubjectArgument, open_session, open_terminal
 from dreambooth_core import config
 from tasks import photos
 from tasks.dvc import Dvc
@@ -18,6 +19,34 @@ from tasks.dvc import Dvc
 subject_app = typer.Typer(
     help="Add, list and remove subjects, and restore their photos.", no_args_is_help=True
 )
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the new project. Default: this folder.")
+    ] = Path(),
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Make a project: settings, presets, the pocket models, and the files of DVC and Prefect."""
+    shown = open_terminal(as_json=json)
+    made = workspace_setup.init(folder)
+    shown.finish(
+        {"folder": str(folder.absolute()), "made": made},
+        lambda console: _show_project(console, folder, made),
+    )
+
+
+def _show_project(console: Console, folder: Path, made: list[str]) -> None:
+    change = "" if folder == Path() else f"cd {shlex.quote(str(folder))}\n"
+    console.print(
+        f"{folder.absolute()}: {', '.join(made)}\nnext:\n{change}"
+        "git add . && git commit --message 'Start the project'\n"
+        "dreambooth subject add NAME --class-noun NOUN --images FOLDER\n"
+        "dreambooth run NAME",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @subject_app.command("add")

@@ -1,4 +1,4 @@
-"""The commands validate, subject, preset, clean and doctor."""
+"""The commands init, validate, subject, preset, clean and doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from cli import doctor as checks
 from cli import presets, pruning, screens
-from cli.commands_subject import subject_app
+from cli.commands_subject import init, subject_app
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import DataError
@@ -26,6 +26,7 @@ preset_app = typer.Typer(
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command()(init)
     app.command()(validate)
     app.add_typer(subject_app, name="subject")
     app.add_typer(preset_app, name="preset")
