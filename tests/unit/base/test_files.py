@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import files, locks
-from dreambooth_core.errors import CorruptRecordError, StageError
+from dreambooth_core.errors import CorruptRecordError, StageError, repeat_hint
 from dreambooth_core.pipeline import common
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, RejectedFile
 from dreambooth_core.workspace import Workspace
@@ -174,3 +174,13 @@ def test_lock_reports_its_holder_and_is_released_by_a_kill(tmp_path: Path) -> No
     holder.stdout.close()
     with locks.hold(path, timeout_s=1):
         pass
+
+
+def test_hint_for_a_damaged_output_is_a_command(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    inside = tmp_path / "work" / "my-dog" / "train" / "checkpoint-2" / "unet" / "x.safetensors"
+    assert repeat_hint(inside) == "dreambooth run my-dog"
+    expected = "rm -r work/my-dog/train && dreambooth run my-dog"
+    assert repeat_hint(inside, delete=True) == expected
+    other = tmp_path / "output" / "work" / "a" / "b" / "c.json"
+    assert "repeat the command" in repeat_hint(other)
