@@ -100,7 +100,7 @@ def remove_entry(text: str, section: str, name: str) -> str:
 
 def remove_item(text: str, section: str, item: dict[str, Any]) -> str:
     """Remove an item of a top-level list; the text as it is if the list has no such item."""
-    items = parse_yaml(text).get(section) or []
+    items: list[Any] = parse_yaml(text).get(section) or []
     if item not in items:
         return text
     return _remove(text, section, items.index(item))
