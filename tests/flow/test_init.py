@@ -52,7 +52,7 @@ def test_deployments_name_the_installed_flows(tmp_path: Path) -> None:
 
 def test_folder_with_files_of_a_project_is_refused_unchanged(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("mine\n")
-    with pytest.raises(SettingsError, match="already has files of a project; found: params.yaml"):
+    with pytest.raises(SettingsError, match=r"already has files of a project; found: params\.yaml"):
         workspace_setup.init(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
@@ -78,16 +78,11 @@ def test_repository_is_kept_and_its_gitignore_extended(tmp_path: Path) -> None:
 def _installed(folder: Path) -> Path:
     """The `dreambooth` of a wheel, in an environment that sees the packages of this one."""
     source = folder / "source"
+    generated = shutil.ignore_patterns("__pycache__", "cache", "tmp")
     names = {Path(name).parts[0] for name in NAMES}
     for name in (*names, *("cli", "dreambooth_core", "flows", "tasks", "README.md", "LICENSE")):
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                source / name,
-                ignore=shutil.ignore_patterns("cache", "tmp")
-                if name == ".dvc"
-                else shutil.ignore_patterns("__pycache__"),
-            )
+            shutil.copytree(ROOT / name, source / name, ignore=generated)
         else:
             shutil.copy(ROOT / name, source / name)
     for name in ("pyproject.toml", "setup.py"):
