@@ -23,15 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from dreambooth_core.config import compatibility
-from dreambooth_core.config.words import (
-    Identifier,
-    Name,
-    Noun,
-    PhotoFolder,
-    SuitePath,
-    check_distinct,
-)
+from dreambooth_core.config import compatibility, words
 
 
 class Effect(StrEnum):
@@ -347,10 +339,14 @@ class Versions(Section):
 class SubjectSettings(Section):
     """One subject: its photos, its words, and its overrides of other sections."""
 
-    instance_dir: PhotoFolder = setting("Folder of the subject's photos.")
-    identifier: Identifier = setting("Rare word that stands for the subject, such as sks.")
-    class_noun: Noun = setting("Ordinary word for its class, such as dog.")
-    prompts: SuitePath | None = setting("Prompt suite of this subject. Null uses evaluate.suite.")
+    instance_dir: words.PhotoFolder = setting("Folder of the subject's photos.")
+    identifier: words.Identifier = setting(
+        "One rare word that stands for the subject, such as sks."
+    )
+    class_noun: words.Noun = setting("Ordinary word or words for its class, such as dog.")
+    prompts: words.SuitePath | None = setting(
+        "Prompt suite of this subject. Null uses evaluate.suite."
+    )
     overrides: dict[str, dict[str, Any]] = setting(
         "This subject's values for other sections, such as {train: {learning_rate: 1.0e-5}}."
     )
@@ -387,8 +383,8 @@ class _SharedSettings(Section):
 class Settings(_SharedSettings):
     """The content of params.yaml. `for_subject` returns the settings of one subject."""
 
-    subjects: Annotated[dict[Name, SubjectSettings], AfterValidator(check_distinct)] = Field(
-        description="The subjects by name: photos, words, overrides."
+    subjects: Annotated[dict[words.Name, SubjectSettings], AfterValidator(words.check_distinct)] = (
+        Field(description="The subjects by name: photos, words, overrides.")
     )
 
 

@@ -81,12 +81,12 @@ def check_distinct(subjects: dict[str, _T]) -> dict[str, _T]:
     return subjects
 
 
-def _pattern(text: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": f"^{text}$"})
+_NAME_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$"})
+# Without the pattern, in which editors take \w for ASCII letters only.
+_WORD_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 60})
 
-
-Name = Annotated[str, AfterValidator(check_name), _pattern(_NAME)]
-Identifier = Annotated[str, AfterValidator(_check_identifier), _pattern(_IDENTIFIER)]
-Noun = Annotated[str, AfterValidator(_check_noun), _pattern(_NOUN)]
+Name = Annotated[str, AfterValidator(check_name), _NAME_SCHEMA]
+Identifier = Annotated[str, AfterValidator(_check_identifier), _WORD_SCHEMA]
+Noun = Annotated[str, AfterValidator(_check_noun), _WORD_SCHEMA]
 PhotoFolder = Annotated[str, AfterValidator(_check_folder)]
 SuitePath = Annotated[str, AfterValidator(_check_path)]

@@ -78,6 +78,7 @@ def test_repository_is_kept_and_its_gitignore_extended(tmp_path: Path) -> None:
 def _installed(folder: Path) -> Path:
     """The `dreambooth` of a wheel, in an environment that sees the packages of this one."""
     source = folder / "source"
+    source.mkdir(parents=True)
     generated = shutil.ignore_patterns("__pycache__", "cache", "tmp")
     names = {Path(name).parts[0] for name in NAMES}
     for name in (*names, *("cli", "dreambooth_core", "flows", "tasks", "README.md", "LICENSE")):
