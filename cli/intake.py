@@ -87,11 +87,3 @@ def _check_folder(workspace: Workspace, view: SubjectView, images: Path) -> None
             hint=f"cp -r {shlex.quote(str(images))} /tmp/{view.name}, then repeat the command with "
             f"--images /tmp/{view.name}",
         )
-
-
-def identifier_warnings(workspace: Workspace, view: SubjectView) -> list[str]:
-    """A warning if the base model's tokenizer splits the identifier."""
-    from dreambooth_core.models import identifier
-
-    tokenizers = identifier.tokenizers_on_disk(view.base_model, workspace.root)
-    return list(identifier.split_identifier(view.subject.identifier, tokenizers))

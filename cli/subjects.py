@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cli import intake
 from dreambooth_core import config, files, locks
 from dreambooth_core.errors import DataError, SettingsError, StageError
+from dreambooth_core.pipeline import input_checks
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Dvc
 from tasks.photos import pointer_of
@@ -65,7 +66,7 @@ def add(workspace: Workspace, new: NewSubject, images: Path, dvc: Dvc) -> dict[s
         "instance_dir": view.subject.instance_dir,
         "copied": copied,
         "gate": found.report.to_json(),
-        "warnings": intake.identifier_warnings(workspace, view),
+        "warnings": input_checks.warnings(workspace.root, view),
     }
 
 

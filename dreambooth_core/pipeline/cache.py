@@ -10,6 +10,7 @@ from dreambooth_core.pipeline.common import (
     RunContext,
     StageContext,
     base_identity,
+    logger,
     machine,
     publishing,
 )
@@ -28,6 +29,8 @@ def run(context: StageContext) -> LatentCache:
         *captions.without_identifier(instance.images, word),
         *split_identifier(word, encoders.tokenizers),
     )
+    for warning in warnings:
+        logger.warning("%s", warning)
     return encode(context, encoders, warnings=warnings)
 
 

@@ -72,7 +72,9 @@ def test_add_copies_only_usable_photos_and_reports_every_file(
     assert [entry["name"] for entry in added["gate"]["rejected"]] == ["empty.jpg"]
     assert {"doc.pdf", "more"} <= {entry["name"] for entry in added["gate"]["skipped"]}
     assert (workspace.root / "data/instance/my-dog.dvc").is_file()
-    shown = command(workspace, "add", "fido", "--class-noun", "dog", "--images", str(photos))
+    options = ("--class-noun", "dog", "--identifier", "sks_dog", "--images", str(photos))
+    shown = command(workspace, "add", "fido", *options)
+    assert "warning: subjects.fido.identifier: the text encoder reads" in shown.stdout
     assert "not copied: empty.jpg, doc.pdf, more" in shown.stdout
 
 
