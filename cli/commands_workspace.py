@@ -1,14 +1,14 @@
-"""The commands validate, subject, preset, clean and doctor."""
+"""The commands init, validate, subject, preset, clean and doctor."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import doctor as checks
-from cli import presets, pruning, screens, subjects
+from cli import presets, pruning, screens
+from cli.commands_subject import init, subject_app
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.errors import DataError
@@ -18,7 +18,6 @@ from tasks.dvc import Dvc
 
 PresetArgument = Annotated[str, typer.Argument(help="Name of a preset.")]
 
-subject_app = typer.Typer(help="Add subjects and restore their photos.", no_args_is_help=True)
 preset_app = typer.Typer(
     help="List, show and use presets: complete settings for a model and a GPU.",
     no_args_is_help=True,
@@ -27,6 +26,7 @@ preset_app = typer.Typer(
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command()(init)
     app.command()(validate)
     app.add_typer(subject_app, name="subject")
     app.add_typer(preset_app, name="preset")
@@ -53,51 +53,6 @@ def validate(
     result = report.to_json()
     session.terminal.finish(result, lambda console: screens.show_gate(console, result))
     return 0 if report.accepted else DataError.exit_code
-
-
-@subject_app.command("add")
-def subject_add(
-    name: Annotated[
-        str, typer.Argument(help="Name of the new subject: lower-case letters, digits and _.")
-    ],
-    *,
-    class_noun: Annotated[str, typer.Option(help="Noun for its class, such as dog.")],
-    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos to copy.")],
-    identifier: Annotated[
-        str, typer.Option(help="Rare token that stands for the subject.")
-    ] = "sks",
-    json: JsonOption = False,
-) -> None:
-    """Add a subject to params.yaml, copy its photos and track them with DVC."""
-    session = open_session(as_json=json)
-    new = subjects.NewSubject(name, class_noun=class_noun, identifier=identifier)
-    dvc = Dvc(session.workspace, env=session.env)
-    added = subjects.add(session.workspace, new, images, dvc)
-    shown = f"{name}: {len(added['copied'])} files copied to {added['instance_dir']}"
-    session.terminal.finish(
-        added,
-        lambda console: console.print(f"{shown}\nnext: dreambooth run {name}", markup=False),
-    )
-
-
-@subject_app.command("restore")
-def subject_restore(
-    name: Annotated[str | None, typer.Argument(help="Name of a subject. Default: all.")] = None,
-    *,
-    json: JsonOption = False,
-) -> None:
-    """Restore missing photos from DVC's cache, its remote or the shipped examples."""
-    session = open_session(as_json=json)
-    dvc = Dvc(session.workspace, env=session.env)
-    settings = config.load_settings(session.workspace.params)
-    views = [config.for_subject(settings, each) for each in ([name] if name else settings.subjects)]
-    restored = [view.name for view in views if photos.restore(session.workspace, view, dvc)]
-    session.terminal.finish(
-        {"restored": restored},
-        lambda console: console.print(
-            f"photos restored: {', '.join(restored) or 'none were missing'}"
-        ),
-    )
 
 
 @preset_app.command("list")

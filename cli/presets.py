@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dreambooth_core import config, files
+from dreambooth_core import config, files, locks
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
+
+_LOCK_TIMEOUT_S = 300.0
 
 
 def list_all(workspace: Workspace) -> dict[str, str]:
@@ -40,18 +42,18 @@ def use(workspace: Workspace, name: str) -> list[str]:
 
     Raises SettingsError, and leaves the file unchanged, if the result is invalid.
     """
-    before = workspace.params.read_bytes().decode()
-    after = _editors_line(before) + config.replace_section(
-        read(workspace, name), "subjects", before
-    )
-    ours = config.flatten(config.read_yaml(workspace.params))
-    for key, value in config.flatten(config.parse_yaml(after)).items():
-        mine = ours.get(key)
-        # With a lower version, results of older code would count as up to date.
-        if key.startswith("versions.") and isinstance(mine, int) and mine > value:
-            after = config.replace_value(after, key.split("."), mine)
-    with files.atomic_file(workspace.params) as aside:
-        aside.write_bytes(after.encode())
-        config.check_launches(workspace, config.load_settings(aside))
-    theirs = config.flatten(config.parse_yaml(after))
+    preset = read(workspace, name)
+    with locks.hold(workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
+        before = workspace.params.read_bytes().decode()
+        after = _editors_line(before) + config.replace_section(preset, "subjects", before)
+        ours, theirs = (config.flatten(config.parse_yaml(text)) for text in (before, after))
+        for key, value in theirs.items():
+            mine = ours.get(key)
+            # With a lower version, results of older code would count as up to date.
+            if key.startswith("versions.") and isinstance(mine, int) and mine > value:
+                after = config.replace_value(after, key.split("."), mine)
+        raw = config.parse_yaml(after)
+        config.check_launches(workspace, config.check_settings(raw, file=workspace.params.name))
+        files.write_bytes(workspace.params, after.encode())
+    theirs = config.flatten(raw)
     return sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))

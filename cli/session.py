@@ -91,21 +91,22 @@ _terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
 
 def open_session(*, as_json: bool, **more: str) -> Session:
     """Find the workspace and complete its environment, with `more` too. Raises SettingsError."""
-    opened = _open_terminal(as_json=as_json)
-    _terminal.set(opened)
+    opened = open_terminal(as_json=as_json)
     root = find_workspace(workspace_option.get() or Path.cwd())
     return Session(Workspace(root), environment.set_defaults(root, **more), opened)
 
 
 def terminal() -> Terminal:
     """The terminal of this call; a plain one if the command has not opened its own yet."""
-    return _terminal.get() or _open_terminal(as_json=False)
+    return _terminal.get() or open_terminal(as_json=False)
 
 
-def _open_terminal(*, as_json: bool) -> Terminal:
+def open_terminal(*, as_json: bool) -> Terminal:
     """Open the terminal. With `as_json`, redirect what libraries print from stdout to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     if as_json:
         os.dup2(2, 1)
-    return Terminal(as_json, kept)
+    opened = Terminal(as_json, kept)
+    _terminal.set(opened)
+    return opened

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 
@@ -37,6 +38,19 @@ class DreamBoothError(Exception):
         """The parts of the message that are set, for `--json`."""
         parts = {"what": self.what, "got": self.got, "allowed": self.allowed, "hint": self.hint}
         return {name: text for name, text in parts.items() if text is not None}
+
+
+def repeat_hint(path: Path, *, delete: bool = False) -> str:
+    """The command that makes a stage's output again, from the path of a file in it.
+
+    With `delete`, the output looks up to date, so it has to be removed first.
+    """
+    for folder in path.absolute().parents:
+        stage, subject, work = folder, folder.parent, folder.parent.parent
+        if work.name == "work" and (work.parent / "params.yaml").is_file():
+            remove = f"rm -r work/{subject.name}/{stage.name} && " if delete else ""
+            return f"{remove}dreambooth run {subject.name}"
+    return "delete that folder and repeat the command that made it"
 
 
 @dataclass(frozen=True)

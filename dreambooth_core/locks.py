@@ -56,7 +56,7 @@ def _acquire(fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], Non
     if not wait_until(lambda: _try(fd), timeout_s=timeout_s, every_s=_POLL_S):
         raise StageError(
             f"{path.name} is held by {_holder(path)} for longer than {timeout_s:.0f} s",
-            hint="wait for that process or stop it, then run again",
+            hint="wait for that process or stop it, then repeat the command",
         )
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from dreambooth_core import files
-from dreambooth_core.errors import CorruptRecordError
+from dreambooth_core.errors import CorruptRecordError, repeat_hint
 
 RECORD_NAME = "record.json"
 
@@ -47,11 +47,11 @@ class Record(BaseModel):
         except FileNotFoundError:
             raise CorruptRecordError(
                 f"{path} does not exist, so the stage that makes it has not finished",
-                hint="run the stage again",
+                hint=repeat_hint(path),
             ) from None
         except ValidationError as error:
             raise CorruptRecordError(
-                f"{path} is not a {cls.__name__}", got=str(error), hint="run the stage again"
+                f"{path} is not a {cls.__name__}", got=str(error), hint=repeat_hint(path)
             ) from None
 
     @classmethod

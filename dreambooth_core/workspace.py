@@ -105,13 +105,18 @@ class Workspace:
         """The file that caches the sha256 of large files by path, size and time."""
         return self.state / _HASH_CACHE
 
+    def instance_dir(self, subject: str) -> str:
+        """The folder that `subject add` gives a subject's photos, as params.yaml names it."""
+        return f"data/instance/{subject}"
+
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""
         return self.state / "locks" / f"subject-{subject}.lock"
 
     @property
     def workspace_lock(self) -> Path:
-        """The lock held for seconds, around DVC status, publish and DVC commit."""
+        """The lock held for seconds, around DVC status, publish, DVC commit and every edit of
+        params.yaml and dvc.yaml."""
         return self.state / _WORKSPACE_LOCK
 
 
@@ -122,5 +127,6 @@ def find_workspace(start: Path) -> Path:
             return folder
     raise SettingsError(
         f"no params.yaml in {start} or any folder above it",
-        hint="change to the project folder, or pass it with --workspace",
+        hint="change to the project folder, pass it with --workspace, or make a new one: "
+        "`dreambooth init FOLDER`",
     )

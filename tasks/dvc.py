@@ -56,10 +56,9 @@ class Dvc:
         """Like `commit`, for a caller that already holds the workspace lock."""
         self._call("commit", "--force", "--quiet", target)
 
-    def add(self, path: str) -> None:
-        """Track a file or folder in place; DVC caches a copy."""
-        with self._locked():
-            self._call("add", "--quiet", path)
+    def add_unlocked(self, path: str) -> None:
+        """Track a file or folder in place; the caller holds the workspace lock."""
+        self._call("add", "--quiet", path)
 
     def fetch(self, target: str) -> bool:
         """Restore the files of a .dvc file from the cache or the remote; False on failure."""

@@ -39,8 +39,8 @@ def restore(workspace: Workspace, settings: SubjectView, dvc: Dvc) -> bool:
     if not pointer.is_file():
         raise DataError(
             f"the photos of {subject} are missing",
-            got=f"no folder {folder}",
-            hint="put 3 to 6 photos there, or use `dreambooth subject add`",
+            got=f"no folder {folder} (subjects.{subject}.instance_dir)",
+            hint="put 3 to 6 photos there, or name their folder in params.yaml",
         )
     target = pointer.relative_to(workspace.root).as_posix()
     if _copy_example(workspace, folder, pointer) or dvc.fetch(target):

@@ -39,7 +39,7 @@ def bring_up_to_date(
     raise StageError(
         f"{stage} of {run.subject} could not be recorded in {_ATTEMPTS} attempts, because "
         "another DVC process removed its output each time",
-        hint="stop the other `dvc repro` and run again",
+        hint=f"stop the other `dvc repro`, then `dreambooth run {run.subject}`",
     )
 
 

@@ -16,7 +16,13 @@ from dreambooth_core.config.launching import (
     read_launch_config,
     strategy_of,
 )
-from dreambooth_core.config.loading import check_launches, for_subject, load_settings, load_view
+from dreambooth_core.config.loading import (
+    check_launches,
+    check_settings,
+    for_subject,
+    load_settings,
+    load_view,
+)
 from dreambooth_core.config.sections import (
     BaseModelSettings,
     Beta,
@@ -38,11 +44,14 @@ from dreambooth_core.config.sections import (
     SubjectView,
     TrainSettings,
 )
+from dreambooth_core.config.words import check_name
 from dreambooth_core.config.yaml_files import (
     add_entry,
     add_item,
     parse_yaml,
     read_yaml,
+    remove_entry,
+    remove_item,
     replace_section,
     replace_value,
 )

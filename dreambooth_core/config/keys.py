@@ -45,6 +45,8 @@ def problems_of(
     problems: list[Problem] = []
     for item in error.errors(include_url=False):
         location, message = item["loc"], item["msg"].removeprefix("Value error, ")
+        if location[-1:] == ("[key]",):  # pydantic's location of a mistake in a mapping's key
+            location = location[:-1]
         if item["type"] == "extra_forbidden":
             message = _unknown(str(location[-1]), _known_names(model, location[:-1]))
         elif item["type"] == "missing":

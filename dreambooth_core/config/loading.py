@@ -21,13 +21,17 @@ _MISSING = "missing; add it (presets/ has complete files to copy from)"
 
 def load_settings(path: Path) -> Settings:
     """Load and check a settings file. Raises SettingsError with every mistake at once."""
-    raw = read_yaml(path)
+    return check_settings(read_yaml(path), file=path.name)
+
+
+def check_settings(raw: Any, *, file: str) -> Settings:
+    """Check the content of a settings file. Raises SettingsError with every mistake at once."""
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path.name} must contain sections", got=f"{raw!r}"[:80])
+        raise SettingsError(f"{file} must contain sections", got=f"{raw!r}"[:80])
     sections = mapping(raw)
     problems = [*_problems(Settings, sections), *_override_problems(sections)]
     if problems:
-        raise SettingsError.of(replace(problem, file=path.name) for problem in problems)
+        raise SettingsError.of(replace(problem, file=file) for problem in problems)
     return Settings.model_validate(raw)
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from dreambooth_core.config import compatibility
+from dreambooth_core.config import compatibility, words
 
 
 class Effect(StrEnum):
@@ -46,8 +47,6 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
-Word = Annotated[str, Field(pattern=r"^\S+( \S+)*$", max_length=60)]
 
 
 class BaseModelSettings(Section):
@@ -351,10 +350,14 @@ class Versions(Section):
 class SubjectSettings(Section):
     """One subject: its photos, its words, and its overrides of other sections."""
 
-    instance_dir: str = setting("Folder of the subject's photos.")
-    identifier: Word = setting("Rare word that stands for the subject, such as sks.")
-    class_noun: Word = setting("Ordinary word for its class, such as dog.")
-    prompts: str | None = setting("Prompt suite of this subject. Null uses evaluate.suite.")
+    instance_dir: words.PhotoFolder = setting("Folder of the subject's photos.")
+    identifier: words.Identifier = setting(
+        "One rare word that stands for the subject, such as sks."
+    )
+    class_noun: words.Noun = setting("Ordinary word or words for its class, such as dog.")
+    prompts: words.SuitePath | None = setting(
+        "Prompt suite of this subject. Null uses evaluate.suite."
+    )
     overrides: dict[str, dict[str, Any]] = setting(
         "This subject's values for other sections, such as {train: {learning_rate: 1.0e-5}}."
     )
@@ -391,8 +394,8 @@ class _SharedSettings(Section):
 class Settings(_SharedSettings):
     """The content of params.yaml. `for_subject` returns the settings of one subject."""
 
-    subjects: dict[Name, SubjectSettings] = Field(
-        description="The subjects by name: photos, words, overrides."
+    subjects: Annotated[dict[words.Name, SubjectSettings], AfterValidator(words.check_distinct)] = (
+        Field(description="The subjects by name: photos, words, overrides.")
     )
 
 

@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise SettingsError(
             f"{path.name} does not exist in {path.parent}",
-            hint="run from the project's folder, or create it with `dreambooth preset use pocket`",
+            hint="run from the project's folder, or make a new one: `dreambooth init FOLDER`",
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path.name} is not valid YAML", got=str(error)) from None
@@ -89,6 +89,45 @@ def _key_ends(node: _Node, prefix: str) -> Iterator[tuple[str, int, int]]:
         yield f"{prefix}{key.value}", mark.line, mark.column + is_block  # the colon
         if is_block:
             yield from _key_ends(value, f"{prefix}{key.value}.")
+
+
+def remove_entry(text: str, section: str, name: str) -> str:
+    """Remove an entry of a top-level mapping. Raises SettingsError if there is none."""
+    _find(text, [section, name])
+    names = [key.value for key, _ in _find(text, [section])[1].value]
+    return _remove(text, section, names.index(name))
+
+
+def remove_item(text: str, section: str, item: dict[str, Any]) -> str:
+    """Remove an item of a top-level list; the text as it is if the list has no such item."""
+    items: list[Any] = parse_yaml(text).get(section) or []
+    if item not in items:
+        return text
+    return _remove(text, section, items.index(item))
+
+
+def _remove(text: str, section: str, index: int) -> str:
+    """Remove one entry of a mapping or a list; an emptied one becomes `{}` or `[]`."""
+    header, node = _find(text, [section])
+    is_mapping = node.id == "mapping"
+    spans = [(entry if is_mapping else (entry, entry)) for entry in node.value]
+    starts: list[int] = [key.start_mark.index for key, _ in spans]
+    ends = [_end_after(key, value) for key, value in spans]
+    if node.flow_style and index == 0:
+        return text[: starts[0]] + text[(*starts[1:], ends[0])[0] :]
+    if node.flow_style:
+        return text[: ends[index - 1]] + text[ends[index] :]
+    start, after = text.rfind("\n", 0, starts[index]) + 1, text.find("\n", ends[index])
+    rest = text[:start] + ("" if after < 0 else text[after + 1 :])
+    if len(spans) > 1:
+        return rest
+    colon = text.index(":", header.end_mark.index) + 1
+    return f"{rest[:colon]} {'{}' if is_mapping else '[]'}{rest[colon:]}"
+
+
+def _end_after(key: _Node, value: _Node) -> int:
+    is_empty = value.start_mark.index == value.end_mark.index
+    return key.end_mark.index if is_empty else _end_of(value)
 
 
 def _append(text: str, section: str, entry: dict[str, Any] | list[Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from dreambooth_core import files
 from dreambooth_core.data.cache import prompt_key
-from dreambooth_core.errors import CorruptRecordError, SettingsError
+from dreambooth_core.errors import CorruptRecordError, SettingsError, repeat_hint
 from dreambooth_core.models.denoiser import TrainBatch
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.numerics.seeding import derive_seed, generator_for
@@ -52,7 +52,7 @@ class LatentDataset:
             raise CorruptRecordError(
                 "the latent cache differs from its record",
                 got=f"missing or changed: {', '.join(wrong)}",
-                hint="delete the cache stage's output and run the stage again",
+                hint=repeat_hint(folder / "record.json", delete=True),
             )
         self._seed = seed
         images = self.record.images

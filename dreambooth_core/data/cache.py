@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import transform
-from dreambooth_core.errors import CorruptRecordError, StageError, Stopped
+from dreambooth_core.errors import CorruptRecordError, StageError, Stopped, repeat_hint
 from dreambooth_core.models.tensors import eval_mode, tensor_bytes
 from dreambooth_core.models.text import encode, token_ids
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
@@ -175,7 +175,7 @@ def encode_image(
     if not path.is_file() or files.sha256_file(path) != sha256:
         raise CorruptRecordError(
             f"{path.name} differs from the image in its manifest",
-            hint="run the stage again that writes it",
+            hint=repeat_hint(path, delete=True),
         )
     with Image.open(path) as opened:
         picture = opened.convert("RGB")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import files
+from dreambooth_core import files, locks
 from dreambooth_core.errors import DreamBoothError, SettingsError
 
 PIPELINE_PATTERNS = (
@@ -29,6 +29,7 @@ MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 """The files of a single model with its processor, such as a scorer."""
 
 _SETTLED_S = 2.0
+_LOCK_TIMEOUT_S = 60.0
 _VARIANT = re.compile(r"\.([A-Za-z0-9_]+)(-\d{5}-of-\d{5})?\.safetensors$")
 _ANY_VARIANT = "*.*.safetensors"
 
@@ -180,7 +181,7 @@ class HashCache:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known = _read_known(path)
-        self._changed = False
+        self._learned: dict[str, list[int | str]] = {}
 
     def sha256(self, path: Path) -> str:
         """The hash of a file, from the cache if the file has not changed."""
@@ -194,15 +195,15 @@ class HashCache:
         # A file written just now could change again within the clock's resolution.
         settled = time.time_ns() - int(before[1]) > _SETTLED_S * 1e9
         if settled and _stamp(real) == before:
-            self._known[key] = [*before, sha256]
-            self._changed = True
+            self._known[key] = self._learned[key] = [*before, sha256]
         return sha256
 
     def save(self) -> None:
-        """Write the cache if it changed."""
-        if self._changed:
-            files.write_json(self._path, self._known)
-            self._changed = False
+        """Add what was learned to the file, to which other processes may have added meanwhile."""
+        if self._learned:
+            with locks.hold(self._path.with_suffix(".lock"), timeout_s=_LOCK_TIMEOUT_S):
+                files.write_json(self._path, {**_read_known(self._path), **self._learned})
+            self._learned = {}
 
 
 def _stamp(path: Path) -> list[int | str]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from dreambooth_core import files
-from dreambooth_core.errors import CorruptRecordError
+from dreambooth_core.errors import CorruptRecordError, repeat_hint
 
 
 def tensor_bytes(
@@ -44,10 +44,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CorruptRecordError(f"{path} does not exist", hint="run the stage again") from None
+        raise CorruptRecordError(f"{path} does not exist", hint=repeat_hint(path)) from None
     except (safetensors.SafetensorError, OSError) as error:
         raise CorruptRecordError(
-            f"{path} is not a complete safetensors file", got=str(error), hint="run the stage again"
+            f"{path} is not a complete safetensors file", got=str(error), hint=repeat_hint(path)
         ) from None
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from dreambooth_core import files
 from dreambooth_core.config import BaseModelSettings
-from dreambooth_core.errors import CorruptRecordError
+from dreambooth_core.errors import CorruptRecordError, repeat_hint
 from dreambooth_core.models import load, lora, source
 from dreambooth_core.models.families import TEXT_ENCODERS, Pipeline, text_encoders_of
 from dreambooth_core.models.tensors import read_tensors
@@ -82,7 +82,7 @@ def verify_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         raise CorruptRecordError(
             f"{checkpoint.name} differs from its record",
             got=f"missing or changed: {', '.join(wrong) or 'the record itself'}",
-            hint="delete the train stage's output and run the stage again",
+            hint=repeat_hint(folder / checkpoint.name, delete=True),
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.data.cache import Encoders, ImageSet
 from dreambooth_core.models import load
+from dreambooth_core.models.identifier import split_identifier
 from dreambooth_core.pipeline.common import (
     RunContext,
     StageContext,
     base_identity,
+    logger,
     machine,
     publishing,
 )
@@ -19,12 +21,17 @@ from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest
 def run(context: StageContext) -> LatentCache:
     """Publish the latent cache of the instance and the class images."""
     instance, class_ = _read_manifests(context)
+    load.configure_torch(context.settings.compute)
+    encoders = load_encoders(context, base_identity(context))
+    word = context.settings.subject.identifier
     warnings = (
         *_mix_ups(context, instance, class_),
-        *captions.without_identifier(instance.images, context.settings.subject.identifier),
+        *captions.without_identifier(instance.images, word),
+        *split_identifier(word, encoders.tokenizers),
     )
-    load.configure_torch(context.settings.compute)
-    return encode(context, load_encoders(context, base_identity(context)), warnings=warnings)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return encode(context, encoders, warnings=warnings)
 
 
 def encode(

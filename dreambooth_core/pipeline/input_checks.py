@@ -75,8 +75,17 @@ def warnings(root: Path, view: SubjectView) -> list[str]:
         *_sample_warnings(view),
         *_scorer_warnings(view),
         *_side_warnings(root, view),
+        *_identifier_warnings(root, view),
     )
     return [f"{_place(key, view)}: {text}" for key, text in found]
+
+
+def _identifier_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
+    from dreambooth_core.models import identifier  # the tokenizers take a second to import
+
+    found = identifier.tokenizers_on_disk(view.base_model, root)
+    for text in identifier.split_identifier(view.subject.identifier, found):
+        yield f"subjects.{view.name}.identifier", text
 
 
 def base_folder(root: Path, view: SubjectView) -> Path | None:

@@ -67,13 +67,26 @@ def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
     return Workspace(root)
 
 
-def write_settings(root: Path, subjects: tuple[str, ...]) -> None:
-    """The shipped settings, made small."""
-    yaml = YAML()
-    settings = yaml.load((REPOSITORY / "params.yaml").read_text())
+def _small(path: Path) -> Any:
+    """The settings of a file, made small."""
+    settings = YAML().load(path.read_text())
     for section, fields in _TINY.items():
         settings[section].update(fields)
     settings["compute"]["device"] = "cpu"
+    return settings
+
+
+def make_small(root: Path) -> None:
+    """Make the settings of a project small."""
+    settings = _small(root / "params.yaml")
+    with (root / "params.yaml").open("w") as stream:
+        YAML().dump(settings, stream)
+
+
+def write_settings(root: Path, subjects: tuple[str, ...]) -> None:
+    """The shipped settings, made small."""
+    yaml = YAML()
+    settings = _small(REPOSITORY / "params.yaml")
     settings["subjects"] = {
         subject: {
             "instance_dir": f"data/instance/{subject}",

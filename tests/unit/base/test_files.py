@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import files, locks
-from dreambooth_core.errors import CorruptRecordError, StageError
+from dreambooth_core.errors import CorruptRecordError, StageError, repeat_hint
 from dreambooth_core.pipeline import common
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, RejectedFile
 from dreambooth_core.workspace import Workspace
@@ -177,6 +177,7 @@ def test_lock_reports_its_holder_and_is_released_by_a_kill(tmp_path: Path) -> No
         pass
 
 
+<<<<<<< HEAD
 def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from dreambooth_core import files\n"
@@ -209,3 +210,13 @@ def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_pa
     alive.wait()
     assert len(left) == len(kept) == 3
     assert not set(left) & set(kept)
+=======
+def test_hint_for_a_damaged_output_is_a_command(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    inside = tmp_path / "work" / "my-dog" / "train" / "checkpoint-2" / "unet" / "x.safetensors"
+    assert repeat_hint(inside) == "dreambooth run my-dog"
+    expected = "rm -r work/my-dog/train && dreambooth run my-dog"
+    assert repeat_hint(inside, delete=True) == expected
+    other = tmp_path / "output" / "work" / "a" / "b" / "c.json"
+    assert "repeat the command" in repeat_hint(other)
+>>>>>>> r1

@@ -11,17 +11,12 @@ from cli import presets, subjects
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
+from tasks.dvc import Dvc
+from tests.flow import workspaces
 from tests.unit.base.test_config import ROOT
 
 ENTRY = {"identifier": "sks", "prompts": None, "overrides": {}}
 ADDED = "cup:\n    identifier: sks\n    prompts: null\n    overrides: {}\n"
-
-
-class NoDvc:
-    """Stands in for DVC, which is not part of a write to params.yaml."""
-
-    def add(self, folder: str) -> None:
-        pass
 
 
 @pytest.fixture
@@ -59,23 +54,50 @@ def test_entry_is_appended_and_no_other_byte_changes(before: str, after: str) ->
     assert config.parse_yaml(after)["subjects"]["cup"] == ENTRY
 
 
-def test_new_subject_only_adds_lines(workspace: Workspace, tmp_path: Path) -> None:
+def test_new_subject_only_adds_lines(workspace: Workspace, photos: Path) -> None:
     text = workspace.params.read_text().replace("seed: 42", "seed:   42  # the answer")
     workspace.params.write_text(text)
-    plots = (tmp_path / "dvc.yaml").read_text()
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    (photos / "a.png").write_bytes(b"x")
+    root = workspace.root
+    plots = (root / "dvc.yaml").read_text()
+    env = workspaces.environment(root)
+    workspaces.dvc(root, "init", "--no-scm", "--quiet")
     new = subjects.NewSubject("cup", "cup", "sks")
-    subjects.add(workspace, new, photos, NoDvc())  # pyright: ignore[reportArgumentType]
+    subjects.add(workspace, new, photos, Dvc(workspace, env=env))
     assert workspace.params.read_text() == (
         text + "  cup:\n    instance_dir: data/instance/cup\n    identifier: sks\n"
         "    class_noun: cup\n    prompts: null\n    overrides: {}\n"
     )
-    assert (tmp_path / "dvc.yaml").read_text() == (
+    assert (root / "dvc.yaml").read_text() == (
         plots + "  - work/cup/train/metrics.csv:\n      x: step\n      y: loss\n"
         "      title: Training loss of cup\n"
     )
+
+
+REMOVALS = [
+    ("subjects:\n  # a\n  a: {}\n  b:\n    p:\n# end\n", "subjects:\n  # a\n  b:\n    p:\n# end\n"),
+    ("subjects: # s\n  # a\n  a: {p: 1} # x\nb: ~\n", "subjects: {} # s\n  # a\nb: ~\n"),
+    ("subjects:\r\n  a:\r\n    p: 1\r\nb: 2\r\n", "subjects: {}\r\nb: 2\r\n"),
+    ("subjects: {b: {}, a: {p: 1}, c: {}} # z\n", "subjects: {b: {}, c: {}} # z\n"),
+    ("subjects: {a: {p: 1}, c: {}} # z\n", "subjects: {c: {}} # z\n"),
+    ("subjects: {a: {}}\n", "subjects: {}\n"),
+    ("subjects:\n  b: {}\n  a:\n    p: null", "subjects:\n  b: {}\n"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), REMOVALS)
+def test_entry_is_removed_and_no_other_byte_changes(before: str, after: str) -> None:
+    assert config.remove_entry(before, "subjects", "a") == after
+    expected = config.parse_yaml(before)
+    del expected["subjects"]["a"]
+    assert config.parse_yaml(after) == expected
+
+
+def test_item_of_a_list_is_removed_once_and_only_if_present() -> None:
+    text = "plots:\n  - a: {x: 1}\n  - b:\n      x: 1\nend: 1\n"
+    only_a = config.remove_item(text, "plots", {"b": {"x": 1}})
+    assert only_a == "plots:\n  - a: {x: 1}\nend: 1\n"
+    assert config.remove_item(only_a, "plots", {"b": {"x": 1}}) == only_a
+    assert config.remove_item(only_a, "plots", {"a": {"x": 1}}) == "plots: []\nend: 1\n"
 
 
 def test_preset_is_written_byte_for_byte_around_the_subjects(workspace: Workspace) -> None:

@@ -1,0 +1,160 @@
+"""The command init, and the command group subject: add, list, remove and restore."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli import screens, subject_table, subjects, workspace_setup
+from cli.session import JsonOption, SubjectArgument, open_session, open_terminal
+from dreambooth_core import config
+from tasks import photos
+from tasks.dvc import Dvc
+
+subject_app = typer.Typer(
+    help="Add, list and remove subjects, and restore their photos.", no_args_is_help=True
+)
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of the new project. Default: this folder.")
+    ] = Path(),
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Make a project: settings, presets, the pocket models, and the files of DVC and Prefect."""
+    shown = open_terminal(as_json=json)
+    made = workspace_setup.init(folder)
+    shown.finish(
+        {"folder": str(folder.absolute()), "made": made},
+        lambda console: _show_project(console, folder, made),
+    )
+
+
+def _show_project(console: Console, folder: Path, made: list[str]) -> None:
+    change = "" if folder == Path() else f"cd {shlex.quote(str(folder))}\n"
+    console.print(
+        f"{folder.absolute()}: {', '.join(made)}\nnext:\n{change}"
+        "git add . && git commit --message 'Start the project'\n"
+        "dreambooth subject add NAME --class-noun NOUN --images FOLDER\n"
+        "dreambooth run NAME",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@subject_app.command("add")
+def subject_add(
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of the new subject: lower-case letters, digits, - and _."),
+    ],
+    *,
+    class_noun: Annotated[str, typer.Option(help="Noun for its class, such as dog.")],
+    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos to copy.")],
+    identifier: Annotated[str, typer.Option(help="Rare word that stands for the subject.")] = "sks",
+    json: JsonOption = False,
+) -> None:
+    """Check a subject's photos, copy the usable ones, and add it to params.yaml and DVC."""
+    session = open_session(as_json=json)
+    new = subjects.NewSubject(name, class_noun=class_noun, identifier=identifier)
+    dvc = Dvc(session.workspace, env=session.env)
+    added = subjects.add(session.workspace, new, images, dvc)
+    session.terminal.finish(added, lambda console: _show_added(console, added))
+
+
+def _show_added(console: Console, added: dict[str, Any]) -> None:
+    gate = added["gate"]
+    screens.show_gate(console, gate)
+    for warning in added["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
+    left = [each["name"] for each in (*gate["rejected"], *gate["skipped"])]
+    left = [name for name in left if name not in added["copied"]]
+    folder = added["instance_dir"]
+    console.print(
+        f"{added['name']}: {len(added['copied'])} files copied to {folder}"
+        if added["copied"]
+        else f"{added['name']}: uses the photos in {folder}, where they are",
+        markup=False,
+    )
+    if left:
+        verb = "not copied" if added["copied"] else "not used"
+        console.print(f"{verb}: {', '.join(left)}", markup=False)
+    console.print(f"next: dreambooth run {added['name']}", markup=False)
+
+
+@subject_app.command("list")
+def subject_list(*, json: JsonOption = False) -> None:
+    """List the subjects: their words, their photos, their last run."""
+    session = open_session(as_json=json)
+    rows = subject_table.rows(session.workspace)
+    session.terminal.finish({"subjects": rows}, lambda console: _show_list(console, rows))
+
+
+def _show_list(console: Console, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        console.print("no subjects; add one: dreambooth subject add", markup=False)
+        return
+    table = Table()
+    for title in ("subject", "class noun", "identifier", "photos", "champion", "last run"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(
+            *(row["name"], row["class_noun"], row["identifier"], str(row["photos"])),
+            *(row["champion"] or "", row["last_run"]),
+        )
+    console.print(table)
+
+
+@subject_app.command("remove")
+def subject_remove(
+    name: SubjectArgument,
+    *,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="Also delete the copies of its photos.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove a subject from params.yaml and dvc.yaml; keep its outputs and registered versions."""
+    session = open_session(as_json=json)
+    removed = subjects.remove(session.workspace, name, photos=photos)
+    session.terminal.finish(removed, lambda console: _show_removed(console, removed, photos))
+
+
+def _show_removed(console: Console, removed: dict[str, Any], photos: bool) -> None:  # noqa: FBT001
+    name = removed["name"]
+    console.print(f"{name}: removed from params.yaml and dvc.yaml", markup=False)
+    if removed["photos_deleted"]:
+        console.print("its photos are deleted; DVC's cache keeps a copy until `dvc gc`")
+    elif photos:
+        console.print("its photos stay: they are outside data/, or another subject uses them")
+    kept = [*removed["kept"], "its versions in the registry"]
+    console.print(f"kept: {', '.join(kept)}", markup=False)
+    if not removed["subjects_left"]:
+        console.print("no subjects are left; add one: dreambooth subject add")
+
+
+@subject_app.command("restore")
+def subject_restore(
+    name: Annotated[str | None, typer.Argument(help="Name of a subject. Default: all.")] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Restore missing photos from DVC's cache, its remote or the shipped examples."""
+    session = open_session(as_json=json)
+    dvc = Dvc(session.workspace, env=session.env)
+    settings = config.load_settings(session.workspace.params)
+    views = [config.for_subject(settings, each) for each in ([name] if name else settings.subjects)]
+    restored = [view.name for view in views if photos.restore(session.workspace, view, dvc)]
+    session.terminal.finish(
+        {"restored": restored},
+        lambda console: console.print(
+            f"photos restored: {', '.join(restored) or 'none were missing'}"
+        ),
+    )

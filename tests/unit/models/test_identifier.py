@@ -1,0 +1,30 @@
+"""The warning about identifiers that the base model's tokenizer splits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from dreambooth_core import config
+from dreambooth_core.models.identifier import split_identifier, tokenizers_on_disk
+from tests.paths import PARAMS, ROOT
+
+
+def test_warning_names_the_pieces_of_a_split_identifier() -> None:
+    settings = config.load_settings(PARAMS).base_model
+    tokenizers = tokenizers_on_disk(settings, ROOT)
+    assert split_identifier("sks", tokenizers) == ()
+    (warning,) = split_identifier("sks_dog", tokenizers)
+    assert "reads the identifier 'sks_dog' in 5 pieces (sks _ d o g)" in warning
+
+
+def test_tokenizer_that_is_not_on_this_machine_is_not_fetched(tmp_path: Path) -> None:
+    settings = config.load_settings(PARAMS).base_model
+    missing = settings.model_copy(update={"pretrained_model_name_or_path": "nobody/nothing"})
+    assert tokenizers_on_disk(missing, tmp_path) == []
+
+
+def test_check_imports_no_torch() -> None:
+    code = "import sys, dreambooth_core.models.identifier; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
