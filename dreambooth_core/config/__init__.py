@@ -16,8 +16,16 @@ from dreambooth_core.config.launching import (
     read_launch_config,
     strategy_of,
 )
-from dreambooth_core.config.loading import check_launches, for_subject, load_settings, load_view
+from dreambooth_core.config.loading import (
+    check_launches,
+    check_settings,
+    for_subject,
+    load_settings,
+    load_view,
+    with_strategy,
+)
 from dreambooth_core.config.sections import (
+    OVERRIDABLE,
     BaseModelSettings,
     Beta,
     ComputeSettings,
@@ -41,8 +49,11 @@ from dreambooth_core.config.sections import (
 from dreambooth_core.config.yaml_files import (
     add_entry,
     add_item,
+    flow_text,
     parse_yaml,
     read_yaml,
     replace_section,
+    replace_text,
     replace_value,
+    value_text,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,13 +21,17 @@ _MISSING = "missing; add it (presets/ has complete files to copy from)"
 
 def load_settings(path: Path) -> Settings:
     """Load and check a settings file. Raises SettingsError with every mistake at once."""
-    raw = read_yaml(path)
+    return check_settings(read_yaml(path), path.name)
+
+
+def check_settings(raw: Any, file: str) -> Settings:
+    """The checked settings of a parsed file of this name. Raises SettingsError like the loading."""
     if not isinstance(raw, dict):
-        raise SettingsError(f"{path.name} must contain sections", got=f"{raw!r}"[:80])
-    sections = mapping(raw)
+        raise SettingsError(f"{file} must contain sections", got=f"{raw!r}"[:80])
+    sections = mapping(cast("dict[str, Any]", raw))
     problems = [*_problems(Settings, sections), *_override_problems(sections)]
     if problems:
-        raise SettingsError.of(replace(problem, file=path.name) for problem in problems)
+        raise SettingsError.of(replace(problem, file=file) for problem in problems)
     return Settings.model_validate(raw)
 
 
@@ -52,7 +56,11 @@ def load_view(workspace: Workspace, subject: str) -> SubjectView:
 
     Raises SettingsError for invalid settings, and for a launch file that contradicts them.
     """
-    view = for_subject(load_settings(workspace.params), subject)
+    return with_strategy(workspace, for_subject(load_settings(workspace.params), subject))
+
+
+def with_strategy(workspace: Workspace, view: SubjectView) -> SubjectView:
+    """Fill in `train.strategy`. Raises SettingsError for a launch file that contradicts it."""
     strategy = strategy_of(view.train, read_launch_config(workspace, view.train))
     train = view.train.model_copy(update={"strategy": strategy})
     return view.model_copy(update={"train": train})

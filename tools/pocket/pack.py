@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
 from dreambooth_core.files import atomic_dir, write_json, write_text
+from dreambooth_core.models.source import WORLD
 from dreambooth_core.models.weights import make_portable, write_pipeline
 from tools.pocket.cards import card
 from tools.pocket.classifier import HEADS, WEIGHTS_NAME
@@ -39,6 +40,7 @@ def pack(context: PretrainContext, *, assets: Path) -> dict[str, int]:
     side = context.settings.image
     with atomic_dir(assets / "pocket-sd") as folder:
         write_pipeline(build_pipeline(context).to(torch.float16), folder)
+        write_json(folder / WORLD, HEADS)
     clip = context.clip()
     with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
