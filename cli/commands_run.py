@@ -47,19 +47,15 @@ def run(
     session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
     order = running.Order(stage, this_run.parse(changes or ()))
     names = running.subjects_of(session, subject, every=every)
-    warnings = [text for name in names for text in running.check(session, name, order)]
-    for text in warnings:
-        session.terminal.warn(text)
-    if not every:
-        summary = {**running.run_one(session, names[0], order), "warnings": warnings}
-        session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
-        return 0
-    results = running.run_all(session, names, order)
-    session.terminal.finish(
-        {"subjects": results, "warnings": warnings},
-        lambda console: screens.show_runs(console, results),
-    )
-    return int(any("error" in result for result in results.values()))
+    if every:
+        results = running.run_all(session, names, order)
+        session.terminal.finish(
+            {"subjects": results}, lambda console: screens.show_runs(console, results)
+        )
+        return running.exit_code_of(results)
+    summary = running.run_one(session, names[0], order)
+    session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
+    return 0
 
 
 def status(

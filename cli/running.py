@@ -13,7 +13,7 @@ from cli.server import prefect_api
 from cli.session import Session
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError, SettingsError
-from dreambooth_core.pipeline import STAGES, input_checks
+from dreambooth_core.pipeline import STAGES, check_stage, input_checks
 from tasks import this_run
 from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
@@ -47,20 +47,10 @@ def subjects_of(session: Session, name: str | None, *, every: bool) -> list[str]
     return names if name is None else [name]
 
 
-def _check_stage(last: str | None) -> None:
-    """Raise SettingsError for a stage that does not exist."""
-    if last is not None and last not in STAGES_BY_NAME:
-        near = config.nearest(last, STAGES_BY_NAME)
-        raise SettingsError(
-            f"no stage has the name {last!r}",
-            allowed=", ".join(STAGES_BY_NAME),
-            hint=f"did you mean {near}?" if near else "leave --stage out to run all of them",
-        )
-
-
 def check(session: Session, subject: str, order: Order) -> list[str]:
     """Raise for a wrong name or setting before anything starts; return what to warn of."""
-    _check_stage(order.last)
+    if order.last is not None:
+        check_stage(order.last, STAGES_BY_NAME)
     workspace = session.workspace
     view = this_run.changed_view(workspace, subject, order.changes)
     refuse_the_impossible(workspace, view, env=session.env, last=order.last or STAGES[-1])
@@ -68,28 +58,41 @@ def check(session: Session, subject: str, order: Order) -> list[str]:
 
 
 def run_one(session: Session, subject: str, order: Order) -> dict[str, Any]:
-    """Run a subject and return the summary; raises what the flow raises."""
-    return run_all(session, [subject], order, stop_at_failure=True)[subject]
+    """Run a subject and return the summary. Raises for a wrong setting before anything starts."""
+    warnings = check(session, subject, order)
+    for text in warnings:
+        session.terminal.warn(text)
+    with _api(session) as api_url:
+        return {**_flow(session, subject, order, api_url), "warnings": warnings}
 
 
-def run_all(
-    session: Session, subjects: Sequence[str], order: Order, *, stop_at_failure: bool = False
-) -> dict[str, Any]:
+def run_all(session: Session, subjects: Sequence[str], order: Order) -> dict[str, Any]:
     """Run subjects one by one; return a summary or an error of each."""
-    running = services.running_api(session.workspace)
     results: dict[str, Any] = {}
-    with prefect_api(session.workspace, session.env, running=running) as api_url:
+    with _api(session) as api_url:
         for subject in subjects:
-            if len(subjects) > 1:
-                session.terminal.say(f"-- {subject}")
+            session.terminal.say(f"-- {subject}")
             try:
-                results[subject] = _flow(session, subject, order, api_url)
+                warnings = check(session, subject, order)
+                for text in warnings:
+                    session.terminal.warn(text)
+                summary = _flow(session, subject, order, api_url)
+                results[subject] = {**summary, "warnings": warnings}
             except DreamBoothError as error:
-                if stop_at_failure:
-                    raise
                 results[subject] = {"error": error.to_json(), "exit_code": error.exit_code}
                 session.terminal.warn(f"{subject} failed: {error}")
     return results
+
+
+def exit_code_of(results: Mapping[str, Any]) -> int:
+    """0 if all subjects ran; 2 if each had wrong input or settings; else 1."""
+    codes = {result.get("exit_code", 0) for result in results.values()}
+    return codes.pop() if len(codes) == 1 else 1
+
+
+def _api(session: Session) -> Any:
+    running = services.running_api(session.workspace)
+    return prefect_api(session.workspace, session.env, running=running)
 
 
 def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[str, Any]:

@@ -87,11 +87,15 @@ def _overrides(view: SubjectView, changes: Changes) -> dict[str, dict[str, Any]]
         fields = overrides.setdefault(section, {})
         values = in_force[section] or {}
         for name in path[:-1]:
-            values = values.get(name) if isinstance(values, dict) else None
-            fields[name] = dict(fields.get(name) or values or {})
+            values = _mapping(_mapping(values).get(name))
+            fields[name] = dict(_mapping(fields.get(name)) or values)
             fields = fields[name]
         fields[path[-1]] = value
     return overrides
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager
