@@ -94,8 +94,9 @@ def refuse_the_impossible(
 ) -> None:
     """Raise SettingsError with every setting that a stage ahead, up to `last`, cannot work with.
 
-    The settings may differ from params.yaml (`run --set`). Skipped stages need nothing, neither their GPU nor their files. While another DVC process is at
-    work, the stages ahead are unknown, and the first stage that runs raises instead.
+    The settings may differ from params.yaml (`run --set`). Skipped stages need nothing, neither
+    their GPU nor their files. While another DVC process is at work, the stages ahead are unknown,
+    and the first stage that runs raises instead.
     """
     found = preflight.findings(workspace.root, settings, env, on_this_machine=on_this_machine)
     if not found:
