@@ -61,6 +61,23 @@ def test_a_checkpoint_of_any_weight_dtype_joins_the_base_pipeline(
     assert draws(pipe)
 
 
+def test_a_checkpoint_draws_in_half_precision_when_every_part_names_it(
+    tiny_sd: Path, tmp_path: Path
+) -> None:
+    trained = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    parts = {"unet": trained.unet, "text_encoder": trained.text_encoder}
+    weights.write_networks(parts, tmp_path)
+    half = torch.bfloat16
+    pipe = DiffusionPipeline.from_pretrained(
+        tiny_sd,
+        unet=UNet2DConditionModel.from_pretrained(tmp_path / "unet", dtype=half),
+        text_encoder=CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=half),
+        safety_checker=None,
+        dtype=half,
+    )
+    assert draws(pipe)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_written_pipeline_of_any_weight_dtype_draws(
     tiny_sd: Path, tmp_path: Path, dtype: torch.dtype
