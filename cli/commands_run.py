@@ -1,66 +1,77 @@
-"""The commands run, report and up."""
+"""The commands run, status, report and up."""
 
 from __future__ import annotations
 
-import logging
 import webbrowser
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cli import screens, services
+from cli import running, screens, services
 from cli.ports import Ports
-from cli.progress import TerminalReporter
-from cli.server import prefect_api
-from cli.session import JsonOption, Session, SubjectArgument, open_session
+from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
-from dreambooth_core.pipeline import StageContext, input_checks, run_stage
-from tasks.progress import reporter
-from tasks.staleness import refuse_the_impossible
+from dreambooth_core.pipeline import StageContext, run_stage
+from tasks import this_run
 
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(run)
+    app.command()(status)
     app.command()(report)
     app.command()(up)
 
 
-def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
+def run(
+    subject: Annotated[
+        str | None, typer.Argument(help="Name of a subject in params.yaml.", show_default=False)
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Run every subject, one by one.")] = False,
+    stage: Annotated[
+        str | None,
+        typer.Option(help=f"Stop after this stage: {', '.join(running.STAGES_BY_NAME)}."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting for this run only, such as train.max_train_steps=100; repeat for more.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
     """Run the whole pipeline: from photos to the best checkpoint in the registry."""
     # The command itself reports a failure; Prefect's log would repeat it.
     session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
-    # Report a wrong name or setting before anything starts.
-    view = config.load_view(session.workspace, subject)
-    refuse_the_impossible(session.workspace, view, env=session.env)
-    _require_store(session)
-    for warning in input_checks.warnings(session.workspace.root, view):
-        session.terminal.warn(warning)
-    running = services.running_api(session.workspace)
-    with prefect_api(session.workspace, session.env, running=running) as api_url:
-        summary = _run_flow(session, subject, api_url)
+    order = running.Order(stage, this_run.parse(changes or ()))
+    names = running.subjects_of(session, subject, every=every)
+    if every:
+        results = running.run_all(session, names, order)
+        session.terminal.finish(
+            {"subjects": results}, lambda console: screens.show_runs(console, results)
+        )
+        return running.exit_code_of(results)
+    summary = running.run_one(session, names[0], order)
     session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
+    return 0
 
 
-def _require_store(session: Session) -> None:
-    """Raise RegistryError unless the MLflow store opens."""
-    from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
+def status(
+    subject: Annotated[
+        str | None, typer.Argument(help="Name of a subject. Default: all.", show_default=False)
+    ] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Show what is done, what would run again, the versions in use, and the servers."""
+    from cli import status as looking
 
-    require_store(session.workspace, session.env)
-
-
-def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from flows.train_subject import train_subject
-
-    logging.getLogger("dreambooth").setLevel(logging.WARNING)
-    with (
-        TerminalReporter(session.terminal.console) as shown,
-        temporary_settings({PREFECT_API_URL: api_url()}),
-    ):
-        reporter.set(shown)
-        return train_subject(subject, str(session.workspace.root))
+    session = open_session(as_json=json)
+    found = looking.look(session.workspace, session.env, subject)
+    session.terminal.finish(found, lambda console: looking.show(console, found))
 
 
 def report(

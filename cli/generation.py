@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dreambooth_core import config
-from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, sampling, weights
-from dreambooth_core.models.families import Pipeline
-from dreambooth_core.records import Checkpoint
-from dreambooth_core.registry import tracking, versions
+from dreambooth_core.models import load, sampling
+from dreambooth_core.pipeline.opening import open_model
+from dreambooth_core.registry import tracking
 from dreambooth_core.workspace import Workspace
 
 
@@ -41,7 +35,7 @@ def generate(
     load.configure_torch(settings.compute)
     device = load.pick_device(settings.compute)
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
-    with _opened(workspace, settings, model, device=device, store=store) as pipe:
+    with open_model(workspace, settings, model, device=device, store=store) as pipe:
         images = sampling.sample(
             pipe,
             prompts=[request.prompt] * request.num,
@@ -63,33 +57,3 @@ def generate(
         "images": [str(path) for path in paths],
         "seeds": [request.seed + index for index in range(request.num)],
     }
-
-
-@contextlib.contextmanager
-def _opened(
-    workspace: Workspace,
-    settings: config.Settings,
-    model: str,
-    *,
-    device: torch.device,
-    store: tracking.Tracking,
-) -> Iterator[Pipeline]:
-    """Load the pipeline of a registry reference or a folder."""
-    root, cache = workspace.root, workspace.hash_cache
-    folder = Path(model)
-    if model.startswith("models:/"):
-        exported = versions.fetch(store, model)
-        yield weights.load_exported(exported, root, device=device, hash_cache=cache)
-    elif checkpoint := Checkpoint.read_if_there(folder):
-        pipe = load.load_pipeline(settings.base_model, root, device=device)
-        with weights.applied(pipe, folder, checkpoint):
-            yield pipe
-    elif (folder / "model_index.json").is_file() or (folder / weights.BASE_REFERENCE).is_file():
-        yield weights.load_exported(folder, root, device=device, hash_cache=cache)
-    else:
-        raise SettingsError(
-            "not a model",
-            got=model,
-            allowed="models:/NAME@champion, models:/NAME/3, a checkpoint-<step> folder, or the "
-            "folder of a saved pipeline",
-        )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
+import platform
 import signal
 import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from cli import (
@@ -23,8 +26,36 @@ from cli import (
 )
 from dreambooth_core.errors import DreamBoothError
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
+    "Run": ("run", "status", "report"),
+    "Use the result": ("generate", "compare", "promote", "rollback"),
+    "Services and storage": ("up", "clean"),
+}
+"""The commands by the group that `--help` shows them in, in the order a user needs them."""
+
+
+class GroupedCommands(TyperGroup):
+    """Lists the commands in the order of GROUPS, each in the panel of its group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands; one without a group comes last."""
+        order = [name for names in GROUPS.values() for name in names]
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, with the name of its panel."""
+        command: Any = super().get_command(ctx, cmd_name)
+        panel = next((title for title, names in GROUPS.items() if cmd_name in names), None)
+        if command is not None and panel is not None:
+            command.rich_help_panel = panel
+        return command
+
+
 app = typer.Typer(
     name="dreambooth",
+    cls=GroupedCommands,
     help="Train, score, compare and register DreamBooth models of your subjects.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,6 +64,14 @@ app = typer.Typer(
 
 _TYPER_INTERRUPTED = 130
 """The result of a command that Typer reports as interrupted."""
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the versions of the project, torch and Python, without importing torch."""
+    if wanted:
+        project, torch = (importlib.metadata.version(n) for n in ("dreambooth-pipeline", "torch"))
+        typer.echo(f"dreambooth {project} (torch {torch}, Python {platform.python_version()})")
+        raise typer.Exit
 
 
 @app.callback()
@@ -45,6 +84,10 @@ def _global_options(
             help="Project folder. Default: the nearest folder upward that has a params.yaml.",
         ),
     ] = None,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions."),
+    ] = False,
 ) -> None:
     session.workspace_option.set(workspace)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from dreambooth_core.records import SCORES
 
 
 def show_run(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print a finished run: scores, selection, version, verdict, times, report."""
+    """Print a finished run: scores, selection, version, verdict, times, and what to do next."""
+    if "selection" not in summary:
+        _show_stages(console, summary)
+        return
     best = summary["selection"]["best"]
     console.print(score_table(summary["scores"]["rows"], best))
     console.print(f"[bold]Chosen:[/bold] {best or 'none'}. {summary['selection']['rule']}")
@@ -25,7 +29,76 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"[bold]Verdict:[/bold] {summary['verdict']['why']}")
     console.print(times_table(summary["stages"]))
     show_page(console, Path(summary["report"]))
-    console.print("Web interfaces of Prefect and MLflow: `dreambooth up`")
+    if run := summary["mlflow_run"]:
+        console.print(
+            f"[bold]MLflow:[/bold] run {run['name']} ({run['run_id']}) in {run['experiment']}",
+            soft_wrap=True,
+        )
+    _show_set(console, summary)
+    _show_next(console, next_commands(summary))
+
+
+def show_runs(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the outcome of each subject of `run --all`."""
+    table = Table(title="Subjects")
+    for title in ("subject", "outcome", "version", "verdict"):
+        table.add_column(title, overflow="fold")
+    for name, result in results.items():
+        if "error" in result:
+            table.add_row(name, "failed", "", result["error"]["what"], style="red")
+            continue
+        version, verdict = result.get("version"), result.get("verdict")
+        skipped = all(s["skipped"] for s in result["stages"] if s["stage"] != "compare")
+        table.add_row(
+            name,
+            "up to date" if skipped else "done",
+            str(version["version"]) if version else "",
+            verdict["why"] if verdict else "",
+        )
+    console.print(table)
+    _show_next(console, ["dreambooth status", "dreambooth up"])
+
+
+def next_commands(summary: Mapping[str, Any]) -> list[str]:
+    """The commands that a user may want after a run, ready to paste."""
+    name, version = summary["subject"], summary["version"]
+    commands = [f"dreambooth report {name} --open"]
+    if version:
+        prompt = shlex.quote(summary["prompt"])
+        model = f"models:/{version['name']}/{version['version']}"
+        commands += [
+            f"dreambooth generate --model {model} --prompt {prompt} --out pictures",
+            f"dreambooth compare {name}",
+        ]
+    return [*commands, "dreambooth up    # the web interfaces of Prefect and MLflow"]
+
+
+def _show_next(console: Console, commands: Sequence[str]) -> None:
+    console.print("[bold]Next:[/bold]")
+    for command in commands:
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _show_stages(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print a run of some stages."""
+    console.print(times_table(summary["stages"]))
+    name, last = summary["subject"], summary["stages"][-1]["stage"]
+    console.print(f"[bold]Output:[/bold] work/{name}/{last}", soft_wrap=True)
+    _show_set(console, summary)
+    _show_next(console, [f"dreambooth run {name}", f"dreambooth status {name}"])
+
+
+def _show_set(console: Console, summary: Mapping[str, Any]) -> None:
+    """Say which settings were for this run only."""
+    if not summary["set"]:
+        return
+    changed = ", ".join(f"{key}={value}" for key, value in summary["set"].items())
+    console.print(
+        f"This run only: {changed} (recorded with the results). params.yaml is unchanged, so "
+        f"`dreambooth run {summary['subject']}` brings the stages back to its own values.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], best: str | None) -> Table:

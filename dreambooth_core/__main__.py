@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from dreambooth_core import config, locks
-from dreambooth_core.environment import exempt_loopback, gc_paused, library_defaults
+from dreambooth_core.environment import exempt_loopback, gc_paused, quiet_libraries
 from dreambooth_core.errors import DreamBoothError, Stopped
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
 from dreambooth_core.supervision import stop_on_signals
@@ -29,9 +29,7 @@ _NODE_WAIT_MIN = 240.0
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (the work failed) or 2 (input or settings)."""
     arguments = _parser().parse_args(argv)
-    # Libraries read these while they are imported, so the words stand before any stage is.
-    for name, value in library_defaults().items():
-        os.environ.setdefault(name, value)
+    quiet_libraries()
     exempt_loopback()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

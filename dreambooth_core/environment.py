@@ -116,6 +116,16 @@ def library_defaults() -> dict[str, str]:
     return defaults if has_gpu else {**defaults, "DS_ACCELERATOR": "cpu"}
 
 
+def quiet_libraries() -> dict[str, str]:
+    """Add `library_defaults` to this process's environment; return a copy of the result.
+
+    Libraries read these when they are imported, so call this first.
+    """
+    for name, value in library_defaults().items():
+        os.environ.setdefault(name, value)
+    return dict(os.environ)
+
+
 def set_defaults(root: Path, **more: str) -> dict[str, str]:
     """Add a workspace's defaults to this process's environment; return a copy of the result.
 

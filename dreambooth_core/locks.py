@@ -48,6 +48,21 @@ def hold(
         os.close(fd)
 
 
+def holder_of(path: Path) -> str | None:
+    """The process that holds the lock now, or None."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(path)
+    finally:
+        os.close(fd)
+    return None
+
+
 def _acquire(fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> None:
     if _try(fd):
         return

@@ -19,10 +19,15 @@ from tasks.run import subject_run
     persist_result=False,
     task_runner=pipeline.ROW_RUNNER,
 )
-def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
-    """Bring all stages of a subject up to date and compare the result with the champion."""
+def train_subject(
+    subject: str, workspace: str | None = None, changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Bring all stages of a subject up to date and compare the result with the champion.
+
+    `changes` are settings for this run only, such as {"train.max_train_steps": 100}.
+    """
     root = find_workspace(Path(workspace or "."))
-    with subject_run(subject, root, environment.set_defaults(root)) as run:
+    with subject_run(subject, root, environment.set_defaults(root), changes) as run:
         pipeline.validate(run)
         pipeline.class_images(run)
         pipeline.cache(run)

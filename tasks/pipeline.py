@@ -220,21 +220,48 @@ def _verdict_digest(run: SubjectRun) -> str:
     return files.digest_of(files.tree_hashes(run.places.verdict_dir))
 
 
+_TASKS: dict[str, Callable[[SubjectRun], object]] = {
+    "validate": validate,
+    "class-images": class_images,
+    "cache": cache,
+    "train": train,
+    "evaluate": evaluate,
+    "select": select,
+    "register": register,
+    "report": report,
+}
+
+
+def run_up_to(run: SubjectRun, last: str) -> None:
+    """Run the tasks of all stages up to and including `last`."""
+    for stage in pipeline.STAGES[: pipeline.STAGES.index(last) + 1]:
+        _TASKS[stage](run)
+
+
+def summarize_stages(run: SubjectRun) -> dict[str, Any]:
+    """The stages of a run, whether each was skipped, and its seconds, as plain JSON."""
+    return {
+        "subject": run.subject,
+        "stages": [
+            {"stage": time.stage, "seconds": round(time.seconds, 2), "skipped": time.skipped}
+            for time in run.times
+        ],
+    }
+
+
 def summarize(run: SubjectRun, verdict: Verdict | None) -> dict[str, Any]:
     """The summary of a finished run as plain JSON."""
     from dreambooth_core.pipeline import registered
 
     version = registered.find(run.context("register"))
     return {
-        "subject": run.subject,
+        **summarize_stages(run),
         "scores": Scores.read(run.places.stage_dir("evaluate"), "scores.json").to_json(),
         "selection": Selection.read(run.places.stage_dir("select")).to_json(),
         "version": version.to_json() if version else None,
         "verdict": verdict.to_json() if verdict else None,
         "report": str(run.places.report_page),
+        "prompt": run.settings().subject.instance_prompt,
         "tracking_uri": run.store,
-        "stages": [
-            {"stage": time.stage, "seconds": round(time.seconds, 2), "skipped": time.skipped}
-            for time in run.times
-        ],
+        "mlflow_run": registered.training_run(run.context("register")),
     }

@@ -13,12 +13,13 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
 from dreambooth_core.supervision import stop_event
-from dreambooth_core.workspace import Workspace
+from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
 from tasks.dvc import Dvc
 from tasks.progress import StageTime, current
 from tasks.staleness import Staleness, refuse_the_impossible
 from tasks.subject_lock import SubjectLock
+from tasks.this_run import Changes, applied, changed_view
 
 
 class SubjectRun:
@@ -74,16 +75,28 @@ class SubjectRun:
 
 
 @contextlib.contextmanager
-def subject_run(subject: str, root: Path, env: Mapping[str, str]) -> Iterator[SubjectRun]:
-    """Open a run: check the settings, lock the subject, restore its photos."""
+def subject_run(
+    subject: str,
+    root: Path,
+    env: Mapping[str, str],
+    changes: Changes | None = None,
+    *,
+    last: str = STAGES[-1],
+) -> Iterator[SubjectRun]:
+    """Open a run: check the settings, lock the subject, apply `changes`, restore its photos."""
     from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
 
     workspace = Workspace(root)
     # Report wrong settings, and what this machine cannot do, before anything starts.
-    refuse_the_impossible(workspace, config.load_view(workspace, subject), env=env)
+    view = changed_view(workspace, subject, changes or {})
+    refuse_the_impossible(workspace, view, env=env, last=last)
     require_store(workspace, env)
     files.remove_abandoned(workspace.state)
-    with stop_event() as stop, SubjectLock(workspace, subject) as lock:
+    with (
+        stop_event() as stop,
+        SubjectLock(workspace, subject) as lock,
+        applied(workspace, subject, changes or {}),
+    ):
         run = SubjectRun(workspace, lock, stop=stop, env=env)
         photos.restore(workspace, run.settings(), run.dvc)
         yield run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from dreambooth_core import config
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.pipeline import preflight
@@ -35,13 +36,6 @@ class Staleness:
         """Whether the photos differed from their .dvc file when DVC last reported."""
         return self.pointer is not None and self.pointer in (self._status or {})
 
-    def stale_stages(self) -> set[str]:
-        """The stages that are stale now; all of them if the photos have changed. Raises Busy."""
-        status = self._read()
-        if self.pointer in status:
-            return set(STAGES)
-        return {stage for stage in STAGES if self.key(stage) in status}
-
     def mark_committed(self, stage: str) -> None:
         """Take note that the stage has run and is recorded."""
         if self._status is not None:
@@ -69,10 +63,23 @@ def stages_ahead(
     Every stage after one that runs counts as "run", although DVC skips it if the earlier output
     comes out unchanged. Raises Busy while another DVC process is at work.
     """
-    stale = Staleness(workspace, settings, Dvc(workspace, env=env)).stale_stages()
-    ahead: dict[str, str] = {}
+    return all_stages_ahead(workspace, [settings], env=env)[settings.name]
+
+
+def all_stages_ahead(
+    workspace: Workspace, subjects: Sequence[SubjectView], *, env: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """`stages_ahead` by subject, from one call of DVC. Raises Busy."""
+    pointers = {view.name: photos.tracked_pointer(workspace, view) for view in subjects}
+    stages = [f"{stage}@{view.name}" for view in subjects for stage in STAGES]
+    status = Dvc(workspace, env=env).status([*stages, *filter(None, pointers.values())])
+    return {name: _ahead(status, name, pointer) for name, pointer in pointers.items()}
+
+
+def _ahead(status: Status, subject: str, pointer: str | None) -> dict[str, str]:
+    runs, ahead = pointer in status, dict[str, str]()
     for stage in STAGES:
-        runs = stage in stale or "run" in ahead.values()
+        runs = runs or f"{stage}@{subject}" in status
         ahead[stage] = "run" if runs else "skip"
     return ahead
 
@@ -83,11 +90,13 @@ def refuse_the_impossible(
     *,
     env: Mapping[str, str],
     on_this_machine: bool = True,
+    last: str = STAGES[-1],
 ) -> None:
-    """Raise SettingsError with every setting that a stage ahead cannot work with.
+    """Raise SettingsError with every setting that a stage ahead, up to `last`, cannot work with.
 
-    Skipped stages need nothing, neither their GPU nor their files. While another DVC process is at
-    work, the stages ahead are unknown, and the first stage that runs raises instead.
+    The settings may differ from params.yaml (`run --set`). Skipped stages need nothing, neither
+    their GPU nor their files. While another DVC process is at work, the stages ahead are unknown,
+    and the first stage that runs raises instead.
     """
     found = preflight.findings(workspace.root, settings, env, on_this_machine=on_this_machine)
     if not found:
@@ -98,4 +107,10 @@ def refuse_the_impossible(
         return
     except DreamBoothError:  # DVC cannot read what a setting names
         ahead = dict.fromkeys(STAGES, "run")
-    preflight.refuse(found, [stage for stage, does in ahead.items() if does == "run"])
+    in_file = config.load_view(workspace, settings.name)
+    changed, runs = False, list[str]()
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        changed |= config.settings_of(in_file, stage) != config.settings_of(settings, stage)
+        if changed or ahead[stage] == "run":
+            runs.append(stage)
+    preflight.refuse(found, runs)

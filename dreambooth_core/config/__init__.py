@@ -24,6 +24,7 @@ from dreambooth_core.config.loading import (
     load_view,
 )
 from dreambooth_core.config.sections import (
+    OVERRIDABLE,
     BaseModelSettings,
     Beta,
     ComputeSettings,
@@ -48,10 +49,13 @@ from dreambooth_core.config.words import check_name
 from dreambooth_core.config.yaml_files import (
     add_entry,
     add_item,
+    flow_text,
     parse_yaml,
     read_yaml,
     remove_entry,
     remove_item,
     replace_section,
+    replace_text,
     replace_value,
+    value_text,
 )

@@ -56,7 +56,11 @@ def load_view(workspace: Workspace, subject: str) -> SubjectView:
 
     Raises SettingsError for invalid settings, and for a launch file that contradicts them.
     """
-    view = for_subject(load_settings(workspace.params), subject)
+    return with_strategy(workspace, for_subject(load_settings(workspace.params), subject))
+
+
+def with_strategy(workspace: Workspace, view: SubjectView) -> SubjectView:
+    """Fill in `train.strategy`. Raises SettingsError for a launch file that contradicts it."""
     strategy = strategy_of(view.train, read_launch_config(workspace, view.train))
     train = view.train.model_copy(update={"strategy": strategy})
     return view.model_copy(update={"train": train})

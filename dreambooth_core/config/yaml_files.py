@@ -46,6 +46,23 @@ def replace_value(text: str, keys: Sequence[str], value: int) -> str:
     return f"{text[: node.start_mark.index]}{value}{text[node.end_mark.index :]}"
 
 
+def value_text(text: str, keys: Sequence[str]) -> str:
+    """The text of the value at `keys`, as it stands in the file."""
+    _, node = _find(text, keys)
+    return text[node.start_mark.index : _end_of(node)]
+
+
+def replace_text(text: str, keys: Sequence[str], value: str) -> str:
+    """Replace the text of the value at `keys`; the inverse takes what `value_text` gave."""
+    _, node = _find(text, keys)
+    return text[: node.start_mark.index] + value + text[_end_of(node) :]
+
+
+def flow_text(value: dict[str, Any]) -> str:
+    """A mapping on one line, such as {train: {max_train_steps: 100}}."""
+    return f"{{{_flow(value)}}}"
+
+
 def replace_section(text: str, key: str, other: str) -> str:
     """Replace a top-level section by that of another text, with its comments."""
     start, end = _section(text, key)

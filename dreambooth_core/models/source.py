@@ -28,6 +28,9 @@ PIPELINE_PATTERNS = (
 MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 """The files of a single model with its processor, such as a scorer."""
 
+WORLD = "world.json"
+"""In a small base model's folder: the words that it was trained on, by kind (thing, place)."""
+
 _SETTLED_S = 2.0
 _LOCK_TIMEOUT_S = 60.0
 _VARIANT = re.compile(r"\.([A-Za-z0-9_]+)(-\d{5}-of-\d{5})?\.safetensors$")
@@ -80,6 +83,15 @@ def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path 
             allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
         )
     return None
+
+
+def known_things(name: str, root: Path) -> list[str] | None:
+    """The things that a base model's folder says it can draw; None where nothing is said."""
+    path = root / name / WORLD
+    if not path.is_file():
+        return None
+    things = read_json_file(path, what="a base model with a list of words").get("thing")
+    return sorted(map(str, things)) if isinstance(things, list) else None
 
 
 def _looks_like_hub_id(name: str, root: Path) -> bool:

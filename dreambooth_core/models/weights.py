@@ -28,6 +28,8 @@ BASE_REFERENCE = "base_model.json"
 _IS_DEEPSPEED_AVAILABLE = accelerate_unwrapping.is_deepspeed_available
 _ADAPTER = "checkpoint"
 _LOCAL_KEYS = ("_name_or_path",)
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_HALF_DTYPES = ("bfloat16", "float16")
 _TEXT_STACK = "text_model."
 
 
@@ -40,14 +42,14 @@ def write_networks(parts: Mapping[str, nn.Module], folder: Path) -> None:
         for name, model in parts.items():
             saved: Any = model
             saved.save_pretrained(folder / name, safe_serialization=True)
-            drop_local_paths(folder / name)
+            make_portable(folder / name)
 
 
 def write_pipeline(pipe: Any, folder: Path) -> None:
     """Write a whole pipeline, for its `from_pretrained`."""
     with _without_deepspeed():
         pipe.save_pretrained(folder, safe_serialization=True)
-    drop_local_paths(folder)
+    make_portable(folder)
 
 
 @contextlib.contextmanager
@@ -64,12 +66,20 @@ def _without_deepspeed() -> Iterator[None]:
         accelerate_unwrapping.is_deepspeed_available = _IS_DEEPSPEED_AVAILABLE
 
 
-def drop_local_paths(folder: Path) -> None:
-    """Remove the local paths of loaded models from the JSON files below `folder`."""
+def make_portable(folder: Path) -> None:
+    """Remove machine paths from the JSON files below `folder`, and name fp32 as the type to load.
+
+    diffusers loads networks in fp32 unless told otherwise, but transformers in the type that the
+    config names: half of a pipeline whose text encoder says bf16 would not fit the other half.
+    """
     for path in sorted(folder.rglob("*.json")):
         value = json.loads(path.read_bytes())
-        if isinstance(value, dict) and any(key in value for key in _LOCAL_KEYS):
-            files.write_json(path, {k: v for k, v in value.items() if k not in _LOCAL_KEYS})
+        if not isinstance(value, dict):
+            continue
+        portable = {k: v for k, v in value.items() if k not in _LOCAL_KEYS}
+        portable |= {k: "float32" for k in _DTYPE_KEYS if portable.get(k) in _HALF_DTYPES}
+        if portable != value:
+            files.write_json(path, portable)
 
 
 # ---- swap ---------------------------------------------------------------------------------------

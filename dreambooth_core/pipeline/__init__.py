@@ -10,14 +10,28 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from collections.abc import Sequence
 
+from dreambooth_core.config import nearest
 from dreambooth_core.environment import gc_paused
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.records import Record
 from dreambooth_core.workspace import STAGES
 
-__all__ = ["STAGES", "StageContext", "run_stage"]
+__all__ = ["STAGES", "StageContext", "check_stage", "run_stage"]
+
+
+def check_stage(stage: str, known: Sequence[str] = STAGES) -> None:
+    """Raise SettingsError for a stage that does not exist."""
+    if stage not in known:
+        near = nearest(stage, known)
+        raise SettingsError(
+            f"no stage has the name {stage!r}",
+            allowed=", ".join(known),
+            hint=f"did you mean {near}?" if near else None,
+        )
 
 
 def run_stage(context: StageContext, stage: str) -> Record:

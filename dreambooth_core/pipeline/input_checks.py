@@ -76,6 +76,7 @@ def warnings(root: Path, view: SubjectView) -> list[str]:
         *_scorer_warnings(view),
         *_side_warnings(root, view),
         *_identifier_warnings(root, view),
+        *_word_warnings(root, view),
     )
     return [f"{_place(key, view)}: {text}" for key, text in found]
 
@@ -260,4 +261,17 @@ def _side_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
         yield (
             "data.resolution",
             f"{side}, but the base model was trained at {own}: images far from that size are poor",
+        )
+
+
+def _word_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
+    """A small base model lists what it can draw; a class noun outside the list is a surprise."""
+    base, noun = view.base_model.pretrained_model_name_or_path, view.subject.class_noun
+    things = source.known_things(base, root)
+    if things is not None and set(noun.lower().split()).isdisjoint(things):
+        yield (
+            f"subjects.{view.name}.class_noun",
+            f"the base model {base} does not know {noun!r} and will draw something else; it knows "
+            f"{', '.join(things)}. Use one of these words, or a base model of photographs: "
+            "`dreambooth preset list`",
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dreambooth_core.errors import RegistryError
-from dreambooth_core.pipeline.common import StageContext
-from dreambooth_core.records import ModelVersion, RegisteredVersion
-from dreambooth_core.registry import aliases, versions
+from dreambooth_core.errors import RegistryError, UnknownModelError
+from dreambooth_core.pipeline.common import StageContext, run_name
+from dreambooth_core.records import ModelVersion, RegisteredVersion, TrainingRun
+from dreambooth_core.registry import aliases, runs, versions
 from dreambooth_core.registry.tracking import Tracking, connect, resolve_tracking
 from dreambooth_core.workspace import Workspace
 
@@ -46,6 +46,31 @@ def get(context: StageContext) -> RegisteredVersion:
             hint=f"`dreambooth run {subject}` registers it",
         )
     return version
+
+
+def training_run(context: StageContext) -> dict[str, str] | None:
+    """The MLflow run of the published training: its ids, its name and its experiment's name."""
+    training = TrainingRun.read_if_there(context.places.stage_dir("train"))
+    if training is None:
+        return None
+    experiment = context.settings.model_name
+    found = runs.find_run(
+        tracking_of(context), experiment=experiment, fingerprint=training.fingerprint
+    )
+    return found and {
+        "run_id": found.run_id,
+        "name": run_name(training.method, training.fingerprint),
+        "experiment_id": found.experiment_id,
+        "experiment": experiment,
+    }
+
+
+def aliases_now(context: StageContext) -> dict[str, int]:
+    """The versions behind champion and challenger; none before the first registration."""
+    try:
+        return versions.aliases_of(tracking_of(context), name=context.settings.model_name)
+    except UnknownModelError:
+        return {}
 
 
 def is_complete(context: StageContext) -> bool:

@@ -9,8 +9,8 @@ _ABOUT = {
     "pocket-sd": (
         "A small Stable Diffusion (64x64 px, 8x8x8 latents, v-prediction) that learnt a drawn "
         "world of 8 things in 6 colours at 6 places. Load it with "
-        "`StableDiffusionPipeline.from_pretrained`; on a CPU pass `dtype=torch.float32`, "
-        "since the weights are stored in fp16. "
+        "`StableDiffusionPipeline.from_pretrained`; the weights are stored in fp16 and load "
+        "in fp32 unless you name a dtype. "
         "Its text encoder is pocket-clip's text tower.",
         ("vae", "clip", "identifiers", "unet"),
         ("vae_", "sd_", "neutral", "weights", "seconds"),

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor, ViTImageProcessorPil
 
 from dreambooth_core.files import atomic_dir, write_json, write_text
+from dreambooth_core.models.source import WORLD
+from dreambooth_core.models.weights import make_portable, write_pipeline
 from tools.pocket.cards import card
 from tools.pocket.classifier import HEADS, WEIGHTS_NAME
 from tools.pocket.models import build_pipeline
@@ -37,7 +39,8 @@ def pack(context: PretrainContext, *, assets: Path) -> dict[str, int]:
     """Write all models at their last saved steps; returns bytes per model."""
     side = context.settings.image
     with atomic_dir(assets / "pocket-sd") as folder:
-        build_pipeline(context).to(torch.float16).save_pretrained(folder)
+        write_pipeline(build_pipeline(context).to(torch.float16), folder)
+        write_json(folder / WORLD, HEADS)
     clip = context.clip()
     with atomic_dir(assets / "pocket-clip") as folder:
         clip.half().save_pretrained(folder)
@@ -45,11 +48,13 @@ def pack(context: PretrainContext, *, assets: Path) -> dict[str, int]:
         CLIPProcessor(image_processor=processor, tokenizer=context.tokenizer()).save_pretrained(
             folder
         )
+        make_portable(folder)
     with atomic_dir(assets / "pocket-dino") as folder:
         context.averaged_model("dino").half().save_pretrained(folder)  # type: ignore[operator]
         options = _image_options(side)
         options.pop("do_center_crop")
         ViTImageProcessorPil(**options).save_pretrained(folder)
+        make_portable(folder)
     with atomic_dir(assets / "pocket-classifier") as folder:
         weights = context.averaged_model("classifier").half().state_dict()
         save_file({k: v.contiguous() for k, v in weights.items()}, folder / WEIGHTS_NAME)

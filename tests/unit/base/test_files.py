@@ -177,7 +177,6 @@ def test_lock_reports_its_holder_and_is_released_by_a_kill(tmp_path: Path) -> No
         pass
 
 
-<<<<<<< HEAD
 def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from dreambooth_core import files\n"
@@ -210,7 +209,8 @@ def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_pa
     alive.wait()
     assert len(left) == len(kept) == 3
     assert not set(left) & set(kept)
-=======
+
+
 def test_hint_for_a_damaged_output_is_a_command(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").touch()
     inside = tmp_path / "work" / "my-dog" / "train" / "checkpoint-2" / "unet" / "x.safetensors"
@@ -219,4 +219,3 @@ def test_hint_for_a_damaged_output_is_a_command(tmp_path: Path) -> None:
     assert repeat_hint(inside, delete=True) == expected
     other = tmp_path / "output" / "work" / "a" / "b" / "c.json"
     assert "repeat the command" in repeat_hint(other)
->>>>>>> r1

@@ -208,7 +208,7 @@ def test_exported_text_encoder_keeps_the_base_models_names(tiny_sd: Path, tmp_pa
     written = load_file(tmp_path / "ours" / "text_encoder" / "model.safetensors")
     assert set(written) == set(named)
     pipe.save_pretrained(tmp_path / "theirs")
-    weights.drop_local_paths(tmp_path / "theirs")
+    weights.make_portable(tmp_path / "theirs")
     assert files.tree_hashes(tmp_path / "ours") == files.tree_hashes(tmp_path / "theirs")
 
 

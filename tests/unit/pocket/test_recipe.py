@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from transformers import AutoModel
 
 from tools.pocket.evaluate import as_table, measure
 from tools.pocket.models import load_packed
@@ -54,6 +56,21 @@ def test_pretraining_finishes_each_part_and_a_second_run_changes_nothing(
     before = {path.name: path.stat().st_mtime_ns for path in context.state.glob("*.pt")}
     pretrain(context)
     assert {path.name: path.stat().st_mtime_ns for path in context.state.glob("*.pt")} == before
+
+
+def test_packed_pipeline_and_scorers_load_in_one_dtype(
+    packed: tuple[PretrainContext, Path],
+) -> None:
+    _, assets = packed
+    pipe = StableDiffusionPipeline.from_pretrained(assets / "pocket-sd")
+    models = [
+        pipe.unet,
+        pipe.vae,
+        pipe.text_encoder,
+        AutoModel.from_pretrained(assets / "pocket-clip"),
+        AutoModel.from_pretrained(assets / "pocket-dino"),
+    ]
+    assert {model.dtype for model in models} == {torch.float32}
 
 
 def test_recipe_is_deterministic(packed: tuple[PretrainContext, Path], tmp_path: Path) -> None:

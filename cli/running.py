@@ -1,0 +1,119 @@
+"""The work of `dreambooth run`: one subject or all of them, a whole run or some stages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cli import services
+from cli.progress import TerminalReporter
+from cli.server import prefect_api
+from cli.session import Session
+from dreambooth_core import config
+from dreambooth_core.errors import DreamBoothError, SettingsError
+from dreambooth_core.pipeline import STAGES, check_stage, input_checks
+from tasks import this_run
+from tasks.progress import reporter
+from tasks.staleness import refuse_the_impossible
+
+STAGES_BY_NAME = STAGES[:-1]
+"""What `--stage` takes. The report ends a whole run, after the comparison."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run: up to which stage (None: everything), with which changed settings."""
+
+    last: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def subjects_of(session: Session, name: str | None, *, every: bool) -> list[str]:
+    """The subjects to run. Raises SettingsError unless it is one by name, or all."""
+    names = list(config.load_settings(session.workspace.params).subjects)
+    if (name is None) == (not every):
+        raise SettingsError(
+            "run takes the name of one subject, or --all",
+            got="both" if every else "neither",
+            allowed=", ".join(names) or None,
+            hint=f"dreambooth run {names[0]}" if names else "add one with `dreambooth subject add`",
+        )
+    if every and not names:
+        raise SettingsError(
+            "params.yaml has no subjects", hint="add one with `dreambooth subject add`"
+        )
+    return names if name is None else [name]
+
+
+def check(session: Session, subject: str, order: Order) -> list[str]:
+    """Raise for a wrong name, setting or store before anything starts; return what to warn of."""
+    from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
+
+    if order.last is not None:
+        check_stage(order.last, STAGES_BY_NAME)
+    workspace = session.workspace
+    view = this_run.changed_view(workspace, subject, order.changes)
+    refuse_the_impossible(workspace, view, env=session.env, last=order.last or STAGES[-1])
+    require_store(workspace, session.env)
+    return input_checks.warnings(workspace.root, view)
+
+
+def run_one(session: Session, subject: str, order: Order) -> dict[str, Any]:
+    """Run a subject and return the summary. Raises for a wrong setting before anything starts."""
+    warnings = check(session, subject, order)
+    for text in warnings:
+        session.terminal.warn(text)
+    with _api(session) as api_url:
+        return {**_flow(session, subject, order, api_url), "warnings": warnings}
+
+
+def run_all(session: Session, subjects: Sequence[str], order: Order) -> dict[str, Any]:
+    """Run subjects one by one; return a summary or an error of each."""
+    results: dict[str, Any] = {}
+    with _api(session) as api_url:
+        for subject in subjects:
+            session.terminal.say(f"-- {subject}")
+            try:
+                warnings = check(session, subject, order)
+                for text in warnings:
+                    session.terminal.warn(text)
+                summary = _flow(session, subject, order, api_url)
+                results[subject] = {**summary, "warnings": warnings}
+            except DreamBoothError as error:
+                results[subject] = {"error": error.to_json(), "exit_code": error.exit_code}
+                session.terminal.warn(f"{subject} failed: {error}")
+    return results
+
+
+def exit_code_of(results: Mapping[str, Any]) -> int:
+    """0 if all subjects ran; 2 if each had wrong input or settings; else 1."""
+    codes = {result.get("exit_code", 0) for result in results.values()}
+    return codes.pop() if len(codes) == 1 else 1
+
+
+def _api(session: Session) -> Any:
+    running = services.running_api(session.workspace)
+    return prefect_api(session.workspace, session.env, running=running)
+
+
+def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[str, Any]:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.run_stages import run_stages
+    from flows.train_subject import train_subject
+
+    logging.getLogger("dreambooth").setLevel(logging.WARNING)
+    root, changes = str(session.workspace.root), dict(order.changes) or None
+    with (
+        TerminalReporter(session.terminal.console) as shown,
+        temporary_settings({PREFECT_API_URL: api_url()}),
+    ):
+        reporter.set(shown)
+        summary = (
+            train_subject(subject, root, changes)
+            if order.last is None
+            else run_stages(subject, order.last, root, changes)
+        )
+    return {**summary, "set": dict(order.changes)}

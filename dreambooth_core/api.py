@@ -1,0 +1,152 @@
+"""The Python API, for notebooks and services (docs/python.md).
+
+Each function takes the workspace's folder, or any folder inside it; by default the current one.
+Torch, diffusers and MLflow are imported by the functions that need them. `import dreambooth_core`
+offers these names without importing this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core import config, environment, locks
+from dreambooth_core import pipeline as stages
+from dreambooth_core.config import SubjectView
+from dreambooth_core.ports import Progress, no_progress
+from dreambooth_core.records import Record, Scores, Selection
+from dreambooth_core.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from dreambooth_core.models.families import Pipeline
+    from dreambooth_core.registry.tracking import Tracking
+    from dreambooth_core.registry.versions import VersionInfo
+
+__all__ = [
+    "generate",
+    "list_versions",
+    "load_settings",
+    "load_version",
+    "read_scores",
+    "read_selection",
+    "run_stage",
+]
+
+_LOCK_WAIT_S = 60.0
+
+
+def load_settings(subject: str, *, workspace: str | Path = ".") -> SubjectView:
+    """The settings of a subject, checked. Raises SettingsError with every mistake at once."""
+    return config.load_view(_find(workspace), subject)
+
+
+def run_stage(
+    subject: str, stage: str, *, workspace: str | Path = ".", progress: Progress = no_progress
+) -> Record:
+    """Run one stage of a subject and return the record that it publishes in `work/`.
+
+    Stages before it must have run. It records nothing in dvc.lock: `dvc commit STAGE@SUBJECT` does.
+    Raises SettingsError, DataError and StageError; waits a minute for another run of the subject.
+    """
+    found, env = _find(workspace), environment.quiet_libraries()
+    stages.check_stage(stage)
+    lock = found.subject_lock(subject)
+    with locks.hold(lock, timeout_s=_LOCK_WAIT_S, inheritable=True) as fd:
+        view = config.load_view(found, subject)
+        context = stages.StageContext(
+            view, found.places(subject), progress=progress, lock_fd=fd, env=env
+        )
+        return stages.run_stage(context, stage)
+
+
+def read_scores(subject: str, *, workspace: str | Path = ".") -> Scores:
+    """The score table of a subject's last evaluation. Raises CorruptRecordError without one."""
+    return Scores.read(_find(workspace).stage_dir(subject, "evaluate"), "scores.json")
+
+
+def read_selection(subject: str, *, workspace: str | Path = ".") -> Selection:
+    """The best checkpoint and the rule that decided. Raises CorruptRecordError without one."""
+    return Selection.read(_find(workspace).stage_dir(subject, "select"))
+
+
+def list_versions(subject: str, *, workspace: str | Path = ".") -> list[VersionInfo]:
+    """The registered versions of a subject, oldest first, with aliases, scores and settings.
+
+    Raises RegistryError if none is registered or the registry is unreachable.
+    """
+    store = _store(_find(workspace))
+    from dreambooth_core.registry import versions
+
+    name = load_settings(subject, workspace=workspace).model_name
+    return versions.list_versions(store, name=name)
+
+
+def load_version(
+    reference: str, *, workspace: str | Path = ".", device: str | torch.device | None = None
+) -> Pipeline:
+    """The diffusers pipeline of a version, such as models:/dreambooth-mug@champion, in fp32.
+
+    By default on the device of the settings. Raises RegistryError for an unknown version.
+    """
+    found = _find(workspace)
+    store = _store(found)
+    import torch
+
+    from dreambooth_core.models import load, weights
+    from dreambooth_core.registry import versions
+
+    compute = config.load_settings(found.params).compute
+    chosen = load.pick_device(compute) if device is None else torch.device(device)
+    return weights.load_exported(
+        versions.fetch(store, reference), found.root, device=chosen, hash_cache=found.hash_cache
+    )
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    num: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    workspace: str | Path = ".",
+) -> list[Image]:
+    """Draw images, as `dreambooth generate` does; image i uses `seed + i`.
+
+    `model` is a reference such as models:/dreambooth-mug@champion, or the folder of a checkpoint or
+    of a saved pipeline. None means the evaluation's value. Raises SettingsError and RegistryError.
+    """
+    found = _find(workspace)
+    store = _store(found)
+    from dreambooth_core.models import load, sampling
+    from dreambooth_core.pipeline.opening import open_model
+
+    settings = config.load_settings(found.params)
+    load.configure_torch(settings.compute)
+    device = load.pick_device(settings.compute)
+    with open_model(found, settings, model, device=device, store=store) as pipe:
+        return sampling.sample(
+            pipe,
+            prompts=[prompt] * num,
+            seeds=[seed + index for index in range(num)],
+            steps=steps or settings.evaluate.num_inference_steps,
+            guidance=settings.evaluate.guidance_scale if guidance is None else guidance,
+            resolution=settings.data.resolution,
+            batch_size=settings.evaluate.sample_batch_size,
+        )
+
+
+def _find(workspace: str | Path) -> Workspace:
+    return Workspace(find_workspace(Path(workspace)))
+
+
+def _store(workspace: Workspace) -> Tracking:
+    """The MLflow store that the environment names, else the workspace's own."""
+    env = environment.quiet_libraries()
+    from dreambooth_core.registry import tracking
+
+    return tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
