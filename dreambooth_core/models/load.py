@@ -76,6 +76,7 @@ def resolve_base_model(
     """
     found = find_base_model(settings, root)
     pipeline_family(found.folder)
+    source.check_pipeline(found.folder, settings.variant)
     sha256 = source.content_sha256(
         found.folder,
         patterns=source.PIPELINE_PATTERNS,
@@ -116,6 +117,7 @@ def load_pipeline_folder(
 ) -> Pipeline:
     """Load the pipeline saved in `folder`, like `load_pipeline`."""
     family = pipeline_family(folder)
+    source.check_pipeline(folder, variant)
     _silence_loading_bars()
     try:
         pipe = family.pipeline_class.from_pretrained(
@@ -232,7 +234,9 @@ def _load_model(
     device: torch.device | None,
     dtype: torch.dtype,
 ) -> Any:
-    model = _opened(model_class, part, dtype=dtype, variant=settings.variant, use_safetensors=True)
+    source.require_weights(part, settings.variant)
+    variant = source.variant_in(part, settings.variant)
+    model = _opened(model_class, part, dtype=dtype, variant=variant, use_safetensors=True)
     return _settle(cast(torch.nn.Module, model), device or torch.device("cpu"))
 
 

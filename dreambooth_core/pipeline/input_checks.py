@@ -81,10 +81,8 @@ def warnings(root: Path, view: SubjectView) -> list[str]:
 
 def base_folder(root: Path, view: SubjectView) -> Path | None:
     """The base model's folder; None for a hub id. Raises SettingsError."""
-    base = view.base_model
     try:
-        name = base.pretrained_model_name_or_path
-        return source.local_folder(name, root, revision=base.revision)
+        return source.named_folder(view.base_model, root)
     except SettingsError as error:
         raise _keyed(error, _BASE_MODEL) from None
 
@@ -111,6 +109,7 @@ def _base_files(root: Path, view: SubjectView) -> None:
         return
     try:
         pipeline_family(folder)
+        source.check_pipeline(folder, view.base_model.variant)
     except SettingsError as error:
         raise _keyed(error, _BASE_MODEL) from None
 
