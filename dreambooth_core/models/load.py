@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from dreambooth_core.config import BaseModelSettings, ComputeSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import source
+from dreambooth_core.models import prompts, source
 from dreambooth_core.models.families import Pipeline, pipeline_family, text_encoders_of
 from dreambooth_core.models.source import ModelSource
 from dreambooth_core.records import BaseModelIdentity
@@ -26,7 +26,6 @@ from dreambooth_core.records import BaseModelIdentity
 Component = Literal["unet", "vae", "scheduler"]
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
-_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def configure_torch(compute: ComputeSettings) -> None:
@@ -213,17 +212,8 @@ def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Modul
 def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokenizer, ...]:
     """Load the tokenizers of the text encoders, in order. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
-    names = pipeline_family(folder).tokenizers
-    return tuple(load_tokenizer(folder / name) for name in names)
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load the tokenizer saved in a folder. Raises SettingsError."""
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        raise SettingsError(
-            f"{folder} holds no tokenizer", allowed=f"a folder with {' or '.join(_VOCABULARIES)}"
-        )
-    return _opened(CLIPTokenizer, folder)
+    pipeline_family(folder)
+    return tuple(prompts.tokenizers_in(folder))
 
 
 def _load_model(

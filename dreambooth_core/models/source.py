@@ -149,7 +149,7 @@ def named_folder(settings: BaseModelSettings, root: Path) -> Path | None:
     name, revision = settings.pretrained_model_name_or_path, settings.revision
     folder = local_folder(name, root, revision=revision)
     near = folder is None and _nearest_pipeline(name, root, cutoff=_ALMOST_EQUAL)
-    if near and not _is_cached(name, revision):
+    if near and not _cached(name, revision):
         raise _no_folder(name, root)
     return folder
 
@@ -161,10 +161,20 @@ def check_base_model(settings: BaseModelSettings, root: Path) -> None:
         check_pipeline(folder, settings.variant)
 
 
-def _is_cached(name: str, revision: str | None) -> bool:
+def folder_at_hand(settings: BaseModelSettings, root: Path) -> Path | None:
+    """The base model's folder, or its snapshot in the hub's cache; None before a download.
+
+    Raises SettingsError for a folder that does not exist.
+    """
+    name, revision = settings.pretrained_model_name_or_path, settings.revision
+    return local_folder(name, root, revision=revision) or _cached(name, revision)
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, _INDEX, revision=revision), str)
+    index = try_to_load_from_cache(name, _INDEX, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def check_pipeline(folder: Path, variant: str | None) -> None:
