@@ -39,7 +39,7 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-    named = {f"the prompt of image {i}": prompt for i, prompt in enumerate(prompts)}
+    named = {f"the prompt {prompt!r}": prompt for prompt in dict.fromkeys(prompts)}
     check_prompts({**named, "the negative prompt": negative_prompt}, tokenizers_of(pipe))
     images: list[Image.Image] = []
     with eval_mode(pipe.unet, pipe.vae, *text_encoders_of(pipe).values()):

@@ -23,7 +23,7 @@ from dreambooth_core.evaluation import extractors, scores, suites
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.evaluation.suites import EvaluationPlan
-from dreambooth_core.models import load, sampling, weights
+from dreambooth_core.models import load, prompts, sampling, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import (
     StageContext,
@@ -207,6 +207,9 @@ def make_evaluator(
         sampler=load.sampler_name(view.base_model, root),
         resolution=view.data.resolution,
     )
+    positions = clip.model.config.text_config.max_position_embeddings
+    named = {f"the text {text!r}, for CLIP-T,": text for text in plan.scored_texts}
+    prompts.check_prompts(named, [prompts.limited(clip.tokenizer, positions)])
     return Evaluator(
         plan=plan,
         clip=clip,
