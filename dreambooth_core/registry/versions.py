@@ -212,8 +212,7 @@ def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
         raise UnknownModelError(
             f"{name} has no version {version}",
             allowed=", ".join(str(info.version.version) for info in versions) or "none yet",
-            hint=(versions and f"the newest is models:/{name}/{versions[-1].version.version}")
-            or None,
+            hint=f"the newest is {versions[-1].uri}" if versions else None,
         )
     return found
 
