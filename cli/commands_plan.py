@@ -44,7 +44,6 @@ def plan(
 ) -> None:
     """Predict a run: stages to run or skip, memory, time, and the presets that fit."""
     from dreambooth_core.evaluation import suites
-    from dreambooth_core.models import source
     from dreambooth_core.planning import fit, speed
     from dreambooth_core.planning.memory import launch_of
 
@@ -53,7 +52,6 @@ def plan(
     view = config.load_view(session.workspace, name)
     _refuse_the_impossible(session, view, on_this_machine=card_gib is None)
     root = session.workspace.root
-    source.check_base_model(view.base_model, root)
     device, have_mib = _device(view, card_gib)
     suite = suites.load_suite(view.subject.prompts or view.evaluate.suite, root=root)
     architecture = fit.architecture_of(view, root)

@@ -74,10 +74,12 @@ def generate(
     prompts.require_text("--prompt", request.prompt)
     settings = config.load_settings(workspace.params)
     device = _device(settings.compute, request)
-    picture_folder.open_folder(out)
     load.configure_torch(settings.compute)
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
-    with _opened(workspace, settings, model, request, device=device, store=store) as ready:
+    with (
+        picture_folder.opened(out),
+        _opened(workspace, settings, model, request, device=device, store=store) as ready,
+    ):
         named = {"--prompt": request.prompt, "--negative-prompt": request.negative_prompt}
         prompts.check_prompts(named, prompts.tokenizers_of(ready.pipe))
         blank = _record(ready, request, device)

@@ -6,8 +6,10 @@ AUTOMATIC1111's web UI names them: 00007-42.png.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from dreambooth_core import files
@@ -16,8 +18,24 @@ from dreambooth_core.errors import SettingsError
 _NUMBERED = re.compile(r"(\d+)-(?:\d+|sheet)\.png")
 
 
-def open_folder(out: Path) -> None:
-    """Create the folder, and check that it can be written to. Raises SettingsError."""
+@contextlib.contextmanager
+def opened(out: Path) -> Iterator[None]:
+    """Create the folder, unless it exists; remove it again if the work in it fails at once.
+
+    Raises SettingsError if no file can be written to it.
+    """
+    is_new = not out.exists()
+    _open_folder(out)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it has images, which stay
+                out.rmdir()
+        raise
+
+
+def _open_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

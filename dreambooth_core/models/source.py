@@ -154,20 +154,13 @@ def named_folder(settings: BaseModelSettings, root: Path) -> Path | None:
     return folder
 
 
-def check_base_model(settings: BaseModelSettings, root: Path) -> None:
-    """Raise SettingsError for a base model's folder that is missing or lacks files. Torch-free."""
-    folder = named_folder(settings, root)
-    if folder is not None:
-        check_pipeline(folder, settings.variant)
-
-
 def folder_at_hand(settings: BaseModelSettings, root: Path) -> Path | None:
     """The base model's folder, or its snapshot in the hub's cache; None before a download.
 
     Raises SettingsError for a folder that does not exist.
     """
-    name, revision = settings.pretrained_model_name_or_path, settings.revision
-    return local_folder(name, root, revision=revision) or _cached(name, revision)
+    cached = _cached(settings.pretrained_model_name_or_path, settings.revision)
+    return named_folder(settings, root) or cached
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

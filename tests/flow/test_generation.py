@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.report.png_metadata import ImageRecord, parameters_of
 from dreambooth_core.workspace import Workspace
+from tests.flow import workspaces
 from tests.paths import ROOT
 from tests.unit.registry import examples
 
@@ -157,7 +159,7 @@ def test_negative_prompt_and_type_change_the_image(tmp_path: Path) -> None:
 def test_impossible_request_is_refused_and_leaves_nothing(tmp_path, changes, message) -> None:
     with pytest.raises(SettingsError, match=message):
         generate(tmp_path / "out", **changes)
-    assert not list(tmp_path.glob("out/*.png"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
@@ -183,6 +185,16 @@ def test_values_out_of_bounds_are_wrong_input(tmp_path, options, code, capfd) ->
     fixed = ["--model", str(POCKET), "--prompt", "a mug", "--out", str(tmp_path / "out")]
     assert run(["--workspace", str(ROOT), "generate", *fixed, *options]) == code
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_command_prints_files_alone_and_no_chatter_of_libraries(tmp_path: Path) -> None:
+    options = ("--steps", "1", "--num", "2", "--batch-size", "2", "--out", str(tmp_path / "out"))
+    command = ("-m", "cli", "generate", "--model", str(POCKET), "--prompt", "a mug", *options)
+    done = workspaces.run_in(ROOT, sys.executable, *command)
+    files = [tmp_path / "out" / name for name in ("00000-0.png", "00001-1.png")]
+    sheet = tmp_path / "out" / "00000-sheet.png"
+    assert done.stdout.splitlines() == [*map(str, files), f"sheet: {sheet}"]
+    assert done.stderr.splitlines() == ["  images 0/2", "  images 2/2"]
 
 
 @pytest.fixture(scope="module")
