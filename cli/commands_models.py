@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from cli import screens
+from cli.progress import TerminalReporter
 from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
@@ -34,35 +36,71 @@ def generate(  # noqa: PLR0913 - one parameter per option
     model: Annotated[
         str,
         typer.Option(
-            help="models:/NAME@champion, models:/NAME/3, or the folder of a checkpoint or pipeline."
+            help="Subject (its champion), models:/NAME@ALIAS, models:/NAME/3, or the folder of a "
+            "checkpoint or pipeline."
         ),
     ],
     prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
-    out: Annotated[Path, typer.Option(help="Output folder.")],
-    num: Annotated[int, typer.Option(min=1, help="Number of images.")] = 4,
+    out: Annotated[Path, typer.Option(help="Output folder. Files in it stay as they are.")],
+    negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
+    num: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 4,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the first image; image i uses seed + i.")
+        int,
+        typer.Option(min=0, max=2**62, help="Seed of the first image; image i uses seed + i."),
     ] = 0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Sampling steps. Default: evaluate.num_inference_steps."),
+        typer.Option(
+            min=1, max=1000, help="Sampling steps. Default: evaluate.num_inference_steps."
+        ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale. Default: evaluate.guidance_scale.")
+        float | None,
+        typer.Option(min=0, max=100, help="Guidance scale. Default: evaluate.guidance_scale."),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images at once. Default: evaluate.sample_batch_size, which gives the bits of the "
+            "scored images; another size changes the last bits.",
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Default: compute.device.")
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="Type of the weights; fp16 needs a GPU.")
+    ] = "fp32",
+    sheet: Annotated[bool, typer.Option(help="Also write a contact sheet of the images.")] = True,
     json: JsonOption = False,
 ) -> None:
     """Generate images with a registered version, a checkpoint or a saved pipeline."""
     session = open_session(as_json=json)
     from cli import generation  # imports torch, so only after the environment is complete
 
-    tracking_uri = session.env.get("MLFLOW_TRACKING_URI")
-    request = generation.Request(prompt, num=num, seed=seed, steps=steps, guidance=guidance)
-    result = generation.generate(session.workspace, model, request, out, tracking_uri=tracking_uri)
-    session.terminal.finish(
-        result,
-        lambda console: console.print("\n".join(result["images"]), markup=False, soft_wrap=True),
+    request = generation.Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num=num,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        with_sheet=sheet,
     )
+    with TerminalReporter(Console(stderr=True, highlight=False)) as shown:
+        result = generation.generate(
+            session.workspace,
+            model,
+            request,
+            out,
+            tracking_uri=session.env["MLFLOW_TRACKING_URI"],
+            progress=shown.progress("images"),
+        )
+    session.terminal.finish(result, lambda console: screens.show_images(console, result))
 
 
 def compare(

@@ -2,58 +2,227 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from PIL import Image
+
+from cli import model_references, picture_folder
 from dreambooth_core import config
-from dreambooth_core.models import load, sampling
-from dreambooth_core.pipeline.opening import open_model
-from dreambooth_core.registry import tracking
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import load, prompts, sampling, weights
+from dreambooth_core.models.families import Pipeline
+from dreambooth_core.ports import Progress, no_progress
+from dreambooth_core.records import Checkpoint
+from dreambooth_core.registry import tracking, versions
+from dreambooth_core.report import contact_sheet
+from dreambooth_core.report.png_metadata import ImageRecord, encode_png
 from dreambooth_core.workspace import Workspace
+
+_PACKAGE = "dreambooth-pipeline"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """The images to generate; image i uses `seed + i`. None means the evaluation's value."""
+    """The images to generate; image i uses `seed + i`. None means the settings' value."""
 
     prompt: str
+    negative_prompt: str
     num: int
     seed: int
     steps: int | None
     guidance: float | None
+    batch_size: int | None
+    device: Device | None
+    dtype: Dtype
+    with_sheet: bool
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that is ready, with what is known of it and the settings it was made with."""
+
+    pipe: Pipeline
+    facts: dict[str, str]
+    settings: config.Settings
 
 
 def generate(
-    workspace: Workspace, model: str, request: Request, out: Path, *, tracking_uri: str | None
+    workspace: Workspace,
+    model: str,
+    request: Request,
+    out: Path,
+    *,
+    tracking_uri: str,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Write one PNG per image into `out`; return the files and how they were made.
+    """Write one PNG per image and a contact sheet into `out`; return the files and settings.
 
-    Raises SettingsError if `model` is not a model, RegistryError for an unknown version.
+    No file in `out` is changed. Raises SettingsError for what cannot be done, before the model is
+    loaded if possible, and RegistryError for an unknown version.
     """
+    prompts.require_text("--prompt", request.prompt)
     settings = config.load_settings(workspace.params)
+    device = _device(settings.compute, request)
     load.configure_torch(settings.compute)
-    device = load.pick_device(settings.compute)
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
-    with open_model(workspace, settings, model, device=device, store=store) as pipe:
-        images = sampling.sample(
-            pipe,
-            prompts=[request.prompt] * request.num,
-            seeds=[request.seed + index for index in range(request.num)],
-            steps=request.steps or settings.evaluate.num_inference_steps,
-            guidance=(
-                settings.evaluate.guidance_scale if request.guidance is None else request.guidance
-            ),
-            resolution=settings.data.resolution,
-            batch_size=settings.evaluate.sample_batch_size,
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{request.seed + index:06d}.png" for index in range(request.num)]
-    for image, path in zip(images, paths, strict=True):
-        image.save(path)
+    with (
+        picture_folder.opened(out),
+        _opened(workspace, settings, model, request, device=device, store=store) as ready,
+    ):
+        named = {"--prompt": request.prompt, "--negative-prompt": request.negative_prompt}
+        prompts.check_prompts(named, prompts.tokenizers_of(ready.pipe))
+        blank = _record(ready, request, device)
+        written = _write_images(ready.pipe, blank, request, out, progress)
+    sheet = _write_sheet(written, blank, out) if request.with_sheet and request.num > 1 else None
     return {
         "model": model,
-        "prompt": request.prompt,
-        "images": [str(path) for path in paths],
+        **{key: value for key, value in vars(blank).items() if key not in ("seed", "model")},
+        "model_facts": dict(blank.model),
+        "images": [str(path) for path in written],
         "seeds": [request.seed + index for index in range(request.num)],
+        "sheet": None if sheet is None else str(sheet),
     }
+
+
+def _device(compute: config.ComputeSettings, request: Request) -> torch.device:
+    """The device of the flags or the settings. Raises SettingsError if it cannot do the work."""
+    asked = request.device or compute.device
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "--device cuda: torch finds no GPU on this machine",
+            got=f"torch {torch.__version__}",
+            hint="--device cpu, or leave it out",
+        )
+    device = load.pick_device(compute.model_copy(update={"device": asked}))
+    lacks_bf16 = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    if (request.dtype == "fp16" and device.type == "cpu") or (
+        request.dtype == "bf16" and lacks_bf16
+    ):
+        raise SettingsError(
+            f"--dtype {request.dtype}: not on this device",
+            got=f"device {device.type}",
+            allowed="fp32 and bf16 on a CPU" if device.type == "cpu" else "fp32 and fp16 here",
+        )
+    return device
+
+
+def _record(ready: _Model, request: Request, device: torch.device) -> ImageRecord:
+    """What all images of the request have in common."""
+    evaluate, side = ready.settings.evaluate, ready.settings.data.resolution
+    guidance = evaluate.guidance_scale if request.guidance is None else request.guidance
+    return ImageRecord(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed,
+        steps=request.steps or evaluate.num_inference_steps,
+        guidance=guidance,
+        sampler=type(ready.pipe.scheduler).__name__,
+        width=side,
+        height=side,
+        batch_size=request.batch_size or evaluate.sample_batch_size,
+        device=device.type,
+        dtype=request.dtype,
+        model=ready.facts,
+        program=f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}",
+    )
+
+
+def _write_images(
+    pipe: Pipeline, blank: ImageRecord, request: Request, out: Path, progress: Progress
+) -> dict[Path, tuple[int, Image.Image]]:
+    """Sample block by block; each block is on the disk before the next begins."""
+    written: dict[Path, tuple[int, Image.Image]] = {}
+    number = picture_folder.next_number(out)
+    progress(0, request.num)
+    for start in range(0, request.num, blank.batch_size):
+        stop = min(start + blank.batch_size, request.num)
+        seeds = [request.seed + index for index in range(start, stop)]
+        images = sampling.sample(
+            pipe,
+            prompts=[blank.prompt] * len(seeds),
+            seeds=seeds,
+            steps=blank.steps,
+            guidance=blank.guidance,
+            resolution=blank.width,
+            batch_size=blank.batch_size,
+            negative_prompt=blank.negative_prompt,
+        )
+        for seed, image in zip(seeds, images, strict=True):
+            data = encode_png(image, _with_seed(blank, seed))
+            path, number = picture_folder.write_new(out, number, f"-{seed}.png", data)
+            written[path], number = (seed, image), number + 1
+        progress(stop, request.num)
+    return written
+
+
+def _with_seed(blank: ImageRecord, seed: int) -> ImageRecord:
+    return ImageRecord(**{**vars(blank), "seed": seed})
+
+
+def _write_sheet(
+    written: dict[Path, tuple[int, Image.Image]], blank: ImageRecord, out: Path
+) -> Path:
+    images = {f"{path.stem}": image for path, (_seed, image) in written.items()}
+    buffer = io.BytesIO()
+    contact_sheet.draw_sheet(blank.prompt, images).save(buffer, format="PNG")
+    first = next(iter(images))
+    path, _number = picture_folder.write_new(
+        out, int(first.split("-")[0]), "-sheet.png", buffer.getvalue()
+    )
+    return path
+
+
+@contextlib.contextmanager
+def _opened(
+    workspace: Workspace,
+    settings: config.Settings,
+    model: str,
+    request: Request,
+    *,
+    device: torch.device,
+    store: tracking.Tracking,
+) -> Iterator[_Model]:
+    """Load the pipeline of a registry reference, a subject's name or a folder."""
+    root, cache, dtype = workspace.root, workspace.hash_cache, _DTYPES[request.dtype]
+    folder = Path(model)
+    if checkpoint := Checkpoint.read_if_there(folder):
+        pipe = load.load_pipeline(settings.base_model, root, device=device, dtype=dtype)
+        facts = {"name": folder.resolve().name, "sha256": checkpoint.sha256}
+        with weights.applied(pipe, folder, checkpoint):
+            yield _Model(pipe, facts, settings)
+    elif (folder / "model_index.json").is_file() or (folder / weights.BASE_REFERENCE).is_file():
+        pipe = weights.load_exported(folder, root, device=device, dtype=dtype, hash_cache=cache)
+        yield _Model(pipe, {"name": folder.resolve().name}, settings)
+    else:
+        info = model_references.find(store, model, settings)
+        exported = versions.fetch(store, info.uri)
+        pipe = weights.load_exported(exported, root, device=device, dtype=dtype, hash_cache=cache)
+        facts = {
+            "name": info.version.name,
+            "version": str(info.version.version),
+            "run_id": info.run_id,
+            "checkpoint": info.version.checkpoint,
+            "sha256": info.version.sha256,
+        }
+        yield _Model(pipe, facts, _as_registered(settings, info))
+
+
+def _as_registered(settings: config.Settings, info: versions.VersionInfo) -> config.Settings:
+    """The settings with the version's own sampling: params.yaml may be for another model now."""
+    own = {s: info.settings[s] for s in ("data", "evaluate") if s in info.settings}
+    merged = {**settings.model_dump(by_alias=True), **own}
+    try:
+        return config.Settings.model_validate(merged)
+    except ValueError:  # a version of another release
+        return settings

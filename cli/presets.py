@@ -23,10 +23,11 @@ def read(workspace: Workspace, name: str) -> str:
     """The text of a preset. Raises SettingsError for an unknown one."""
     known = list_all(workspace)
     if name not in known:
+        near = config.nearest(name, known)
         raise SettingsError(
             f"unknown preset {name!r}",
             allowed=", ".join(known) or "presets/ is empty",
-            hint="`dreambooth preset list` shows them",
+            hint=f"did you mean {near}?" if near else "`dreambooth preset list` describes them",
         )
     return (workspace.root / "presets" / f"{name}.yaml").read_bytes().decode()
 

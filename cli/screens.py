@@ -157,6 +157,14 @@ def show_gate(console: Console, report: Mapping[str, Any]) -> None:
         console.print(f"warning: {warning}", markup=False)
 
 
+def show_images(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the files of generated images, one a line, then their contact sheet."""
+    for path in result["images"]:
+        console.print(path, markup=False, soft_wrap=True)
+    if result["sheet"]:
+        console.print(f"sheet: {result['sheet']}", markup=False, soft_wrap=True)
+
+
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
     """Print versions side by side: scores, then the settings that differ."""
     table = Table(title="Versions")

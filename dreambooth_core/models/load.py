@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from dreambooth_core.config import BaseModelSettings, ComputeSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import source
+from dreambooth_core.models import prompts, source
 from dreambooth_core.models.families import Pipeline, pipeline_family, text_encoders_of
 from dreambooth_core.models.source import ModelSource
 from dreambooth_core.records import BaseModelIdentity
@@ -26,7 +26,6 @@ from dreambooth_core.records import BaseModelIdentity
 Component = Literal["unet", "vae", "scheduler"]
 
 _Model = TypeVar("_Model", bound=torch.nn.Module)
-_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
 
 def configure_torch(compute: ComputeSettings) -> None:
@@ -76,6 +75,7 @@ def resolve_base_model(
     """
     found = find_base_model(settings, root)
     pipeline_family(found.folder)
+    source.check_pipeline(found.folder, settings.variant)
     sha256 = source.content_sha256(
         found.folder,
         patterns=source.PIPELINE_PATTERNS,
@@ -116,6 +116,7 @@ def load_pipeline_folder(
 ) -> Pipeline:
     """Load the pipeline saved in `folder`, like `load_pipeline`."""
     family = pipeline_family(folder)
+    source.check_pipeline(folder, variant)
     _silence_loading_bars()
     try:
         pipe = family.pipeline_class.from_pretrained(
@@ -211,17 +212,8 @@ def empty_networks(folder: Path, *, with_text: bool) -> dict[str, torch.nn.Modul
 def load_tokenizers(settings: BaseModelSettings, root: Path) -> tuple[CLIPTokenizer, ...]:
     """Load the tokenizers of the text encoders, in order. Raises SettingsError."""
     folder = find_base_model(settings, root).folder
-    names = pipeline_family(folder).tokenizers
-    return tuple(load_tokenizer(folder / name) for name in names)
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load the tokenizer saved in a folder. Raises SettingsError."""
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
-        raise SettingsError(
-            f"{folder} holds no tokenizer", allowed=f"a folder with {' or '.join(_VOCABULARIES)}"
-        )
-    return _opened(CLIPTokenizer, folder)
+    pipeline_family(folder)
+    return tuple(prompts.tokenizers_in(folder))
 
 
 def _load_model(
@@ -232,7 +224,9 @@ def _load_model(
     device: torch.device | None,
     dtype: torch.dtype,
 ) -> Any:
-    model = _opened(model_class, part, dtype=dtype, variant=settings.variant, use_safetensors=True)
+    source.require_weights(part, settings.variant)
+    variant = source.variant_in(part, settings.variant)
+    model = _opened(model_class, part, dtype=dtype, variant=variant, use_safetensors=True)
     return _settle(cast(torch.nn.Module, model), device or torch.device("cpu"))
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 from dreambooth_core.config import Solver
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models.families import Pipeline, text_encoders_of
+from dreambooth_core.models.prompts import check_prompts, tokenizers_of
 from dreambooth_core.models.tensors import eval_mode
-from dreambooth_core.ports import StopSignal, never_stop
+from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 
 
 def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all named
@@ -25,16 +26,21 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     guidance: float,
     resolution: int,
     batch_size: int,
+    negative_prompt: str = "",
+    progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> list[Image.Image]:
     """Sample one RGB image of `resolution` px per side for each prompt and seed.
 
     Blocks have exactly `batch_size` images: the last one is padded and the padding dropped, because
     the batch size changes bits. So image i depends on prompt i, seed i and its place in its block,
-    never on the number of images. Raises Stopped between two denoising steps if `should_stop()`.
+    never on the number of images. Raises SettingsError for a prompt that the text encoder would
+    cut, and Stopped between two denoising steps if `should_stop()`.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    named = {f"the prompt {prompt!r}": prompt for prompt in dict.fromkeys(prompts)}
+    check_prompts({**named, "the negative prompt": negative_prompt}, tokenizers_of(pipe))
     images: list[Image.Image] = []
     with eval_mode(pipe.unet, pipe.vae, *text_encoders_of(pipe).values()):
         for start in range(0, len(prompts), batch_size):
@@ -50,7 +56,10 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
                 guidance_scale=guidance,
                 height=resolution,
                 width=resolution,
+                # Without one SDXL takes zeros; an empty text is another thing to it.
+                negative_prompt=[negative_prompt] * batch_size if negative_prompt else None,
             )
+            progress(len(images), len(prompts))
     return images
 
 

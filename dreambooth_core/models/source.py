@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import json
 import re
@@ -11,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core import files, locks
+from dreambooth_core.config import BaseModelSettings
 from dreambooth_core.errors import DreamBoothError, SettingsError
 
+_INDEX = "model_index.json"
+_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PIPELINE_PATTERNS = (
-    "model_index.json",
-    *(
-        f"{part}/*.{kind}"
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2")
-        for kind in ("json", "safetensors")
-    ),
+    _INDEX,
+    *(f"{part}/*.{kind}" for part in _NETWORKS for kind in ("json", "safetensors")),
     *(f"{part}/*.{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("json", "txt")),
     "scheduler/*.json",
 )
@@ -31,6 +31,10 @@ MODEL_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 WORLD = "world.json"
 """In a small base model's folder: the words that it was trained on, by kind (thing, place)."""
 
+_SHOWN = 8
+_SIMILAR = 0.6
+_ALMOST_EQUAL = 0.85
+"""More than hub ids share that differ in the owner alone."""
 _SETTLED_S = 2.0
 _LOCK_TIMEOUT_S = 60.0
 _VARIANT = re.compile(r"\.([A-Za-z0-9_]+)(-\d{5}-of-\d{5})?\.safetensors$")
@@ -62,7 +66,7 @@ def find_model(
     if folder is not None:
         return ModelSource(folder=folder, commit=None)
     skipped = () if variant else (_ANY_VARIANT,)
-    return _from_hub(name, revision=revision, patterns=patterns, skipped=skipped)
+    return _from_hub(name, root, revision=revision, patterns=patterns, skipped=skipped)
 
 
 def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path | None:
@@ -76,12 +80,14 @@ def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path 
                 hint="leave the revision out (null)",
             )
         return folder
-    if not _looks_like_hub_id(name, root):
+    if folder.is_file():
         raise SettingsError(
-            f"the model {name} does not exist",
-            got=f"no folder {folder}",
-            allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
+            f"{name} is a file, and a base model is a folder",
+            hint=f"convert it once: StableDiffusionPipeline.from_single_file({name!r})"
+            ".save_pretrained('FOLDER'), and name that folder",
         )
+    if not _looks_like_hub_id(name, root):
+        raise _no_folder(name, root)
     return None
 
 
@@ -94,6 +100,25 @@ def known_things(name: str, root: Path) -> list[str] | None:
     return sorted(map(str, things)) if isinstance(things, list) else None
 
 
+def _no_folder(name: str, root: Path) -> SettingsError:
+    near = _nearest_pipeline(name, root, cutoff=_SIMILAR)
+    return SettingsError(
+        f"the model {name} does not exist",
+        got=f"no folder {root / name}",
+        allowed="a hub id such as CompVis/stable-diffusion-v1-4, or the folder of a model",
+        hint=f"did you mean {near}?" if near else None,
+    )
+
+
+def _nearest_pipeline(name: str, root: Path, *, cutoff: float) -> str | None:
+    """The saved pipeline with the most similar path, next to `name` or in the workspace."""
+    parent = (root / name).parent
+    found = {path.parent for path in parent.glob(f"*/{_INDEX}")}
+    found |= {path.parent for levels in ("*", "*/*") for path in root.glob(f"{levels}/{_INDEX}")}
+    names = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in found]
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=cutoff)), None)
+
+
 def _looks_like_hub_id(name: str, root: Path) -> bool:
     """Whether `name` looks like owner/name and its first part is not a folder of the workspace."""
     parts = name.split("/")
@@ -102,7 +127,12 @@ def _looks_like_hub_id(name: str, root: Path) -> bool:
 
 
 def _from_hub(
-    name: str, *, revision: str | None, patterns: Sequence[str], skipped: Sequence[str]
+    name: str,
+    root: Path,
+    *,
+    revision: str | None,
+    patterns: Sequence[str],
+    skipped: Sequence[str],
 ) -> ModelSource:
     from huggingface_hub import snapshot_download
 
@@ -112,13 +142,95 @@ def _from_hub(
         )
     except hub_errors() as error:
         what = name if revision is None else f"{name} at revision {revision}"
+        near = _nearest_pipeline(name, root, cutoff=_SIMILAR)
+        did_you_mean = f"did you mean the folder {near}? Else " if near else ""
         raise SettingsError(
             f"the model {what} is neither a folder of this workspace nor available from the hub",
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            hint="check the spelling and the network, accept the model's licence and log in with "
-            "`hf auth login`, or give the folder of a saved model",
+            hint=f"{did_you_mean}check the spelling and the network, accept the model's licence "
+            "and log in with `hf auth login`, or give the folder of a saved model",
         ) from None
     return ModelSource(folder=Path(folder), commit=Path(folder).name)
+
+
+def named_folder(settings: BaseModelSettings, root: Path) -> Path | None:
+    """The base model's folder; None for a hub id. Raises SettingsError.
+
+    A hub id that is almost the path of a saved pipeline in the workspace counts as a misspelled
+    path, unless it is in the hub's cache.
+    """
+    name, revision = settings.pretrained_model_name_or_path, settings.revision
+    folder = local_folder(name, root, revision=revision)
+    near = folder is None and _nearest_pipeline(name, root, cutoff=_ALMOST_EQUAL)
+    if near and not _cached(name, revision):
+        raise _no_folder(name, root)
+    return folder
+
+
+def folder_at_hand(settings: BaseModelSettings, root: Path) -> Path | None:
+    """The base model's folder, or its snapshot in the hub's cache; None before a download.
+
+    Raises SettingsError for a folder that does not exist.
+    """
+    cached = _cached(settings.pretrained_model_name_or_path, settings.revision)
+    return named_folder(settings, root) or cached
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(name, _INDEX, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def check_pipeline(folder: Path, variant: str | None) -> None:
+    """Raise SettingsError unless `folder` has an index and weights of all its networks."""
+    index = read_json_file(folder / _INDEX, what="a saved pipeline")
+    parts = [folder / part for part in _NETWORKS if index.get(part) not in (None, [None, None])]
+    for part in parts:
+        require_weights(part, variant)
+    if variant and not any(variant_in(part, variant) for part in parts):
+        raise SettingsError(
+            f"{folder} holds no weights of the variant {variant}",
+            got="the plain ones",
+            hint="set base_model.variant: null (leave out --variant in a script)",
+        )
+
+
+def variant_in(part: Path, variant: str | None) -> str | None:
+    """The variant, if a network's folder has weights of it, else None: the plain ones."""
+    names = matching_files(part, ("*.safetensors",)) if variant else []
+    return variant if any(_variant_of(name) == variant for name in names) else None
+
+
+def require_weights(part: Path, variant: str | None) -> None:
+    """Raise SettingsError, with what is there, unless `part` has weights that can be loaded."""
+    names = matching_files(part, ("*.safetensors",)) if part.is_dir() else []
+    if of_variant(names, variant):
+        return
+    if names:
+        there = sorted({_variant_of(name) or "" for name in names})
+        asked = f"weights of the variant {variant}" if variant else "plain weights"
+        raise SettingsError(
+            f"{part} holds no {asked}",
+            got=f"the variant {', '.join(there)}: {', '.join(names[:_SHOWN])}",
+            hint=f"set base_model.variant: {there[0]} (--variant={there[0]} in a script)",
+        )
+    raise SettingsError(
+        f"{part} holds no weights that can be used",
+        got=describe_folder(part),
+        allowed="safetensors files (pickled .bin and .ckpt files are never loaded)",
+        hint="load it with diffusers where it came from and call save_pretrained('FOLDER')",
+    )
+
+
+def describe_folder(folder: Path) -> str:
+    """What a folder holds, for the message of an error."""
+    if not folder.is_dir():
+        return f"no folder {folder}"
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "an empty folder"
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -176,11 +288,7 @@ def content_sha256(
     """
     names = of_variant(matching_files(folder, patterns), variant)
     if not any(name.endswith(".safetensors") for name in names):
-        raise SettingsError(
-            f"{folder} has no usable weights",
-            allowed="safetensors files (pickled .bin and .ckpt files are never loaded)",
-            hint="convert it with diffusers: load it where it came from, save_pretrained(folder)",
-        )
+        require_weights(folder, variant)
     remembered = HashCache(hash_cache)
     hashes = {name: remembered.sha256(folder / name) for name in names}
     remembered.save()
@@ -237,7 +345,12 @@ def read_json_file(path: Path, *, what: str) -> dict[str, object]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise SettingsError(f"{path.parent} is not {what}: it has no {path.name}") from None
+        below = sorted(found.parent for found in path.parent.glob(f"*/{path.name}"))
+        raise SettingsError(
+            f"{path.parent} is not {what}: it has no {path.name}",
+            got=describe_folder(path.parent),
+            hint=f"did you mean {below[0]}?" if below else None,
+        ) from None
     except ValueError as error:
         raise SettingsError(f"{path} is not JSON", got=str(error)) from None
     if not isinstance(value, dict):
@@ -249,6 +362,6 @@ def unusable(folder: Path, error: Exception) -> DreamBoothError:
     """The error for a folder that the libraries cannot load."""
     return SettingsError(
         f"{folder} cannot be loaded",
-        got=f"{type(error).__name__}: {error}",
+        got=f"{type(error).__name__}: {error} (it holds {describe_folder(folder)})",
         hint="it must be a complete model in safetensors, as save_pretrained writes it",
     )

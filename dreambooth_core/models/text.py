@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from dreambooth_core.errors import DataError
+from dreambooth_core.models.prompts import check_prompts
 
 # B prompts, E text encoders, L tokens, D text width, P width of a pooled embedding
 
@@ -28,21 +28,14 @@ class TextEmbedding(NamedTuple):
 def token_ids(prompt: str, tokenizers: Sequence[CLIPTokenizer]) -> torch.Tensor:
     """A prompt's token ids for each text encoder, [E, L], padded to the tokenizers' length.
 
-    Raises DataError for a prompt that is too long.
+    Raises SettingsError for a prompt that is too long.
     """
+    check_prompts({"the prompt": prompt}, tokenizers)
     return torch.cat([_ids_of(prompt, tokenizer) for tokenizer in tokenizers])
 
 
 def _ids_of(prompt: str, tokenizer: CLIPTokenizer) -> torch.Tensor:
     limit = tokenizer.model_max_length
-    num_tokens = len(tokenizer(prompt).input_ids)
-    if num_tokens > limit:
-        raise DataError(
-            f"the prompt {prompt!r} does not fit the text encoder",
-            got=f"{num_tokens} tokens",
-            allowed=f"{limit} tokens",
-            hint="shorten the subject's identifier or class_noun, or the photo's caption",
-        )
     return tokenizer(prompt, padding="max_length", max_length=limit, return_tensors="pt").input_ids
 
 

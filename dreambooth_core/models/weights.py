@@ -218,14 +218,21 @@ def _export_full(
     write_pipeline(pipe, out)
 
 
-def load_exported(folder: Path, root: Path, *, device: torch.device, hash_cache: Path) -> Pipeline:
+def load_exported(
+    folder: Path,
+    root: Path,
+    *,
+    device: torch.device,
+    hash_cache: Path,
+    dtype: torch.dtype = torch.float32,
+) -> Pipeline:
     """Load the pipeline that `export_pipeline` wrote into `folder`, ready to sample.
 
     `root` is the workspace to search for an adapter's base model. Raises SettingsError if the base
     model is unavailable, and CorruptRecordError if the adapter was trained on another one.
     """
     if not (folder / BASE_REFERENCE).is_file():
-        return load.load_pipeline_folder(folder, device=device)
+        return load.load_pipeline_folder(folder, device=device, dtype=dtype)
     reference = json.loads((folder / BASE_REFERENCE).read_bytes())
     trained_on = BaseModelIdentity.model_validate(reference.pop("identity"))
     settings = BaseModelSettings.model_validate(reference)
@@ -236,6 +243,6 @@ def load_exported(folder: Path, root: Path, *, device: torch.device, hash_cache:
             got=f"sha256 {found.sha256}",
             allowed=f"sha256 {trained_on.sha256}, revision {trained_on.revision}",
         )
-    pipe = load.load_pipeline(settings, root, device=device)
+    pipe = load.load_pipeline(settings, root, device=device, dtype=dtype)
     _load_adapter(pipe, folder)
     return pipe

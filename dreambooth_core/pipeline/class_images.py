@@ -14,6 +14,7 @@ from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling
 from dreambooth_core.models.families import Pipeline, native_side
+from dreambooth_core.pipeline import prompt_checks
 from dreambooth_core.pipeline.common import (
     RunContext,
     StageContext,
@@ -32,12 +33,13 @@ def run(context: StageContext) -> Manifest:
             manifest = Manifest(role="class", fingerprint=files.digest_of(None), images=())
             manifest.write(out)
             return manifest
-        key = set_key(
+        key = set_key(  # downloads the base model if it must
             context,
             prior,
             resolution=settings.data.resolution,
             compute=[*machine(settings.compute), settings.versions.class_images],
         )
+        prompt_checks.check_drawn(settings, context.places.root)
         return class_images.make_class_images(
             state=context.places.store_dir("class-images", key),
             out=out,

@@ -24,7 +24,7 @@ from dreambooth_core.evaluation import extractors, scores, selection, suites
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
 from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.evaluation.suites import EvaluationPlan, SeedRole
-from dreambooth_core.models import load, sampling, weights
+from dreambooth_core.models import load, prompts, sampling, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline.common import (
     StageContext,
@@ -250,8 +250,12 @@ def make_evaluator(
     """Load the scorers and the photos' features; images and scores go to `store`."""
     clip = extractors.load_clip(view.evaluate.clip, root=root, device=device)
     dino = extractors.load_dino(view.evaluate.dino, root=root, device=device)
+    plan = make_plan(view, root, role="evaluate")
+    positions = clip.model.config.text_config.max_position_embeddings
+    named = {f"the text {text!r}, for CLIP-T,": text for text in plan.scored_texts}
+    prompts.check_prompts(named, [prompts.limited(clip.tokenizer, positions)])
     return Evaluator(
-        plan=make_plan(view, root, role="evaluate"),
+        plan=plan,
         clip=clip,
         dino=dino,
         references=scores.make_references(photos, clip=clip, dino=dino),

@@ -16,6 +16,7 @@ from dreambooth_core.evaluation import scorer_files, suites
 from dreambooth_core.evaluation.scorer_files import Role
 from dreambooth_core.models import sides, source
 from dreambooth_core.models.families import pipeline_family
+from dreambooth_core.pipeline import prompt_checks
 from dreambooth_core.planning import shapes
 
 _BASE_MODEL = "base_model.pretrained_model_name_or_path"
@@ -43,12 +44,14 @@ def checks(root: Path, view: SubjectView) -> Iterator[Check]:
     yield Check(("train",), lambda: _checkpoints(view), is_early=True)
     yield Check(_USES_BASE, lambda: base_folder(root, view), is_early=True)
     yield Check(_USES_BASE, lambda: _base_files(root, view))
+    yield Check(_USES_BASE, lambda: _prompts(root, view))
     yield Check(("class-images", "cache", "evaluate"), lambda: _resolution(root, view))
     yield Check(("train",), lambda: _layers(root, view))
     yield Check(("evaluate",), lambda: _images(root, view), is_early=True)
     for role in _ROLES:
         yield Check(("evaluate",), lambda role=role: _scorer(root, view, role), is_early=True)
         yield Check(("evaluate",), lambda role=role: _scorer_files(root, view, role))
+    yield Check(("evaluate",), lambda: _scored_texts(root, view))
 
 
 def problems_of(check: Check, view: SubjectView) -> list[Problem]:
@@ -91,10 +94,8 @@ def _identifier_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, s
 
 def base_folder(root: Path, view: SubjectView) -> Path | None:
     """The base model's folder; None for a hub id. Raises SettingsError."""
-    base = view.base_model
     try:
-        name = base.pretrained_model_name_or_path
-        return source.local_folder(name, root, revision=base.revision)
+        return source.named_folder(view.base_model, root)
     except SettingsError as error:
         raise _keyed(error, _BASE_MODEL) from None
 
@@ -121,8 +122,31 @@ def _base_files(root: Path, view: SubjectView) -> None:
         return
     try:
         pipeline_family(folder)
+        source.check_pipeline(folder, view.base_model.variant)
     except SettingsError as error:
         raise _keyed(error, _BASE_MODEL) from None
+
+
+def _prompts(root: Path, view: SubjectView) -> None:
+    if _usable_folder(root, view) is not None or _is_hub_id(root, view):
+        prompt_checks.check_drawn(view, root)
+
+
+def _is_hub_id(root: Path, view: SubjectView) -> bool:
+    try:
+        return base_folder(root, view) is None
+    except SettingsError:
+        return False
+
+
+def _scored_texts(root: Path, view: SubjectView) -> None:
+    try:
+        folder = _scorer(root, view, "clip")
+        _scorer_files(root, view, "clip")
+    except SettingsError:
+        return  # these are checks, too
+    if folder is not None:
+        prompt_checks.check_scored(view, root, folder)
 
 
 def _resolution(root: Path, view: SubjectView) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dreambooth_core import files
 from dreambooth_core.data import gate
+from dreambooth_core.models import prompts, source
 from dreambooth_core.pipeline import dvc_cache
 from dreambooth_core.pipeline.common import RunContext, publishing
 from dreambooth_core.records import Manifest
@@ -35,11 +36,21 @@ def run(context: RunContext) -> Manifest:
         settings = context.settings
         if settings.data.captions:
             gate.require_captions(inspection)
+            _check_captions(context, inspection)
         photos = [[image.name, image.sha256] for image in inspection.report.accepted]
         captions = list(inspection.captions)
         own = context.fingerprint("validate", {"photos": photos, "captions": captions})
         with publishing(context.places, "validate") as out:
             return gate.write_accepted(inspection, out=out, fingerprint=own)
+
+
+def _check_captions(context: RunContext, inspection: gate.Inspection) -> None:
+    """Raise SettingsError for captions that the base model would cut, if it is on this machine."""
+    folder = source.folder_at_hand(context.settings.base_model, context.places.root)
+    if folder is not None:
+        photos = zip(inspection.report.accepted, inspection.captions, strict=True)
+        named = {f"the caption of {image.name}": text for image, text in photos if text}
+        prompts.check_prompts(named, prompts.tokenizers_in(folder))
 
 
 def images_digest(manifest: Manifest) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pydantic
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -68,11 +69,34 @@ class DreamBoothModel(PythonModel):
         params: Optional[dict[str, Any]] = None,  # noqa: ARG002, UP045
     ) -> list[str]:
         """PNG pictures as base64, request by request; of one request: seed, seed + 1, ..."""
+        for request in model_input:
+            self._check(request)
         rows = [row for request in model_input for row in self._rows(request)]
         pictures: list[str] = []
         for start, stop in _runs(rows, self._config["block_size"]):
             pictures += self._draw(rows[start:stop])
         return pictures
+
+    def _check(self, request: ImageRequest) -> None:
+        """Refuse a prompt that is empty, or that the text encoder would cut without a word."""
+        if not request.prompt.strip():
+            raise MlflowException.invalid_parameter_value(
+                "the prompt is empty: the picture would show anything that the model has learnt"
+            )
+        for what, text in (
+            ("prompt", request.prompt),
+            ("negative prompt", request.negative_prompt or ""),
+        ):
+            for tokenizer, encoder in _text_parts(self._pipe):
+                limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+                encoded = tokenizer(text, return_offsets_mapping=True)
+                num = len(encoded["input_ids"])
+                if num > limit:
+                    lost = text[encoded["offset_mapping"][limit - 1][0] :]
+                    raise MlflowException.invalid_parameter_value(
+                        f"the {what} does not fit the text encoder; found: {num} tokens; allowed: "
+                        f"{limit} tokens; what to do: shorten it: it would be cut before {lost!r}"
+                    )
 
     def _rows(self, request: ImageRequest) -> list[_Row]:
         steps = self._config["steps"] if request.steps is None else request.steps
@@ -100,6 +124,13 @@ class DreamBoothModel(PythonModel):
             generator=[torch.Generator("cpu").manual_seed(row.seed) for row in block],
         ).images
         return [_png(image) for image in images[: len(rows)]]
+
+
+def _text_parts(pipe: Any) -> list[tuple[Any, Any]]:
+    """Each tokenizer of a pipeline with its text encoder."""
+    names = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
+    pairs = [(getattr(pipe, a, None), getattr(pipe, b, None)) for a, b in names]
+    return [pair for pair in pairs if None not in pair]
 
 
 def _runs(rows: list[_Row], block_size: int) -> list[tuple[int, int]]:

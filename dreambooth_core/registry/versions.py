@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 
 from dreambooth_core import files
+from dreambooth_core.config import nearest
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
 from dreambooth_core.records import (
     BaseModelIdentity,
@@ -84,6 +85,7 @@ class VersionInfo:
     scores: Mapping[str, float]
     settings: Mapping[str, Any]
     tags: Mapping[str, str]
+    run_id: str = ""
 
     @property
     def uri(self) -> str:
@@ -205,8 +207,21 @@ def get_version(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
         raise UnknownModelError(
             f"{name} has no version {version}",
             allowed=", ".join(str(info.version.version) for info in versions) or "none yet",
+            hint=f"the newest is {versions[-1].uri}" if versions else None,
         )
     return found
+
+
+def registered_names(tracking: Tracking) -> list[str]:
+    """The names of all registered models. Raises RegistryError if MLflow is unreachable."""
+    client, names, page = connect(tracking), list[str](), None
+    with registry_errors(tracking, doing="listing the registered models"):
+        while True:
+            found = client.search_registered_models(page_token=page)
+            names += [model.name for model in found]
+            page = found.token
+            if not page:
+                return sorted(names)
 
 
 def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
@@ -218,11 +233,14 @@ def aliases_of(tracking: Tracking, *, name: str) -> dict[str, int]:
         if error.error_code not in _ABSENT:
             with registry_errors(tracking, doing=f"reading {name}"):
                 raise
-        known = sorted(model.name for model in client.search_registered_models(max_results=50))
+        known = registered_names(tracking)
+        near = next((k for k in known if k.endswith(f"-{name}")), None) or nearest(name, known)
         raise UnknownModelError(
             f"the registry has no model {name!r}",
             allowed=", ".join(known) or "none is registered yet",
-            hint="`dreambooth run SUBJECT` registers the first version of a subject",
+            hint=f"did you mean models:/{near}@champion?"
+            if near
+            else "`dreambooth run SUBJECT` registers the first version of a subject",
         ) from None
     # SQLite returns integers here, a server strings.
     return {alias: int(version) for alias, version in aliases.items()}
@@ -242,11 +260,14 @@ def resolve_reference(tracking: Tracking, reference: str) -> VersionInfo:
         return get_version(tracking, name=name, version=int(match["version"]))
     aliases = aliases_of(tracking, name=name)
     if match["alias"] not in aliases:
+        near = nearest(match["alias"], aliases)
         raise UnknownModelError(
             f"{name} has no {match['alias']}",
             allowed=", ".join(f"{alias} (version {v})" for alias, v in sorted(aliases.items()))
             or "it has no alias yet",
-            hint="`dreambooth compare SUBJECT` lists its versions",
+            hint=f"did you mean models:/{name}@{near}?"
+            if near
+            else f"name a version, such as models:/{name}/{max(aliases.values(), default=1)}",
         )
     return get_version(tracking, name=name, version=aliases[match["alias"]])
 
@@ -300,6 +321,7 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
         },
         settings=_settings(tags.get("settings", "{}")),
         tags=tags,
+        run_id=version.run_id or "",
     )
 
 

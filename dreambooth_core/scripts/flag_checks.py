@@ -83,8 +83,8 @@ def _model_problems(flags: ScriptFlags) -> Iterator[Problem]:
         try:
             folder = model and source.local_folder(model, Path.cwd(), revision=flags.revision)
             if folder and name == "pretrained_model_name_or_path":
-                source.read_json_file(folder / "model_index.json", what="a saved pipeline")
                 pipeline_family(folder)
+                source.check_pipeline(folder, flags.variant)
                 usable = folder
         except DreamBoothError as error:
             yield Problem(str(error), f"--{name}")

@@ -14,7 +14,7 @@ from dreambooth_core import files
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import gate
 from dreambooth_core.errors import DataError, SettingsError
-from dreambooth_core.models import load, source
+from dreambooth_core.models import load, prompts, source
 from dreambooth_core.pipeline import cache, validate
 from dreambooth_core.pipeline.common import RunContext
 from dreambooth_core.records import GateReport, Manifest
@@ -41,6 +41,7 @@ def prepare_images(
 
     Raises DataError without a usable photo, Stopped between two images.
     """
+    check_prompts(settings)
     context = RunContext(settings, settings.places, should_stop=stop)
     instance = broadcast_from_main(accelerator, lambda: _accept_photos(context, settings))
     class_ = class_images.complete(context, settings, seed=seed, accelerator=accelerator)
@@ -48,6 +49,20 @@ def prepare_images(
     if settings.class_dir:
         fingerprints.append(class_.fingerprint)
     return ImageSets(len(instance.images), len(class_.images), tuple(fingerprints))
+
+
+def check_prompts(settings: ScriptSettings) -> None:
+    """Raise SettingsError for prompts of the flags that a text encoder would cut."""
+    flags, base = settings.flags, settings.base_model
+    own = load.load_tokenizers(base, settings.places.root)
+    drawn = {"--validation_prompt": flags.validation_prompt}
+    trained = {"--instance_prompt": flags.instance_prompt}
+    if flags.with_prior_preservation:
+        drawn |= {"--class_prompt": flags.class_prompt}
+        trained |= {"--class_prompt": flags.class_prompt}
+    # Class and validation images are drawn with the base model's own tokenizers.
+    prompts.check_prompts({k: v for k, v in drawn.items() if v}, own)
+    prompts.check_prompts({k: v for k, v in trained.items() if v}, _tokenizers(settings, own))
 
 
 def encode_images(settings: ScriptSettings, *, stop: Stop) -> None:
@@ -114,7 +129,7 @@ def _tokenizers(
     if name is not None:
         patterns = source.MODEL_PATTERNS
         found = source.find_model(name, root, revision=flags.revision, patterns=patterns)
-        own = (load.load_tokenizer(found.folder),)
+        own = (prompts.load_tokenizer(found.folder),)
     length = getattr(flags, "tokenizer_max_length", None)
     for tokenizer in own:
         tokenizer.model_max_length = length or tokenizer.model_max_length

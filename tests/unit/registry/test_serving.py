@@ -74,6 +74,20 @@ def test_single_request_reproduces_an_image_scored_in_a_block(served, tiny_sd) -
         assert picture(text).tobytes() == image.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"prompt": "photo " * 90}, r"the prompt does not fit .* found: 92 tokens; allowed: 77"),
+        ({"prompt": "a mug", "negative_prompt": "photo " * 90}, "the negative prompt does not fit"),
+        ({"prompt": " "}, "the prompt is empty"),
+    ],
+)
+def test_prompts_that_would_be_cut_or_are_empty_are_refused(served, request_, message) -> None:
+    with pytest.raises(MlflowException, match=message) as caught:
+        served.predict([{"prompt": "a mug"}, request_])
+    assert caught.value.get_http_status_code() == 400
+
+
 def test_bytes_depend_on_the_seed(served) -> None:
     one, two, other = (
         served.predict([{"prompt": PROMPTS[0], "seed": seed}])[0] for seed in (5, 5, 6)

@@ -1,0 +1,107 @@
+"""Prompts that a text encoder cannot read whole: refused before anything is drawn. Torch-free.
+
+The libraries cut such a prompt without a word, so the end of it would have no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.errors import Problem, SettingsError
+from dreambooth_core.models import source
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
+_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+"""The folders of a pipeline's tokenizers, each with that of its text encoder."""
+_SHOWN_WORDS = 4
+
+
+def check_prompts(prompts: Mapping[str, str], tokenizers: Iterable[Any]) -> None:
+    """Raise SettingsError with every prompt that is too long for one of the tokenizers.
+
+    `prompts` maps what each prompt is for, such as "the class prompt", to its text.
+    """
+    own = tuple(tokenizers)
+    texts = {what: _problem_of(what, prompt, own) for what, prompt in prompts.items()}
+    if found := [Problem(text) for text in texts.values() if text]:
+        raise SettingsError.of(found)
+
+
+def _problem_of(what: str, prompt: str, tokenizers: Iterable[Any]) -> str | None:
+    for tokenizer in tokenizers:
+        limit: int = tokenizer.model_max_length
+        encoded = tokenizer(prompt, return_offsets_mapping=True)
+        num = len(encoded["input_ids"])
+        if num > limit:
+            # The last token that is kept marks the end, so the text is cut before it.
+            lost = _words_from(prompt, encoded["offset_mapping"][limit - 1][0])
+            return (
+                f"{what} does not fit the text encoder; found: {num} tokens; allowed: {limit} "
+                f"tokens, with the two that mark start and end; what to do: shorten {prompt!r}: "
+                f"it would be cut before {lost!r}"
+            )
+    return None
+
+
+def _words_from(prompt: str, place: int) -> str:
+    """The first words that are cut off, from the start of the word at `place`."""
+    start = prompt.rfind(" ", 0, place + 1) + 1
+    words = prompt[start:].split()
+    more = " ..." if len(words) > _SHOWN_WORDS else ""
+    return " ".join(words[:_SHOWN_WORDS]) + more
+
+
+def require_text(what: str, prompt: str) -> None:
+    """Raise SettingsError for a prompt without a word, which would draw anything at all."""
+    if not prompt.strip():
+        raise SettingsError(
+            f"{what} is empty: the images would show anything that the model has learnt",
+            got=repr(prompt),
+            hint='describe the image, such as "a photo of sks dog on the beach"',
+        )
+
+
+def tokenizers_in(pipeline: Path) -> list[Any]:
+    """The tokenizers of a saved pipeline, each limited to what its text encoder can read."""
+    index = source.read_json_file(pipeline / "model_index.json", what="a saved pipeline")
+    return [
+        limited(load_tokenizer(pipeline / name), _positions(pipeline / encoder))
+        for name, encoder in _TOKENIZERS.items()
+        if index.get(name) not in (None, [None, None])
+    ]
+
+
+def _positions(text_encoder: Path) -> object:
+    config = source.read_json_file(text_encoder / "config.json", what="a text encoder")
+    return config.get("max_position_embeddings")
+
+
+def tokenizers_of(pipe: Any) -> list[Any]:
+    """The tokenizers of a loaded pipeline, as `tokenizers_in` gives those of a saved one."""
+    pairs = [(getattr(pipe, a, None), getattr(pipe, b, None)) for a, b in _TOKENIZERS.items()]
+    return [limited(t, e.config.max_position_embeddings) for t, e in pairs if t and e is not None]
+
+
+def limited(tokenizer: Any, positions: object) -> Any:
+    """The tokenizer with a limit of at most `positions` tokens; its files may state none."""
+    if isinstance(positions, int):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved in a folder. Raises SettingsError."""
+    from transformers import CLIPTokenizer
+
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise SettingsError(
+            f"{folder} holds no tokenizer",
+            got=source.describe_folder(folder),
+            allowed=f"a folder with {' or '.join(_VOCABULARIES)}",
+        )
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(folder, error) from error
