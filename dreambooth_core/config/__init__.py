@@ -22,6 +22,7 @@ from dreambooth_core.config.loading import (
     for_subject,
     load_settings,
     load_view,
+    with_strategy,
 )
 from dreambooth_core.config.sections import (
     OVERRIDABLE,
