@@ -48,13 +48,13 @@ class Places:
 
     @property
     def report_page(self) -> Path:
-        """The HTML report."""
+        """The HTML report of the present outputs."""
         return self.stage_dir("report") / "index.html"
 
     @property
-    def verdict_dir(self) -> Path:
-        """The folder of the last verdict, which the report shows (not a DVC output)."""
-        return self.store / "verdicts" / self.subject
+    def version_pages(self) -> Path:
+        """The folder of the reports of all versions, `1.html` for version 1."""
+        return self.stage_dir("report") / "versions"
 
     @property
     def hash_cache(self) -> Path:

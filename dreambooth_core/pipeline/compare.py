@@ -11,15 +11,14 @@ import functools
 import getpass
 from typing import TYPE_CHECKING
 
-from dreambooth_core import files
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.pipeline import registered
-from dreambooth_core.pipeline.common import VERDICT, StageContext, evaluation_of
+from dreambooth_core.pipeline import registered, report
+from dreambooth_core.pipeline.common import StageContext, evaluation_of
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore, RegisteredVersion, Verdict
-from dreambooth_core.registry import aliases, versions
+from dreambooth_core.registry import aliases, verdicts, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
@@ -39,12 +38,7 @@ def run(context: StageContext) -> Verdict:
         settings=context.settings.select,
         noise=_noise(context),
     )
-    is_champion = champion is not None and champion.version.version == challenger.version
-    last = Verdict.read_if_there(context.places.verdict_dir, VERDICT)
-    if is_champion and last is not None and last.challenger == label(challenger):
-        return verdict  # the page keeps the verdict that made it the champion
-    verdict.write(context.places.verdict_dir, VERDICT)
-    if not is_champion:
+    if champion is None or champion.version.version != challenger.version:
         _carry_out(tracking, challenger, verdict)
     return verdict
 
@@ -55,16 +49,11 @@ def decision(why: str) -> Decision:
     return Decision(who=getpass.getuser(), when=now.isoformat(timespec="seconds"), why=why)
 
 
-def label(version: RegisteredVersion) -> str:
-    """The name of a version in verdicts."""
-    return f"{version.name}/{version.version}"
-
-
 def _contender(
     context: StageContext, version: RegisteredVersion, row: CheckpointScore
 ) -> Contender:
     return Contender(
-        name=label(version),
+        name=verdicts.label(version),
         qualified=version.qualified,
         row=row,
         harness=evaluation_of(context).harness,
@@ -127,13 +116,9 @@ def _noise(context: StageContext) -> Noise:
 
 def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict) -> None:
     """Write the verdict as tags, and move the alias on a promotion."""
-    tags = {
-        "verdict": verdict.why,
-        "verdict.promote": str(verdict.promote).lower(),
-        "verdict.champion": verdict.champion or "none",
-        "verdict.difference": files.canonical_json(verdict.to_json()["difference"]),
-    }
-    aliases.set_tags(tracking, name=version.name, version=version.version, tags=tags)
+    aliases.set_tags(
+        tracking, name=version.name, version=version.version, tags=verdicts.tags_of(verdict)
+    )
     if verdict.promote:
         aliases.promote(
             tracking, name=version.name, version=version.version, decision=decision(verdict.why)
@@ -143,13 +128,17 @@ def _carry_out(tracking: Tracking, version: RegisteredVersion, verdict: Verdict)
 def promote(context: StageContext, version: int, *, why: str) -> VersionInfo:
     """Make a version the champion by hand. Raises RegistryError."""
     name = context.settings.model_name
-    return aliases.promote(tracking_of(context), name=name, version=version, decision=decision(why))
+    info = aliases.promote(tracking_of(context), name=name, version=version, decision=decision(why))
+    report.refresh(context)
+    return info
 
 
 def rollback(context: StageContext, *, why: str) -> VersionInfo:
     """Make the champion before this one the champion again. Raises RegistryError."""
     name = context.settings.model_name
-    return aliases.rollback(tracking_of(context), name=name, decision=decision(why))
+    info = aliases.rollback(tracking_of(context), name=name, decision=decision(why))
+    report.refresh(context)
+    return info
 
 
 def side_by_side(context: StageContext, numbers: list[int] | None = None) -> list[VersionInfo]:

@@ -18,14 +18,12 @@ from dreambooth_core.pipeline.common import (
     settings_that_count,
     table_of,
 )
-from dreambooth_core.pipeline.registered import tracking_of
+from dreambooth_core.pipeline.registered import describe, selected, tracking_of
 from dreambooth_core.records import (
     BaseModelIdentity,
-    Checkpoint,
     ModelVersion,
     RegisteredVersion,
     Scores,
-    Selection,
     TrainingRun,
 )
 from dreambooth_core.registry import aliases, logged_models, parity, runs, versions
@@ -46,32 +44,6 @@ def run(context: StageContext) -> ModelVersion:
         version.write(out, "version.json")
         version.write(out)
     return version
-
-
-def describe(context: StageContext) -> ModelVersion:
-    """The present or future version in the registry. Raises StageError without a selection."""
-    view = context.settings
-    selection, checkpoint = selected(context)
-    own = context.fingerprint(
-        "register",
-        {
-            "checkpoint": checkpoint.sha256,
-            "selection": selection.to_json(),
-            "evaluation": evaluation_of(context).harness.to_json(),
-        },
-    )
-    return ModelVersion(
-        name=view.model_name, fingerprint=own, checkpoint=checkpoint.name, sha256=checkpoint.sha256
-    )
-
-
-def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
-    """The selection and its checkpoint. Raises StageError if none is selected."""
-    selection = Selection.read(context.places.stage_dir("select"))
-    if selection.best is None:
-        raise StageError("no checkpoint was selected", got=selection.rule)
-    training = TrainingRun.read(context.places.stage_dir("train"))
-    return selection, next(c for c in training.checkpoints if c.name == selection.best)
 
 
 def _register(context: StageContext, version: ModelVersion) -> None:

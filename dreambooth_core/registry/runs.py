@@ -303,6 +303,12 @@ def log_image(tracking: Tracking, run: RunRef, png: bytes, *, name: str, step: i
         client.set_tag(run.run_id, tag, digest)
 
 
+def log_text(tracking: Tracking, run_id: str, text: str, file: str) -> None:
+    """Write a text file among the run's artifacts; replaces an existing one."""
+    with registry_errors(tracking, doing=f"writing {file}"):
+        connect(tracking).log_text(run_id, text, file)
+
+
 def set_status(tracking: Tracking, run: RunRef, status: str) -> None:
     """Set the status: `RUNNING`, then `FINISHED`, `FAILED` or `KILLED`."""
     client = connect(tracking)

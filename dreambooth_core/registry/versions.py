@@ -84,6 +84,13 @@ class VersionInfo:
     scores: Mapping[str, float]
     settings: Mapping[str, Any]
     tags: Mapping[str, str]
+    run_id: str | None
+    """The run of its training."""
+
+    @property
+    def artifact_folder(self) -> str:
+        """The folder of this version among the artifacts of its run."""
+        return f"versions/{self.version.version}"
 
     @property
     def uri(self) -> str:
@@ -305,6 +312,7 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
         },
         settings=_settings(tags.get("settings", "{}")),
         tags=tags,
+        run_id=version.run_id,
     )
 
 
