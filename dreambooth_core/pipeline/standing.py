@@ -39,10 +39,10 @@ def _word(info: VersionInfo) -> tuple[str, str]:
         return "Champion", "good"
     if info.tags.get(PARITY) != PARITY_PASSED:
         return "Export not verified", "bad"
-    if not info.version.qualified:
-        return "Not qualified", "bad"
     if "promoted.when" in info.tags or "restored.when" in info.tags:
         return "Former champion", "plain"
+    if not info.version.qualified:
+        return "Not qualified", "bad"
     if CHALLENGER not in info.aliases:
         return "Never the champion", "plain"
     return ("Not compared yet" if verdict_of(info) is None else "Challenger"), "plain"
