@@ -74,6 +74,9 @@ def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
         name=run_name(training.method, training.fingerprint),
     )
     runs.log_params(tracking, run_ref, settings_that_count(view))
+    commit = lineage.git_commit(places.root)
+    if commit is not None:
+        runs.log_tags(tracking, run_ref, {runs.GIT_COMMIT: commit})
     runs.log_dataset(
         tracking,
         run_ref,
@@ -110,27 +113,28 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
         out=export,
     )
     scores = table_of(evaluation)
+    content = card.CardContent(
+        model_name=view.model_name,
+        subject=view.name,
+        identifier=view.subject.identifier,
+        class_noun=view.subject.class_noun,
+        base_model=training.base_model,
+        method=training.method,
+        scores=scores,
+        selection=selection,
+        lineage=lineage.lineage_names(places, training),
+    )
     return versions.Candidate(
         record=version,
         checkpoint=checkpoint,
-        row=next(row for row in scores.rows if row.name == checkpoint.name),
+        scores=scores,
         selection=selection,
         export=export,
         serving=_serving(context, training.base_model),
         lineage=lineage_of(context, training.base_model),
-        card=card.render_card(
-            card.CardContent(
-                model_name=view.model_name,
-                subject=view.name,
-                identifier=view.subject.identifier,
-                class_noun=view.subject.class_noun,
-                base_model=training.base_model,
-                method=training.method,
-                scores=scores,
-                selection=selection,
-                lineage=lineage.lineage_names(places, training),
-            )
-        ),
+        card=card.render_card(content),
+        description=card.render_text(content),
+        prompt=f"a photo of {view.subject.identifier} {view.subject.class_noun}",
     )
 
 

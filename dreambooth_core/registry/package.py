@@ -59,9 +59,9 @@ def package_digest(export: Path, serving: Serving) -> str:
 
 @contextlib.contextmanager
 def packed(
-    export: Path, *, serving: Serving, metadata: Mapping[str, Any], scratch: Path
+    export: Path, *, serving: Serving, metadata: Mapping[str, Any], prompt: str, scratch: Path
 ) -> Iterator[Path]:
-    """Yield a temporary folder below `scratch` with the MLflow model.
+    """Yield a temporary folder below `scratch` with the MLflow model; `prompt` is its example.
 
     Raises RegistryError if the export has a file that could be a pickle.
     """
@@ -77,6 +77,7 @@ def packed(
                 model_config={k: v for k, v in asdict(serving).items() if v is not None},
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
+                input_example=[{"prompt": prompt, "seed": 0}],
             )
         _make_paths_relative(model)
         yield model

@@ -24,6 +24,8 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 from PIL import Image
@@ -36,6 +38,10 @@ FLUSH_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 15.0
 
 _MAX_BATCH = 500
+_SOURCE = "dreambooth"
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""MLflow's pages open an experiment of this kind in the view of training runs, others in that of
+agents."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -159,6 +165,9 @@ class MlflowSink:
         return is_new
 
 
+GIT_COMMIT = MLFLOW_GIT_COMMIT
+"""Tag of a run: the commit of the workspace."""
+
 FINGERPRINT = "dreambooth.fingerprint"
 """Tag of a run, a logged model and a model version: the fingerprint of its work."""
 
@@ -184,6 +193,8 @@ def experiment_id(tracking: Tracking, name: str) -> str:
             return _create_experiment(client, tracking, name)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        if _KIND not in found.tags:
+            client.set_experiment_tag(found.experiment_id, _KIND, _TRAINING)
         return found.experiment_id
 
 
@@ -191,7 +202,9 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
     root = tracking.artifact_root
     try:
         return client.create_experiment(
-            name, artifact_location=None if root is None else (root / name).as_uri()
+            name,
+            artifact_location=None if root is None else (root / name).as_uri(),
+            tags={_KIND: _TRAINING},
         )
     except MlflowException:
         found = client.get_experiment_by_name(name)
@@ -229,7 +242,8 @@ def find_or_create_run(
             return there
         home = experiment_id(tracking, experiment)
         with registry_errors(tracking, doing=f"creating the run {name}"):
-            run = connect(tracking).create_run(home, run_name=name, tags={FINGERPRINT: fingerprint})
+            tags = resolve_tags({MLFLOW_SOURCE_NAME: _SOURCE, FINGERPRINT: fingerprint})
+            run = connect(tracking).create_run(home, run_name=name, tags=tags)
     return RunRef(run.info.run_id, home, created=True)
 
 

@@ -17,18 +17,22 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
 from dreambooth_core.records import (
+    SCORES,
     BaseModelIdentity,
     Checkpoint,
+    Interval,
     ModelVersion,
     RegisteredVersion,
     ScoreRow,
+    Scores,
     Selection,
 )
-from dreambooth_core.registry import logged_models, package
+from dreambooth_core.registry import logged_models, package, runs
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.runs import FINGERPRINT, RunRef
 from dreambooth_core.registry.tracking import (
@@ -41,6 +45,9 @@ from dreambooth_core.registry.tracking import (
 
 TAG_LIMIT = 5000
 """The maximum length of a tag's value in every MLflow store; longer values are cut and marked."""
+
+_INTERVALS = "scores"
+"""Tag of a version: the row of its checkpoint, with the intervals of the scores."""
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -61,18 +68,26 @@ class Lineage:
 class Candidate:
     """A run's best checkpoint with everything that the registry stores.
 
-    `export` is the folder of `models.weights.export_pipeline`; `card` is the version's description
-    (Markdown).
+    `export` is the folder of `models.weights.export_pipeline`; `card` is the model card in
+    Markdown, and `description` its text without the hub's metadata.
     """
 
     record: ModelVersion
     checkpoint: Checkpoint
-    row: ScoreRow
+    scores: Scores
     selection: Selection
     export: Path
     serving: Serving
     lineage: Lineage
     card: str
+    description: str
+    prompt: str
+    """The prompt of the photos, for the model's input example."""
+
+    @property
+    def row(self) -> ScoreRow:
+        """The scores of the checkpoint."""
+        return next(row for row in self.scores.rows if row.name == self.checkpoint.name)
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ class VersionInfo:
     version: RegisteredVersion
     aliases: tuple[str, ...]
     scores: Mapping[str, float]
+    intervals: Mapping[str, Interval]
     settings: Mapping[str, Any]
     tags: Mapping[str, str]
     run_id: str | None
@@ -90,12 +106,16 @@ class VersionInfo:
     @property
     def artifact_folder(self) -> str:
         """The folder of this version among the artifacts of its run."""
-        return f"versions/{self.version.version}"
+        return _artifact_folder(self.version.version)
 
     @property
     def uri(self) -> str:
         """The reference that `mlflow.pyfunc.load_model` takes."""
         return f"models:/{self.version.name}/{self.version.version}"
+
+
+def _artifact_folder(version: int) -> str:
+    return f"versions/{version}"
 
 
 def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> RegisteredVersion | None:
@@ -119,8 +139,15 @@ def register_version(
     """
     record = candidate.record
     there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
-    if there is not None:
-        return there
+    registered = there or _create(tracking, run, candidate, scratch=scratch)
+    _complete(tracking, registered, candidate)
+    return registered
+
+
+def _create(
+    tracking: Tracking, run: RunRef, candidate: Candidate, *, scratch: Path
+) -> RegisteredVersion:
+    record = candidate.record
     model_id = _upload(tracking, run, candidate, scratch)
     client = connect(tracking)
     with mlflow_lock(tracking):
@@ -135,10 +162,44 @@ def register_version(
                 source=f"models:/{model_id}",
                 run_id=run.run_id,
                 tags=_tags(candidate),
-                description=candidate.card,
+                description=candidate.description,
                 model_id=model_id,
             )
     return _registered(version)
+
+
+def _complete(tracking: Tracking, registered: RegisteredVersion, candidate: Candidate) -> None:
+    """Link the version from its logged model, and put its records among its run's artifacts.
+
+    Repeated for a version that exists, as a kill may have come in between.
+    """
+    client = connect(tracking)
+    with registry_errors(tracking, doing=f"completing a version of {registered.name}"):
+        version = client.get_model_version(registered.name, str(registered.version))
+        if version.model_id:
+            _link_model(client, version.model_id, version)
+    if version.run_id:
+        records = {
+            "scores.json": _json_text(candidate.scores.to_json()),
+            "selection.json": _json_text(candidate.selection.to_json()),
+            "README.md": candidate.card,
+        }
+        for name, text in records.items():
+            file = f"{_artifact_folder(registered.version)}/{name}"
+            runs.log_text(tracking, version.run_id, text, file)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=2) + "\n"
+
+
+def _link_model(client: MlflowClient, model_id: str, version: MlflowVersion) -> None:
+    """Name the version in its logged model, as MLflow's server and `register_model` do."""
+    known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    entry = {"name": version.name, "version": str(version.version)}
+    if entry not in known:
+        tags = {MLFLOW_MODEL_VERSIONS: json.dumps([*known, entry])}
+        client.set_logged_model_tags(model_id, tags)
 
 
 def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path) -> str:
@@ -155,7 +216,11 @@ def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path
         "base_model": candidate.lineage.base_model.to_json(),
     }
     with package.packed(
-        candidate.export, serving=candidate.serving, metadata=metadata, scratch=scratch
+        candidate.export,
+        serving=candidate.serving,
+        metadata=metadata,
+        prompt=candidate.prompt,
+        scratch=scratch,
     ) as saved:
         return logged_models.upload(
             tracking, run, checkpoint=checkpoint, saved_model=saved, digest=digest
@@ -188,6 +253,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "git_commit": lineage.git_commit or "",
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
+        _INTERVALS: files.canonical_json(candidate.row.to_json()),
     }
     return {key: _fitting(value) for key, value in tags.items() if value}
 
@@ -310,10 +376,19 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
             for key, value in sorted(tags.items())
             if key.startswith("score.")
         },
+        intervals=_intervals(tags.get(_INTERVALS)),
         settings=_settings(tags.get("settings", "{}")),
         tags=tags,
         run_id=version.run_id,
     )
+
+
+def _intervals(text: str | None) -> dict[str, Interval]:
+    """The scores in a tag with their intervals; versions of earlier releases have none."""
+    if text is None:
+        return {}
+    row = ScoreRow.model_validate_json(text)
+    return {name: value for name in SCORES if (value := getattr(row, name)) is not None}
 
 
 def _settings(text: str) -> dict[str, Any]:
