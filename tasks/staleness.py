@@ -11,6 +11,9 @@ from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
 from tasks.dvc import Busy, Dvc, Status
 
+_CHANGED_COMMAND = "changed command"
+"""DVC's word for a stage whose command alone differs."""
+
 
 class Staleness:
     """The status of a subject's stages. DVC takes a second to report it, so it is cached."""
@@ -31,6 +34,13 @@ class Staleness:
             self._status, self._has_run = self._read(), False
         return key in self._status
 
+    def is_only_renamed(self, stage: str) -> bool:
+        """Whether nothing but the command of the stage differs from dvc.lock.
+
+        The command only says how a stage starts, so its outputs are still those of its inputs.
+        """
+        return (self._status or {}).get(self.key(stage)) == [_CHANGED_COMMAND]
+
     def are_photos_stale(self) -> bool:
         """Whether the photos differed from their .dvc file when DVC last reported."""
         return self.pointer is not None and self.pointer in (self._status or {})
@@ -40,7 +50,8 @@ class Staleness:
         status = self._read()
         if self.pointer in status:
             return set(STAGES)
-        return {stage for stage in STAGES if self.key(stage) in status}
+        changed = {key for key, changes in status.items() if changes != [_CHANGED_COMMAND]}
+        return {stage for stage in STAGES if self.key(stage) in changed}
 
     def mark_committed(self, stage: str) -> None:
         """Take note that the stage has run and is recorded."""

@@ -75,6 +75,19 @@ def test_second_flow_skips_everything_except_the_comparison(
     assert again["version"] == first["version"]
 
 
+def test_flow_accepts_outputs_of_another_command(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = prepared.root / "dvc.lock"
+    now = lock.read_text()
+    earlier = now.replace("cmd: sh infra/stage.sh", "cmd: python -m dreambooth_core")
+    assert earlier.count("cmd: python -m dreambooth_core") == len(STAGES)
+    lock.write_text(earlier)
+    again = _run(prepared, monkeypatch)
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+    assert lock.read_text() == now
+
+
 def test_flow_after_dvc_repro_skips_everything_except_the_comparison(
     first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
