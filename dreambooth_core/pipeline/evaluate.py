@@ -7,6 +7,7 @@ publishes them.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import shutil
@@ -33,7 +34,7 @@ from dreambooth_core.pipeline.common import (
     row_pictures,
     table_of,
 )
-from dreambooth_core.ports import StopSignal, never_stop
+from dreambooth_core.ports import Progress, StopSignal, never_stop
 from dreambooth_core.records import (
     REAL,
     SCORES,
@@ -69,9 +70,21 @@ def score_row(context: StageContext, name: str) -> CheckpointScore:
     )
 
 
+def _naming(progress: Progress, row: str) -> Progress:
+    """The progress of one row among several: its lines name the row."""
+
+    def show(done: int, total: int, text: str = "") -> None:
+        progress(done, total, f"{row} {text}".rstrip())
+
+    return show
+
+
 def run(context: StageContext) -> Evaluation:
     """Score all rows, then publish samples, scores, curves and the grid."""
-    rows = [score_row(context, name) for name in rows_to_score(context)]
+    rows = [
+        score_row(dataclasses.replace(context, progress=_naming(context.progress, name)), name)
+        for name in rows_to_score(context)
+    ]
     resident = open_resident(context)
     text_range = next(row.text_range for row in rows if row.name == STEP_0)
     assert text_range is not None  # noqa: S101 - step 0 always has prompts

@@ -176,8 +176,7 @@ def _complete(tracking: Tracking, registered: RegisteredVersion, candidate: Cand
     client = connect(tracking)
     with registry_errors(tracking, doing=f"completing a version of {registered.name}"):
         version = client.get_model_version(registered.name, str(registered.version))
-        if version.model_id:
-            _link_model(client, version.model_id, version)
+        _link_model(client, _model_id(version), version)
     if version.run_id:
         records = {
             "scores.json": _json_text(candidate.scores.to_json()),
@@ -191,6 +190,11 @@ def _complete(tracking: Tracking, registered: RegisteredVersion, candidate: Cand
 
 def _json_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2) + "\n"
+
+
+def _model_id(version: MlflowVersion) -> str:
+    """The logged model of a version: its source is `models:/MODEL_ID`."""
+    return (version.source or "").rsplit("/", 1)[-1]
 
 
 def _link_model(client: MlflowClient, model_id: str, version: MlflowVersion) -> None:
@@ -338,8 +342,8 @@ def fetch(tracking: Tracking, reference: str) -> Path:
     info = resolve_reference(tracking, reference)
     client = connect(tracking)
     with registry_errors(tracking, doing=f"reading {info.uri}"):
-        source = client.get_model_version(info.version.name, str(info.version.version)).source
-    target = tracking.cache / (source or "").rsplit("/", 1)[-1]
+        version = client.get_model_version(info.version.name, str(info.version.version))
+    source, target = version.source, tracking.cache / _model_id(version)
     if not target.is_dir():
         with (
             registry_errors(tracking, doing=f"downloading {info.uri}"),

@@ -78,7 +78,7 @@ def test_version_links_its_model_and_leaves_its_records(tracking, run, tiny_sd, 
         register(tracking, run, tiny_sd, scratch)
     register(tracking, run, tiny_sd, scratch, fingerprint="e" * 64)
     client = MlflowClient(tracking.uri)
-    model_id = client.get_model_version(MODEL, "1").model_id
+    model_id = client.get_model_version(MODEL, "1").source.removeprefix("models:/")
     linked = json.loads(client.get_logged_model(model_id).tags["mlflow.modelVersions"])
     assert linked == [{"name": MODEL, "version": "1"}, {"name": MODEL, "version": "2"}]
     for version in ("1", "2"):
