@@ -41,6 +41,7 @@ def run(subject: SubjectArgument, *, json: JsonOption = False) -> None:
 
 
 def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
+    from prefect import tags
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.train_subject import train_subject
@@ -49,6 +50,7 @@ def _run_flow(session: Session, subject: str, api_url: Any) -> dict[str, Any]:
     with (
         TerminalReporter(session.terminal.console) as shown,
         temporary_settings({PREFECT_API_URL: api_url()}),
+        tags("dreambooth", "by-hand"),
     ):
         reporter.set(shown)
         return train_subject(subject, str(session.workspace.root))

@@ -105,6 +105,11 @@ class Workspace:
         """The file that caches the sha256 of large files by path, size and time."""
         return self.state / _HASH_CACHE
 
+    @property
+    def services_note(self) -> Path:
+        """The file with the addresses of the running services of `dreambooth up`."""
+        return self.state / "up.json"
+
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""
         return self.state / "locks" / f"subject-{subject}.lock"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import WithJsonSchema
 
 from dreambooth_core import environment
 from dreambooth_core.workspace import find_workspace
-from tasks import pipeline
+from tasks import forms, pipeline
 from tasks.run import subject_run
+
+SubjectName = Annotated[str, WithJsonSchema(forms.subject_schema(Path.cwd()))]
 
 
 @flow(
@@ -19,8 +22,13 @@ from tasks.run import subject_run
     persist_result=False,
     task_runner=pipeline.ROW_RUNNER,
 )
-def train_subject(subject: str, workspace: str | None = None) -> dict[str, Any]:
-    """Bring all stages of a subject up to date and compare the result with the champion."""
+def train_subject(subject: SubjectName, workspace: str | None = None) -> dict[str, Any]:
+    """Bring all stages of a subject up to date and compare the result with the champion.
+
+    Args:
+        subject: Name of a subject in params.yaml.
+        workspace: Project folder; by default the one that the worker runs in.
+    """
     root = find_workspace(Path(workspace or "."))
     with subject_run(subject, root, environment.set_defaults(root)) as run:
         pipeline.validate(run)

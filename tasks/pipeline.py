@@ -182,7 +182,7 @@ def compare(run: SubjectRun) -> Verdict:
 @task(**_options("report", hours=1))
 def report(run: SubjectRun) -> State[Any]:
     """Render the report, also after a new verdict."""
-    return _run_stage(run, "report", is_lost=lambda: not _is_page_current(run))
+    return _run_stage(run, "report", show=artifacts.page, is_lost=lambda: not _is_page_current(run))
 
 
 def _is_version_lost(run: SubjectRun) -> bool:

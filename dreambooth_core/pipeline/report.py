@@ -37,7 +37,7 @@ from dreambooth_core.records import (
     TrainingRun,
     Verdict,
 )
-from dreambooth_core.registry import runs, versions
+from dreambooth_core.registry import links, runs, versions
 from dreambooth_core.registry.verdicts import verdict_of
 from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.report import live, page
@@ -113,6 +113,19 @@ def is_current(context: StageContext) -> bool:
         return False
     html, shown = path.read_text(encoding="utf-8"), _shown(context)
     return live.version_of(html) == shown.number and live.with_parts(html, shown.parts) == html
+
+
+def address(context: StageContext, server: str) -> str | None:
+    """The page in the web interface of an MLflow server; None for outputs that are no version."""
+    version = _shown(context).version
+    if version is None or version.run_id is None:
+        return None
+    return links.artifact_page(
+        registered.tracking_of(context),
+        server,
+        run_id=version.run_id,
+        file=f"{version.artifact_folder}/{PAGE_ARTIFACT}",
+    )
 
 
 def _pages(places: Places) -> list[Path]:
