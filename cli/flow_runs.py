@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 _POLL_S = 2.0
 _RECENT = 50
@@ -36,14 +40,22 @@ class FlowRunLog:
             while not self._stop.wait(_POLL_S):
                 self._poll(client, is_first=False)
 
-    def _poll(self, client: object, *, is_first: bool) -> None:
+    def _poll(self, client: SyncPrefectClient, *, is_first: bool) -> None:
         from httpx import HTTPError
+        from prefect.client.schemas import filters
+        from prefect.client.schemas.objects import StateType
         from prefect.client.schemas.sorting import FlowRunSort
         from prefect.exceptions import PrefectHTTPStatusError
 
+        started = filters.FlowRunFilterStateType(not_any_=[StateType.SCHEDULED])
         try:
-            runs = client.read_flow_runs(  # type: ignore[attr-defined]
-                sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=_RECENT
+            runs = client.read_flow_runs(
+                # A schedule creates its runs for days ahead.
+                flow_run_filter=filters.FlowRunFilter(
+                    state=filters.FlowRunFilterState(type=started)
+                ),
+                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+                limit=_RECENT,
             )
         except (HTTPError, PrefectHTTPStatusError):
             return  # the server is busy or stopping; the next poll shows what was missed
@@ -52,7 +64,7 @@ class FlowRunLog:
             if self._states.get(str(run.id)) == state:
                 continue
             self._states[str(run.id)] = state
-            if not is_first and state != "Scheduled":
+            if not is_first:
                 self._say(f"{run.name}: {_spell(state, run.state.message if run.state else '')}")
 
 
