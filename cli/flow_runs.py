@@ -23,6 +23,7 @@ class FlowRunLog:
         self._api_url, self._say = api_url, say
         self._stop = threading.Event()
         self._states: dict[str, str] = {}
+        self.is_following = False
         self._thread = threading.Thread(target=self._watch, name="flow-runs", daemon=True)
 
     def __enter__(self) -> FlowRunLog:
@@ -37,6 +38,7 @@ class FlowRunLog:
 
         with SyncPrefectClient(self._api_url) as client:
             self._poll(client, is_first=True)
+            self.is_following = True
             while not self._stop.wait(_POLL_S):
                 self._poll(client, is_first=False)
 
@@ -47,10 +49,10 @@ class FlowRunLog:
         from prefect.client.schemas.sorting import FlowRunSort
         from prefect.exceptions import PrefectHTTPStatusError
 
-        started = filters.FlowRunFilterStateType(not_any_=[StateType.SCHEDULED])
+        # A schedule creates its runs for days ahead, and a run has no proper name before it starts.
+        started = filters.FlowRunFilterStateType(not_any_=[StateType.SCHEDULED, StateType.PENDING])
         try:
             runs = client.read_flow_runs(
-                # A schedule creates its runs for days ahead.
                 flow_run_filter=filters.FlowRunFilter(
                     state=filters.FlowRunFilterState(type=started)
                 ),
