@@ -26,7 +26,7 @@ from dreambooth_core.records import (
     Scores,
     TrainingRun,
 )
-from dreambooth_core.registry import aliases, logged_models, parity, runs, versions
+from dreambooth_core.registry import aliases, attachments, logged_models, parity, runs, versions
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
@@ -57,6 +57,7 @@ def _register(context: StageContext, version: ModelVersion) -> None:
         registered_version = versions.register_version(
             tracking, run_ref, candidate, scratch=Path(folder)
         )
+        attachments.attach(tracking, registered_version, candidate)
     _check_parity(context, tracking, registered_version)
     aliases.set_challenger(
         tracking, name=registered_version.name, version=registered_version.version

@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
@@ -32,7 +31,7 @@ from dreambooth_core.records import (
     Scores,
     Selection,
 )
-from dreambooth_core.registry import logged_models, package, runs
+from dreambooth_core.registry import logged_models, package
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.runs import FINGERPRINT, RunRef
 from dreambooth_core.registry.tracking import (
@@ -106,7 +105,7 @@ class VersionInfo:
     @property
     def artifact_folder(self) -> str:
         """The folder of this version among the artifacts of its run."""
-        return _artifact_folder(self.version.version)
+        return artifact_folder(self.version.version)
 
     @property
     def uri(self) -> str:
@@ -114,7 +113,8 @@ class VersionInfo:
         return f"models:/{self.version.name}/{self.version.version}"
 
 
-def _artifact_folder(version: int) -> str:
+def artifact_folder(version: int) -> str:
+    """The folder of a version among the artifacts of its run."""
     return f"versions/{version}"
 
 
@@ -139,15 +139,8 @@ def register_version(
     """
     record = candidate.record
     there = find_version(tracking, name=record.name, fingerprint=record.fingerprint)
-    registered = there or _create(tracking, run, candidate, scratch=scratch)
-    _complete(tracking, registered, candidate)
-    return registered
-
-
-def _create(
-    tracking: Tracking, run: RunRef, candidate: Candidate, *, scratch: Path
-) -> RegisteredVersion:
-    record = candidate.record
+    if there is not None:
+        return there
     model_id = _upload(tracking, run, candidate, scratch)
     client = connect(tracking)
     with mlflow_lock(tracking):
@@ -166,44 +159,6 @@ def _create(
                 model_id=model_id,
             )
     return _registered(version)
-
-
-def _complete(tracking: Tracking, registered: RegisteredVersion, candidate: Candidate) -> None:
-    """Link the version from its logged model, and put its records among its run's artifacts.
-
-    Repeated for a version that exists, as a kill may have come in between.
-    """
-    client = connect(tracking)
-    with registry_errors(tracking, doing=f"completing a version of {registered.name}"):
-        version = client.get_model_version(registered.name, str(registered.version))
-        _link_model(client, _model_id(version), version)
-    if version.run_id:
-        records = {
-            "scores.json": _json_text(candidate.scores.to_json()),
-            "selection.json": _json_text(candidate.selection.to_json()),
-            "README.md": candidate.card,
-        }
-        for name, text in records.items():
-            file = f"{_artifact_folder(registered.version)}/{name}"
-            runs.log_text(tracking, version.run_id, text, file)
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, indent=2) + "\n"
-
-
-def _model_id(version: MlflowVersion) -> str:
-    """The logged model of a version: its source is `models:/MODEL_ID`."""
-    return (version.source or "").rsplit("/", 1)[-1]
-
-
-def _link_model(client: MlflowClient, model_id: str, version: MlflowVersion) -> None:
-    """Name the version in its logged model, as MLflow's server and `register_model` do."""
-    known = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    entry = {"name": version.name, "version": str(version.version)}
-    if entry not in known:
-        tags = {MLFLOW_MODEL_VERSIONS: json.dumps([*known, entry])}
-        client.set_logged_model_tags(model_id, tags)
 
 
 def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path) -> str:
@@ -343,7 +298,7 @@ def fetch(tracking: Tracking, reference: str) -> Path:
     client = connect(tracking)
     with registry_errors(tracking, doing=f"reading {info.uri}"):
         version = client.get_model_version(info.version.name, str(info.version.version))
-    source, target = version.source, tracking.cache / _model_id(version)
+    source, target = version.source, tracking.cache / model_id_of(version)
     if not target.is_dir():
         with (
             registry_errors(tracking, doing=f"downloading {info.uri}"),
@@ -355,6 +310,11 @@ def fetch(tracking: Tracking, reference: str) -> Path:
             )
             _verify(aside, info.uri)
     return target / "artifacts" / package.ARTIFACT
+
+
+def model_id_of(version: MlflowVersion) -> str:
+    """The logged model of a version: its source is `models:/MODEL_ID`."""
+    return (version.source or "").rsplit("/", 1)[-1]
 
 
 def _verify(model: Path, uri: str) -> None:

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, RegistryError
 from dreambooth_core.records import ModelVersion, Scores
-from dreambooth_core.registry import logged_models, package, versions
+from dreambooth_core.registry import attachments, logged_models, package, versions
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking
 from tests.unit.registry import examples
@@ -74,9 +74,10 @@ def test_version_tags_hold_scores_settings_and_lineage(tracking, run, tiny_sd, s
 
 
 def test_version_links_its_model_and_leaves_its_records(tracking, run, tiny_sd, scratch) -> None:
-    for _ in range(2):
-        register(tracking, run, tiny_sd, scratch)
-    register(tracking, run, tiny_sd, scratch, fingerprint="e" * 64)
+    for fingerprint in ("f" * 64, "f" * 64, "e" * 64):
+        candidate = examples.candidate(tiny_sd, fingerprint=fingerprint)
+        registered = versions.register_version(tracking, run, candidate, scratch=scratch)
+        attachments.attach(tracking, registered, candidate)
     client = MlflowClient(tracking.uri)
     model_id = client.get_model_version(MODEL, "1").source.removeprefix("models:/")
     linked = json.loads(client.get_logged_model(model_id).tags["mlflow.modelVersions"])
