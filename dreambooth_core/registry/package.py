@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow.pyfunc
 from mlflow.models import Model
+from mlflow.models.utils import _save_example
 
 from dreambooth_core import files
 from dreambooth_core.errors import RegistryError
@@ -77,14 +78,16 @@ def packed(
                 model_config={k: v for k, v in asdict(serving).items() if v is not None},
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
-                input_example=[{"prompt": prompt, "seed": 0}],
             )
-        _make_paths_relative(model)
+        _complete_spec(model, prompt)
         yield model
 
 
-def _make_paths_relative(model: Path) -> None:
-    """Rename the pipeline folder to ARTIFACT, and make the paths in MLmodel relative."""
+def _complete_spec(model: Path, prompt: str) -> None:
+    """Rename the pipeline folder to ARTIFACT, make paths relative, and add an example of a request.
+
+    `save_model` would load the model and sample images for the example.
+    """
     path = model / "MLmodel"
     spec = Model.load(str(path))
     flavor = spec.flavors["python_function"]
@@ -92,6 +95,7 @@ def _make_paths_relative(model: Path) -> None:
     (model / entry["path"]).rename(model / "artifacts" / ARTIFACT)
     entry["path"] = entry["uri"] = f"artifacts/{ARTIFACT}"
     flavor["model_code_path"] = SERVING_CODE.name
+    _save_example(spec, [{"prompt": prompt, "seed": 0}], str(model))
     spec.save(str(path))
 
 
