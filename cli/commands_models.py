@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,6 +13,9 @@ from cli.progress import TerminalReporter
 from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
+
+if TYPE_CHECKING:
+    from dreambooth_core.registry.versions import VersionInfo
 
 WhyOption = Annotated[str, typer.Option(help="Reason, saved in the version's tags.")]
 
@@ -125,9 +127,20 @@ def compare(
     )
 
 
-def _as_row(info: Any) -> dict[str, Any]:
-    row = dataclasses.asdict(dataclasses.replace(info, version=None))
-    return {**row, **info.version.to_json(), "aliases": list(info.aliases)}
+def _as_row(info: VersionInfo) -> dict[str, Any]:
+    from dreambooth_core.registry.verdicts import verdict_of
+
+    verdict = verdict_of(info)
+    return {
+        **info.version.to_json(),
+        "aliases": list(info.aliases),
+        "scores": dict(info.scores),
+        "intervals": {name: value.to_json() for name, value in info.intervals.items()},
+        "verdict": verdict.to_json() if verdict else None,
+        "settings": dict(info.settings),
+        "tags": dict(info.tags),
+        "run_id": info.run_id,
+    }
 
 
 def promote(

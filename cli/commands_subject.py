@@ -102,12 +102,12 @@ def _show_list(console: Console, rows: list[dict[str, Any]]) -> None:
         console.print("no subjects; add one: dreambooth subject add", markup=False)
         return
     table = Table()
-    for title in ("subject", "class noun", "identifier", "photos", "champion", "last run"):
+    for title in ("subject", "class noun", "identifier", "photos", "last run"):
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(
             *(row["name"], row["class_noun"], row["identifier"], str(row["photos"])),
-            *(row["champion"] or "", row["last_run"]),
+            row["last_run"],
         )
     console.print(table)
 

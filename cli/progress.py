@@ -11,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from dreambooth_core import ports
 from tasks.progress import StageTime, spell
 
+_LINE_EVERY_S = 5.0
+
 
 class TerminalReporter:
-    """A Reporter with one bar per stage."""
+    """A Reporter with one bar per stage; in a file, a line every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -27,6 +29,7 @@ class TerminalReporter:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._throttle = ports.Throttle(_LINE_EVERY_S)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -42,13 +45,10 @@ class TerminalReporter:
 
     def progress(self, stage: str) -> ports.Progress:
         """The Progress of a stage, with its own bar."""
-        last_tenth = [-1]
 
         def show(done: int, total: int, text: str = "") -> None:
             if not self._console.is_terminal:
-                tenth = done * 10 // total if total else 0
-                if tenth != last_tenth[0]:
-                    last_tenth[0] = tenth
+                if self._throttle.is_due():
                     self._console.print(f"  {stage} {done}/{total} {text}".rstrip(), markup=False)
                 return
             if stage not in self._tasks:

@@ -99,6 +99,7 @@ def _api(session: Session) -> Any:
 
 
 def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[str, Any]:
+    from prefect import tags
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.run_stages import run_stages
@@ -109,6 +110,7 @@ def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[st
     with (
         TerminalReporter(session.terminal.console) as shown,
         temporary_settings({PREFECT_API_URL: api_url()}),
+        tags("dreambooth", "by-hand"),
     ):
         reporter.set(shown)
         summary = (

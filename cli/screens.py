@@ -13,6 +13,9 @@ from rich.table import Table
 from dreambooth_core import config
 from dreambooth_core.records import SCORES
 
+_LABEL_WIDTH, _VERSION_WIDTH = 26, 24
+"""Columns of a terminal that the names and a version need in `compare`."""
+
 
 def show_run(console: Console, summary: Mapping[str, Any]) -> None:
     """Print a finished run: scores, selection, version, verdict, times, and what to do next."""
@@ -166,25 +169,56 @@ def show_images(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
-    """Print versions side by side: scores, then the settings that differ."""
-    table = Table(title="Versions")
+    """Print versions side by side, as many as fit: scores, paired differences, settings."""
+    per_table = max(1, (console.width - _LABEL_WIDTH) // _VERSION_WIDTH)
+    changed = differing(versions)
+    for start in range(0, len(versions), per_table):
+        shown = range(start, min(start + per_table, len(versions)))
+        rows = {key: [str(values[i]) for i in shown] for key, values in changed.items()}
+        console.print(_versions_table([versions[i] for i in shown], rows))
+
+
+def _versions_table(
+    versions: Sequence[Mapping[str, Any]], settings: Mapping[str, Sequence[str]]
+) -> Table:
+    table = Table(title="Versions (scores with 95 % intervals)")
     table.add_column("", overflow="fold")
     for version in versions:
         marks = ", ".join(version["aliases"])
         table.add_column(f"{version['version']} {marks}".strip(), overflow="fold")
-    for key in sorted({key for version in versions for key in version["scores"]}):
-        table.add_row(key, *(_number(version["scores"].get(key)) for version in versions))
+    for key, title in SCORES.items():
+        table.add_row(title, *(_score(version, key) for version in versions))
+    table.add_section()
+    for key, title in SCORES.items():
+        cells = [_difference(version, key) for version in versions]
+        if any(cells):
+            table.add_row(f"{title}, paired difference", *cells)
     table.add_section()
     for key in ("checkpoint", "data_sha256", "base_model", "git_commit", "verdict"):
         table.add_row(key, *(str(version["tags"].get(key, "")) for version in versions))
     table.add_section()
-    for key, values in differing(versions).items():
-        table.add_row(key, *(str(value) for value in values))
-    console.print(table)
+    for key, values in settings.items():
+        table.add_row(key, *values)
+    return table
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _score(version: Mapping[str, Any], key: str) -> str:
+    value, interval = version["scores"].get(key), version["intervals"].get(key)
+    if value is None:
+        return ""
+    bounds = f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
+    return f"{value:.3f}{bounds}"
+
+
+def _difference(version: Mapping[str, Any], key: str) -> str:
+    """The difference to the champion of the comparison, paired by prompt and seed."""
+    verdict = version["verdict"]
+    interval = verdict and verdict["difference"].get(key)
+    if not interval:
+        return ""
+    champion = str(verdict["champion"]).rsplit("/", 1)[-1]
+    bounds = f"({interval['low']:+.3f} to {interval['high']:+.3f})"
+    return f"{interval['mean']:+.3f} {bounds} from version {champion}"
 
 
 def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

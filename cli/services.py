@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from cli.flow_runs import FlowRunLog
 from cli.ports import Ports
 from cli.server import answers
 from dreambooth_core import files
@@ -28,15 +28,10 @@ _POLL_S = 0.2
 Say = Callable[[str], None]
 
 
-def _note(workspace: Workspace) -> Path:
-    """The file with the addresses of the running services."""
-    return workspace.state / "up.json"
-
-
 def running_api(workspace: Workspace) -> str | None:
     """The Prefect API of this workspace's `dreambooth up`; None if it is unreachable."""
     try:
-        url = json.loads(_note(workspace).read_text())["prefect_api"]
+        url = json.loads(workspace.services_note.read_text())["prefect_api"]
     except (OSError, ValueError, KeyError):
         return None
     return url if answers(f"{url}/health") else None
@@ -81,10 +76,12 @@ class Services:
                 if service.get("run") != "once":
                     running[name] = process
                 say(f"{name}: {self._fill(service['shown'])}")
-            started.callback(_note(self._workspace).unlink, missing_ok=True)
+            started.callback(self._workspace.services_note.unlink, missing_ok=True)
             if not self._stop.is_set():
-                files.write_json(_note(self._workspace), self._fill_all(self._spec["note"]))
-                say("stop with Ctrl-C")
+                files.write_json(self._workspace.services_note, self._fill_all(self._spec["note"]))
+                for line in self._spec["next"]:
+                    say(self._fill(line))
+                started.enter_context(FlowRunLog(self._env["PREFECT_API_URL"], say))
             self._watch(running)
         return list(running)
 

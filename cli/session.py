@@ -43,7 +43,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line while the command works."""
-        self.console.print(text)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, as one line."""

@@ -8,8 +8,7 @@ from cli import subjects
 from dreambooth_core import config
 from dreambooth_core.data.listing import list_folder
 from dreambooth_core.errors import DataError
-from dreambooth_core.pipeline.common import VERDICT
-from dreambooth_core.records import ModelVersion, Verdict
+from dreambooth_core.records import ModelVersion
 from dreambooth_core.workspace import Places, Workspace
 
 
@@ -21,7 +20,6 @@ def rows(workspace: Workspace) -> list[dict[str, Any]]:
 
 def _row(workspace: Workspace, name: str, subject: config.SubjectSettings) -> dict[str, Any]:
     places = workspace.places(name)
-    verdict = Verdict.read_if_there(places.verdict_dir, VERDICT)
     try:
         photos = len(list_folder(workspace.resolve(subject.instance_dir), subject=name).photos)
     except DataError:
@@ -33,23 +31,12 @@ def _row(workspace: Workspace, name: str, subject: config.SubjectSettings) -> di
         "identifier": subject.identifier,
         "instance_dir": subject.instance_dir,
         "photos": photos,
-        "champion": _champion(verdict),
-        "last_run": "in progress" if is_running else _last_run(places, verdict),
+        "last_run": "in progress" if is_running else _last_run(places),
     }
 
 
-def _champion(verdict: Verdict | None) -> str | None:
-    """The version in use after the last run's comparison."""
-    if verdict is None:
-        return None
-    return verdict.challenger if verdict.promote else verdict.champion
-
-
-def _last_run(places: Places, verdict: Verdict | None) -> str:
+def _last_run(places: Places) -> str:
     published = ModelVersion.read_if_there(places.stage_dir("register"))
     if published is None:
         return "unfinished" if places.outputs.is_dir() else "none yet"
-    if verdict is None:
-        return f"{published.checkpoint} selected, not yet compared"
-    end = "promoted" if verdict.promote else "not promoted"
-    return f"{verdict.challenger}, {published.checkpoint}: {end}"
+    return f"{published.checkpoint} registered"

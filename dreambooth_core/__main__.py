@@ -18,10 +18,12 @@ from dreambooth_core import config, locks
 from dreambooth_core.environment import exempt_loopback, gc_paused, quiet_libraries
 from dreambooth_core.errors import DreamBoothError, Stopped
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
+from dreambooth_core.ports import Progress, Throttle
 from dreambooth_core.supervision import stop_on_signals
 from dreambooth_core.workspace import Workspace
 
 _LOCK_WAIT_S = 15.0
+_LINE_EVERY_S = 5.0
 _NODE_WAIT_MIN = 240.0
 """Machine 0 draws class images before it trains: hours for a thousand of SDXL on one card."""
 
@@ -76,7 +78,7 @@ def _run_stage(arguments: argparse.Namespace) -> int:
         context = StageContext(
             config.load_view(workspace, arguments.subject),
             workspace.places(arguments.subject),
-            progress=print_progress,
+            progress=_progress_lines(),
             should_stop=stop.is_set,
             lock_fd=fd,
             env=dict(os.environ),
@@ -121,10 +123,15 @@ def _run_parity(arguments: argparse.Namespace) -> int:
     return parity.main(arguments.request)
 
 
-def print_progress(done: int, total: int, text: str = "") -> None:
-    """Show progress as plain lines on stderr, one per tenth of the way."""
-    if total and (done == total or done * 10 // total != (done - 1) * 10 // total):
-        print(f"  {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+def _progress_lines() -> Progress:
+    """Progress as plain lines on stderr, one every few seconds."""
+    throttle = Throttle(_LINE_EVERY_S)
+
+    def show(done: int, total: int, text: str = "") -> None:
+        if throttle.is_due():
+            print(f"  {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+    return show
 
 
 def _say_waiting(holder: str) -> None:

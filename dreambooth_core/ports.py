@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -46,3 +47,18 @@ class Progress(Protocol):
 
 def no_progress(done: int, total: int, text: str = "") -> None:
     """The Progress that reports nothing."""
+
+
+class Throttle:
+    """Allows one line of a log every few seconds, whichever stage it comes from."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._last = every_s, float("-inf")
+
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last line; if so, the next one must wait."""
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True

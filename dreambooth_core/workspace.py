@@ -48,13 +48,13 @@ class Places:
 
     @property
     def report_page(self) -> Path:
-        """The HTML report."""
+        """The HTML report of the present outputs."""
         return self.stage_dir("report") / "index.html"
 
     @property
-    def verdict_dir(self) -> Path:
-        """The folder of the last verdict, which the report shows (not a DVC output)."""
-        return self.store / "verdicts" / self.subject
+    def version_pages(self) -> Path:
+        """The folder of the reports of all versions, `1.html` for version 1."""
+        return self.stage_dir("report") / "versions"
 
     @property
     def hash_cache(self) -> Path:
@@ -108,6 +108,11 @@ class Workspace:
     def instance_dir(self, subject: str) -> str:
         """The folder that `subject add` gives a subject's photos, as params.yaml names it."""
         return f"data/instance/{subject}"
+
+    @property
+    def services_note(self) -> Path:
+        """The file with the addresses of the running services of `dreambooth up`."""
+        return self.state / "up.json"
 
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""

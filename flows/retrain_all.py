@@ -15,7 +15,11 @@ from tasks.changes import changed_subjects, finish_all
 
 @flow(name="retrain-all", persist_result=False)
 def retrain_all(workspace: str | None = None) -> dict[str, Any]:
-    """Bring every changed subject up to date, one by one, even if some of them fail."""
+    """Bring every changed subject up to date, one by one, even if some of them fail.
+
+    Args:
+        workspace: Project folder; by default the one that the worker runs in.
+    """
     root = find_workspace(Path(workspace or "."))
     found = changed_subjects(root, environment.set_defaults(root))
     runs = [train_subject(subject, str(root), return_state=True) for subject in found.changed]

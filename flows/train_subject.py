@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import WithJsonSchema
 
 from dreambooth_core import environment
 from dreambooth_core.workspace import find_workspace
-from tasks import pipeline
+from tasks import forms, pipeline
 from tasks.run import subject_run
+
+SubjectName = Annotated[str, WithJsonSchema(forms.subject_schema(Path.cwd()))]
 
 
 @flow(
@@ -20,11 +23,14 @@ from tasks.run import subject_run
     task_runner=pipeline.ROW_RUNNER,
 )
 def train_subject(
-    subject: str, workspace: str | None = None, changes: dict[str, Any] | None = None
+    subject: SubjectName, workspace: str | None = None, changes: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Bring all stages of a subject up to date and compare the result with the champion.
 
-    `changes` are settings for this run only, such as {"train.max_train_steps": 100}.
+    Args:
+        subject: Name of a subject in params.yaml.
+        workspace: Project folder; by default the one that the worker runs in.
+        changes: Settings for this run only, such as {"train.max_train_steps": 100}.
     """
     root = find_workspace(Path(workspace or "."))
     with subject_run(subject, root, environment.set_defaults(root), changes) as run:

@@ -1,8 +1,8 @@
-"""Prefect artifacts of a flow run: gate report, score table, image grid, verdict."""
+"""Prefect artifacts of a flow run: gate report, score table, image grid, verdict, page."""
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Iterable
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -19,6 +19,7 @@ from dreambooth_core.records import (
 from tasks.run import SubjectRun
 
 _INLINE_BYTES = 400_000
+"""Prefect keeps artifacts in its database and sends them whole."""
 
 
 def _key(run: SubjectRun, what: str) -> str:
@@ -38,7 +39,11 @@ def gate_report(run: SubjectRun) -> None:
     lines += [f"| {_cell(e.name)} | rejected: {_cell(e.reason)} |" for e in report.rejected]
     lines += [f"| {_cell(e.name)} | skipped: {_cell(e.reason)} |" for e in report.skipped]
     lines += ["", *(f"- {warning}" for warning in report.warnings)]
-    create_markdown_artifact("\n".join(lines), key=_key(run, "gate-report"))
+    create_markdown_artifact(
+        "\n".join(lines),
+        key=_key(run, "gate-report"),
+        description="What the data gate says of every file among the photos.",
+    )
 
 
 def _cell(text: str) -> str:
@@ -63,25 +68,31 @@ def score_table(run: SubjectRun) -> None:
     """CLIP-T, CLIP-I, DINO, PRES and DIV of every row."""
     scores = Scores.read(run.places.stage_dir("evaluate"), "scores.json")
     rows = [_score_row(row) for row in scores.rows]
-    create_table_artifact(rows, key=_key(run, "scores"))
+    create_table_artifact(
+        rows,
+        key=_key(run, "scores"),
+        description="Scores of checkpoints, base model and photos, with 95 % intervals.",
+    )
 
 
 def picture_grid(run: SubjectRun) -> None:
-    """Publish the grid of prompts x checkpoints: inline if small enough, else as a link."""
+    """Publish the grid of prompts x checkpoints, made small enough for Prefect's database."""
+    from dreambooth_core.report import pictures  # matplotlib takes a second
+
     path = run.places.stage_dir("evaluate") / "grid.png"
-    if path.stat().st_size <= _INLINE_BYTES:
-        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    else:
-        source = path.as_uri()
-    text = f"# {run.subject}: prompts x checkpoints\n\n![grid]({source})\n\n{path}"
-    create_markdown_artifact(text, key=_key(run, "grid"))
+    source = pictures.fitting_uri(path, _INLINE_BYTES)
+    create_markdown_artifact(
+        f"# {run.subject}: prompts x checkpoints\n\n![grid]({source})\n\nIn full size: `{path}`",
+        key=_key(run, "grid"),
+        description="One image of every prompt by the base model and by every checkpoint.",
+    )
 
 
 def verdict(run: SubjectRun, result: Verdict) -> None:
-    """Publish the verdict with its reason and links."""
+    """Publish the verdict with its reason."""
     selection = Selection.read(run.places.stage_dir("select"))
     lines = [
-        f"# {run.subject}: {'promoted' if result.promote else 'stays challenger'}",
+        f"# {run.subject}: {_headline(result)}",
         "",
         result.why,
         "",
@@ -89,10 +100,47 @@ def verdict(run: SubjectRun, result: Verdict) -> None:
         f"- champion before: {result.champion or 'none'}",
         f"- chosen checkpoint: {selection.best}. {selection.rule}",
         *_differences(result.difference.items()),
-        f"- page: {run.places.report_page.as_uri()}",
         f"- registry: {run.store}",
     ]
-    create_markdown_artifact("\n".join(lines), key=_key(run, "verdict"))
+    create_markdown_artifact(
+        "\n".join(lines),
+        key=_key(run, "verdict"),
+        description="Whether the new version replaces the champion, and why.",
+    )
+
+
+def _headline(verdict: Verdict) -> str:
+    if verdict.promote:
+        return "promoted to champion"
+    if verdict.challenger == verdict.champion:
+        return "is the champion already"
+    return "stays a challenger"
+
+
+def page(run: SubjectRun) -> None:
+    """Publish where the page is: its path, and its address in MLflow if a server runs."""
+    from dreambooth_core.pipeline import report
+
+    server = _mlflow_server(run)
+    address = report.address(run.context("report"), server) if server else None
+    open_it = f"[Open the page in MLflow]({address})\n\n" if address else ""
+    path = run.places.report_page
+    create_markdown_artifact(
+        f"# Page of {run.subject}\n\n{open_it}On the worker's machine: `{path}`",
+        key=_key(run, "page"),
+        description="The report with photos, scores, pictures, choice and verdict.",
+    )
+
+
+def _mlflow_server(run: SubjectRun) -> str | None:
+    """The address of the MLflow server in use, or of that of `dreambooth up`."""
+    uri = run.env.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/")
+    try:
+        return json.loads(run.workspace.services_note.read_text())["mlflow"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _differences(items: Iterable[tuple[str, Interval]]) -> list[str]:

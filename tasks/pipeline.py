@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -19,7 +18,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import unmapped
 
-from dreambooth_core import files, pipeline
+from dreambooth_core import pipeline
 from dreambooth_core.errors import DataError, SettingsError, Stopped
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Scores, Selection, Verdict
@@ -191,9 +190,7 @@ def compare(run: SubjectRun) -> Verdict:
 @task(**_options("report", hours=1))
 def report(run: SubjectRun) -> State[Any]:
     """Render the report, also after a new verdict."""
-    state = _run_stage(run, "report", is_lost=lambda: _is_page_outdated(run))
-    files.write_text(_page_note(run), _verdict_digest(run))
-    return state
+    return _run_stage(run, "report", show=artifacts.page, is_lost=lambda: not _is_page_current(run))
 
 
 def _is_version_lost(run: SubjectRun) -> bool:
@@ -204,20 +201,10 @@ def _is_version_lost(run: SubjectRun) -> bool:
     return not context.is_experiment and not registered.is_complete(context)
 
 
-def _is_page_outdated(run: SubjectRun) -> bool:
-    """Whether the page is missing or shows an earlier verdict."""
-    note = _page_note(run)
-    is_there = run.places.report_page.is_file() and note.is_file()
-    return not is_there or note.read_text() != _verdict_digest(run)
+def _is_page_current(run: SubjectRun) -> bool:
+    from dreambooth_core.pipeline import report
 
-
-def _page_note(run: SubjectRun) -> Path:
-    """The file with the digest of the verdict that the page shows."""
-    return run.workspace.state / "report" / run.subject
-
-
-def _verdict_digest(run: SubjectRun) -> str:
-    return files.digest_of(files.tree_hashes(run.places.verdict_dir))
+    return report.is_current(run.context("report"))
 
 
 _TASKS: dict[str, Callable[[SubjectRun], object]] = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from dreambooth_core.ports import Progress
+from dreambooth_core.ports import Progress, Throttle
 
 logger = logging.getLogger("dreambooth")
 
@@ -37,16 +36,16 @@ class Reporter(Protocol):
 
 
 class LogReporter:
-    """Logs each stage at most every few seconds, and at its end."""
+    """Logs progress every few seconds, and the end of each stage."""
+
+    def __init__(self) -> None:
+        self._throttle = Throttle(_LOG_EVERY_S)
 
     def progress(self, stage: str) -> Progress:
         """The Progress of a stage, which logs."""
-        last = [float("-inf")]
 
         def show(done: int, total: int, text: str = "") -> None:
-            now = time.monotonic()
-            if now - last[0] >= _LOG_EVERY_S or (total and done >= total):
-                last[0] = now
+            if self._throttle.is_due():
                 logger.info("%s: %d of %d %s", stage, done, total, text)
 
         return show
@@ -54,6 +53,9 @@ class LogReporter:
     def finished(self, time: StageTime) -> None:
         """Log the time, or that the stage was up to date."""
         logger.info("%s: %s", time.stage, spell(time))
+
+
+_LOG = LogReporter()
 
 
 def spell(time: StageTime) -> str:
@@ -67,4 +69,4 @@ reporter: ContextVar[Reporter] = ContextVar("reporter")
 
 def current() -> Reporter:
     """The reporter of the current run; by default the log."""
-    return reporter.get(LogReporter())
+    return reporter.get(_LOG)

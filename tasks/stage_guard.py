@@ -30,6 +30,10 @@ def bring_up_to_date(
     """
     for _ in range(_ATTEMPTS):
         is_stale = run.lock.retry_while_busy(lambda: run.staleness.is_stale(stage))
+        if is_stale and run.staleness.is_only_renamed(stage):
+            run.lock.retry_while_busy(lambda: run.dvc.commit(run.staleness.key(stage)))
+            run.staleness.mark_committed(stage)
+            is_stale = False
         if not is_stale and not is_lost():
             return False
         before = inputs_now(run.workspace, run.settings(), stage)

@@ -12,6 +12,9 @@ from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
 from tasks.dvc import Busy, Dvc, Status
 
+_CHANGED_COMMAND = "changed command"
+"""DVC's word for a stage whose command alone differs."""
+
 
 class Staleness:
     """The status of a subject's stages. DVC takes a second to report it, so it is cached."""
@@ -31,6 +34,13 @@ class Staleness:
         if self._status is None or (self._has_run and key not in self._status):
             self._status, self._has_run = self._read(), False
         return key in self._status
+
+    def is_only_renamed(self, stage: str) -> bool:
+        """Whether nothing but the command of the stage differs from dvc.lock.
+
+        The command only says how a stage starts, so its outputs are still those of its inputs.
+        """
+        return (self._status or {}).get(self.key(stage)) == [_CHANGED_COMMAND]
 
     def are_photos_stale(self) -> bool:
         """Whether the photos differed from their .dvc file when DVC last reported."""
@@ -79,7 +89,8 @@ def all_stages_ahead(
 def _ahead(status: Status, subject: str, pointer: str | None) -> dict[str, str]:
     runs, ahead = pointer in status, dict[str, str]()
     for stage in STAGES:
-        runs = runs or f"{stage}@{subject}" in status
+        changes = status.get(f"{stage}@{subject}", [])
+        runs = runs or any(change != _CHANGED_COMMAND for change in changes)
         ahead[stage] = "run" if runs else "skip"
     return ahead
 

@@ -22,9 +22,6 @@ from dreambooth_core.workspace import Places
 
 PUBLISH_TIMEOUT_S = 120.0
 
-VERDICT = "verdict.json"
-"""Name of the last verdict, in the workspace's verdict folder."""
-
 logger = logging.getLogger("dreambooth")
 
 

@@ -11,15 +11,14 @@ import functools
 import getpass
 from typing import TYPE_CHECKING
 
-from dreambooth_core import files
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.pipeline import registered
-from dreambooth_core.pipeline.common import VERDICT, StageContext, confirmation_of
+from dreambooth_core.pipeline import registered, report
+from dreambooth_core.pipeline.common import StageContext, confirmation_of
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore, RegisteredVersion, Verdict
-from dreambooth_core.registry import aliases, versions
+from dreambooth_core.registry import aliases, verdicts, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
@@ -39,13 +38,8 @@ def run(context: StageContext) -> Verdict:
         settings=context.settings.select,
         noise=_noise(context),
     )
-    is_champion = champion is not None and champion.version.version == challenger.version
-    last = Verdict.read_if_there(context.places.verdict_dir, VERDICT)
-    if is_champion and last is not None and last.challenger == label(challenger):
-        return verdict  # the page keeps the verdict that made it the champion
-    if not is_champion:
+    if champion is None or champion.version.version != challenger.version:
         _carry_out(tracking, challenger, verdict, champion)
-    verdict.write(context.places.verdict_dir, VERDICT)
     return verdict
 
 
@@ -55,16 +49,11 @@ def decision(why: str) -> Decision:
     return Decision(who=getpass.getuser(), when=now.isoformat(timespec="seconds"), why=why)
 
 
-def label(version: RegisteredVersion) -> str:
-    """The name of a version in verdicts."""
-    return f"{version.name}/{version.version}"
-
-
 def _contender(
     context: StageContext, version: RegisteredVersion, row: CheckpointScore
 ) -> Contender:
     return Contender(
-        name=label(version),
+        name=verdicts.label(version),
         qualified=version.qualified,
         row=row,
         harness=confirmation_of(context).harness,
@@ -144,36 +133,36 @@ def _carry_out(
             decision=decision(verdict.why),
             expected=None if champion is None else champion.version.version,
         )
-    tags = {
-        "verdict": verdict.why,
-        "verdict.promote": str(verdict.promote).lower(),
-        "verdict.champion": verdict.champion or "none",
-        "verdict.difference": files.canonical_json(verdict.to_json()["difference"]),
-    }
-    aliases.set_tags(tracking, name=version.name, version=version.version, tags=tags)
+    aliases.set_tags(
+        tracking, name=version.name, version=version.version, tags=verdicts.tags_of(verdict)
+    )
 
 
 def promote(context: StageContext, version: int, *, why: str) -> VersionInfo:
     """Make a version the champion by hand. Raises RegistryError."""
     tracking, name = tracking_of(context), context.settings.model_name
-    return aliases.promote(
+    info = aliases.promote(
         tracking,
         name=name,
         version=version,
         decision=decision(why),
         expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
     )
+    report.refresh(context)
+    return info
 
 
 def rollback(context: StageContext, *, why: str) -> VersionInfo:
     """Make the champion before this one the champion again. Raises RegistryError."""
     tracking, name = tracking_of(context), context.settings.model_name
-    return aliases.rollback(
+    info = aliases.rollback(
         tracking,
         name=name,
         decision=decision(why),
         expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
     )
+    report.refresh(context)
+    return info
 
 
 def side_by_side(context: StageContext, numbers: list[int] | None = None) -> list[VersionInfo]:

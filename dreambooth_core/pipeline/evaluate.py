@@ -34,7 +34,7 @@ from dreambooth_core.pipeline.common import (
     row_pictures,
     table_of,
 )
-from dreambooth_core.ports import StopSignal, never_stop
+from dreambooth_core.ports import Progress, StopSignal, never_stop
 from dreambooth_core.records import (
     REAL,
     SCORES,
@@ -107,6 +107,15 @@ def score_row(
         role=role,
         borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
     )
+
+
+def _naming(progress: Progress, row: str) -> Progress:
+    """The progress of one row among several: its lines name the row."""
+
+    def show(done: int, total: int, text: str = "") -> None:
+        progress(done, total, f"{row} {text}".rstrip())
+
+    return show
 
 
 def run(context: StageContext) -> Evaluation:

@@ -19,17 +19,15 @@ from dreambooth_core.pipeline.common import (
     settings_that_count,
     table_of,
 )
-from dreambooth_core.pipeline.registered import tracking_of
+from dreambooth_core.pipeline.registered import describe, selected, tracking_of
 from dreambooth_core.records import (
     BaseModelIdentity,
-    Checkpoint,
     ModelVersion,
     RegisteredVersion,
     Scores,
-    Selection,
     TrainingRun,
 )
-from dreambooth_core.registry import aliases, logged_models, parity, runs, versions
+from dreambooth_core.registry import aliases, attachments, logged_models, parity, runs, versions
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
@@ -49,32 +47,6 @@ def run(context: StageContext) -> ModelVersion:
     return version
 
 
-def describe(context: StageContext) -> ModelVersion:
-    """The present or future version in the registry. Raises StageError without a selection."""
-    view = context.settings
-    selection, checkpoint = selected(context)
-    own = context.fingerprint(
-        "register",
-        {
-            "checkpoint": checkpoint.sha256,
-            "selection": selection.to_json(),
-            "evaluation": confirmation_of(context).harness.to_json(),
-        },
-    )
-    return ModelVersion(
-        name=view.model_name, fingerprint=own, checkpoint=checkpoint.name, sha256=checkpoint.sha256
-    )
-
-
-def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
-    """The selection and its checkpoint. Raises StageError if none is selected."""
-    selection = Selection.read(context.places.stage_dir("select"))
-    if selection.best is None:
-        raise StageError("no checkpoint was selected", got=selection.rule)
-    training = TrainingRun.read(context.places.stage_dir("train"))
-    return selection, next(c for c in training.checkpoints if c.name == selection.best)
-
-
 def _register(context: StageContext, version: ModelVersion) -> None:
     """Log the scores, upload the best checkpoint, check its parity, and set the alias."""
     tracking = tracking_of(context)
@@ -82,6 +54,7 @@ def _register(context: StageContext, version: ModelVersion) -> None:
     with files.scratch_dir(context.places.store / "upload", context.settings.name) as folder:
         candidate = _candidate(context, version, export=folder / "export")
         registered_version = versions.register_version(tracking, run_ref, candidate, scratch=folder)
+        attachments.attach(tracking, registered_version, candidate)
     _check_parity(context, tracking, registered_version)
     aliases.set_challenger(
         tracking, name=registered_version.name, version=registered_version.version
@@ -99,6 +72,9 @@ def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
         name=run_name(training.method, training.fingerprint),
     )
     runs.log_params(tracking, run_ref, settings_that_count(view))
+    commit = lineage.git_commit(places.root)
+    if commit is not None:
+        runs.log_tags(tracking, run_ref, {runs.GIT_COMMIT: commit})
     runs.log_dataset(
         tracking,
         run_ref,
@@ -136,28 +112,31 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
         checkpoint=checkpoint,
         out=export,
     )
+    scores = table_of(evaluation_of(context))
+    content = card.CardContent(
+        model_name=view.model_name,
+        subject=view.name,
+        identifier=view.subject.identifier,
+        class_noun=view.subject.class_noun,
+        base_model=training.base_model,
+        method=training.method,
+        scores=scores,
+        confirmed=confirmed.rows[0],
+        selection=selection,
+        lineage=lineage.lineage_names(places, training),
+    )
     return versions.Candidate(
         record=version,
         checkpoint=checkpoint,
         row=confirmed.rows[0],
+        scores=scores,
         selection=selection,
         export=export,
         serving=_serving(context, training.base_model),
         lineage=lineage_of(context, training.base_model),
-        card=card.render_card(
-            card.CardContent(
-                model_name=view.model_name,
-                subject=view.name,
-                identifier=view.subject.identifier,
-                class_noun=view.subject.class_noun,
-                base_model=training.base_model,
-                method=training.method,
-                scores=table_of(evaluation_of(context)),
-                confirmed=confirmed.rows[0],
-                selection=selection,
-                lineage=lineage.lineage_names(places, training),
-            )
-        ),
+        card=card.render_card(content),
+        description=card.render_text(content),
+        prompt=f"a photo of {view.subject.identifier} {view.subject.class_noun}",
     )
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dreambooth_core.errors import RegistryError, UnknownModelError
-from dreambooth_core.pipeline.common import StageContext, run_name
-from dreambooth_core.records import ModelVersion, RegisteredVersion, TrainingRun
+from dreambooth_core.errors import RegistryError, StageError, UnknownModelError
+from dreambooth_core.pipeline.common import StageContext, confirmation_of, run_name
+from dreambooth_core.records import (
+    Checkpoint,
+    ModelVersion,
+    RegisteredVersion,
+    Selection,
+    TrainingRun,
+)
 from dreambooth_core.registry import aliases, runs, versions
 from dreambooth_core.registry.tracking import Tracking, connect, resolve_tracking
 from dreambooth_core.workspace import Workspace
@@ -24,6 +30,34 @@ def require_store(workspace: Workspace, env: Mapping[str, str]) -> None:
     """
     if "DVC_EXP_NAME" not in env:
         connect(resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI")))
+
+
+def describe(context: StageContext) -> ModelVersion:
+    """The present or future version in the registry. Raises StageError without a selection."""
+    selection, checkpoint = selected(context)
+    own = context.fingerprint(
+        "register",
+        {
+            "checkpoint": checkpoint.sha256,
+            "selection": selection.to_json(),
+            "evaluation": confirmation_of(context).harness.to_json(),
+        },
+    )
+    return ModelVersion(
+        name=context.settings.model_name,
+        fingerprint=own,
+        checkpoint=checkpoint.name,
+        sha256=checkpoint.sha256,
+    )
+
+
+def selected(context: StageContext) -> tuple[Selection, Checkpoint]:
+    """The selection and its checkpoint. Raises StageError if none is selected."""
+    selection = Selection.read(context.places.stage_dir("select"))
+    if selection.best is None:
+        raise StageError("no checkpoint was selected", got=selection.rule)
+    training = TrainingRun.read(context.places.stage_dir("train"))
+    return selection, next(c for c in training.checkpoints if c.name == selection.best)
 
 
 def find(context: StageContext) -> RegisteredVersion | None:
@@ -71,6 +105,19 @@ def aliases_now(context: StageContext) -> dict[str, int]:
         return versions.aliases_of(tracking_of(context), name=context.settings.model_name)
     except UnknownModelError:
         return {}
+
+
+def info_of(context: StageContext) -> versions.VersionInfo | None:
+    """The version that the present outputs are, with its tags; None if they are none.
+
+    Outputs of other settings than the registered record's are no version: neither is a selection
+    that was made again without registering it.
+    """
+    version = find(context)
+    published = ModelVersion.read_if_there(context.places.stage_dir("register"))
+    if version is None or published != describe(context):
+        return None
+    return versions.get_version(tracking_of(context), name=version.name, version=version.version)
 
 
 def is_complete(context: StageContext) -> bool:

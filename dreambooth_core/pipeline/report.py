@@ -1,16 +1,24 @@
-"""The report: everything about a subject's last run on one page."""
+"""The report: a page about the version that the present outputs are, and the pages of all versions.
+
+The pages' standing and verdict come from the registry, so a promotion changes them on every page.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
 
 from dreambooth_core import files
-from dreambooth_core.errors import RegistryError
+from dreambooth_core.config import SelectSettings
+from dreambooth_core.errors import RegistryError, UnknownModelError
 from dreambooth_core.evaluation import selection as selection_rule
+from dreambooth_core.pipeline import registered
 from dreambooth_core.pipeline.common import (
-    VERDICT,
     StageContext,
     confirmation_of,
     evaluation_of,
@@ -20,48 +28,169 @@ from dreambooth_core.pipeline.common import (
     table_of,
 )
 from dreambooth_core.pipeline.lineage import lineage_names
+from dreambooth_core.pipeline.standing import EXPERIMENT, UNREACHABLE, standing_of, unregistered
 from dreambooth_core.records import (
     Evaluation,
     GateReport,
     LatentCache,
     Manifest,
-    ModelVersion,
-    RegisteredVersion,
     Selection,
     TrainingRun,
     Verdict,
 )
-from dreambooth_core.report import page
+from dreambooth_core.registry import links, runs, versions
+from dreambooth_core.registry.verdicts import verdict_of
+from dreambooth_core.registry.versions import VersionInfo
+from dreambooth_core.report import live, page
+from dreambooth_core.report.live import Standing
 from dreambooth_core.workspace import Places
+
+PAGE_ARTIFACT = "report.html"
+"""Name of the page among the artifacts of a version's run."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a page shows of the registry: a version (or none), its standing and its verdict."""
+
+    version: VersionInfo | None
+    standing: Standing
+
+    @property
+    def number(self) -> int | None:
+        return self.version.version.version if self.version else None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return verdict_of(self.version) if self.version else None
+
+    @property
+    def parts(self) -> dict[str, Markup]:
+        return live.render_parts(self.number, standing=self.standing, verdict=self.verdict)
 
 
 def run(context: StageContext) -> Path:
-    """Write the page from the published outputs and the last verdict; returns its path."""
+    """Write the page of the present outputs; returns its path.
+
+    Everything about a registered version comes from that version's tags and from the outputs that
+    it was registered with. Each version's page is kept, and the registry's run has a copy.
+    """
+    shown = _shown(context)
+    html = page.render_page(_content(context, shown))
+    path = context.places.report_page
+    files.write_text(path, html)
+    if shown.version is not None:
+        files.write_text(_page_of(context, shown.version), html)
+        _upload(context, shown.version, html)
+    if shown.standing != UNREACHABLE and not context.is_experiment:
+        refresh(context)
+    return path
+
+
+def refresh(context: StageContext) -> None:
+    """Show the versions' present standing and verdicts on all pages. Raises RegistryError."""
+    name, subject = context.settings.model_name, context.settings.name
+    there = [path for path in _pages(context.places) if path.is_file()]
+    if not there:
+        return
+    found = {v.version.version: v for v in _versions(context, name)}
+    for path in there:
+        html = path.read_text(encoding="utf-8")
+        version = found.get(live.version_of(html) or 0)
+        if version is None:
+            continue
+        parts = _Shown(version, standing_of(version, subject=subject)).parts
+        changed = live.with_parts(html, parts)
+        if changed != html:
+            files.write_text(path, changed)
+            if path != context.places.report_page:
+                _upload(context, version, changed)
+
+
+def is_current(context: StageContext) -> bool:
+    """Whether the page shows the version of the present outputs, with its standing and verdict."""
+    path = context.places.report_page
+    if not path.is_file():
+        return False
+    html, shown = path.read_text(encoding="utf-8"), _shown(context)
+    return live.version_of(html) == shown.number and live.with_parts(html, shown.parts) == html
+
+
+def address(context: StageContext, server: str) -> str | None:
+    """The page in the web interface of an MLflow server; None for outputs that are no version."""
+    version = _shown(context).version
+    if version is None or version.run_id is None:
+        return None
+    return links.artifact_page(
+        registered.tracking_of(context),
+        server,
+        run_id=version.run_id,
+        file=f"{version.artifact_folder}/{PAGE_ARTIFACT}",
+    )
+
+
+def _pages(places: Places) -> list[Path]:
+    return [places.report_page, *sorted(places.version_pages.glob("*.html"))]
+
+
+def _page_of(context: StageContext, version: VersionInfo) -> Path:
+    return context.places.version_pages / f"{version.version.version}.html"
+
+
+def _versions(context: StageContext, name: str) -> list[VersionInfo]:
+    try:
+        return versions.list_versions(registered.tracking_of(context), name=name)
+    except UnknownModelError:
+        return []
+
+
+def _shown(context: StageContext) -> _Shown:
+    """What the registry says of the present outputs."""
+    subject = context.settings.name
+    if context.is_experiment:
+        return _Shown(None, EXPERIMENT)
+    try:
+        version = registered.info_of(context)
+    except RegistryError:
+        return _Shown(None, UNREACHABLE)
+    if version is None:
+        return _Shown(None, unregistered(subject))
+    return _Shown(version, standing_of(version, subject=subject))
+
+
+def _upload(context: StageContext, version: VersionInfo, html: str) -> None:
+    """Put the page among the artifacts of the version's run."""
+    if version.run_id is not None:
+        file = f"{version.artifact_folder}/{PAGE_ARTIFACT}"
+        runs.log_text(registered.tracking_of(context), version.run_id, html, file)
+
+
+def _content(context: StageContext, shown: _Shown) -> page.PageContent:
     view, places = context.settings, context.places
     evaluation = evaluation_of(context)
     scores = table_of(evaluation)
+    settings = (shown.version and shown.version.settings) or settings_that_count(view)
+    select = SelectSettings.model_validate(settings["select"])
+    limits = selection_rule.limits_of(scores.rows, select, text_range=scores.text_range)
     gate_dir = places.stage_dir("validate")
-    limits = selection_rule.limits_of(scores.rows, view.select, text_range=scores.text_range)
-    content = page.PageContent(
+    return page.PageContent(
         subject=view.name,
-        identifier=view.subject.identifier,
-        class_noun=view.subject.class_noun,
+        identifier=settings["subject"]["identifier"],
+        class_noun=settings["subject"]["class_noun"],
         gate=_gate_report(places),
         photos=[gate_dir / image.file for image in Manifest.read(gate_dir).images],
         scores=scores,
         images=_images(places, evaluation),
         selection=Selection.read(places.stage_dir("select")),
         confirmed=next(iter(table_of(confirmation_of(context)).rows), None),
-        registered=_registered(context),
-        verdict=Verdict.read_if_there(places.verdict_dir, VERDICT),
+        standing=shown.standing,
+        registered=shown.version.version if shown.version else None,
+        verdict=shown.verdict,
         losses=_losses(places.stage_dir("train") / "metrics.csv"),
         limits={"clip_t": limits.min_clip_t, "pres": limits.max_pres},
-        settings=settings_that_count(view),
-        lineage=_lineage(context),
+        settings=settings,
+        lineage=_lineage(context, shown.version, settings),
     )
-    path = places.report_page
-    files.write_text(path, page.render_page(content))
-    return path
 
 
 def _gate_report(places: Places) -> GateReport:
@@ -83,29 +212,21 @@ def _images(places: Places, evaluation: Evaluation) -> dict[str, list[Path]]:
     }
 
 
-def _registered(context: StageContext) -> RegisteredVersion | None:
-    """The registered version, or None if nothing is registered or the registry is unreachable."""
-    from dreambooth_core.pipeline import registered  # MLflow takes seconds to import
-
-    if context.is_experiment:
-        return None
-    try:
-        return registered.find(context)
-    except RegistryError:
-        return None
-
-
 def _losses(path: Path) -> list[tuple[int, float]]:
     with path.open(encoding="utf-8", newline="") as table:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(table)]
 
 
-def _lineage(context: StageContext) -> Mapping[str, str]:
+def _lineage(
+    context: StageContext, version: VersionInfo | None, settings: Mapping[str, Any]
+) -> Mapping[str, str]:
     """Names and hashes of everything behind the chosen checkpoint."""
     places = context.places
     training = TrainingRun.read(places.stage_dir("train"))
-    version = ModelVersion.read_if_there(places.stage_dir("register"))
     names = lineage_names(places, training)
     if version is not None:
-        names |= {"version fingerprint": version.fingerprint, "checkpoint": version.sha256}
-    return names | {"settings": files.digest_of(settings_that_count(context.settings))}
+        commit = version.tags.get("git_commit")
+        names |= {"code (git)": commit} if commit else {}
+        names |= {"version fingerprint": version.version.fingerprint}
+        names |= {"checkpoint": version.version.sha256}
+    return names | {"settings": files.digest_of(settings)}

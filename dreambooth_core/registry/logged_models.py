@@ -28,6 +28,7 @@ UPLOADED = "dreambooth.uploaded"
 
 _MODEL_TYPE = "dreambooth-checkpoint"
 _MLMODEL = "MLmodel"
+_SCORE = "score"
 
 
 def record_scores(
@@ -40,16 +41,19 @@ def record_scores(
 ) -> dict[str, str]:
     """Log the score table: a LoggedModel per checkpoint, curves over steps, the grid.
 
+    Metrics have one scheme, group/name: `score/dino` over steps (with `score/dino_low` and
+    `score/dino_high`), `real/dino` of the photos, `best/dino` of the chosen checkpoint.
+
     Returns the model id of each checkpoint by name. Raises RegistryError.
     """
     rows = {row.name: row for row in scores.rows}
     models: dict[str, str] = {}
+    runs.log_metrics(tracking, run, _references(scores))
     for checkpoint in checkpoints:
         model = find_or_create_model(tracking, run, checkpoint)
         models[checkpoint.name] = model.model_id
         if checkpoint.name in rows:
             _log_model_scores(tracking, run, model, rows[checkpoint.name], scores)
-    runs.log_metrics(tracking, run, _curves(scores))
     if grid is not None:
         last = max((checkpoint.step for checkpoint in checkpoints), default=0)
         runs.log_image(tracking, run, grid.read_bytes(), name="grid", step=last)
@@ -197,7 +201,8 @@ def _log_model_scores(
             for metric in client.get_logged_model(model.model_id).metrics or ()
             if metric.dataset_digest == digest
         }
-        new = {k: v for k, v in _with_bounds(row).items() if (k, v) not in there}
+        values = {f"{_SCORE}/{name}": value for name, value in _with_bounds(row).items()}
+        new = {k: v for k, v in values.items() if (k, v) not in there}
         now = get_current_time_millis()
         client.log_batch(
             run.run_id,
@@ -216,14 +221,18 @@ def _log_model_scores(
         )
 
 
-def _curves(scores: Scores) -> list[Metric]:
-    """The run's own metrics: `score/<name>` over steps, `real/<name>` for the photos."""
+def _references(scores: Scores) -> list[Metric]:
+    """The run's own metrics: `score/<name>` at step 0, `real/<name>` for the photos.
+
+    The checkpoints' scores continue the curve `score/<name>`: their models have the same keys.
+    """
     now = get_current_time_millis()
-    curves: list[Metric] = []
-    for row in scores.rows:
-        group = "score" if row.step is not None else REAL
-        curves += [Metric(f"{group}/{k}", v, now, row.step or 0) for k, v in _means(row).items()]
-    return curves
+    return [
+        Metric(f"{REAL if row.step is None else _SCORE}/{name}", value, now, 0)
+        for row in scores.rows
+        if not row.step
+        for name, value in _means(row).items()
+    ]
 
 
 def _means(row: ScoreRow) -> dict[str, float]:

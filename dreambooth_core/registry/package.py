@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow.pyfunc
 from mlflow.models import Model
+from mlflow.models.utils import _save_example
 
 from dreambooth_core import config, files
 from dreambooth_core.errors import RegistryError
@@ -59,9 +60,9 @@ def package_digest(export: Path, serving: Serving) -> str:
 
 @contextlib.contextmanager
 def packed(
-    export: Path, *, serving: Serving, metadata: Mapping[str, Any], scratch: Path
+    export: Path, *, serving: Serving, metadata: Mapping[str, Any], prompt: str, scratch: Path
 ) -> Iterator[Path]:
-    """Yield a temporary folder below `scratch` with the MLflow model.
+    """Yield a temporary folder below `scratch` with the MLflow model; `prompt` is its example.
 
     Raises RegistryError if the export has a file that could be a pickle.
     """
@@ -78,7 +79,7 @@ def packed(
                 metadata={**metadata, "files": files.tree_hashes(export)},
                 pip_requirements=_requirements(),
             )
-        _make_paths_relative(model)
+        _complete_spec(model, prompt)
         yield model
 
 
@@ -87,8 +88,11 @@ def load_spec(model: Path) -> Model:
     return Model.from_dict(config.read_yaml(model / "MLmodel"))
 
 
-def _make_paths_relative(model: Path) -> None:
-    """Rename the pipeline folder to ARTIFACT, and make the paths in MLmodel relative."""
+def _complete_spec(model: Path, prompt: str) -> None:
+    """Rename the pipeline folder to ARTIFACT, make paths relative, and add an example of a request.
+
+    `save_model` would load the model and sample images for the example.
+    """
     path = model / "MLmodel"
     spec = load_spec(model)
     flavor = spec.flavors["python_function"]
@@ -96,6 +100,7 @@ def _make_paths_relative(model: Path) -> None:
     (model / entry["path"]).rename(model / "artifacts" / ARTIFACT)
     entry["path"] = entry["uri"] = f"artifacts/{ARTIFACT}"
     flavor["model_code_path"] = SERVING_CODE.name
+    _save_example(spec, [{"prompt": prompt, "seed": 0}], str(model))
     spec.save(str(path))
 
 

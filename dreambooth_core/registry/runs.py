@@ -24,6 +24,8 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import (
     MAX_METRICS_PER_BATCH,
@@ -49,6 +51,10 @@ FLUSH_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 15.0
 
 _MAX_BATCH = 500
+_SOURCE = "dreambooth"
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""MLflow's pages open an experiment of this kind in the view of training runs, others in that of
+agents."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -173,6 +179,9 @@ class MlflowSink:
         return is_new
 
 
+GIT_COMMIT = MLFLOW_GIT_COMMIT
+"""Tag of a run: the commit of the workspace."""
+
 FINGERPRINT = "dreambooth.fingerprint"
 """Tag of a run, a logged model and a model version: the fingerprint of its work."""
 
@@ -199,6 +208,8 @@ def experiment_id(tracking: Tracking, name: str) -> str:
         refuse_outside(found.artifact_location, home=tracking.home, store=tracking.shown)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        if _KIND not in found.tags:
+            client.set_experiment_tag(found.experiment_id, _KIND, _TRAINING)
         return found.experiment_id
 
 
@@ -206,7 +217,9 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
     root = tracking.artifact_root
     try:
         return client.create_experiment(
-            name, artifact_location=None if root is None else (root / name).as_uri()
+            name,
+            artifact_location=None if root is None else (root / name).as_uri(),
+            tags={_KIND: _TRAINING},
         )
     except MlflowException:
         found = client.get_experiment_by_name(name)
@@ -245,7 +258,8 @@ def find_or_create_run(
             return there
         home = experiment_id(tracking, experiment)
         with registry_errors(tracking, doing=f"creating the run {name}"):
-            run = connect(tracking).create_run(home, run_name=name, tags={FINGERPRINT: fingerprint})
+            tags = resolve_tags({MLFLOW_SOURCE_NAME: _SOURCE, FINGERPRINT: fingerprint})
+            run = connect(tracking).create_run(home, run_name=name, tags=tags)
     return RunRef(run.info.run_id, home, created=True)
 
 
@@ -322,6 +336,12 @@ def log_image(tracking: Tracking, run: RunRef, png: bytes, *, name: str, step: i
         with Image.open(io.BytesIO(png)) as image:
             client.log_image(run.run_id, image, key=name, step=step, synchronous=True)
         client.set_tag(run.run_id, tag, digest)
+
+
+def log_text(tracking: Tracking, run_id: str, text: str, file: str) -> None:
+    """Write a text file among the run's artifacts; replaces an existing one."""
+    with registry_errors(tracking, doing=f"writing {file}"):
+        connect(tracking).log_text(run_id, text, file)
 
 
 def set_status(tracking: Tracking, run: RunRef, status: str) -> None:

@@ -21,11 +21,14 @@ from dreambooth_core import files
 from dreambooth_core.config import nearest
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
 from dreambooth_core.records import (
+    SCORES,
     BaseModelIdentity,
     Checkpoint,
+    Interval,
     ModelVersion,
     RegisteredVersion,
     ScoreRow,
+    Scores,
     Selection,
 )
 from dreambooth_core.registry import logged_models, package
@@ -42,6 +45,9 @@ from dreambooth_core.registry.tracking import (
 
 TAG_LIMIT = 5000
 """The maximum length, in PostgreSQL, of a registered model's tag and of a description."""
+
+_INTERVALS = "scores"
+"""Tag of a version: the row of its checkpoint, with the intervals of the scores."""
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(@(?P<alias>[\w-]+)|/(?P<version>\d+))$")
@@ -62,18 +68,23 @@ class Lineage:
 class Candidate:
     """A run's best checkpoint with everything that the registry stores.
 
-    `export` is the folder of `models.weights.export_pipeline`; `card` is the version's description
-    (Markdown).
+    `export` is the folder of `models.weights.export_pipeline`; `card` is the model card in
+    Markdown, and `description` its text without the hub's metadata.
     """
 
     record: ModelVersion
     checkpoint: Checkpoint
     row: ScoreRow
+    """The scores of the checkpoint on fresh seeds."""
+    scores: Scores
     selection: Selection
     export: Path
     serving: Serving
     lineage: Lineage
     card: str
+    description: str
+    prompt: str
+    """The prompt of the photos, for the model's input example."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,26 @@ class VersionInfo:
     version: RegisteredVersion
     aliases: tuple[str, ...]
     scores: Mapping[str, float]
+    intervals: Mapping[str, Interval]
     settings: Mapping[str, Any]
     tags: Mapping[str, str]
-    run_id: str = ""
+    run_id: str | None
+    """The run of its training."""
+
+    @property
+    def artifact_folder(self) -> str:
+        """The folder of this version among the artifacts of its run."""
+        return artifact_folder(self.version.version)
 
     @property
     def uri(self) -> str:
         """The reference that `mlflow.pyfunc.load_model` takes."""
         return f"models:/{self.version.name}/{self.version.version}"
+
+
+def artifact_folder(version: int) -> str:
+    """The folder of a version among the artifacts of its run."""
+    return f"versions/{version}"
 
 
 def find_version(tracking: Tracking, *, name: str, fingerprint: str) -> RegisteredVersion | None:
@@ -130,7 +153,7 @@ def register_version(
                 source=f"models:/{model_id}",
                 run_id=run.run_id,
                 tags=_tags(candidate),
-                description=fitting(candidate.card, TAG_LIMIT),
+                description=candidate.description,
                 model_id=model_id,
             )
     return _registered(version)
@@ -150,7 +173,11 @@ def _upload(tracking: Tracking, run: RunRef, candidate: Candidate, scratch: Path
         "base_model": candidate.lineage.base_model.to_json(),
     }
     with package.packed(
-        candidate.export, serving=candidate.serving, metadata=metadata, scratch=scratch
+        candidate.export,
+        serving=candidate.serving,
+        metadata=metadata,
+        prompt=candidate.prompt,
+        scratch=scratch,
     ) as saved:
         return logged_models.upload(
             tracking, run, checkpoint=checkpoint, saved_model=saved, digest=digest
@@ -183,6 +210,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "git_commit": lineage.git_commit or "",
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
+        _INTERVALS: files.canonical_json(candidate.row.to_json()),
     }
     return {key: fitting(value, TAG_LIMIT) for key, value in tags.items() if value}
 
@@ -281,8 +309,8 @@ def fetch(tracking: Tracking, reference: str) -> Path:
     info = resolve_reference(tracking, reference)
     client = connect(tracking)
     with registry_errors(tracking, doing=f"reading {info.uri}"):
-        source = client.get_model_version(info.version.name, str(info.version.version)).source
-    target = tracking.cache / (source or "").rsplit("/", 1)[-1]
+        version = client.get_model_version(info.version.name, str(info.version.version))
+    source, target = version.source, tracking.cache / model_id_of(version)
     if not target.is_dir():
         with (
             registry_errors(tracking, doing=f"downloading {info.uri}"),
@@ -294,6 +322,11 @@ def fetch(tracking: Tracking, reference: str) -> Path:
             )
             _verify(aside, info.uri)
     return target / "artifacts" / package.ARTIFACT
+
+
+def model_id_of(version: MlflowVersion) -> str:
+    """The logged model of a version: its source is `models:/MODEL_ID`."""
+    return (version.source or "").rsplit("/", 1)[-1]
 
 
 def _verify(model: Path, uri: str) -> None:
@@ -319,10 +352,19 @@ def _info(version: MlflowVersion, aliases: Mapping[str, int]) -> VersionInfo:
             for key, value in sorted(tags.items())
             if key.startswith("score.")
         },
+        intervals=_intervals(tags.get(_INTERVALS)),
         settings=_settings(tags.get("settings", "{}")),
         tags=tags,
-        run_id=version.run_id or "",
+        run_id=version.run_id,
     )
+
+
+def _intervals(text: str | None) -> dict[str, Interval]:
+    """The scores in a tag with their intervals; versions of earlier releases have none."""
+    if text is None:
+        return {}
+    row = ScoreRow.model_validate_json(text)
+    return {name: value for name in SCORES if (value := getattr(row, name)) is not None}
 
 
 def _settings(text: str) -> dict[str, Any]:

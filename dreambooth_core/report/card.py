@@ -41,6 +41,11 @@ class CardContent:
 
 def render_card(content: CardContent) -> str:
     """Render the card as Markdown with the hub's metadata block; escapes user texts."""
+    return f"{_metadata(content)}\n\n{render_text(content)}"
+
+
+def render_text(content: CardContent) -> str:
+    """Render the card as Markdown without the metadata; escapes user texts."""
     prompt = f"a photo of {content.identifier} {content.class_noun}"
     quality = (
         "It keeps to the limits of the selection."
@@ -48,7 +53,6 @@ def render_card(content: CardContent) -> str:
         else "**It does not keep to the limits of the selection**, so it is never promoted."
     )
     parts = [
-        _metadata(content),
         f"# {_plain(content.model_name)}",
         f"The subject `{content.subject}`, taught to `{_code(content.base_model.name)}` by "
         f"DreamBooth ({_method(content.method)}). Say `{_code(prompt)}` to see it. {quality}",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dreambooth_core.config import flatten
@@ -21,9 +20,10 @@ from dreambooth_core.records import (
     Selection,
     Verdict,
 )
-from dreambooth_core.report import KINDS, ScoreKind
+from dreambooth_core.report import KINDS, ScoreKind, live
 from dreambooth_core.report.curves import Level, Point, line_chart, smooth
 from dreambooth_core.report.grid import first_of_each
+from dreambooth_core.report.live import Standing
 from dreambooth_core.report.pictures import data_uri
 
 
@@ -44,6 +44,7 @@ class PageContent:
     scores: Scores
     images: Mapping[str, Sequence[Path]]
     selection: Selection
+    standing: Standing
     confirmed: ScoreRow | None = None
     registered: RegisteredVersion | None = None
     verdict: Verdict | None = None
@@ -55,14 +56,8 @@ class PageContent:
 
 def render_page(content: PageContent) -> str:
     """Render the page as HTML without scripts or external files; escapes all texts."""
-    environment = Environment(
-        loader=PackageLoader("dreambooth_core.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=_score, signed=_signed)
+    environment = live.environment()
+    number = content.registered.version if content.registered else None
     style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
         content=content,
@@ -75,30 +70,15 @@ def render_page(content: PageContent) -> str:
         photos=_photos(content),
         grid=_grid(content),
         best_images=_best_images(content),
-        differences=_differences(content.verdict),
+        live=live.render_parts(number, standing=content.standing, verdict=content.verdict),
         settings=sorted(
             (key, "null" if value is None else str(value))
             for key, value in flatten(content.settings).items()
         ),
-        headline=_headline(content),
     )
 
 
 # ---- parts of the page --------------------------------------------------------------------------
-
-
-def _headline(content: PageContent) -> dict[str, str]:
-    """The state of the subject in a word, with the CSS class of its colour."""
-    verdict = content.verdict
-    if not content.selection.qualified:
-        return {"word": "Not qualified", "tone": "bad"}
-    if verdict is None:
-        return {"word": "Not compared yet", "tone": "plain"}
-    if verdict.promote:
-        return {"word": "Champion", "tone": "good"}
-    if verdict.challenger == verdict.champion:
-        return {"word": "Already the champion", "tone": "good"}
-    return {"word": "Stays a challenger", "tone": "plain"}
 
 
 def _row(scores: Scores, name: str | None) -> ScoreRow | None:
@@ -229,31 +209,3 @@ def _best_images(content: PageContent) -> list[dict[str, str]]:
         {"uri": data_uri(path), "prompt": prompt}
         for path, prompt in zip(shown, prompts, strict=True)
     ]
-
-
-def _differences(verdict: Verdict | None) -> list[dict[str, Any]]:
-    """The verdict's paired differences, each with a bar in percent of the scale."""
-    if verdict is None or not verdict.difference:
-        return []
-    found = [(kind, verdict.difference.get(kind.key)) for kind in KINDS]
-    reach = max(max(abs(d.low), abs(d.high)) for d in verdict.difference.values()) or 1.0
-    return [
-        {
-            "kind": kind,
-            "value": value,
-            "left": f"{50 + 48 * value.low / reach:.2f}",
-            "width": f"{48 * (value.high - value.low) / reach:.2f}",
-            "at": f"{50 + 48 * value.mean / reach:.2f}",
-            "tone": "good" if value.low > 0 else "bad" if value.high < 0 else "plain",
-        }
-        for kind, value in found
-        if value is not None
-    ]
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")

@@ -48,6 +48,19 @@ def data_uri(path: Path) -> str:
         return _uri("png", png_bytes(image))
     if max(image.size) > _INLINE_SIDE:
         image = fit(image, _INLINE_SIDE)
+    return _webp(image)
+
+
+def fitting_uri(path: Path, limit_bytes: int) -> str:
+    """An image as a data URI of at most `limit_bytes`: smaller sides where it does not fit."""
+    image = open_rgb(path)
+    side = max(image.size)
+    while len(uri := _webp(fit(image, side))) > limit_bytes:
+        side = side * 4 // 5
+    return uri
+
+
+def _webp(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=_WEBP_QUALITY, method=4)
     return _uri("webp", buffer.getvalue())

@@ -33,7 +33,7 @@ def test_dvc_tracks_exactly_the_settings_that_a_stage_reads(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_user_text_reaches_the_shell(stage: str) -> None:
-    assert _body(stage)["cmd"] == f"python -m dreambooth_core {stage} --subject ${{key}}"
+    assert _body(stage)["cmd"] == f"sh infra/stage.sh {stage} --subject ${{key}}"
 
 
 def test_subject_names_reject_shell_syntax() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import config
+from tasks import forms
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = {
@@ -30,6 +31,24 @@ def test_entrypoint_is_a_flow_that_takes_its_parameters(name: str) -> None:
     flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), function)
     assert flow.name == DEPLOYMENTS[name]["flow_name"]
     assert set(DEPLOYMENTS[name].get("parameters", {})) <= set(flow.parameters.properties)
+
+
+def test_form_offers_the_subjects_and_describes_every_parameter() -> None:
+    from flows.retrain_all import retrain_all
+    from flows.train_subject import train_subject
+
+    subjects = sorted(config.read_yaml(ROOT / "params.yaml")["subjects"])
+    assert train_subject.parameters.properties["subject"]["enum"] == subjects
+    for flow in (train_subject, retrain_all):
+        assert all(p["description"] for p in flow.parameters.properties.values())
+
+
+def test_form_outside_a_workspace_takes_any_name(tmp_path: Path) -> None:
+    assert forms.subject_schema(tmp_path) == {"type": "string"}
+
+
+def test_deployment_accepts_subjects_that_are_newer_than_its_form() -> None:
+    assert DEPLOYMENTS["train-subject/local"]["enforce_parameter_schema"] is False
 
 
 @pytest.mark.parametrize("file", FLOW_FILES)

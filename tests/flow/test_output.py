@@ -32,19 +32,40 @@ def test_preset_show_prints_the_bytes_of_the_file(name):
     assert shown.stdout == (ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+INTERVAL = {"mean": 0.5, "low": 0.45, "high": 0.55}
+
+
+def version(number, verdict):
+    difference = {"dino": {"mean": 0.0123, "low": -0.004, "high": 0.0286}}
+    return {
+        "version": number,
+        "aliases": [],
+        "scores": {"dino": 0.5, "clip_t": 0.3},
+        "intervals": {"dino": INTERVAL},
+        "verdict": {"champion": "dreambooth-mug/1", "difference": difference},
+        "tags": {"verdict": verdict},
+        "settings": {"train": {"learning_rate": number}},
+    }
+
+
+def cells(text, column):
+    lines = [line.split("\u2502") for line in text.splitlines() if "\u2502" in line]
+    return " ".join(" ".join(line[column + 1].strip() for line in lines).split())
+
+
 def test_comparison_of_versions_cuts_no_text(capsys):
     verdict = "challenger stays: " + "x" * 150 + "END"
-    version = {
-        "version": 3,
-        "aliases": [],
-        "scores": {"dino": 0.5},
-        "tags": {"verdict": verdict},
-        "settings": {},
-    }
-    screens.show_versions(Console(width=80), [version])
-    lines = [
-        line.split("\u2502")[2].strip()
-        for line in capsys.readouterr().out.splitlines()
-        if "\u2502" in line
-    ]
-    assert verdict.replace(" ", "") in "".join(lines).replace(" ", "")
+    screens.show_versions(Console(width=80), [version(3, verdict)])
+    shown = cells(capsys.readouterr().out, 1)
+    assert verdict.replace(" ", "") in shown.replace(" ", "")
+    assert "0.500 (0.450 to 0.550)" in shown
+    assert "0.300" in shown
+    assert "+0.012 (-0.004 to +0.029) from version 1" in shown
+
+
+def test_comparison_of_many_versions_shows_a_few_at_a_time(capsys):
+    screens.show_versions(Console(width=80), [version(n, "v") for n in range(1, 8)])
+    text = capsys.readouterr().out
+    assert text.count("Versions (scores") == 4
+    assert text.count("0.500 (0.450 to") == 7
+    assert "train.learning_rate" in text

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow, get_client
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
+from cli.flow_runs import FlowRunLog
 from dreambooth_core import config, files
 from dreambooth_core.errors import StageError
+from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
 from tasks.run import subject_run
@@ -62,6 +67,37 @@ def test_first_run_runs_every_stage_and_registers_version_1(first: dict[str, Any
     ]
 
 
+def test_artifacts_show_pictures_and_describe_themselves(first: dict[str, Any]) -> None:
+    with get_client(sync_client=True) as client:
+        shown = {a.key: a for a in client.read_artifacts() if a.key}
+    names = ("gate-report", "scores", "grid", "verdict", "page")
+    assert set(shown) == {f"{SUBJECT}-{name}" for name in names}
+    assert all(artifact.description for artifact in shown.values())
+    assert "](data:image/webp;base64," in str(shown[f"{SUBJECT}-grid"].data)
+    assert not any("file://" in str(artifact.data) for artifact in shown.values())
+    assert first["report"] in str(shown[f"{SUBJECT}-page"].data)
+
+
+def test_one_line_is_printed_for_each_state_of_a_flow_run(harness: None) -> None:
+    @flow(name="short", flow_run_name="short run")
+    def short(*, fails: bool) -> None:
+        time.sleep(1)
+        if fails:
+            raise ValueError("no such thing")
+
+    lines: list[str] = []
+    short(fails=False)
+    log = FlowRunLog(str(PREFECT_API_URL.value()), lines.append)
+    with log:
+        assert wait_until(lambda: log.is_following, timeout_s=60, every_s=0.1)
+        with pytest.raises(ValueError, match="no such thing"):
+            short(fails=True)
+        assert wait_until(lambda: any("failed" in x for x in lines), timeout_s=60, every_s=0.1)
+    assert lines[-1].startswith("short run: failed. ")
+    assert "no such thing" in lines[-1]
+    assert set(lines[:-1]) <= {"short run: running"}
+
+
 def test_dvc_has_nothing_to_do_after_a_flow(first: dict[str, Any], prepared: Workspace) -> None:
     assert json.loads(dvc(prepared.root, "status", "--json").stdout) == {}
     assert "Running stage" not in dvc(prepared.root, "repro").stdout
@@ -73,6 +109,19 @@ def test_second_flow_skips_everything_except_the_comparison(
     again = _run(prepared, monkeypatch)
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
     assert again["version"] == first["version"]
+
+
+def test_flow_accepts_outputs_of_another_command(
+    first: dict[str, Any], prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = prepared.root / "dvc.lock"
+    now = lock.read_text()
+    earlier = now.replace("cmd: sh infra/stage.sh", "cmd: python -m dreambooth_core")
+    assert earlier.count("cmd: python -m dreambooth_core") == len(STAGES)
+    lock.write_text(earlier)
+    again = _run(prepared, monkeypatch)
+    assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+    assert lock.read_text() == now
 
 
 def test_flow_after_dvc_repro_skips_everything_except_the_comparison(

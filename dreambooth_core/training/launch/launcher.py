@@ -21,7 +21,7 @@ import psutil
 
 from dreambooth_core.environment import SPINNING
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
-from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
+from dreambooth_core.ports import Progress, StopSignal, Throttle, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.supervision import supervised
 from dreambooth_core.training import job as job_files
@@ -43,6 +43,7 @@ _KILL_S = 10.0
 _CHUNK = 1 << 16
 _TAIL_LINES = 30
 _SECONDS_BETWEEN_PROGRESS = 1.0
+_SECONDS_BETWEEN_LOGGED_PROGRESS = 5.0
 _SIGNAL = re.compile(r"Signals\.(SIG[A-Z]+)|Signal \d+ \((SIG[A-Z]+)\)")
 
 
@@ -280,6 +281,7 @@ class Output:
         self._partial = b""
         self._is_open = True
         self._shown = 0.0
+        self._throttle = Throttle(_SECONDS_BETWEEN_LOGGED_PROGRESS)
         self._last_lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
 
     @property
@@ -314,15 +316,17 @@ class Output:
     def _pass_on(self, line: str) -> None:
         if not line:
             return
-        self._log.write(line + "\n")
-        self._log.flush()
-        self._last_lines.append(line)
         step = parse_progress(line)
+        is_last = step is not None and step.done == step.total
+        if step is None or is_last or self._throttle.is_due():
+            self._log.write(line + "\n")
+            self._log.flush()
+        self._last_lines.append(line)
         if step is None:
             if self._on_line is not None:
                 self._on_line(line)
             return
         now = time.monotonic()
-        if now - self._shown >= _SECONDS_BETWEEN_PROGRESS or step.done == step.total:
+        if now - self._shown >= _SECONDS_BETWEEN_PROGRESS or is_last:
             self._shown = now
             self._progress(step.done, step.total, step.text)

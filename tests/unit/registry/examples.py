@@ -83,11 +83,13 @@ def candidate(export: Path, *, fingerprint: str = "f" * 64, step: int = 100, **c
             name=MODEL, fingerprint=fingerprint, checkpoint=chosen.name, sha256=chosen.sha256
         ),
         "checkpoint": chosen,
-        "row": row(chosen.name, step, 0.5),
+        "scores": scores(step),
         "selection": selection(step),
         "export": export,
         "serving": serving(),
         "lineage": lineage,
-        "card": "# A mug\n\nBest of two checkpoints.",
+        "card": "---\ntags: []\n---\n\n# A mug\n\nBest of two checkpoints.",
+        "description": "# A mug\n\nBest of two checkpoints.",
+        "prompt": "a photo of sks mug",
     }
     return Candidate(**{**values, **changes})

@@ -173,7 +173,7 @@ def test_scores_of_another_harness_do_not_replace_the_old_ones(tracking, run) ->
     record(tracking, run)
     models = record(tracking, run, suite="objects")
     model = MlflowClient(tracking.uri).get_logged_model(models["checkpoint-50"])
-    dino = [metric for metric in model.metrics if metric.key == "dino"]
+    dino = [metric for metric in model.metrics if metric.key == "score/dino"]
     assert {metric.dataset_name for metric in dino} == {"pocket", "objects"}
 
 
@@ -184,6 +184,22 @@ def test_half_created_row_is_completed_after_a_kill(tracking, run) -> None:
     models = record(tracking, run)
     assert models["checkpoint-50"] == half.model_id
     assert client.get_logged_model(half.model_id).status == LoggedModelStatus.READY
+
+
+def test_run_names_its_user_and_its_source(tracking, run) -> None:
+    tags = MlflowClient(tracking.uri).get_run(run.run_id).data.tags
+    assert tags["mlflow.source.name"] == "dreambooth"
+    assert tags["mlflow.user"]
+
+
+def test_experiment_opens_in_the_view_of_training_runs(tracking) -> None:
+    client = MlflowClient(tracking.uri)
+    older = client.create_experiment("older")
+    for name in ("older", "newer"):
+        runs.experiment_id(tracking, name)
+        kind = client.get_experiment_by_name(name).tags["mlflow.experimentKind"]
+        assert kind == "custom_model_development"
+    assert runs.experiment_id(tracking, "older") == older
 
 
 def test_the_best_checkpoint_stands_in_the_run_with_the_rule(tracking, run) -> None:

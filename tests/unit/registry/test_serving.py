@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -48,7 +49,11 @@ def evaluated(folder: Path, prompts, seeds) -> list[Image.Image]:
 def packed(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("packed")
     with package.packed(
-        tiny_sd, serving=examples.serving(), metadata={}, scratch=scratch / "work"
+        tiny_sd,
+        serving=examples.serving(),
+        metadata={},
+        prompt=PROMPTS[0],
+        scratch=scratch / "work",
     ) as model:
         return model.rename(scratch / "model")
 
@@ -65,6 +70,13 @@ def test_served_model_reproduces_every_evaluation_image_bit_for_bit(served, tiny
     requests = [{"prompt": p, "seed": s} for p, s in zip(prompts, seeds, strict=True)]
     got = [picture(text) for text in served.predict(requests)]
     assert [image.tobytes() for image in got] == [image.tobytes() for image in expected]
+
+
+def test_input_example_is_a_request_that_the_model_serves(packed, served) -> None:
+    example = json.loads((packed / "input_example.json").read_text())
+    assert example == [{"prompt": PROMPTS[0], "seed": 0}]
+    [text] = served.predict(example)
+    assert picture(text).size == (SIDE, SIDE)
 
 
 def test_single_request_reproduces_an_image_scored_in_a_block(served, tiny_sd) -> None:
@@ -178,7 +190,9 @@ def test_lora_weights_are_served_on_their_base_model(tiny_sd, tmp_path) -> None:
     adapter.mkdir()
     write_random_lora(tiny_sd, adapter)
     serving = examples.serving(base_model=str(tiny_sd))
-    with package.packed(adapter, serving=serving, metadata={}, scratch=tmp_path) as model:
+    with package.packed(
+        adapter, serving=serving, metadata={}, prompt=PROMPTS[0], scratch=tmp_path
+    ) as model:
         served = mlflow.pyfunc.load_model(str(model))
     [text] = served.predict([{"prompt": PROMPTS[0], "seed": 3}])
     pipe = load.load_pipeline_folder(tiny_sd, device=torch.device("cpu"))
@@ -206,7 +220,9 @@ def test_sdxl_is_served_as_scored_with_and_without_adapters(tiny_sdxl, tmp_path)
     pipe = load.load_pipeline_folder(tiny_sdxl, device=cpu)
     for folder, base in ((tiny_sdxl, None), (adapter, str(tiny_sdxl))):
         serving = examples.serving(base_model=base)
-        with package.packed(folder, serving=serving, metadata={}, scratch=tmp_path) as model:
+        with package.packed(
+            folder, serving=serving, metadata={}, prompt=PROMPTS[0], scratch=tmp_path
+        ) as model:
             served = mlflow.pyfunc.load_model(str(model))
         if base:
             pipe.load_lora_weights(str(adapter))
@@ -225,7 +241,9 @@ def test_lora_weights_without_base_model_raise_with_the_fix(tiny_sd, tmp_path) -
     write_random_lora(tiny_sd, adapter)
     serving = examples.serving(base_model=str(tmp_path / "gone"))
     with (
-        package.packed(adapter, serving=serving, metadata={}, scratch=tmp_path) as model,
+        package.packed(
+            adapter, serving=serving, metadata={}, prompt=PROMPTS[0], scratch=tmp_path
+        ) as model,
         pytest.raises(FileNotFoundError, match="say where it is: mlflow"),
     ):
         mlflow.pyfunc.load_model(str(model))

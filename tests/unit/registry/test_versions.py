@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, RegistryError
-from dreambooth_core.records import ModelVersion
-from dreambooth_core.registry import logged_models, package, versions
+from dreambooth_core.records import ModelVersion, Scores
+from dreambooth_core.registry import attachments, logged_models, package, versions
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking
 from tests.unit.registry import examples
@@ -60,7 +60,8 @@ def test_upload_with_other_sampling_does_not_replace_a_version(
 def test_version_tags_hold_scores_settings_and_lineage(tracking, run, tiny_sd, scratch) -> None:
     register(tracking, run, tiny_sd, scratch)
     [info] = versions.list_versions(tracking, name=MODEL)
-    assert info.scores["dino"] == pytest.approx(0.5)
+    assert info.scores["dino"] == pytest.approx(0.4)
+    assert info.intervals["dino"].low == pytest.approx(0.39)
     assert info.settings == {"train": {"learning_rate": 5e-6}}
     assert info.version.qualified
     assert info.tags["dvc.train"].endswith(".dir")
@@ -70,6 +71,22 @@ def test_version_tags_hold_scores_settings_and_lineage(tracking, run, tiny_sd, s
     assert "base_model_revision" not in info.tags  # a folder has none, and MLflow keeps no ""
     version = MlflowClient(tracking.uri).get_model_version(MODEL, "1")
     assert version.description == "# A mug\n\nBest of two checkpoints."
+
+
+def test_version_links_its_model_and_leaves_its_records(tracking, run, tiny_sd, scratch) -> None:
+    for fingerprint in ("f" * 64, "f" * 64, "e" * 64):
+        candidate = examples.candidate(tiny_sd, fingerprint=fingerprint)
+        registered = versions.register_version(tracking, run, candidate, scratch=scratch)
+        attachments.attach(tracking, registered, candidate)
+    client = MlflowClient(tracking.uri)
+    model_id = client.get_model_version(MODEL, "1").source.removeprefix("models:/")
+    linked = json.loads(client.get_logged_model(model_id).tags["mlflow.modelVersions"])
+    assert linked == [{"name": MODEL, "version": "1"}, {"name": MODEL, "version": "2"}]
+    for version in ("1", "2"):
+        paths = [file.path for file in client.list_artifacts(run.run_id, f"versions/{version}")]
+        assert {Path(path).name for path in paths} == {"README.md", "scores.json", "selection.json"}
+    file = client.download_artifacts(run.run_id, "versions/1/scores.json")
+    assert Scores.read(Path(file).parent, "scores.json") == examples.scores(100)
 
 
 def test_settings_too_long_for_a_tag_are_cut_with_full_hash(
@@ -105,7 +122,7 @@ def test_only_the_best_checkpoint_is_uploaded_and_keeps_its_row(
     other = client.get_logged_model(models["checkpoint-50"])
     assert "mlflow.model.isExternal" not in best.tags
     assert other.tags["mlflow.model.isExternal"] == "true"
-    assert {m.key: m.value for m in best.metrics}["dino"] == pytest.approx(0.4)
+    assert {m.key: m.value for m in best.metrics}["score/dino"] == pytest.approx(0.4)
     assert client.get_model_version(MODEL, "1").source == f"models:/{best.model_id}"
     assert [o.model_id for o in client.get_run(run.run_id).outputs.model_outputs] == [best.model_id]
     assert stored_files(best) > 5 * stored_files(other)

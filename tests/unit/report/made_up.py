@@ -20,6 +20,7 @@ from dreambooth_core.records import (
     Selection,
     Verdict,
 )
+from dreambooth_core.report.live import Standing
 from dreambooth_core.report.page import PageContent
 
 PROMPTS = ("a photo of sks mug on the beach", 'a photo of <b>sks</b> mug & "friends"')
@@ -123,6 +124,7 @@ def page_content(folder: Path) -> PageContent:
             for column, name in enumerate(names)
         },
         selection=SELECTION,
+        standing=Standing("Champion", "good", "Promoted by ada on 2026-01-02."),
         registered=RegisteredVersion(
             name="dreambooth-mug",
             version=2,

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from dreambooth_core.records import BaseModelIdentity
-from dreambooth_core.report.card import CardContent, render_card
+from dreambooth_core.report.card import CardContent, render_card, render_text
 from tests.unit.report.made_up import SCORES, SELECTION, row
 
 CONTENT = CardContent(
@@ -40,6 +40,11 @@ def test_the_card_begins_with_the_hubs_metadata() -> None:
         "library_name: diffusers",
         "instance_prompt: 'a photo of sks mug'",
     ]
+
+
+def test_the_text_is_the_card_without_the_metadata() -> None:
+    assert render_text(CONTENT).startswith("# dreambooth-mug")
+    assert render_card(CONTENT).endswith(f"---\n\n{render_text(CONTENT)}")
 
 
 @pytest.mark.parametrize(("method", "there"), [("full", False), ("lora", True)])

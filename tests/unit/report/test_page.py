@@ -7,13 +7,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
-
+from dreambooth_core.report import live
 from dreambooth_core.report.page import render_page
 from tests.unit.report.made_up import GATE, SELECTION, VERDICT, page_content
 
 _VOID = {"meta", "img", "line", "circle", "polyline", "polygon"}
-SAME = VERDICT.model_copy(update={"promote": False, "champion": VERDICT.challenger})
 
 
 class _Balance(HTMLParser):
@@ -58,7 +56,6 @@ def test_page_shows_choice_reason_and_verdict(tmp_path: Path) -> None:
     assert SELECTION.rule in text
     assert VERDICT.why in text
     assert "+0.032" in text
-    assert "Champion" in text
 
 
 def test_the_page_shows_gate_settings_and_lineage(tmp_path: Path) -> None:
@@ -108,27 +105,20 @@ def test_references_stand_apart_and_the_chosen_row_is_marked(tmp_path: Path) -> 
     assert not {"0.678", "0.901"} & set(peaks)  # the real photos are no contender
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"selection": SELECTION.model_copy(update={"qualified": False})}, "Not qualified"),
-        ({"verdict": None}, "Not compared yet"),
-        ({"verdict": VERDICT.model_copy(update={"promote": False})}, "Stays a challenger"),
-        (
-            {
-                "verdict": VERDICT.model_copy(
-                    update={"promote": False, "champion": "dreambooth-mug/2"}
-                )
-            },
-            "Already the champion",
-        ),
-    ],
-)
-def test_the_badge_follows_selection_and_verdict(
-    change: dict[str, object], word: str, tmp_path: Path
-) -> None:
-    content = dataclasses.replace(page_content(tmp_path), **change)  # type: ignore[arg-type]
-    assert word in text_of(render_page(content))
+def test_page_shows_the_standing_of_its_version(tmp_path: Path) -> None:
+    html = render_page(page_content(tmp_path))
+    assert "Champion Promoted by ada on 2026-01-02." in text_of(html)
+    assert live.version_of(html) == 2
+
+
+def test_live_parts_replace_those_of_an_earlier_page(tmp_path: Path) -> None:
+    content = page_content(tmp_path)
+    earlier = render_page(dataclasses.replace(content, verdict=None))
+    later = live.Standing("Former champion", "plain", "Rolled back by <b>ada</b>.")
+    parts = live.render_parts(2, standing=later, verdict=VERDICT)
+    wanted = render_page(dataclasses.replace(content, standing=later))
+    assert live.with_parts(earlier, parts) == wanted
+    assert "<b>ada" not in wanted
 
 
 def test_a_page_without_optional_parts_is_whole(tmp_path: Path) -> None:
@@ -136,4 +126,4 @@ def test_a_page_without_optional_parts_is_whole(tmp_path: Path) -> None:
         page_content(tmp_path), registered=None, verdict=None, losses=(), limits={}, settings={},
         lineage={}, gate=GATE.model_copy(update={"warnings": (), "rejected": (), "skipped": ()}),
     )  # fmt: skip
-    assert "No comparison has been made yet" in text_of(render_page(content))
+    assert "This version has not been compared yet" in text_of(render_page(content))
