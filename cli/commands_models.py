@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from dreambooth_core.registry.versions import VersionInfo
 
 WhyOption = Annotated[str, typer.Option(help="Reason, saved in the version's tags.")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="Subject (its champion), models:/NAME@ALIAS, models:/NAME/3, or the folder of a "
+        "checkpoint or pipeline."
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images at once. Default: evaluate.sample_batch_size, which gives the bits of the "
+        "scored images; another size changes the last bits.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,13 +50,7 @@ def _context(session: Session, subject: str) -> StageContext:
 
 def generate(  # noqa: PLR0913 - one parameter per option
     *,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Subject (its champion), models:/NAME@ALIAS, models:/NAME/3, or the folder of a "
-            "checkpoint or pipeline."
-        ),
-    ],
+    model: ModelOption,
     prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
     out: Annotated[Path, typer.Option(help="Output folder. Files in it stay as they are.")],
     negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
@@ -60,14 +69,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
         float | None,
         typer.Option(min=0, max=100, help="Guidance scale. Default: evaluate.guidance_scale."),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Images at once. Default: evaluate.sample_batch_size, which gives the bits of the "
-            "scored images; another size changes the last bits.",
-        ),
-    ] = None,
+    batch_size: BatchOption = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Default: compute.device.")
     ] = None,

@@ -7,13 +7,10 @@ change neither; only the section `runtime` may have them.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     NonNegativeFloat,
@@ -24,29 +21,7 @@ from pydantic import (
 )
 
 from dreambooth_core.config import compatibility, words
-
-
-class Effect(StrEnum):
-    """What a change of the field affects."""
-
-    RESULT = "result"
-    OUTPUT = "output"
-    NONE = "none"
-
-
-def setting(doc: str, *, effect: Effect = Effect.RESULT, **kwargs: Any) -> Any:
-    """A field with its description and effect. Pass `default=` only if it means "off"."""
-    return Field(description=doc, json_schema_extra={"effect": effect.value}, **kwargs)
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+from dreambooth_core.config.fields import Beta, Effect, Fraction, Section, setting
 
 
 class BaseModelSettings(Section):

@@ -17,7 +17,7 @@ from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 from dreambooth_core import files, locks
 from dreambooth_core.errors import RegistryError, SettingsError
 from dreambooth_core.masking import scrubbed, without_secrets
-from dreambooth_core.registry import location, opening
+from dreambooth_core.registry import location, store_opening
 from dreambooth_core.registry.store_uri import ARTIFACTS, SQLITE, STORE, sqlite_file, sqlite_uri
 from dreambooth_core.workspace import Workspace
 
@@ -93,11 +93,11 @@ def connect(tracking: Tracking) -> MlflowClient:
     Raises RegistryError, within seconds, if the store is unreachable, cannot be opened, or keeps
     the files of another workspace.
     """
-    opening.reach(tracking.uri)
+    store_opening.reach(tracking.uri)
     file = sqlite_file(tracking.uri)
     if file is not None:
         _create_whole(tracking, file)
-    client = opening.open_store(tracking.uri)
+    client = store_opening.open_store(tracking.uri)
     if file is not None:
         location.refuse_other_roots(file, home=tracking.home)
     return client
@@ -107,7 +107,7 @@ def examine(tracking: Tracking) -> str:
     """Open the store without creating it; its address. Raises RegistryError like `connect`."""
     file = sqlite_file(tracking.uri)
     if file is not None and not file.exists():
-        opening.reach(tracking.uri)
+        store_opening.reach(tracking.uri)
         return f"{tracking.shown} (the first run creates it)"
     connect(tracking)
     return tracking.shown
@@ -142,7 +142,7 @@ def _create_whole(tracking: Tracking, path: Path) -> None:
         files.remove_asides(path.parent)
         with files.atomic_file(path) as aside:
             aside.unlink()  # MLflow upgrades a file that exists, and creates one that does not
-            opening.open_store(sqlite_uri(aside))
+            store_opening.open_store(sqlite_uri(aside))
 
 
 def fitting(value: str, limit: int) -> str:

@@ -83,6 +83,7 @@ def candidate(export: Path, *, fingerprint: str = "f" * 64, step: int = 100, **c
             name=MODEL, fingerprint=fingerprint, checkpoint=chosen.name, sha256=chosen.sha256
         ),
         "checkpoint": chosen,
+        "row": next(row for row in scores(step).rows if row.name == chosen.name),
         "scores": scores(step),
         "selection": selection(step),
         "export": export,

@@ -12,7 +12,7 @@ from mlflow.entities import LoggedModelStatus
 from PIL import Image
 
 from dreambooth_core.errors import RegistryError, SettingsError
-from dreambooth_core.registry import logged_models, opening, runs
+from dreambooth_core.registry import logged_models, runs, store_opening
 from dreambooth_core.registry.runs import MlflowSink, RunSpec
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.workspace import Workspace
@@ -63,7 +63,7 @@ def test_unreachable_server_raises_within_seconds_with_the_fix(tmp_path) -> None
     began = time.monotonic()
     with pytest.raises(RegistryError, match=r"is unreachable.*dreambooth up") as caught:
         runs.find_run(nobody, experiment=MODEL, fingerprint="a")
-    assert time.monotonic() - began < opening.TIMEOUT_S + 2
+    assert time.monotonic() - began < store_opening.TIMEOUT_S + 2
     assert "secret" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from dreambooth_core import files
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.registry import aliases, logged_models, opening, runs, versions
+from dreambooth_core.registry import aliases, logged_models, runs, store_opening, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.workspace import Workspace
@@ -30,7 +30,7 @@ START_TIMEOUT_S = 240
 
 def answers(tracking: Tracking) -> bool:
     try:
-        opening.reach(tracking.uri)
+        store_opening.reach(tracking.uri)
     except RegistryError:
         return False
     return True

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.registry import opening
+from dreambooth_core.registry import store_opening
 from dreambooth_core.registry import tracking as stores
 from dreambooth_core.registry.tracking import resolve_tracking
 from dreambooth_core.workspace import Workspace
@@ -55,8 +55,8 @@ def test_a_database_that_is_not_there_is_noticed_within_seconds() -> None:
         port = free.getsockname()[1]
     began = time.monotonic()
     with pytest.raises(OSError, match="refused"):
-        opening._knock(f"postgresql://127.0.0.1:{port}/m")
-    assert time.monotonic() - began < opening.TIMEOUT_S + 1
+        store_opening._knock(f"postgresql://127.0.0.1:{port}/m")
+    assert time.monotonic() - began < store_opening.TIMEOUT_S + 1
 
 
 def test_examining_creates_no_store(tmp_path) -> None:
