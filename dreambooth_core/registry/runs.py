@@ -34,9 +34,10 @@ from mlflow.utils.validation import (
 from PIL import Image
 
 from dreambooth_core.config import flatten
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.masking import scrubbed
 from dreambooth_core.registry.location import refuse_outside
+from dreambooth_core.registry.store_uri import sqlite_file
 from dreambooth_core.registry.tracking import (
     Tracking,
     connect,
@@ -49,6 +50,7 @@ FLUSH_EVERY_S = 2.0
 CLOSE_TIMEOUT_S = 15.0
 
 _MAX_BATCH = 500
+_RUN_ADDRESS_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
 
@@ -204,15 +206,28 @@ def experiment_id(tracking: Tracking, name: str) -> str:
 
 def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
     root = tracking.artifact_root
+    location = None if root is None else (root / name).as_uri()
+    if location and sqlite_file(tracking.uri) is None:  # SQLite limits no text
+        _require_short(location)
     try:
-        return client.create_experiment(
-            name, artifact_location=None if root is None else (root / name).as_uri()
-        )
+        return client.create_experiment(name, artifact_location=location)
     except MlflowException:
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
         return found.experiment_id  # another machine created it first
+
+
+def _require_short(location: str) -> None:
+    """Raise SettingsError if the addresses of runs would not fit their column."""
+    longest = f"{location}/{'0' * 32}/artifacts"
+    if len(longest) > _RUN_ADDRESS_LIMIT:
+        raise SettingsError(
+            "the path of this project is too long for a store in a database",
+            got=f"{len(longest)} characters for the address of a run's files",
+            allowed=f"{_RUN_ADDRESS_LIMIT}",
+            hint="move the project to a folder with a shorter path, or use an MLflow server",
+        )
 
 
 def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
