@@ -159,7 +159,7 @@ def main(plan_file: Path) -> int:
 
 def _copy_dir(model_uri: str, scratch: Path) -> str | None:
     """Where to copy the upload to, if its path has characters that MLflow would decode."""
-    place = local_path(ModelsArtifactRepository.get_underlying_uri(model_uri))
+    place = local_path(str(ModelsArtifactRepository.get_underlying_uri(model_uri)))
     return None if place is None or is_plain(place) else str(scratch)
 
 
