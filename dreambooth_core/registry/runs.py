@@ -36,9 +36,10 @@ from mlflow.utils.validation import (
 from PIL import Image
 
 from dreambooth_core.config import flatten
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.masking import scrubbed
 from dreambooth_core.registry.location import refuse_outside
+from dreambooth_core.registry.store_uri import sqlite_file
 from dreambooth_core.registry.tracking import (
     Tracking,
     connect,
@@ -55,6 +56,7 @@ _SOURCE = "dreambooth"
 _KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
 """MLflow's pages open an experiment of this kind in the view of training runs, others in that of
 agents."""
+_RUN_ADDRESS_LIMIT = 200
 _LOG = logging.getLogger(__name__)
 
 
@@ -215,10 +217,13 @@ def experiment_id(tracking: Tracking, name: str) -> str:
 
 def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
     root = tracking.artifact_root
+    location = None if root is None else (root / name).as_uri()
+    if location and sqlite_file(tracking.uri) is None:  # SQLite limits no text
+        _require_short(location)
     try:
         return client.create_experiment(
             name,
-            artifact_location=None if root is None else (root / name).as_uri(),
+            artifact_location=location,
             tags={_KIND: _TRAINING},
         )
     except MlflowException:
@@ -226,6 +231,18 @@ def _create_experiment(client: MlflowClient, tracking: Tracking, name: str) -> s
         if found is None:
             raise
         return found.experiment_id  # another machine created it first
+
+
+def _require_short(location: str) -> None:
+    """Raise SettingsError if the addresses of runs would not fit their column."""
+    longest = f"{location}/{'0' * 32}/artifacts"
+    if len(longest) > _RUN_ADDRESS_LIMIT:
+        raise SettingsError(
+            "the path of this project is too long for a store in a database",
+            got=f"{len(longest)} characters for the address of a run's files",
+            allowed=f"{_RUN_ADDRESS_LIMIT}",
+            hint="move the project to a folder with a shorter path, or use an MLflow server",
+        )
 
 
 def find_run(tracking: Tracking, *, experiment: str, fingerprint: str) -> RunRef | None:
