@@ -214,6 +214,7 @@ _TASKS: dict[str, Callable[[SubjectRun], object]] = {
     "train": train,
     "evaluate": evaluate,
     "select": select,
+    "confirm": confirm,
     "register": register,
     "report": report,
 }

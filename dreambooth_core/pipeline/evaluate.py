@@ -34,7 +34,7 @@ from dreambooth_core.pipeline.common import (
     row_pictures,
     table_of,
 )
-from dreambooth_core.ports import Progress, StopSignal, never_stop
+from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import (
     REAL,
     SCORES,
@@ -63,7 +63,7 @@ def race(context: StageContext, prepare: Prepare | None = None) -> list[Checkpoi
     def score(names: Sequence[str], rounds: int) -> list[CheckpointScore]:
         if prepare is not None:
             prepare(names, rounds)
-        return [score_row(context, name, rounds=rounds) for name in names]
+        return [score_row(_naming(context, name), name, rounds=rounds) for name in names]
 
     (base,) = score([STEP_0], plan.rounds)
     real = score_row(context, REAL, rounds=plan.rounds)
@@ -109,13 +109,13 @@ def score_row(
     )
 
 
-def _naming(progress: Progress, row: str) -> Progress:
-    """The progress of one row among several: its lines name the row."""
+def _naming(context: StageContext, row: str) -> StageContext:
+    """The context of one row among several: its lines of progress name the row."""
 
     def show(done: int, total: int, text: str = "") -> None:
-        progress(done, total, f"{row} {text}".rstrip())
+        context.progress(done, total, f"{row} {text}".rstrip())
 
-    return show
+    return dataclasses.replace(context, progress=show)
 
 
 def run(context: StageContext) -> Evaluation:
