@@ -163,6 +163,8 @@ def test_a_run_with_changed_settings_is_recorded_with_them(built: Workspace) -> 
 
 
 def test_status_tells_what_is_done_and_what_would_run(built: Workspace) -> None:
+    store, aside = built.root / "mlflow.db", built.root / "mlflow.db.aside"
+    store.rename(aside)
     found = told(built.root, "status")
     mug, robot = found["subjects"]
     assert mug["stages"]["validate"]["state"] == "up to date"
@@ -171,7 +173,8 @@ def test_status_tells_what_is_done_and_what_would_run(built: Workspace) -> None:
     assert (robot["last_run"], robot["would_run"]) == (None, list(STAGES))
     assert (mug["champion"], mug["running"], mug["registry"]) == (None, None, "ok")
     assert found["servers"] == {"prefect": None, "mlflow": None}
-    assert not (built.root / "mlflow.db").exists()
+    assert not store.exists()
+    aside.rename(store)
     text = command(built.root, "status", "mug").stdout
     assert "to bring it up to date: dreambooth run mug" in text
     assert "robot" not in text
