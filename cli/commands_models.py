@@ -15,6 +15,20 @@ from cli.session import JsonOption, Session, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
 
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images at once. Default: evaluate.sample_batch_size, which gives the bits of the "
+        "scored images; another size changes the last bits.",
+    ),
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Default: compute.device.")
+]
+DtypeOption = Annotated[
+    Literal["fp32", "bf16", "fp16"], typer.Option(help="Type of the weights; fp16 needs a GPU.")
+]
 WhyOption = Annotated[str, typer.Option(help="Reason, saved in the version's tags.")]
 
 
@@ -58,20 +72,9 @@ def generate(  # noqa: PLR0913 - one parameter per option
         float | None,
         typer.Option(min=0, max=100, help="Guidance scale. Default: evaluate.guidance_scale."),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Images at once. Default: evaluate.sample_batch_size, which gives the bits of the "
-            "scored images; another size changes the last bits.",
-        ),
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Default: compute.device.")
-    ] = None,
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Type of the weights; fp16 needs a GPU.")
-    ] = "fp32",
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "fp32",
     sheet: Annotated[bool, typer.Option(help="Also write a contact sheet of the images.")] = True,
     json: JsonOption = False,
 ) -> None:
