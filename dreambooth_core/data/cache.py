@@ -238,7 +238,7 @@ def embed_prompts(prompts: Sequence[str], encoders: Encoders) -> dict[str, torch
     the base model has them, `pooled` fp32 [P].
 
     Token ids stand there for a training of the text encoders, embeddings for one without. Raises
-    SettingsError for a prompt that is too long to be seen whole.
+    DataError for a prompt that is too long to be seen whole.
     """
     tensors: dict[str, torch.Tensor] = {}
     with eval_mode(*encoders.text_encoders), torch.inference_mode():

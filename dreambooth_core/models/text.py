@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
+from dreambooth_core.errors import DataError, SettingsError
 from dreambooth_core.models.prompts import check_prompts
 
 # B prompts, E text encoders, L tokens, D text width, P width of a pooled embedding
@@ -28,9 +29,12 @@ class TextEmbedding(NamedTuple):
 def token_ids(prompt: str, tokenizers: Sequence[CLIPTokenizer]) -> torch.Tensor:
     """A prompt's token ids for each text encoder, [E, L], padded to the tokenizers' length.
 
-    Raises SettingsError for a prompt that is too long.
+    Raises DataError for a prompt that is too long: a caption may be one.
     """
-    check_prompts({"the prompt": prompt}, tokenizers)
+    try:
+        check_prompts({"the prompt": prompt}, tokenizers)
+    except SettingsError as error:
+        raise DataError(str(error)) from None
     return torch.cat([_ids_of(prompt, tokenizer) for tokenizer in tokenizers])
 
 

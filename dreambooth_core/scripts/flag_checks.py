@@ -141,13 +141,24 @@ def notes_on(flags: ScriptFlags) -> list[str]:
         notes.append("--text_encoder_lr has no effect without --train_text_encoder")
     if flags.dataloader_num_workers:
         notes.append("--dataloader_num_workers has no effect: training reads cached latents")
-    if not flags.instance_prompt.strip():
-        notes.append("--instance_prompt is empty: no word stands for the subject")
+    notes += _notes_on_empty_prompts(flags)
     if flags.report_to == "tensorboard" and not is_installed("tensorboard"):
         notes.append(
             "TensorBoard is not installed: no curves are logged; `pip install tensorboard`"
         )
     return notes
+
+
+def _notes_on_empty_prompts(flags: ScriptFlags) -> Iterator[str]:
+    """Notes on prompts without a word, which diffusers' scripts accept."""
+    if not flags.instance_prompt.strip():
+        yield "--instance_prompt is empty: no word stands for the subject"
+    drawn = {"--validation_prompt": flags.validation_prompt}
+    if flags.with_prior_preservation:
+        drawn["--class_prompt"] = flags.class_prompt
+    for flag, prompt in drawn.items():
+        if prompt is not None and not prompt.strip():
+            yield f"{flag} is empty: its images show anything that the model has learnt"
 
 
 def notes_on_pictures(flags: ScriptFlags, *, num_steps: int) -> list[str]:

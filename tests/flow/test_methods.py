@@ -32,7 +32,7 @@ def _through_all_stages(workspace: Workspace) -> TrainingRun:
 def _draw(workspace: Workspace) -> list[Path]:
     out = workspace.root / "pictures"
     checkpoint = str(workspace.stage_dir(SUBJECT, "train") / "checkpoint-4")
-    arguments = ("--prompt", "a photo of sks mug", "--out", str(out), "--num", "2")
+    arguments = ("--prompt", "a photo of sks mug", "--out", str(out), "--num", "2", "--no-sheet")
     command = (sys.executable, "-m", "cli", "generate", "--model", checkpoint, *arguments)
     workspaces.run_in(workspace.root, *command)
     return sorted(out.iterdir())

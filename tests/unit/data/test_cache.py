@@ -13,7 +13,7 @@ from dreambooth_core import files
 from dreambooth_core.config import BaseModelSettings, DataSettings, load_settings
 from dreambooth_core.data import cache
 from dreambooth_core.data.cache import Encoders, ImageSet, build_cache
-from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
+from dreambooth_core.errors import CorruptRecordError, DataError, StageError, Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.tensors import read_tensors
 from dreambooth_core.records import BaseModelIdentity, LatentCache, Manifest, ManifestImage, Role
@@ -243,7 +243,7 @@ def test_too_long_prompt_raises_with_its_length(
     tmp_path: Path, sets: list[ImageSet], encoders: Encoders
 ) -> None:
     long = replace(sets[0], prompt="a photo of " + "dog " * 80)
-    with pytest.raises(SettingsError, match="found: 85 tokens; allowed: 77 tokens"):
+    with pytest.raises(DataError, match="found: 85 tokens; allowed: 77 tokens"):
         build(tmp_path, [long], encoders)
 
 

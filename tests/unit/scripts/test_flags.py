@@ -306,6 +306,7 @@ def test_flags_without_effect_are_noted_before_the_run():
     assert "--class_prompt has no effect without --with_prior_preservation" in notes
     assert "--lr_warmup_steps has no effect with --lr_scheduler constant" in notes
     assert "text_encoder_lr" not in notes_on(rate, "--train_text_encoder")
+    assert "--validation_prompt is empty" in notes_on("--validation_prompt= ")
 
 
 def test_validation_after_the_last_step_is_noted_in_advance():
