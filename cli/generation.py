@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +11,14 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from cli import model_references, picture_folder
+from cli import picture_folder
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models import load, prompts, sampling, weights
+from dreambooth_core.models import load, prompts, sampling
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline.opening import OpenModel, open_model
 from dreambooth_core.ports import Progress, no_progress
-from dreambooth_core.records import Checkpoint
-from dreambooth_core.registry import tracking, versions
+from dreambooth_core.registry import tracking
 from dreambooth_core.report import contact_sheet
 from dreambooth_core.report.png_metadata import ImageRecord, encode_png
 from dreambooth_core.workspace import Workspace
@@ -48,15 +46,6 @@ class Request:
     with_sheet: bool
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A model that is ready, with what is known of it and the settings it was made with."""
-
-    pipe: Pipeline
-    facts: dict[str, str]
-    settings: config.Settings
-
-
 def generate(
     workspace: Workspace,
     model: str,
@@ -78,7 +67,14 @@ def generate(
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
     with (
         picture_folder.opened(out),
-        _opened(workspace, settings, model, request, device=device, store=store) as ready,
+        open_model(
+            workspace,
+            settings,
+            model,
+            device=device,
+            store=store,
+            dtype=_DTYPES[request.dtype],
+        ) as ready,
     ):
         named = {"--prompt": request.prompt, "--negative-prompt": request.negative_prompt}
         prompts.check_prompts(named, prompts.tokenizers_of(ready.pipe))
@@ -117,7 +113,7 @@ def _device(compute: config.ComputeSettings, request: Request) -> torch.device:
     return device
 
 
-def _record(ready: _Model, request: Request, device: torch.device) -> ImageRecord:
+def _record(ready: OpenModel, request: Request, device: torch.device) -> ImageRecord:
     """What all images of the request have in common."""
     evaluate, side = ready.settings.evaluate, ready.settings.data.resolution
     guidance = evaluate.guidance_scale if request.guidance is None else request.guidance
@@ -181,48 +177,3 @@ def _write_sheet(
         out, int(first.split("-")[0]), "-sheet.png", buffer.getvalue()
     )
     return path
-
-
-@contextlib.contextmanager
-def _opened(
-    workspace: Workspace,
-    settings: config.Settings,
-    model: str,
-    request: Request,
-    *,
-    device: torch.device,
-    store: tracking.Tracking,
-) -> Iterator[_Model]:
-    """Load the pipeline of a registry reference, a subject's name or a folder."""
-    root, cache, dtype = workspace.root, workspace.hash_cache, _DTYPES[request.dtype]
-    folder = Path(model)
-    if checkpoint := Checkpoint.read_if_there(folder):
-        pipe = load.load_pipeline(settings.base_model, root, device=device, dtype=dtype)
-        facts = {"name": folder.resolve().name, "sha256": checkpoint.sha256}
-        with weights.applied(pipe, folder, checkpoint):
-            yield _Model(pipe, facts, settings)
-    elif (folder / "model_index.json").is_file() or (folder / weights.BASE_REFERENCE).is_file():
-        pipe = weights.load_exported(folder, root, device=device, dtype=dtype, hash_cache=cache)
-        yield _Model(pipe, {"name": folder.resolve().name}, settings)
-    else:
-        info = model_references.find(store, model, settings)
-        exported = versions.fetch(store, info.uri)
-        pipe = weights.load_exported(exported, root, device=device, dtype=dtype, hash_cache=cache)
-        facts = {
-            "name": info.version.name,
-            "version": str(info.version.version),
-            "run_id": info.run_id,
-            "checkpoint": info.version.checkpoint,
-            "sha256": info.version.sha256,
-        }
-        yield _Model(pipe, facts, _as_registered(settings, info))
-
-
-def _as_registered(settings: config.Settings, info: versions.VersionInfo) -> config.Settings:
-    """The settings with the version's own sampling: params.yaml may be for another model now."""
-    own = {s: info.settings[s] for s in ("data", "evaluate") if s in info.settings}
-    merged = {**settings.model_dump(by_alias=True), **own}
-    try:
-        return config.Settings.model_validate(merged)
-    except ValueError:  # a version of another release
-        return settings

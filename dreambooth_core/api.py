@@ -117,8 +117,9 @@ def generate(
 ) -> list[Image]:
     """Draw images, as `dreambooth generate` does; image i uses `seed + i`.
 
-    `model` is a reference such as models:/dreambooth-mug@champion, or the folder of a checkpoint or
-    of a saved pipeline. None means the evaluation's value. Raises SettingsError and RegistryError.
+    `model` is a subject (its champion), a reference such as models:/dreambooth-mug/3, or the folder
+    of a checkpoint or of a saved pipeline. None means the evaluation's value. Raises SettingsError
+    and RegistryError.
     """
     found = _find(workspace)
     store = _store(found)
@@ -128,15 +129,16 @@ def generate(
     settings = config.load_settings(found.params)
     load.configure_torch(settings.compute)
     device = load.pick_device(settings.compute)
-    with open_model(found, settings, model, device=device, store=store) as pipe:
+    with open_model(found, settings, model, device=device, store=store) as ready:
+        own = ready.settings
         return sampling.sample(
-            pipe,
+            ready.pipe,
             prompts=[prompt] * num,
             seeds=[seed + index for index in range(num)],
-            steps=steps or settings.evaluate.num_inference_steps,
-            guidance=settings.evaluate.guidance_scale if guidance is None else guidance,
-            resolution=settings.data.resolution,
-            batch_size=settings.evaluate.sample_batch_size,
+            steps=steps or own.evaluate.num_inference_steps,
+            guidance=own.evaluate.guidance_scale if guidance is None else guidance,
+            resolution=own.data.resolution,
+            batch_size=own.evaluate.sample_batch_size,
         )
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import generation, model_references, picture_folder
+from cli import generation, picture_folder
 from cli.generation import Request
 from cli.main import run
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError, UnknownModelError
+from dreambooth_core.pipeline import model_references
 from dreambooth_core.registry import aliases, runs, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import resolve_tracking
@@ -171,7 +172,7 @@ def test_missing_gpu_is_refused_by_its_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/none/below", "/dev/null"])
 def test_folder_that_cannot_be_made_is_one_error_before_loading(tmp_path, out, monkeypatch) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(generation, "_opened", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(generation, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(SettingsError, match="--out: no images can be written to"):
         generate(tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"

@@ -209,6 +209,8 @@ def test_copy_of_the_vae_has_the_same_address(tiny_sd: Path, tmp_path: Path) -> 
 
 def test_the_address_holds_type_device_threads_and_kernels(tiny_sd: Path) -> None:
     vae, threads = _vae(tiny_sd), torch.get_num_threads()
+    was_deterministic = torch.are_deterministic_algorithms_enabled()  # by an earlier test
+    torch.use_deterministic_algorithms(mode=False)
     addresses = [cache.model_sha256(vae)]
     try:
         torch.set_num_threads(threads + 1)
@@ -218,7 +220,7 @@ def test_the_address_holds_type_device_threads_and_kernels(tiny_sd: Path) -> Non
         addresses.append(cache.model_sha256(vae))
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(mode=False)
+        torch.use_deterministic_algorithms(mode=was_deterministic)
     assert len(set(addresses)) == 3
     kinds = [
         {"dtype": dtype, "device": device}
