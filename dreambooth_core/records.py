@@ -246,6 +246,15 @@ class ScoreRow(Record):
     pres: Interval | None
     div: Interval | None
 
+    def intervals(self) -> dict[str, Interval]:
+        """The scores that the row has, by field."""
+        found: dict[str, Interval | None] = {name: getattr(self, name) for name in SCORES}
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+    def means(self) -> dict[str, float]:
+        """The means of the scores that the row has, by field."""
+        return {name: interval.mean for name, interval in self.intervals().items()}
+
 
 class CheckpointScore(ScoreRow):
     """One row with all its samples, as kept in the score store.

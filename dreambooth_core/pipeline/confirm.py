@@ -9,7 +9,7 @@ from __future__ import annotations
 from dreambooth_core import files
 from dreambooth_core.pipeline import evaluate
 from dreambooth_core.pipeline.common import StageContext, evaluation_of, publishing
-from dreambooth_core.records import SCORES, CheckpointScore, Evaluation, Selection
+from dreambooth_core.records import Evaluation, Selection
 
 
 def run(context: StageContext) -> Evaluation:
@@ -22,11 +22,6 @@ def run(context: StageContext) -> Evaluation:
         rows=rows,
     )
     with publishing(context.places, "confirm") as out:
-        files.write_json(out / "metrics.json", _metrics(rows[0]) if rows else {})
+        files.write_json(out / "metrics.json", rows[0].means() if rows else {})
         confirmed.write(out)
     return confirmed
-
-
-def _metrics(row: CheckpointScore) -> dict[str, float]:
-    intervals = {name: getattr(row, name) for name in SCORES}
-    return {name: interval.mean for name, interval in intervals.items() if interval is not None}

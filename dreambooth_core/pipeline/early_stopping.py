@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Self
 
 from dreambooth_core.errors import Stopped
-from dreambooth_core.evaluation import scores, selection
-from dreambooth_core.models import weights
+from dreambooth_core.evaluation import selection
 from dreambooth_core.pipeline import evaluate
 from dreambooth_core.pipeline.common import StageContext, logger
 from dreambooth_core.ports import StopSignal, no_progress
-from dreambooth_core.records import RECORD_NAME, SCORES, STEP_0, Checkpoint, CheckpointScore
+from dreambooth_core.records import REAL, RECORD_NAME, SCORES, STEP_0, CheckpointScore
 from dreambooth_core.training.checkpoints import published
 from dreambooth_core.training.checkpoints.resume_state import find_start
 from dreambooth_core.training.job import TrainJob
@@ -63,7 +62,7 @@ class Judge:
         if checkpoint is None:
             return False
         self._limits = self._limits or self._score_references()
-        row = self._score(checkpoint)
+        row = evaluate.score_checkpoint(self._context, checkpoint, folder=folder, rounds=1)
         self._rows.append(row)
         logger.info("%s", _line(row))
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
@@ -71,29 +70,9 @@ class Judge:
             logger.info("the training ends at step %d: further steps gain nothing", self.last_step)
         return True
 
-    def _score(self, checkpoint: Checkpoint | None) -> CheckpointScore:
-        resident = evaluate.open_resident(self._context)
-        model = resident.model(
-            checkpoint.name if checkpoint else STEP_0,
-            step=checkpoint.step if checkpoint else 0,
-            checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
-        )
-        folder = self._job.checkpoints_dir / model.name
-        return resident.score(
-            self._context,
-            model,
-            rounds=1 if checkpoint else None,
-            borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
-        )
-
     def _score_references(self) -> selection.Limits:
-        resident = evaluate.open_resident(self._context)
-        base = self._score(None)
-        real = scores.score_real(resident.evaluators["evaluate"])
-        assert base.text_range is not None  # noqa: S101 - step 0 always has prompts
-        return selection.limits_of(
-            [base, real], self._context.settings.select, text_range=base.text_range
-        )
+        base, real = (evaluate.score_row(self._context, name) for name in (STEP_0, REAL))
+        return evaluate.limits_from(self._context, base, real)
 
 
 def train_until_decided(
@@ -170,9 +149,5 @@ class _Scoring:
 
 
 def _line(row: CheckpointScore) -> str:
-    values = [
-        f"{label} {interval.mean:.3f}"
-        for name, label in SCORES.items()
-        if (interval := getattr(row, name)) is not None
-    ]
+    values = [f"{SCORES[name]} {mean:.3f}" for name, mean in row.means().items()]
     return f"{row.name}, {row.n} images: {', '.join(values)}"

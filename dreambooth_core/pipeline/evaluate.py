@@ -66,9 +66,8 @@ def race(context: StageContext, prepare: Prepare | None = None) -> list[Checkpoi
         return [score_row(_naming(context, name), name, rounds=rounds) for name in names]
 
     (base,) = score([STEP_0], plan.rounds)
-    real = score_row(context, REAL, rounds=plan.rounds)
-    assert base.text_range is not None  # noqa: S101 - step 0 always has prompts
-    limits = selection.limits_of([base, real], context.settings.select, text_range=base.text_range)
+    real = score_row(context, REAL)
+    limits = limits_from(context, base, real)
     checkpoints = _training_run(context).checkpoints
     if not context.settings.evaluate.racing:
         return [base, *score([checkpoint.name for checkpoint in checkpoints], plan.rounds), real]
@@ -83,6 +82,14 @@ def race(context: StageContext, prepare: Prepare | None = None) -> list[Checkpoi
     return [base, *rows.values(), real]
 
 
+def limits_from(
+    context: StageContext, base: CheckpointScore, real: CheckpointScore
+) -> selection.Limits:
+    """The limits of a qualified checkpoint, from the rows of the base model and the photos."""
+    assert base.text_range is not None  # noqa: S101 - step 0 always has prompts
+    return selection.limits_of([base, real], context.settings.select, text_range=base.text_range)
+
+
 def score_row(
     context: StageContext, name: str, *, rounds: int | None = None, role: SeedRole = "evaluate"
 ) -> CheckpointScore:
@@ -90,13 +97,25 @@ def score_row(
 
     Raises Stopped between sampling blocks.
     """
-    resident = open_resident(context)
     if name == REAL:
-        return scores.score_real(resident.evaluators[role])
+        return scores.score_real(open_resident(context).evaluators[role])
     checkpoint = None if name == STEP_0 else _checkpoint(context, name)
-    folder = context.places.stage_dir("train") / name
+    folder = context.places.stage_dir("train")
+    return score_checkpoint(context, checkpoint, folder=folder, rounds=rounds, role=role)
+
+
+def score_checkpoint(
+    context: StageContext,
+    checkpoint: Checkpoint | None,
+    *,
+    folder: Path,
+    rounds: int | None = None,
+    role: SeedRole = "evaluate",
+) -> CheckpointScore:
+    """Score a checkpoint of `folder`, or the base model for None; otherwise like `score_row`."""
+    resident = open_resident(context)
     model = resident.model(
-        name,
+        checkpoint.name if checkpoint else STEP_0,
         step=checkpoint.step if checkpoint else 0,
         checkpoint_sha256=checkpoint.sha256 if checkpoint else None,
     )
@@ -105,7 +124,7 @@ def score_row(
         model,
         rounds=rounds,
         role=role,
-        borrow=lambda: weights.applied(resident.pipeline, folder, checkpoint),
+        borrow=lambda: weights.applied(resident.pipeline, folder / model.name, checkpoint),
     )
 
 

@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.time import get_current_time_millis
 
 from dreambooth_core import files
-from dreambooth_core.records import REAL, SCORES, Checkpoint, ScoreRow, Scores, Selection
+from dreambooth_core.records import REAL, Checkpoint, ScoreRow, Scores, Selection
 from dreambooth_core.registry import package, runs
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
@@ -77,7 +77,7 @@ def record_selection(
     if best is None or best.step is None:
         return
     now = get_current_time_millis()
-    values = {**_means(best), "step": float(best.step)}
+    values = {**best.means(), "step": float(best.step)}
     runs.log_metrics(
         tracking, run, [Metric(f"best/{key}", value, now, 0) for key, value in values.items()]
     )
@@ -231,24 +231,18 @@ def _references(scores: Scores) -> list[Metric]:
         Metric(f"{REAL if row.step is None else _SCORE}/{name}", value, now, 0)
         for row in scores.rows
         if not row.step
-        for name, value in _means(row).items()
+        for name, value in row.means().items()
     ]
-
-
-def _means(row: ScoreRow) -> dict[str, float]:
-    intervals = {name: getattr(row, name) for name in SCORES}
-    return {name: interval.mean for name, interval in intervals.items() if interval is not None}
 
 
 def _with_bounds(row: ScoreRow) -> dict[str, float]:
     """Means with the bounds of their 95 % intervals."""
-    values: dict[str, float] = dict(_means(row))
-    for name in _means(row):
-        interval = getattr(row, name)
+    values = row.means()
+    for name, interval in row.intervals().items():
         values |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return values
 
 
 def score_tags(row: ScoreRow) -> Mapping[str, str]:
     """A row's scores as text tags of a version, such as `score.dino`."""
-    return {f"score.{name}": f"{value:.6g}" for name, value in _means(row).items()}
+    return {f"score.{name}": f"{value:.6g}" for name, value in row.means().items()}

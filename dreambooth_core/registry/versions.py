@@ -21,7 +21,6 @@ from dreambooth_core import files
 from dreambooth_core.config import nearest
 from dreambooth_core.errors import CorruptRecordError, UnknownModelError
 from dreambooth_core.records import (
-    SCORES,
     BaseModelIdentity,
     Checkpoint,
     Interval,
@@ -364,7 +363,7 @@ def _intervals(text: str | None) -> dict[str, Interval]:
     if text is None:
         return {}
     row = ScoreRow.model_validate_json(text)
-    return {name: value for name in SCORES if (value := getattr(row, name)) is not None}
+    return row.intervals()
 
 
 def _settings(text: str) -> dict[str, Any]:
