@@ -172,7 +172,8 @@ def test_missing_gpu_is_refused_by_its_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/none/below", "/dev/null"])
 def test_folder_that_cannot_be_made_is_one_error_before_loading(tmp_path, out, monkeypatch) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(generation, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    fail = pytest.fail
+    monkeypatch.setattr(generation, "open_model", lambda *_, **__: fail("a model was loaded"))
     with pytest.raises(SettingsError, match="--out: no images can be written to"):
         generate(tmp_path / out)
     assert (tmp_path / "file").read_text() == "mine"

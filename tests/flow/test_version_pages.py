@@ -67,7 +67,7 @@ def test_promotion_by_hand_changes_the_page(workspace):
 
 
 def test_page_of_a_new_version_shows_no_verdict_of_another(workspace):
-    workspaces.change(workspace.root, "select.max_pres_gain", 0.9)
+    workspaces.change(workspace.root, "select.max_pres_gain", 1.0)
     dvc(workspace.root, "repro", f"report@{SUBJECT}")
     text = present(workspace)
     assert "version 2 . Not compared yet" in text
