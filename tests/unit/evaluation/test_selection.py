@@ -20,7 +20,7 @@ from dreambooth_core.evaluation.selection import (
     select_best,
 )
 from dreambooth_core.records import CheckpointScore
-from tests.unit.evaluation.made_up import SELECT, real_row, score_row, scores
+from tests.unit.evaluation.made_up import SELECT, interval, real_row, score_row, scores
 
 BASE = score_row("step 0", 0, clip_t=0.30, dino=0.50, pres=0.40)
 
@@ -140,8 +140,28 @@ def test_race_drops_checkpoints_beyond_a_limit_by_more_than_the_noise() -> None:
     assert names(lost, near, raced(300, 0.72, 0.71)) == ["checkpoint-200", "checkpoint-300"]
 
 
+def test_race_keeps_checkpoints_beyond_the_limit_of_pres_within_the_noise() -> None:
+    # The limit is 0.525 and the interval reaches 0.02 to each side.
+    near, lost = (
+        row.model_copy(update={"pres": interval(pres)})
+        for row, pres in ((raced(100, 0.7, 0.72), 0.54), (raced(200, 0.9, 0.9), 0.55))
+    )
+    leader = raced(300, 0.72, 0.71)
+    assert names(near, lost, leader) == [near.name, leader.name]
+
+
 def test_race_ends_if_the_earliest_checkpoint_leads() -> None:
-    assert names(raced(100, 0.72, 0.74), raced(200, 0.72, 0.73)) == []
+    assert names(raced(100, 0.72, 0.74), raced(200, 0.72, 0.73), raced(300, 0.73, 0.72)) == []
+
+
+def test_race_ends_if_halving_leaves_one_checkpoint() -> None:
+    # The difference is between one and 1.96 standard errors: not out, and not a tie.
+    assert names(raced(100, 0.68, 0.70), raced(200, 0.70, 0.705)) == []
+
+
+def test_race_ends_if_all_others_are_worse_beyond_the_noise() -> None:
+    rows = [raced(100 * i, dino, dino + 0.01) for i, dino in enumerate((0.5, 0.55, 0.6, 0.72), 1)]
+    assert names(*rows) == []
 
 
 NEAR = 0.5 + 0.8 * 0.4
@@ -153,7 +173,7 @@ def is_futile(*rows: CheckpointScore, patience: int = 2) -> bool:
 
 
 def test_plateau_near_the_photos_ends_the_training() -> None:
-    rows = [raced(100, NEAR, NEAR + 0.02), raced(200, NEAR + 0.02, NEAR), raced(300, NEAR, NEAR)]
+    rows = [raced(100, NEAR, NEAR + 0.02), raced(200, NEAR + 0.03, NEAR), raced(300, NEAR, NEAR)]
     assert not is_futile(*rows[:2])
     assert is_futile(*rows)
 
