@@ -124,6 +124,7 @@ def page_content(folder: Path) -> PageContent:
             for column, name in enumerate(names)
         },
         selection=SELECTION,
+        confirmed=row("checkpoint-200", 200, 0.777),
         standing=Standing("Champion", "good", "Promoted by ada on 2026-01-02."),
         registered=RegisteredVersion(
             name="dreambooth-mug",

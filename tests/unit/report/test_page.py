@@ -48,6 +48,12 @@ def test_the_page_shows_every_rows_numbers_with_their_intervals(tmp_path: Path) 
     assert "0.778 – 0.802" in text  # DINO of checkpoint-200
 
 
+def test_top_of_the_page_shows_the_selection_on_fresh_seeds(tmp_path: Path) -> None:
+    text = text_of(render_page(page_content(tmp_path)))
+    assert "DINO 0.777 +0.265 from 0.512 likeness to the subject; real photos 0.901" in text
+    assert "checkpoint-200 on 4 images with fresh seeds" in text
+
+
 def test_page_shows_choice_reason_and_verdict(tmp_path: Path) -> None:
     text = text_of(render_page(page_content(tmp_path)))
     assert (
