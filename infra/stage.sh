@@ -4,9 +4,13 @@
 # DVC knows commands, not environments, so this finds the Python that has the project's
 # requirements: the one that runs DVC, that of the activated environment, that of .venv, or the one
 # on the PATH. The command in dvc.lock stays the same on every machine.
-running_dvc=$(tr '\0' '\n' 2>/dev/null </proc/$PPID/cmdline | head -n 1)
+program_of() { tr '\0' '\n' 2>/dev/null <"/proc/$1/cmdline" | head -n 1; }
+parent_of() { read -r stat 2>/dev/null <"/proc/$1/stat" && set -- ${stat##*) } && echo "$2"; }
 
-for python in "$running_dvc" "${VIRTUAL_ENV:-.venv}/bin/python" .venv/bin/python \
+# DVC starts a shell for the command. Some shells become this script, others (dash) its parent.
+above=$(parent_of "$PPID")
+
+for python in "$(program_of "$PPID")" "$(program_of "$above")" "${VIRTUAL_ENV:-.venv}/bin/python" .venv/bin/python \
   python python3; do
   # Another program (a shell, say) would understand -c differently, so ask for a Python's answer.
   answer=$("$python" -c 'import importlib.util as u

@@ -16,9 +16,9 @@ HELP = "usage: python -m dreambooth_core"
 
 
 def launch(folder, *, path, **more):
-    """`infra/stage.sh --help` in a folder, started by a program that is no Python."""
+    """`infra/stage.sh --help` in a folder; parent and grandparent are shells, not a Python."""
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), **more}
-    command = f"sh {ROOT}/infra/stage.sh --help; exit $?"
+    command = f"/bin/sh -c 'sh {ROOT}/infra/stage.sh --help; exit $?'; exit $?"
     return subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60,
@@ -67,10 +67,12 @@ def test_without_any_such_python_the_message_says_what_to_do(tmp_path, bare):
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_dvc_runs_stages_with_its_own_python_outside_an_environment(tmp_path, bare, shell):
     workspace = workspaces.build(tmp_path / "checkout")
+    environment = {**workspaces.environment(workspace.root), "PATH": bare, "SHELL": shell}
+    environment.pop("VIRTUAL_ENV", None)  # of the shell that runs the tests
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", f"validate@{SUBJECT}"],
         cwd=workspace.root,
-        env={**workspaces.environment(workspace.root), "PATH": bare, "SHELL": shell},
+        env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
