@@ -128,9 +128,9 @@ def score_row(row: str, rounds: int, run: SubjectRun) -> None:
 def evaluate(run: SubjectRun) -> State[Any]:
     """Race the rows, each round in mapped tasks, then gather them."""
 
-    from dreambooth_core.pipeline import evaluate
-
     def work() -> None:
+        from dreambooth_core.pipeline import evaluate  # torch, which an idle run does not need
+
         def prepare(rows: Sequence[str], rounds: int) -> None:
             score_row.map(list(rows), unmapped(rounds), unmapped(run)).result()
 
