@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_flow_accepts_outputs_of_another_command(
     again = _run(prepared, monkeypatch)
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
     assert lock.read_text() == now
+
+
+def test_run_with_nothing_to_do_imports_no_torch(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    code = (
+        f"import sys; from cli.main import run; assert run(['run', {SUBJECT!r}]) == 0;"
+        "assert 'torch' not in sys.modules"
+    )
+    workspaces.run_in(prepared.root, sys.executable, "-c", code)
 
 
 def test_flow_after_dvc_repro_skips_everything_except_the_comparison(
