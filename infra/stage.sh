@@ -10,8 +10,8 @@ parent_of() { read -r stat 2>/dev/null <"/proc/$1/stat" && set -- ${stat##*) } &
 # DVC starts a shell for the command. Some shells become this script, others (dash) its parent.
 above=$(parent_of "$PPID")
 
-for python in "$(program_of "$PPID")" "$(program_of "${above:-none}")" "${VIRTUAL_ENV:-.venv}/bin/python" .venv/bin/python \
-  python python3; do
+for python in "$(program_of "$PPID")" "$(program_of "${above:-none}")" \
+  "${VIRTUAL_ENV:-.venv}/bin/python" .venv/bin/python python python3; do
   # Another program (a shell, say) would understand -c differently, so ask for a Python's answer.
   answer=$("$python" -c 'import importlib.util as u
 print(all(map(u.find_spec, ("dreambooth_core", "pydantic", "torch"))))' 2>/dev/null)
