@@ -1,7 +1,7 @@
-"""Scoring beside the training, and its end at the checkpoint from which going on cannot pay.
+"""Scores checkpoints during the training, and ends it once further steps gain nothing.
 
 The decision depends on scores alone, never on which process was faster: the training may run past
-the deciding checkpoint, and whatever lies behind that is left out of its output.
+the deciding checkpoint, and its output leaves out everything after that.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def train_until_decided(
 ) -> TrainJob:
     """Train and score until the end is decided or reached; returns the job with its last step.
 
-    On the CPU, scoring runs beside the training. A GPU has no memory for both, so there the
-    training pauses: it stops with a saved state and resumes exactly. Raises Stopped.
+    On the CPU, scoring and training run at the same time. A GPU has no memory for both, so there
+    the training pauses: it stops with a saved state and resumes exactly. Raises Stopped.
     """
     judge = Judge(context, job, patience=patience)
     judge.score_all()
