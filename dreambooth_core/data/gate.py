@@ -7,9 +7,12 @@ in a scratch folder for the comparison of all photos, so memory holds one photo 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
@@ -18,7 +21,14 @@ from dreambooth_core.data.captions import Captions, read_captions
 from dreambooth_core.data.decode import decode
 from dreambooth_core.data.duplicates import ImageHashes, duplicates, hashes_of
 from dreambooth_core.data.listing import CacheDir, Listing, list_folder, no_cache, printable
-from dreambooth_core.data.quality import quality_warnings, shrunk_grey, why_blank
+from dreambooth_core.data.quality import (
+    LEAST_BACKGROUND_DIFFERENCE,
+    background_difference,
+    edge_colours,
+    quality_warnings,
+    shrunk_grey,
+    why_blank,
+)
 from dreambooth_core.errors import DataError, Stopped
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import (
@@ -51,6 +61,7 @@ class _Photo:
 
     accepted: AcceptedImage
     hashes: ImageHashes
+    edge: NDArray[np.float64]
     copy: Path
     turned: bool
     caption: str | None
@@ -143,7 +154,12 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
     )
     hashes = hashes_of(image, name=name, grey=grey)
     return _Photo(
-        accepted=accepted, hashes=hashes, copy=copy, turned=decoded.turned, caption=caption
+        accepted=accepted,
+        hashes=hashes,
+        edge=edge_colours(image),
+        copy=copy,
+        turned=decoded.turned,
+        caption=caption,
     )
 
 
@@ -154,6 +170,7 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
         found.append(messages.REPORT_FEW.format(count=len(photos), min_photos=settings.min_photos))
     if len(photos) > settings.max_photos:
         found.append(messages.REPORT_MANY.format(count=len(photos), max_photos=settings.max_photos))
+    found += _shared_background(photos)
     turned = [photo.accepted.name for photo in photos if photo.turned]
     if turned:
         found.append(messages.REPORT_TURNED.format(names=", ".join(turned)))
@@ -161,6 +178,19 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
     if settings.captions and bare:
         found.append(messages.CAPTION_MISSING.format(names=", ".join(bare)))
     return tuple(found)
+
+
+def _shared_background(photos: Sequence[_Photo]) -> list[str]:
+    """The warning that all photos show one background, if they do."""
+    if len(photos) < 2:
+        return []
+    difference = background_difference([photo.edge for photo in photos])
+    if difference >= LEAST_BACKGROUND_DIFFERENCE:
+        return []
+    said = messages.REPORT_ONE_PLACE.format(
+        count=len(photos), difference=f"{difference:.1f}", least=f"{LEAST_BACKGROUND_DIFFERENCE:g}"
+    )
+    return [said]
 
 
 def class_set_warnings(prior: PriorSettings | None) -> tuple[str, ...]:

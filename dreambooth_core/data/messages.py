@@ -60,6 +60,11 @@ REPORT_FEW = (
 REPORT_MANY = (
     "{count} photos accepted: at most {max_photos} are advised (data.max_photos); choose the best"
 )
+REPORT_ONE_PLACE = (
+    "all {count} photos seem to show the same background: the colours along their edges differ by "
+    "at most {difference}, at least {least} is expected; the model learns the background along "
+    "with the subject and then ignores the places in prompts, so add photos from other places"
+)
 REPORT_TURNED = "turned upright, as their EXIF orientation says: {names}"
 
 CLASS_FEW = (

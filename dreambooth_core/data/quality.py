@@ -1,15 +1,25 @@
-"""Quality measures of a photo: contrast, sharpness, aspect ratio."""
+"""Quality measures of photos: contrast, sharpness, aspect ratio, a shared background."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
 
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import messages
 
 MEASURED_SIDE = 256
 """The shorter side for measuring, so that the numbers do not depend on the resolution."""
+LEAST_BACKGROUND_DIFFERENCE = 9.0
+"""Photos whose edges differ less in colour show one background (docs/how-to-photos.md)."""
+
+_GRID, _EDGE = 16, 2  # cells per side, and cells from the edge that count
 
 
 def shrunk_grey(image: Image.Image) -> Image.Image:
@@ -71,3 +81,34 @@ def quality_warnings(size: tuple[int, int], grey: Image.Image, settings: DataSet
             messages.WARNED_ENLARGED.format(side=min(size), resolution=settings.resolution)
         )
     return found
+
+
+# ---- a shared background ------------------------------------------------------------------------
+
+
+def edge_colours(image: Image.Image) -> NDArray[np.float64]:
+    """The colours (CIELAB) along the left, top and right edge, each channel sorted: [cells, 3].
+
+    The lower edge does not count, as the subject often touches it.
+    """
+    cells = image.resize((_GRID, _GRID), Image.Resampling.BOX)
+    lab = np.asarray(ImageCms.applyTransform(cells, _srgb_to_lab()))
+    # Pillow stores L* from 0 to 255, and a* and b* as signed bytes.
+    lab_HWC = np.dstack([lab[..., 0] / 2.55, lab[..., 1:].astype(np.int8)])
+    edges = (lab_HWC[:_EDGE], lab_HWC[_EDGE:, :_EDGE], lab_HWC[_EDGE:, -_EDGE:])
+    return np.sort(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
+
+
+@functools.cache
+def _srgb_to_lab() -> Any:
+    profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    return ImageCms.buildTransform(*profiles, "RGB", "LAB")
+
+
+def background_difference(photos: Sequence[NDArray[np.float64]]) -> float:
+    """The largest difference between the `edge_colours` of two photos.
+
+    It is the mean over cells and channels: for sorted values, the earth mover's distance. So the
+    background may move with the camera.
+    """
+    return max(float(np.abs(a - b).mean()) for a, b in itertools.combinations(photos, 2))

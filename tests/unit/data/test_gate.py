@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -28,10 +29,17 @@ from dreambooth_core.data.gate import (
     require_usable,
     write_accepted,
 )
-from dreambooth_core.data.quality import sharpness, shrunk_grey
+from dreambooth_core.data.quality import (
+    background_difference,
+    edge_colours,
+    sharpness,
+    shrunk_grey,
+)
 from dreambooth_core.errors import DataError, Stopped
 from dreambooth_core.records import GateReport, Manifest
 from tests.unit.data.photo_files import ROOMY, encode, exif_with_orientation, photo
+from tools.pocket.drawing import render
+from tools.pocket.world import PLACES, Individual, Scene, draw_pose, generator
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,6 +125,43 @@ def test_photos_that_were_turned_are_named(tmp_path: Path) -> None:
     report = inspect(folder).report
     assert report.warnings == ("turned upright, as their EXIF orientation says: c.jpg",)
     assert [(each.width, each.height) for each in report.accepted][2] == (120, 160)
+
+
+def in_place(place: str, number: int) -> Image.Image:
+    """A drawing of one mug, in another pose and with another backdrop for each number."""
+    rng = generator(number, stream="test-gate", index=0)
+    scene = Scene(
+        individual=Individual(thing="mug", colour="red"),
+        place=place,
+        pose=draw_pose(rng),
+        backdrop=int(rng.integers(2**31)),
+    )
+    return render(scene, size=128)[0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_photos_of_one_place_are_warned_of(tmp_path: Path, place: str) -> None:
+    folder = put(tmp_path / "photos", {f"{n}.png": in_place(place, n) for n in range(4)})
+    (warning,) = inspect(folder, near_duplicate_distance=0).report.warnings
+    assert warning.startswith("all 4 photos seem to show the same background")
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.combinations(PLACES, 2))
+def test_one_photo_from_elsewhere_suffices(tmp_path: Path, one: str, other: str) -> None:
+    pictures = {f"{n}.png": in_place(one, n) for n in range(3)}
+    folder = put(tmp_path / "photos", {**pictures, "elsewhere.png": in_place(other, 3)})
+    assert inspect(folder, near_duplicate_distance=0).report.warnings == ()
+
+
+def test_a_single_photo_has_no_shared_background(tmp_path: Path) -> None:
+    report = inspect(put(tmp_path / "photos", {"a.png": photo(1)}), min_photos=1).report
+    assert report.warnings == ()
+
+
+def test_background_difference_is_worked_out_by_hand() -> None:
+    """White has L* 100 and black 0, both a* = b* = 0: the mean over three channels is 100 / 3."""
+    edges = [edge_colours(Image.new("RGB", (50, 70), name)) for name in ("white", "black")]
+    assert background_difference(edges) == pytest.approx(100 / 3, abs=0.2)
 
 
 # ---- duplicates ---------------------------------------------------------------------------------
@@ -263,7 +308,7 @@ def test_the_guide_lists_every_sentence_of_the_gate() -> None:
         if name.isupper()
         and name.split("_")[0] in ("SKIPPED", "REJECTED", "WARNED", "REPORT", "CLASS")
     }
-    assert len(sentences) == 32
+    assert len(sentences) == 33
     assert [name for name, sentence in sentences.items() if f"`{sentence}`" not in guide] == []
 
 
