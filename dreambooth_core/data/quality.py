@@ -94,15 +94,15 @@ def edge_colours(image: Image.Image) -> NDArray[np.float64]:
     cells = image.resize((_GRID, _GRID), Image.Resampling.BOX)
     lab = np.asarray(ImageCms.applyTransform(cells, _srgb_to_lab()))
     # Pillow stores L* from 0 to 255, and a* and b* as signed bytes.
-    lab_HWC = np.dstack([lab[..., 0] / 2.55, lab[..., 1:].astype(np.int8)])
+    lab_HWC = np.dstack([lab[..., 0] / 2.55, lab[..., 1:].astype(np.int8).astype(float)])
     edges = (lab_HWC[:_EDGE], lab_HWC[_EDGE:, :_EDGE], lab_HWC[_EDGE:, -_EDGE:])
     return np.sort(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0)
 
 
 @functools.cache
 def _srgb_to_lab() -> Any:
-    profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
-    return ImageCms.buildTransform(*profiles, "RGB", "LAB")
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
 
 
 def background_difference(photos: Sequence[NDArray[np.float64]]) -> float:

@@ -318,19 +318,20 @@ PHOTOS = os.environ.get("DREAMBOOTH_PHOTOS")
 
 
 @pytest.mark.skipif(not PHOTOS, reason="DREAMBOOTH_PHOTOS names no folder of subjects' folders")
-def test_dreambooth_dataset_photos_are_accepted_without_warnings(
-    tmp_path: Path,
-) -> None:
-    """107 photos of 20 subjects. The closest two photos of a subject (dog6/01, 02) differ in 12 of
-    64 bits; the least sharp photo (clock/00) has 152."""
+def test_dreambooth_dataset_has_two_subjects_in_one_place(tmp_path: Path) -> None:
+    """107 photos of 20 subjects, accepted without further warnings. The closest two photos of a
+    subject (dog6/01, 02) differ in 12 of 64 bits; the least sharp photo (clock/00) has 152."""
     settings = load_settings(ROOT / "params.yaml").data
     subjects = sorted(path for path in Path(str(PHOTOS)).iterdir() if path.is_dir())
-    accepted = []
+    accepted, in_one_place = [], []
     for folder in subjects:
         report = inspect_folder(
             folder, settings, subject=folder.name, scratch=tmp_path / folder.name
         ).report
-        assert (report.rejected, report.skipped, report.warnings) == ((), (), ())
+        assert (report.rejected, report.skipped) == ((), ())
+        if report.warnings:
+            in_one_place.append(folder.name)
         assert all(each.warnings == () for each in report.accepted)
         accepted += report.accepted
     assert (len(subjects), len(accepted)) == (20, 107)
+    assert in_one_place == ["berry_bowl", "cat"]
