@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,16 @@ def test_stages_depend_only_on_outputs_of_earlier_stages() -> None:
         upstream = {d.split("/")[2] for d in _body(stage)["deps"] if d.startswith("work/")}
         assert upstream <= seen, stage
         seen.add(stage)
+
+
+def test_train_depends_on_every_file_that_launches_it() -> None:
+    """A launch file may name a configuration of DeepSpeed, which the trainer reads."""
+    launches = {path: path.read_text() for path in (ROOT / "infra" / "accelerate").iterdir()}
+    named = {name for text in launches.values() for name in re.findall(r"infra/\S+\.json", text)}
+    assert named
+    deps = [ROOT / path for path in _body("train")["deps"]]
+    for path in [*launches, *(ROOT / name for name in named)]:
+        assert any(path.is_relative_to(folder) for folder in deps), path
 
 
 def test_committed_dvc_file_matches_the_shipped_example() -> None:

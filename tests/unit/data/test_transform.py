@@ -27,6 +27,12 @@ def test_square_photo_has_one_view_for_any_number_of_crops() -> None:
     assert transform.views_of((200, 200), crops, sha256=SHA) == (View(0, 0, False),)
 
 
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_wide_photo_has_as_many_views_as_asked_for(num: int) -> None:
+    crops = settings(center_crop=False, crops_per_image=num)
+    assert len(transform.views_of((640, 64), crops, sha256=SHA)) == num
+
+
 def test_every_view_has_its_mirror_image_when_flips_are_on() -> None:
     views = transform.views_of(
         (256, 64), settings(center_crop=False, crops_per_image=3, random_flip=True), sha256=SHA

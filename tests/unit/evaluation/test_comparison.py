@@ -95,6 +95,21 @@ def test_clip_t_loss_within_the_tolerance_allows_promotion() -> None:
     assert verdict.promote
 
 
+@pytest.mark.parametrize("loss", [0.004, 0.014])
+def test_clip_t_loss_that_may_be_noise_allows_promotion(loss: float) -> None:
+    """Tolerated are 0.01. The lower bound is beyond that, and for 0.014 the mean is, too."""
+    verdict = compare(
+        contender("version 2", dino=lambda i: 0.1, clip_t=lambda i: wobble(0.05)(i) - loss),
+        contender("version 1"),
+        settings=SELECT,
+        noise=NOISE,
+    )
+    difference = verdict.difference["clip_t"]
+    assert difference.low < -0.01 < difference.high
+    assert difference.mean == pytest.approx(-loss)
+    assert verdict.promote
+
+
 def test_a_worse_challenger_is_refused_as_worse() -> None:
     verdict = compare(
         contender("version 2", dino=lambda i: -0.1),
