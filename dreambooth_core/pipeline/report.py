@@ -28,7 +28,13 @@ from dreambooth_core.pipeline.common import (
     table_of,
 )
 from dreambooth_core.pipeline.lineage import lineage_names
-from dreambooth_core.pipeline.standing import EXPERIMENT, UNREACHABLE, standing_of, unregistered
+from dreambooth_core.pipeline.standing import (
+    EXPERIMENT,
+    UNREACHABLE,
+    commands_for,
+    standing_of,
+    unregistered,
+)
 from dreambooth_core.records import (
     Evaluation,
     GateReport,
@@ -42,7 +48,9 @@ from dreambooth_core.registry import links, runs, versions
 from dreambooth_core.registry.verdicts import verdict_of
 from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.report import live, page
-from dreambooth_core.report.live import Standing
+from dreambooth_core.report.live import Command, Standing
+from dreambooth_core.report.page import Pictures
+from dreambooth_core.report.sheets import Sample
 from dreambooth_core.workspace import Places
 
 PAGE_ARTIFACT = "report.html"
@@ -53,6 +61,7 @@ PAGE_ARTIFACT = "report.html"
 class _Shown:
     """What a page shows of the registry: a version (or none), its standing and its verdict."""
 
+    subject: str
     version: VersionInfo | None
     standing: Standing
 
@@ -66,7 +75,16 @@ class _Shown:
 
     @property
     def parts(self) -> dict[str, Markup]:
-        return live.render_parts(self.number, standing=self.standing, verdict=self.verdict)
+        return live.render_parts(
+            self.number,
+            standing=self.standing,
+            verdict=self.verdict,
+            commands=self.commands,
+        )
+
+    @property
+    def commands(self) -> list[Command]:
+        return commands_for(self.subject, self.version)
 
 
 def run(context: StageContext) -> Path:
@@ -99,7 +117,7 @@ def refresh(context: StageContext) -> None:
         version = found.get(live.version_of(html) or 0)
         if version is None:
             continue
-        parts = _Shown(version, standing_of(version, subject=subject)).parts
+        parts = _Shown(subject, version, standing_of(version, subject=subject)).parts
         changed = live.with_parts(html, parts)
         if changed != html:
             files.write_text(path, changed)
@@ -148,14 +166,14 @@ def _shown(context: StageContext) -> _Shown:
     """What the registry says of the present outputs."""
     subject = context.settings.name
     if context.is_experiment:
-        return _Shown(None, EXPERIMENT)
+        return _Shown(subject, None, EXPERIMENT)
     try:
         version = registered.info_of(context)
     except RegistryError:
-        return _Shown(None, UNREACHABLE)
+        return _Shown(subject, None, UNREACHABLE)
     if version is None:
-        return _Shown(None, unregistered(subject))
-    return _Shown(version, standing_of(version, subject=subject))
+        return _Shown(subject, None, unregistered(subject))
+    return _Shown(subject, version, standing_of(version, subject=subject))
 
 
 def _upload(context: StageContext, version: VersionInfo, html: str) -> None:
@@ -180,36 +198,46 @@ def _content(context: StageContext, shown: _Shown) -> page.PageContent:
         gate=_gate_report(places),
         photos=[gate_dir / image.file for image in Manifest.read(gate_dir).images],
         scores=scores,
-        images=_images(places, evaluation),
+        pictures=_pictures(places, evaluation),
         selection=Selection.read(places.stage_dir("select")),
         confirmed=next(iter(table_of(confirmation_of(context)).rows), None),
         standing=shown.standing,
         registered=shown.version.version if shown.version else None,
         verdict=shown.verdict,
+        commands=shown.commands,
         losses=_losses(places.stage_dir("train") / "metrics.csv"),
         limits={"clip_t": limits.min_clip_t, "pres": limits.max_pres},
+        class_warnings=Manifest.read(places.stage_dir("class-images")).warnings,
         settings=settings,
         lineage=_lineage(context, shown.version, settings),
     )
 
 
 def _gate_report(places: Places) -> GateReport:
-    """The gate's report with the warnings of later stages."""
+    """The gate's report with the warnings of the cache."""
     report = GateReport.read(places.stage_dir("validate"), "report.json")
-    class_ = Manifest.read(places.stage_dir("class-images"))
     cache = LatentCache.read(places.stage_dir("cache"))
-    warnings = (*report.warnings, *class_.warnings, *cache.warnings)
+    warnings = (*report.warnings, *cache.warnings)
     return report.model_copy(update={"warnings": warnings})
 
 
-def _images(places: Places, evaluation: Evaluation) -> dict[str, list[Path]]:
-    """Every sampled row's suite images, as the evaluate stage published them."""
+def _pictures(places: Places, evaluation: Evaluation) -> dict[str, Pictures]:
+    """Every sampled row's pictures, as the evaluate stage published them."""
     folder = places.stage_dir("evaluate")
-    return {
-        row.name: [row_pictures(folder, row.name) / picture_name(i) for i in range(row.n)]
-        for row in evaluation.rows
-        if row.step is not None
-    }
+    found: dict[str, Pictures] = {}
+    for row in evaluation.rows:
+        if row.step is None:
+            continue
+        own = row_pictures(folder, row.name)
+        suite = [
+            Sample(path=own / picture_name(i), seed=image.seed, score=image)
+            for i, image in enumerate(row.images)
+        ]
+        later = sorted(own.glob("*.png"))[row.n :]
+        seeds = evaluation.harness.class_seeds
+        classes = [Sample(path=p, seed=s) for p, s in zip(later, seeds, strict=False)]
+        found[row.name] = Pictures(suite=suite, class_prompt=classes)
+    return found
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:

@@ -1,11 +1,13 @@
-"""What a registered version is now, in words for its page: champion, challenger or former one."""
+"""What a registered version is now, in words for its page, and the commands that it invites."""
 
 from __future__ import annotations
+
+import shlex
 
 from dreambooth_core.registry.aliases import CHALLENGER, CHAMPION, PARITY, PARITY_PASSED
 from dreambooth_core.registry.verdicts import verdict_of
 from dreambooth_core.registry.versions import VersionInfo
-from dreambooth_core.report.live import Standing
+from dreambooth_core.report.live import Command, Standing
 
 _DECISIONS = ("promoted", "restored", "rolled_back")
 """The tags of decisions, as `registry.aliases` writes them."""
@@ -32,6 +34,31 @@ def standing_of(info: VersionInfo, *, subject: str) -> Standing:
     word, tone = _word(info)
     asked = f"`dreambooth compare {subject}` shows what changed since."
     return Standing(word, tone, f"{_decision(info)}As of the last change of this page; {asked}")
+
+
+def commands_for(subject: str, info: VersionInfo | None) -> list[Command]:
+    """What a reader of the page may type next."""
+    if info is None:
+        return [Command("Register the best checkpoint:", f"dreambooth run {subject}")]
+    words: dict[str, str] = info.settings.get("subject", {})
+    prompt = shlex.quote(f"a photo of {words.get('identifier')} {words.get('class_noun')}")
+    made = [
+        Command(
+            "Generate pictures with this version:",
+            f"dreambooth generate --model {info.uri} --prompt {prompt} --out pictures",
+        ),
+        Command("Compare the versions of this subject:", f"dreambooth compare {subject}"),
+    ]
+    if CHAMPION in info.aliases:
+        undo = f"dreambooth rollback {subject}"
+        return [*made, Command("Put the champion before this one back in use:", undo)]
+    if info.tags.get(PARITY) != PARITY_PASSED:
+        return made
+    number = info.version.version
+    return [
+        *made,
+        Command("Put this version in use:", f"dreambooth promote {subject} {number} --why REASON"),
+    ]
 
 
 def _word(info: VersionInfo) -> tuple[str, str]:

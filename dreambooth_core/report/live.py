@@ -1,4 +1,4 @@
-"""The parts of a page that change with the registry: the version's standing and its comparison.
+"""The parts of a page that change with the registry: standing, comparison, and what to do next.
 
 They stand between two comments, so that a promotion can replace them in a page whose pictures and
 scores are gone from the workspace.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dreambooth_core.records import Verdict
 from dreambooth_core.report import KINDS
 
+_BACKTICKS = re.compile(r"`([^`]+)`")
 _PART = re.compile(r"<!-- live (\w+) of (\d+|none) -->.*?<!-- end of live \1 -->", re.DOTALL)
 
 
@@ -29,6 +31,14 @@ class Standing:
     note: str
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command to paste, and what it is for."""
+
+    purpose: str
+    text: str
+
+
 @functools.cache
 def environment() -> Environment:
     """The templates of the page; they escape all texts."""
@@ -39,19 +49,28 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(score=lambda value: f"{value:.3f}", signed=_signed)
+    made.filters.update(score=lambda value: f"{value:.3f}", signed=_signed, code=_code)
     return made
 
 
 def render_parts(
-    version: int | None, *, standing: Standing, verdict: Verdict | None
+    version: int | None,
+    *,
+    standing: Standing,
+    verdict: Verdict | None,
+    commands: Sequence[Command],
 ) -> dict[str, Markup]:
     """The live parts of a page, by name."""
-    values = {"standing": standing, "verdict": verdict, "differences": _differences(verdict)}
+    values = {
+        "standing": standing,
+        "verdict": verdict,
+        "differences": _differences(verdict),
+        "commands": commands,
+    }
     number = "none" if version is None else version
     return {
         part: Markup(f"<!-- live {part} of {number} -->\n{html}<!-- end of live {part} -->")
-        for part in ("standing", "comparison")
+        for part in ("standing", "comparison", "next")
         for html in [environment().get_template(f"{part}.html.j2").render(**values)]
     }
 
@@ -85,6 +104,11 @@ def _differences(verdict: Verdict | None) -> list[dict[str, Any]]:
         for kind, value in found
         if value is not None
     ]
+
+
+def _code(text: str) -> Markup:
+    """A text whose parts between backticks are code."""
+    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _signed(value: float) -> str:

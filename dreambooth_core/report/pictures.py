@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageFont
 
-_INLINE_SIDE = 256
+_SIDES_PX = (512, 384, 256, 192, 128, 96)
+_LOSSLESS_SIDE_PX = 128
+_PROBES = 12  # images that stand for all when a side is tried
 _WEBP_QUALITY = 88
 
 
@@ -41,14 +44,28 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(path: Path) -> str:
-    """An image as a data URI: small images losslessly, larger ones with at most 256 px a side."""
+def data_uris(paths: Iterable[Path], *, limit_chars: int) -> dict[Path, str]:
+    """Images as data URIs of at most `limit_chars` together, with smaller sides for many images.
+
+    Small images stay lossless where there is room. Raises ValueError if they never fit.
+    """
+    unique = list(dict.fromkeys(paths))
+    every = max(1, len(unique) // _PROBES)
+    for side in _SIDES_PX:
+        probes = [len(_data_uri(path, side)) for path in unique[::every]]
+        if sum(probes) * len(unique) > limit_chars * len(probes):
+            continue
+        found = {path: _data_uri(path, side) for path in unique}
+        if sum(map(len, found.values())) <= limit_chars:
+            return found
+    raise ValueError(f"{len(unique)} images do not fit into {limit_chars} characters")
+
+
+def _data_uri(path: Path, side: int) -> str:
     image = open_rgb(path)
-    if max(image.size) <= _INLINE_SIDE // 2:
+    if side == _SIDES_PX[0] and max(image.size) <= _LOSSLESS_SIDE_PX:
         return _uri("png", png_bytes(image))
-    if max(image.size) > _INLINE_SIDE:
-        image = fit(image, _INLINE_SIDE)
-    return _webp(image)
+    return _webp(fit(image, side) if max(image.size) > side else image)
 
 
 def fitting_uri(path: Path, limit_bytes: int) -> str:

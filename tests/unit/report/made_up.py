@@ -10,6 +10,7 @@ from dreambooth_core.records import (
     AcceptedImage,
     GateReport,
     Harness,
+    ImageScore,
     Interval,
     RankedCheckpoint,
     RegisteredVersion,
@@ -20,8 +21,9 @@ from dreambooth_core.records import (
     Selection,
     Verdict,
 )
-from dreambooth_core.report.live import Standing
-from dreambooth_core.report.page import PageContent
+from dreambooth_core.report.live import Command, Standing
+from dreambooth_core.report.page import Fact, PageContent, Pictures
+from dreambooth_core.report.sheets import Sample
 
 PROMPTS = ("a photo of sks mug on the beach", 'a photo of <b>sks</b> mug & "friends"')
 HARNESS = Harness(
@@ -109,6 +111,24 @@ def picture(folder: Path, name: str, shade: int, *, side: int = 64) -> Path:
     return path
 
 
+def pictures(folder: Path, name: str, column: int) -> Pictures:
+    """Two rounds of the suite, except for checkpoint-100 with one, and two of the class."""
+    count = 2 if name == "checkpoint-100" else 4
+    suite = [
+        Sample(
+            path=picture(folder, f"{name}-{i}.png", 40 * i + column),
+            seed=i + 1,
+            score=ImageScore(prompt=PROMPTS[i % 2], seed=i + 1, clip_t=0.3, clip_i=0.8, dino=0.7),
+        )
+        for i in range(count)
+    ]
+    classes = [
+        Sample(path=picture(folder, f"{name}-class-{i}.png", 90 + i), seed=5 + i)
+        for i in range(count // 2)
+    ]
+    return Pictures(suite=suite, class_prompt=classes)
+
+
 def page_content(folder: Path) -> PageContent:
     """A page about a subject called `mug`; its pictures are written into `folder`."""
     names = ("step 0", "checkpoint-100", "checkpoint-200")
@@ -119,10 +139,7 @@ def page_content(folder: Path) -> PageContent:
         gate=GATE,
         photos=[picture(folder, "photo.png", 3, side=400)],
         scores=SCORES,
-        images={
-            name: [picture(folder, f"{name}-{i}.png", 40 * i + column) for i in range(4)]
-            for column, name in enumerate(names)
-        },
+        pictures={name: pictures(folder, name, column) for column, name in enumerate(names)},
         selection=SELECTION,
         confirmed=row("checkpoint-200", 200, 0.777),
         standing=Standing("Champion", "good", "Promoted by ada on 2026-01-02."),
@@ -135,6 +152,11 @@ def page_content(folder: Path) -> PageContent:
             qualified=True,
         ),
         verdict=VERDICT,
+        commands=[Command("Compare the versions:", "dreambooth compare mug --why 'a & b'")],
+        facts=[
+            Fact(name="Device", text="CPU"),
+            Fact(name="MLflow run", text="full-1", address="http://127.0.0.1:5000/#/x"),
+        ],
         losses=[(step, 1.0 / step) for step in range(1, 200)],
         limits={"clip_t": 0.291, "pres": 0.5},
         settings={"train": {"learning_rate": 5e-5, "lora": None}},
