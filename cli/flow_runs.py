@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from cli.stuck_runs import end_stuck_runs
+from dreambooth_core.errors import StageError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 _POLL_S = 2.0
+_STUCK_POLL_S = 30.0
 _RECENT = 50
 
 
 class FlowRunLog:
-    """A thread that prints one line for each state that a flow run enters.
+    """A thread that prints one line for each state that a flow run enters, and ends stuck runs.
 
     Runs that existed before are silent until they change.
     """
 
-    def __init__(self, api_url: str, say: Callable[[str], None]) -> None:
-        self._api_url, self._say = api_url, say
+    def __init__(self, api_url: str, pool: str, say: Callable[[str], None]) -> None:
+        self._api_url, self._pool, self._say = api_url, pool, say
         self._stop = threading.Event()
         self._states: dict[str, str] = {}
         self.is_following = False
@@ -39,8 +44,23 @@ class FlowRunLog:
         with SyncPrefectClient(self._api_url) as client:
             self._poll(client, is_first=True)
             self.is_following = True
+            looked = time.monotonic()
             while not self._stop.wait(_POLL_S):
+                if time.monotonic() - looked > _STUCK_POLL_S:
+                    self._end_stuck(client)
+                    looked = time.monotonic()
                 self._poll(client, is_first=False)
+
+    def _end_stuck(self, client: SyncPrefectClient) -> None:
+        from httpx import HTTPError
+        from prefect.exceptions import PrefectHTTPStatusError
+
+        try:
+            end_stuck_runs(client, pool=self._pool)
+        except (HTTPError, PrefectHTTPStatusError):
+            return  # like `_poll`
+        except StageError as error:
+            self._say(str(error))
 
     def _poll(self, client: SyncPrefectClient, *, is_first: bool) -> None:
         from httpx import HTTPError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from cli import services
 from cli.progress import TerminalReporter
 from cli.server import prefect_api
 from cli.session import Session
+from cli.stuck_runs import tags_of_process
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.pipeline import STAGES, check_stage, input_checks
@@ -110,7 +112,7 @@ def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[st
     with (
         TerminalReporter(session.terminal.console) as shown,
         temporary_settings({PREFECT_API_URL: api_url()}),
-        tags("dreambooth", "by-hand"),
+        tags(*tags_of_process(os.getpid())),
     ):
         reporter.set(shown)
         summary = (

@@ -13,6 +13,7 @@ from typing import Any
 from cli.flow_runs import FlowRunLog
 from cli.ports import Ports
 from cli.server import answers
+from cli.stuck_runs import end_stuck_runs, stop_flows
 from dreambooth_core import files
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import StageError
@@ -23,6 +24,7 @@ from dreambooth_core.workspace import Workspace
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 8.0
+_FLOW_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 
 Say = Callable[[str], None]
@@ -43,7 +45,7 @@ class Services:
     def __init__(
         self, workspace: Workspace, env: Mapping[str, str], ports: Ports, *, pool: str
     ) -> None:
-        self._workspace, self._ports = workspace, ports
+        self._workspace, self._ports, self._pool = workspace, ports, pool
         home = workspace.root.absolute()
         self._values = {
             "store": sqlite_uri(home / STORE),
@@ -56,6 +58,7 @@ class Services:
         }
         self._spec = read_yaml(workspace.root / "infra" / "local" / "services.yaml")
         self._env = {**env, **self._fill_all(self._spec["env"])}
+        self._api = self._env["PREFECT_API_URL"]
         self._stop = threading.Event()
 
     def serve(self, say: Say) -> list[str]:
@@ -69,10 +72,14 @@ class Services:
         with contextlib.ExitStack() as started:
             for service in self._spec["services"]:
                 name = service["name"]
+                if service.get("runs_flows"):
+                    self._end_stuck_runs(say)
                 process = started.enter_context(self._started(service))
                 self._wait_until_ready(service, process)
                 if self._stop.is_set():
                     break
+                if service.get("runs_flows"):
+                    started.callback(self._stop_flows, say)
                 if service.get("run") != "once":
                     running[name] = process
                 say(f"{name}: {self._fill(service['shown'])}")
@@ -81,7 +88,7 @@ class Services:
                 files.write_json(self._workspace.services_note, self._fill_all(self._spec["note"]))
                 for line in self._spec["next"]:
                     say(self._fill(line))
-                started.enter_context(FlowRunLog(self._env["PREFECT_API_URL"], say))
+                started.enter_context(FlowRunLog(self._api, self._pool, say))
             self._watch(running)
         return list(running)
 
@@ -129,6 +136,20 @@ class Services:
             raise _ended(service["name"], code)
         health = service.get("health")
         return code == 0 if runs_once else not health or answers(self._fill(health))
+
+    def _end_stuck_runs(self, say: Say) -> None:
+        """End the runs that killed processes left active: each keeps the slot of its deployment."""
+        from prefect.client.orchestration import SyncPrefectClient  # takes two seconds
+
+        with SyncPrefectClient(self._api) as client:
+            for name in end_stuck_runs(client, pool=self._pool):
+                say(f"{name}: ended, because no process works on it any more")
+
+    def _stop_flows(self, say: Say) -> None:
+        """Let the flows report their end while the server runs; the worker would kill them."""
+        say("stopping")
+        if stop_flows(self._api, grace_s=_FLOW_TIMEOUT_S):
+            say("the run in work was stopped; the next run of its deployment continues it")
 
     def _watch(self, running: Mapping[str, subprocess.Popen[bytes]]) -> None:
         while not self._stop.wait(_POLL_S):

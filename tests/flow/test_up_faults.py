@@ -1,0 +1,214 @@
+"""`dreambooth up` is stopped, killed or loses a process while a deployment's run works."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dreambooth_core.supervision import free_port
+from dreambooth_core.workspace import Workspace
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1500)]
+
+NIGHTLY = "retrain-all/nightly"
+_STARTS = re.compile(r"training starts after step (\d+)")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One workspace; each test stops its training later than the test before."""
+    built = workspaces.build(tmp_path_factory.mktemp("faults") / "checkout")
+    workspaces.change(built.root, "train.max_train_steps", 20_000)
+    workspaces.change(built.root, "train.checkpointing_steps", 10_000)
+    (built.root / "flows").symlink_to(workspaces.REPOSITORY / "flows")
+    return built
+
+
+@dataclass
+class Up:
+    """A running `dreambooth up`, and what a user sees and asks."""
+
+    workspace: Workspace
+    process: subprocess.Popen[bytes]
+    log: Path
+    api: str
+
+    def printed(self) -> str:
+        return self.log.read_text()
+
+    def prefect(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        env = {**workspaces.environment(self.workspace.root), "PREFECT_API_URL": self.api}
+        done = subprocess.run(
+            command, cwd=self.workspace.root, env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def client(self) -> Any:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.api)
+
+    def tick(self) -> uuid.UUID:
+        """Start a run of the nightly deployment, as its schedule does."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(NIGHTLY)
+            return client.create_flow_run_from_deployment(found.id).id
+
+    def states(self, run: uuid.UUID) -> set[str]:
+        """The states of a run and of those that it started."""
+        from prefect.client.schemas import filters
+
+        parent = filters.FlowRunFilterParentFlowRunId(any_=[run])
+        with self.client() as client:
+            below = client.read_flow_runs(
+                flow_run_filter=filters.FlowRunFilter(parent_flow_run_id=parent)
+            )
+            return {str(each.state_name) for each in (client.read_flow_run(run), *below)}
+
+    def slots(self) -> int:
+        """The taken slots of the nightly deployment."""
+        with self.client() as client:
+            found = client.read_deployment_by_name(NIGHTLY)
+            return client.read_global_concurrency_limit_by_name(
+                f"deployment:{found.id}"
+            ).active_slots
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        """The processes of this project with a word in their command line."""
+        root, found = str(self.workspace.root), list[psutil.Process]()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cwd() == root and word in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+
+@contextlib.contextmanager
+def running(workspace: Workspace, log: Path) -> Iterator[Up]:
+    """`dreambooth up` of a workspace, deployed."""
+    prefect, mlflow = free_port(), free_port()
+    options = ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "up", *options],
+            cwd=workspace.root,
+            env=workspaces.environment(workspace.root),
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    up = Up(workspace, process, log, f"http://127.0.0.1:{prefect}/api")
+    try:
+        wait_for(lambda: "runs are listed below" in up.printed() or process.poll() is not None)
+        assert process.poll() is None, up.printed()
+        up.prefect("deploy", "--all")
+        yield up
+    finally:
+        process.terminate()
+        process.wait(120)
+
+
+def wait_for(condition: Callable[[], object], *, timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.2)
+
+
+def train_until_it_works(up: Up) -> uuid.UUID:
+    """Start a nightly run and wait until its training works."""
+    log = up.workspace.places(SUBJECT).log_file("train")
+
+    def starts() -> int:
+        return len(_STARTS.findall(log.read_text())) if log.exists() else 0
+
+    before, run = starts(), up.tick()
+    wait_for(lambda: starts() > before or "Cancelled" in up.states(run))
+    assert up.states(run) == {"Running"}
+    return run
+
+
+def test_ctrl_c_lets_the_run_report_and_the_next_tick_runs(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    with running(workspace, tmp_path / "first") as up:
+        run = train_until_it_works(up)
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(90) == 0
+    assert "the run in work was stopped" in up.printed()
+    with running(workspace, tmp_path / "second") as up:
+        assert up.states(run) == {"Crashed"}
+        assert "no process works on it" not in up.printed()
+        train_until_it_works(up)
+
+
+def test_power_cut_frees_the_slot_and_the_next_tick_runs(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    with running(workspace, tmp_path / "first") as up:
+        run = train_until_it_works(up)
+        for process in [psutil.Process(up.process.pid), *up.processes("")]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    with running(workspace, tmp_path / "second") as up:
+        assert up.states(run) == {"Crashed"}
+        assert up.printed().count("no process works on it any more") == 2
+        assert up.slots() == 0
+        train_until_it_works(up)
+
+
+def test_killed_flow_process_is_noticed_while_up_runs(workspace: Workspace, tmp_path: Path) -> None:
+    with running(workspace, tmp_path / "log") as up:
+        run = train_until_it_works(up)
+        up.processes("prefect.engine")[0].kill()
+        wait_for(lambda: up.states(run) == {"Crashed"}, timeout_s=90)
+        assert up.slots() == 0
+        assert "train-subject mug: crashed. No process works on this run any more." in up.printed()
+
+
+def test_killed_worker_ends_up_with_its_name_and_the_run_reports(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    with running(workspace, tmp_path / "first") as up:
+        run = train_until_it_works(up)
+        up.processes("prefect worker start")[0].kill()
+        assert up.process.wait(120) == 1
+    assert "worker ended with code -9" in up.printed()
+    assert "see .state/logs/worker.log" in up.printed()
+    with running(workspace, tmp_path / "second") as up:
+        assert up.states(run) == {"Crashed"}
+        assert up.slots() == 0
+
+
+def test_run_after_all_of_these_completes_and_schedules_survive_redeploy(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    workspaces.change(workspace.root, "train.max_train_steps", 4)
+    workspaces.change(workspace.root, "train.checkpointing_steps", 2)
+    with running(workspace, tmp_path / "log") as up:
+        run = up.tick()
+        with up.client() as client:
+            (nightly,) = client.read_deployment_by_name(NIGHTLY).schedules
+        up.prefect("deployment", "schedule", "pause", NIGHTLY, str(nightly.id))
+        up.prefect("deployment", "schedule", "create", NIGHTLY, "--interval", "86400")
+        up.prefect("deploy", "--all")
+        with up.client() as client:
+            found = client.read_deployment_by_name(NIGHTLY).schedules
+        assert sorted(each.active for each in found) == [False, True]
+        assert [each.id for each in found if not each.active] == [nightly.id]
+        wait_for(lambda: up.states(run) == {"Completed"}, timeout_s=400)
