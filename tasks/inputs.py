@@ -56,9 +56,11 @@ def _digest(path: Path) -> str:
     if path.is_file():
         return files.sha256_file(path)
     found = sorted(p for p in path.rglob("*") if p.is_file())
+    named = {p.relative_to(path).as_posix(): p for p in found}
     if sum(p.stat().st_size for p in found) <= _SMALL_BYTES and not _is_weights(found):
-        return files.digest_of({p.name: files.sha256_file(p) for p in found})
-    return files.digest_of([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found])
+        return files.digest_of({name: files.sha256_file(p) for name, p in named.items()})
+    states = {name: p.stat() for name, p in named.items()}
+    return files.digest_of([(name, s.st_size, s.st_mtime_ns) for name, s in states.items()])
 
 
 def _is_weights(found: list[Path]) -> bool:

@@ -38,6 +38,7 @@ def write_result(settings: ScriptSettings, model: TrainableModel) -> None:
             _write_pipeline(settings, model, aside)
     for entry in sorted((settings.state_dir / "result").iterdir()):
         _move_over(entry, settings.output_dir / entry.name)
+    files.fsync_path(settings.output_dir)
     log_line(f"the result is in {settings.output_dir}")
 
 

@@ -143,6 +143,7 @@ def test_flow_after_dvc_repro_skips_everything_except_the_comparison(
     assert ran.count("Running stage") == len(STAGES)
     again = _run(prepared, monkeypatch)
     assert [s["stage"] for s in again["stages"] if not s["skipped"]] == ["compare"]
+    assert again["version"] == first["version"]
 
 
 def test_dvc_pull_restores_deleted_outputs_photos_and_cache(

@@ -17,6 +17,7 @@ from dreambooth_core.errors import CorruptRecordError, StageError, repeat_hint
 from dreambooth_core.pipeline import common
 from dreambooth_core.records import GateReport, Manifest, ManifestImage, RejectedFile
 from dreambooth_core.workspace import Workspace
+from tests.flushes import Flushes
 
 
 def test_failed_write_keeps_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -50,6 +51,24 @@ def test_failed_folder_write_keeps_old_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), files.atomic_dir(target) as aside:
         raise RuntimeError
     assert files.tree_hashes(target) == {"a": files.sha256_bytes(b"a")}
+
+
+def test_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    flushes = Flushes(tmp_path, monkeypatch)
+    for text in ("first", "second"):
+        files.write_text(tmp_path / "a.txt", text)
+    assert flushes.named == ["a.txt", "a.txt"]
+    assert flushes.named_too_early == flushes.lost_names == []
+
+
+def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    flushes = Flushes(tmp_path, monkeypatch)
+    for text in ("first", "second"):
+        with files.atomic_dir(tmp_path / "out") as aside:
+            (aside / "sub" / "empty").mkdir(parents=True)
+            (aside / "sub" / "a").write_text(text)
+    assert flushes.named == ["out", "out"]
+    assert flushes.named_too_early == flushes.lost_names == []
 
 
 KILLED = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,30 @@ def test_the_same_fingerprint_is_registered_once(tracking, run, tiny_sd, scratch
     assert (first, first.version) == (again, 1)
     assert len(versions.list_versions(tracking, name=MODEL)) == 1
     assert list(scratch.iterdir()) == []
+
+
+def test_version_of_another_process_during_the_upload_is_the_version(
+    tracking, run, tiny_sd, scratch, monkeypatch
+) -> None:
+    upload, others = versions._upload, []
+
+    def upload_while_another_process_registers(*arguments) -> str:
+        model_id = upload(*arguments)
+        if not others:
+            others.append(None)
+            others[0] = register(tracking, run, tiny_sd, scratch)
+        return model_id
+
+    monkeypatch.setattr(versions, "_upload", upload_while_another_process_registers)
+    assert register(tracking, run, tiny_sd, scratch) == others[0]
+    assert [info.version for info in versions.list_versions(tracking, name=MODEL)] == others
+
+
+def test_two_calls_at_once_register_one_version(tracking, run, tiny_sd, scratch) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(register, tracking, run, tiny_sd, scratch / name) for name in "ab"]
+    assert calls[0].result() == calls[1].result()
+    assert len(versions.list_versions(tracking, name=MODEL)) == 1
 
 
 def test_another_fingerprint_with_the_same_files_uploads_nothing_new(

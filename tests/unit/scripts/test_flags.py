@@ -53,6 +53,12 @@ def train_settings(*arguments: str, script=DREAMBOOTH, env=None):
     return settings.train(seed=0, max_train_steps=10)
 
 
+def test_four_random_crops_of_each_photo_are_cached_unless_centred():
+    for flags, center_crop in (((), False), (("--center_crop",), True)):
+        data = make_settings(DREAMBOOTH, parse(DREAMBOOTH, [*NEEDED, *flags]), {}).data
+        assert (data.crops_per_image, data.center_crop) == (4, center_crop)
+
+
 def test_every_flag_of_the_guide_is_accepted_and_has_help():
     text = help_text(DREAMBOOTH)
     for name in SEED_FLAGS.split():

@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dreambooth_core import files
 from dreambooth_core.scripts import checkpoints, shared_weights
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint
-from dreambooth_core.scripts.flags import DREAMBOOTH_LORA
+from dreambooth_core.scripts.flags import DREAMBOOTH, DREAMBOOTH_LORA
 from dreambooth_core.supervision import free_port
+from tests.flushes import Flushes
 from tests.unit.scripts.command import prior, run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -50,6 +51,15 @@ def test_run_saves_a_pipeline_and_checkpoints_that_load_as_documented(tiny_sd, p
     )
     text = "".join(path.read_text() for path in out.rglob("*.json"))
     assert str(tiny_sd.parent) not in text.replace(json.dumps(str(tiny_sd)), "")
+
+
+def test_checkpoints_and_result_are_on_the_disk(tiny_sd, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    for script in (DREAMBOOTH, DREAMBOOTH_LORA):
+        flushes = Flushes(out, monkeypatch)
+        assert run(tiny_sd, photos, out, script=script, checkpointing_steps=1) == 0
+        assert {"checkpoint-1", "checkpoint-2"} < set(flushes.named)
+        assert flushes.named_too_early == flushes.lost_names == []
 
 
 def test_result_of_a_half_precision_model_samples_as_loaded(tiny_sd, photos, tmp_path):

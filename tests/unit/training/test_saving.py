@@ -19,6 +19,7 @@ from dreambooth_core.training.launch.launcher import run_trainer
 from dreambooth_core.training.optim import snapshot
 from dreambooth_core.training.optim.snapshot import Snapshots, StateFiles
 from dreambooth_core.training.trainable import load_trainable_model
+from tests.flushes import Flushes
 from tests.unit.training import tiny
 
 VARIANTS = {
@@ -104,6 +105,17 @@ def test_updates_continue_during_a_slow_save(tmp_path, tiny_sd, slow_disk):
     ends = slow_disk(job, save=3, until=6)
     tiny.train(job)
     assert ends == {3: 6, 6: ends[6], 9: 9}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_everything_saved_is_on_the_disk(is_async, tmp_path, tiny_sd, monkeypatch):
+    job = _job(tmp_path, tiny_sd, async_checkpointing=is_async, max_train_steps=2,
+               checkpointing_steps=1)  # fmt: skip
+    flushes = Flushes(tmp_path, monkeypatch)
+    tiny.train(job)
+    named = {Path(name).name for name in flushes.named}
+    assert named >= {"checkpoint-1", "checkpoint-2", "step-00000001", "step-00000002", "out"}
+    assert flushes.named_too_early == flushes.lost_names == []
 
 
 def test_without_room_for_a_copy_the_updates_wait(tmp_path, tiny_sd, slow_disk, monkeypatch):
