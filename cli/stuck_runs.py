@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import psutil
-
 from dreambooth_core.errors import StageError
 
 if TYPE_CHECKING:
+    import psutil
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
@@ -36,11 +35,15 @@ def stop_flows(api_url: str, *, grace_s: float) -> int:
 
     Each saves its work and reports its end, so the server has to run until then.
     """
+    import psutil  # would delay every command
+
     found = {process.pid: process for process, _ in _flow_processes(api_url)}
-    first = [process for process in found.values() if _parent(process) not in found]
-    for process in first:
+    first = list[psutil.Process]()
+    for process in found.values():
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+            if process.ppid() not in found:
+                first.append(process)
+                process.terminate()
     psutil.wait_procs(first, timeout=grace_s)
     return len(first)
 
@@ -116,6 +119,8 @@ def _working() -> set[str]:
 
 def _flow_processes(api_url: str | None = None) -> Iterator[tuple[psutil.Process, str]]:
     """Processes with the ID of a flow run in their environment, of all servers or of one."""
+    import psutil
+
     for process in psutil.process_iter():
         try:
             variables = process.environ()
@@ -126,15 +131,10 @@ def _flow_processes(api_url: str | None = None) -> Iterator[tuple[psutil.Process
             yield process, run_id
 
 
-def _parent(process: psutil.Process) -> int | None:
-    try:
-        return process.ppid()
-    except psutil.NoSuchProcess:
-        return None
-
-
 def _is_older_process(pid: int, run: FlowRun) -> bool:
     """Whether the process lives and is the one that started the run, not a later one."""
+    import psutil
+
     try:
         return run.created is None or psutil.Process(pid).create_time() < run.created.timestamp()
     except psutil.Error:

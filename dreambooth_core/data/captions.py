@@ -86,7 +86,8 @@ def _parsed(line: str, number: int) -> tuple[str, str]:
     try:
         entry: Any = json.loads(line)
         name, caption = entry["file_name"], entry["text"]
-    except (ValueError, TypeError, KeyError):
+        f"{name}{caption}".encode()  # half of a surrogate pair is no character
+    except (ValueError, TypeError, KeyError, RecursionError):
         name = caption = None
     if not isinstance(name, str) or not isinstance(caption, str):
         raise DataError(

@@ -16,12 +16,15 @@ import pillow_heif
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from dreambooth_core.data import messages
+from dreambooth_core.data.jpeg import num_scans
 from dreambooth_core.data.listing import KINDS, is_cut_short, is_raw, kind_of
 from dreambooth_core.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
 """Pillow's names of the supported formats; MPO is a JPEG to which a phone adds an image."""
 
+_SCANNED_MEGAPIXELS = 2000
+"""Megapixels times scans of a JPEG: 20 scans of 100 megapixels. Programs write about 10."""
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +54,7 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
 
     The header is judged before any pixel is decoded. Raises DataError with the reason when the file
     cannot be read or decoded, has more than `max_pixels` pixels (or more than Pillow's own limit of
-    178 million), or a side shorter than `min_side`.
+    178 million), too many scans for its size, or a side shorter than `min_side`.
     """
     pillow_heif.register_heif_opener()
     with _as_reasons(path, max_pixels=max_pixels), warnings.catch_warnings():
@@ -62,6 +65,8 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
             raise DataError(messages.REJECTED_EMPTY)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image.size, max_pixels=max_pixels, min_side=min_side)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(path, image.size)
             return _normalise(image, background=background)
 
 
@@ -101,6 +106,16 @@ def _check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> Non
         )
 
 
+def _check_scans(path: Path, size: tuple[int, int]) -> None:
+    """Refuse a JPEG with so many scans that decoding takes minutes: each visits all pixels."""
+    megapixels = size[0] * size[1] / 1e6
+    allowed = int(_SCANNED_MEGAPIXELS / megapixels)
+    if num_scans(path, at_most=allowed) > allowed:
+        raise DataError(
+            messages.REJECTED_SCANS.format(megapixels=f"{megapixels:.1f}", allowed=allowed)
+        )
+
+
 # ---- why not ------------------------------------------------------------------------------------
 
 
@@ -135,9 +150,13 @@ def _normalise(image: Image.Image, *, background: str) -> Decoded:
     orientation = _orientation(image, notes)
     profile = cast("bytes | None", image.info.get("icc_profile"))
     colours, alpha = _split_alpha(_with_8_bits(image))
+    if alpha is not None:
+        image.close()  # frees its pixels: a large photo fills the memory
     colours = _to_srgb(colours, profile, notes)
     if alpha is not None:
-        colours = Image.composite(colours, Image.new("RGB", colours.size, background), alpha)
+        opaque = Image.new("RGB", colours.size, background)
+        opaque.paste(colours, mask=alpha)
+        colours = opaque
     if orientation in _TRANSPOSITIONS:
         colours = colours.transpose(_TRANSPOSITIONS[orientation])
     elif colours is image:
@@ -185,7 +204,8 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours (mode L, RGB, CMYK or LAB), and the alpha channel or None."""
     if image.has_transparency_data:
         grey = image.mode in ("L", "LA", "La", "1")
-        both = image.convert("LA" if grey else "RGBA")
+        mode = "LA" if grey else "RGBA"
+        both = image if image.mode == mode else image.convert(mode)
         return both.convert("L" if grey else "RGB"), both.getchannel("A")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image, None

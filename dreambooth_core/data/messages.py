@@ -24,6 +24,10 @@ REJECTED_RANGE = (
 REJECTED_PIXELS = (
     "too many pixels: {megapixels} megapixels, at most {allowed} are allowed (data.max_megapixels)"
 )
+REJECTED_SCANS = (
+    "a progressive JPEG of {megapixels} megapixels with more than {allowed} scans, which takes "
+    "minutes to decode: save it again as an ordinary JPEG"
+)
 REJECTED_SMALL = (
     "too small: {width} x {height} px, the shorter side must have at least {min_side} px "
     "(data.min_side)"

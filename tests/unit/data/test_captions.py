@@ -77,7 +77,13 @@ def test_conflicting_captions_raise_and_equal_ones_do_not(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"file_name": "a.png"}', '{"file_name": 1, "text": ""}']
+    "line",
+    [
+        *("{", "[]", '{"file_name": "a.png"}', '{"file_name": 1, "text": ""}'),
+        *("[" * 100_000, '{"file_name": "a.png", "text": ' + "[" * 100_000),
+        *('{"file_name": "\\ud800.png", "text": ""}', '{"file_name": "a.png", "text": "\\udfff"}'),
+    ],
+    ids=lambda line: line[:50],
 )
 def test_invalid_caption_line_raises_with_its_number(folder: Path, line: str) -> None:
     (folder / METADATA).write_text('{"file_name": "photo-0.png", "text": "x"}\n\n' + line)
