@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from cli import screens
 from cli.progress import TerminalReporter
-from cli.session import JsonOption, Session, SubjectArgument, open_session
+from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
 
@@ -95,7 +94,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
         dtype=dtype,
         with_sheet=sheet,
     )
-    with TerminalReporter(Console(stderr=True, highlight=False)) as shown:
+    with TerminalReporter(make_console(stderr=True)) as shown:
         result = generation.generate(
             session.workspace,
             model,

@@ -125,14 +125,14 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for stage, does in result["stages"].items():
         stages.add_row(stage, does)
     console.print(stages)
-    console.print(_memory_line(result), markup=False)
+    console.print(_memory_line(result))
     for line in _time_lines(result["time"], result["device"]):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(_preset_table(result))
     if result["memory"]["fits"] is False:
-        console.print(_advice(result["presets"], result["base_model"]), markup=False)
+        console.print(_advice(result["presets"], result["base_model"]))
     for warning in result["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow")
 
 
 def _preset_table(result: dict[str, Any]) -> Table:

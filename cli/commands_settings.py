@@ -125,9 +125,7 @@ def _show_list(console: Console, rows: list[dict[str, Any]]) -> None:
             name = row["key"].partition(".")[2] or section
             table.add_row(name, Text(_present(row)), Text(row["meaning"]))
         console.print(table)
-    console.print(
-        "* differs from the default; one in full: `dreambooth settings KEY`", markup=False
-    )
+    console.print("* differs from the default; one in full: `dreambooth settings KEY`")
 
 
 def _present(row: dict[str, Any]) -> str:
@@ -139,8 +137,8 @@ def _present(row: dict[str, Any]) -> str:
 
 
 def _show_one(console: Console, row: dict[str, Any]) -> None:
-    console.print(row["key"], style="bold", markup=False)
-    console.print(row["meaning"], markup=False)
+    console.print(row["key"], style="bold")
+    console.print(row["meaning"])
     default = _spell(row["default"]) if row["has_default"] else "none: it must stand in the file"
     values = row["values"]
     if len(values) == 1 and row["key"] in values:
@@ -160,7 +158,7 @@ def _show_one(console: Console, row: dict[str, Any]) -> None:
     }
     for title, text in lines.items():
         if text:
-            console.print(f"  {title + ':':<25}{text}", markup=False, soft_wrap=True)
+            console.print(f"  {title + ':':<25}{text}")
 
 
 def _listed(values: dict[str, Any]) -> str:

@@ -44,8 +44,6 @@ def _show_project(console: Console, folder: Path, made: list[str]) -> None:
         "git add . && git commit --message 'Start the project'\n"
         "dreambooth subject add NAME --class-noun NOUN --images FOLDER\n"
         "dreambooth run NAME",
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -73,7 +71,7 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
     gate = added["gate"]
     screens.show_gate(console, gate)
     for warning in added["warnings"]:
-        console.print(f"warning: {warning}", markup=False)
+        console.print(f"warning: {warning}")
     left = [each["name"] for each in (*gate["rejected"], *gate["skipped"])]
     left = [name for name in left if name not in added["copied"]]
     folder = added["instance_dir"]
@@ -81,12 +79,11 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
         f"{added['name']}: {len(added['copied'])} files copied to {folder}"
         if added["copied"]
         else f"{added['name']}: uses the photos in {folder}, where they are",
-        markup=False,
     )
     if left:
         verb = "not copied" if added["copied"] else "not used"
-        console.print(f"{verb}: {', '.join(left)}", markup=False)
-    console.print(f"next: dreambooth run {added['name']}", markup=False)
+        console.print(f"{verb}: {', '.join(left)}")
+    console.print(f"next: dreambooth run {added['name']}")
 
 
 @subject_app.command("list")
@@ -99,7 +96,7 @@ def subject_list(*, json: JsonOption = False) -> None:
 
 def _show_list(console: Console, rows: list[dict[str, Any]]) -> None:
     if not rows:
-        console.print("no subjects; add one: dreambooth subject add", markup=False)
+        console.print("no subjects; add one: dreambooth subject add")
         return
     table = Table()
     for title in ("subject", "class noun", "identifier", "photos", "last run"):
@@ -129,13 +126,13 @@ def subject_remove(
 
 def _show_removed(console: Console, removed: dict[str, Any], photos: bool) -> None:  # noqa: FBT001
     name = removed["name"]
-    console.print(f"{name}: removed from params.yaml and dvc.yaml", markup=False)
+    console.print(f"{name}: removed from params.yaml and dvc.yaml")
     if removed["photos_deleted"]:
         console.print("its photos are deleted; DVC's cache keeps a copy until `dvc gc`")
     elif photos:
         console.print("its photos stay: they are outside data/, or another subject uses them")
     kept = [*removed["kept"], "its versions in the registry"]
-    console.print(f"kept: {', '.join(kept)}", markup=False)
+    console.print(f"kept: {', '.join(kept)}")
     if not removed["subjects_left"]:
         console.print("no subjects are left; add one: dreambooth subject add")
 

@@ -120,6 +120,12 @@ def settings(workspace: Workspace) -> Iterator[Check]:
 
 
 def _repository(workspace: Workspace) -> Iterator[Check]:
+    there = (workspace.root / ".dvc" / "config").is_file()
+    yield check("DVC", "set up" if there else "no .dvc/config", state="ok" if there else "wrong",
+                hint="" if there else "dvc init")  # fmt: skip
+    if shutil.which("git") is None:
+        yield check("git", "not installed", state="wrong", hint="install git")
+        return
     git = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=workspace.root,
@@ -132,9 +138,6 @@ def _repository(workspace: Workspace) -> Iterator[Check]:
     else:
         hint = "git init and commit, or `dvc config --local core.no_scm true`"
         yield check("git", "not a repository, or no commit yet", state="wrong", hint=hint)
-    there = (workspace.root / ".dvc" / "config").is_file()
-    yield check("DVC", "set up" if there else "no .dvc/config", state="ok" if there else "wrong",
-                hint="" if there else "dvc init")  # fmt: skip
 
 
 def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:

@@ -24,7 +24,7 @@ from cli import (
     commands_workspace,
     session,
 )
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, file_error
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
@@ -113,9 +113,11 @@ def run(arguments: list[str]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         return _report_stop()
-    except Exception as error:  # a bug: show the traceback
-        traceback.print_exc()
-        session.terminal().fail(error, 1)
+    except Exception as error:
+        known = file_error(error)
+        if known is None:  # a bug
+            traceback.print_exc()
+        session.terminal().fail(known or error, 1)
         return 1
     if result == _TYPER_INTERRUPTED:
         return _report_stop()

@@ -12,7 +12,7 @@ _LOCK_TIMEOUT_S = 300.0
 def list_all(workspace: Workspace) -> dict[str, str]:
     """Map each preset to the comment on its first line."""
     paths = sorted((workspace.root / "presets").glob("*.yaml"))
-    return {path.stem: _first_line(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.stem: _first_line(config.read_text(path)) for path in paths}
 
 
 def _first_line(text: str) -> str:
@@ -29,7 +29,7 @@ def read(workspace: Workspace, name: str) -> str:
             allowed=", ".join(known) or "presets/ is empty",
             hint=f"did you mean {near}?" if near else "`dreambooth preset list` describes them",
         )
-    return (workspace.root / "presets" / f"{name}.yaml").read_bytes().decode()
+    return config.read_text(workspace.root / "presets" / f"{name}.yaml")
 
 
 def _editors_line(text: str) -> str:
@@ -45,7 +45,7 @@ def use(workspace: Workspace, name: str) -> list[str]:
     """
     preset = read(workspace, name)
     with locks.hold(workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
-        before = workspace.params.read_bytes().decode()
+        before = config.read_text(workspace.params)
         after = _editors_line(before) + config.replace_section(preset, "subjects", before)
         ours, theirs = (config.flatten(config.parse_yaml(text)) for text in (before, after))
         for key, value in theirs.items():

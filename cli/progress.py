@@ -20,10 +20,10 @@ class TerminalReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -49,7 +49,7 @@ class TerminalReporter:
         def show(done: int, total: int, text: str = "") -> None:
             if not self._console.is_terminal:
                 if self._throttle.is_due():
-                    self._console.print(f"  {stage} {done}/{total} {text}".rstrip(), markup=False)
+                    self._console.print(f"  {stage} {done}/{total} {text}".rstrip())
                 return
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, total=total, text="")
@@ -61,4 +61,4 @@ class TerminalReporter:
         """Replace the bar by a permanent line."""
         for name in [n for n in self._tasks if n == time.stage or time.stage == "evaluate"]:
             self._bars.remove_task(self._tasks.pop(name))
-        self._console.print(f"{time.stage:<13} {spell(time)}", markup=False)
+        self._console.print(f"{time.stage:<13} {spell(time)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dreambooth_core import config
 from dreambooth_core.records import SCORES
@@ -24,21 +25,23 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         return
     best = summary["selection"]["best"]
     console.print(score_table(summary["scores"]["rows"], best))
-    console.print(f"[bold]Chosen:[/bold] {best or 'none'}. {summary['selection']['rule']}")
+    _print_fact(console, "Chosen", f"{best or 'none'}. {summary['selection']['rule']}")
     version = summary["version"]
     if version:
-        console.print(f"[bold]Registered:[/bold] models:/{version['name']}/{version['version']}")
+        _print_fact(console, "Registered", f"models:/{version['name']}/{version['version']}")
     if summary["verdict"]:
-        console.print(f"[bold]Verdict:[/bold] {summary['verdict']['why']}")
+        _print_fact(console, "Verdict", summary["verdict"]["why"])
     console.print(times_table(summary["stages"]))
     show_page(console, Path(summary["report"]))
     if run := summary["mlflow_run"]:
-        console.print(
-            f"[bold]MLflow:[/bold] run {run['name']} ({run['run_id']}) in {run['experiment']}",
-            soft_wrap=True,
-        )
+        text = f"run {run['name']} ({run['run_id']}) in {run['experiment']}"
+        _print_fact(console, "MLflow", text)
     _show_set(console, summary)
     _show_next(console, next_commands(summary))
+
+
+def _print_fact(console: Console, name: str, text: str) -> None:
+    console.print(Text.assemble((f"{name}:", "bold"), f" {text}"))
 
 
 def show_runs(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -77,16 +80,16 @@ def next_commands(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _show_next(console: Console, commands: Sequence[str]) -> None:
-    console.print("[bold]Next:[/bold]")
+    console.print("Next:", style="bold")
     for command in commands:
-        console.print(f"  {command}", markup=False, soft_wrap=True)
+        console.print(f"  {command}")
 
 
 def _show_stages(console: Console, summary: Mapping[str, Any]) -> None:
     """Print a run of some stages."""
     console.print(times_table(summary["stages"]))
     name, last = summary["subject"], summary["stages"][-1]["stage"]
-    console.print(f"[bold]Output:[/bold] work/{name}/{last}", soft_wrap=True)
+    _print_fact(console, "Output", f"work/{name}/{last}")
     _show_set(console, summary)
     _show_next(console, [f"dreambooth run {name}", f"dreambooth status {name}"])
 
@@ -99,8 +102,6 @@ def _show_set(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(
         f"This run only: {changed} (recorded with the results). params.yaml is unchanged, so "
         f"`dreambooth run {summary['subject']}` brings the stages back to its own values.",
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -140,7 +141,7 @@ def times_table(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_page(console: Console, page: Path) -> None:
     """Print the URL of the report."""
-    console.print(f"[bold]Report:[/bold] {page.as_uri()}", soft_wrap=True)
+    _print_fact(console, "Report", page.as_uri())
 
 
 def show_gate(console: Console, report: Mapping[str, Any]) -> None:
@@ -157,15 +158,15 @@ def show_gate(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(entry["name"], "skipped", entry["reason"], style="dim")
     console.print(table)
     for warning in report.get("warnings", ()):
-        console.print(f"warning: {warning}", markup=False)
+        console.print(f"warning: {warning}")
 
 
 def show_images(console: Console, result: Mapping[str, Any]) -> None:
     """Print the files of generated images, one a line, then their contact sheet."""
     for path in result["images"]:
-        console.print(path, markup=False, soft_wrap=True)
+        console.print(path)
     if result["sheet"]:
-        console.print(f"sheet: {result['sheet']}", markup=False, soft_wrap=True)
+        console.print(f"sheet: {result['sheet']}")
 
 
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
@@ -234,7 +235,7 @@ def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title="This machine")
     for title in ("", "check", "found", "fix"):
         table.add_column(title, overflow="fold")
-    signs = {"ok": "[green]ok[/green]", "warning": "[yellow]![/yellow]", "wrong": "[red]x[/red]"}
+    signs = {"ok": ("ok", "green"), "warning": ("!", "yellow"), "wrong": ("x", "red")}
     for check in checks:
-        table.add_row(signs[check["state"]], check["what"], check["found"], check["hint"])
+        table.add_row(Text(*signs[check["state"]]), check["what"], check["found"], check["hint"])
     console.print(table)

@@ -29,6 +29,26 @@ JsonOption = Annotated[
 SubjectArgument = Annotated[str, typer.Argument(help="Name of a subject in params.yaml.")]
 
 
+_FILE_WIDTH = 10_000
+"""Columns of a file or a pipe, which nobody reads at the width of a terminal."""
+
+
+def make_console(*, stderr: bool) -> Console:
+    """A console that prints text as it is: no markup in it, no line wrapped, no row cut in a file.
+
+    Only tables in a terminal fold their cells to its width.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        width=None if stream.isatty() else _FILE_WIDTH,
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
 @dataclass(frozen=True)
 class Terminal:
     """Prints text and tables, or one JSON object."""
@@ -39,15 +59,15 @@ class Terminal:
     @property
     def console(self) -> Console:
         """The console for text: stdout, or stderr if stdout carries JSON."""
-        return Console(stderr=self.as_json, highlight=False)
+        return make_console(stderr=self.as_json)
 
     def say(self, text: str) -> None:
         """Print a line while the command works."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, as one line."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.console.print(f"warning: {text}", style="yellow")
 
     def finish(self, result: Mapping[str, Any], show: Callable[[Console], None]) -> None:
         """Print the command's result once, as JSON or through `show`."""
@@ -58,13 +78,11 @@ class Terminal:
 
     def print_raw(self, text: str) -> None:
         """Print text that a machine may read: never wrapped, styled or cut."""
-        self.console.print(text, markup=False, emoji=False, soft_wrap=True, end="")
+        self.console.print(text, end="")
 
     def fail(self, error: BaseException, exit_code: int) -> None:
         """Print an error to stderr; with --json, also as the JSON object."""
-        Console(stderr=True, highlight=False).print(
-            f"error: {error}", style="red", markup=False, soft_wrap=True
-        )
+        make_console(stderr=True).print(f"error: {error}", style="red")
         if self.as_json:
             known = isinstance(error, DreamBoothError)
             fields = error.to_json() if known else {"what": str(error)}

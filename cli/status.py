@@ -112,9 +112,9 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     for row in found["subjects"]:
         _show_subject(console, row)
     if not found["subjects"]:
-        console.print("params.yaml has no subjects: `dreambooth subject add`", markup=False)
+        console.print("params.yaml has no subjects: `dreambooth subject add`")
     for name, url in found["servers"].items():
-        console.print(f"{name}: {url or 'no server'}", markup=False, soft_wrap=True)
+        console.print(f"{name}: {url or 'no server'}")
 
 
 def _show_subject(console: Console, row: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _show_subject(console: Console, row: Mapping[str, Any]) -> None:
         table.add_row(stage, told["state"], told["finished"] or "")
     console.print(table)
     for line in _notes(row):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
 
 
 def _notes(row: Mapping[str, Any]) -> list[str]:

@@ -192,7 +192,7 @@ def _write(
 
 
 def _params_with(workspace: Workspace, name: str, entry: Mapping[str, Any]) -> str:
-    text = workspace.params.read_bytes().decode()
+    text = config.read_text(workspace.params)
     return config.add_entry(text, "subjects", name, dict(entry))
 
 
@@ -220,7 +220,7 @@ def _without_plot(text: str, name: str) -> str:
 
 def _edit(path: Path, change: Any) -> None:
     """Replace a file's text, unless it stays the same."""
-    before = path.read_bytes().decode()
+    before = config.read_text(path)
     after = change(before)
     if after != before:
         files.write_bytes(path, after.encode())

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from dreambooth_core import config, locks
 from dreambooth_core.environment import exempt_loopback, gc_paused, quiet_libraries
-from dreambooth_core.errors import DreamBoothError, Stopped
+from dreambooth_core.errors import DreamBoothError, SettingsError, Stopped, file_error
 from dreambooth_core.pipeline import STAGES, StageContext, run_stage
 from dreambooth_core.ports import Progress, Throttle
 from dreambooth_core.supervision import stop_on_signals
 from dreambooth_core.workspace import Workspace
 
+_COMMANDS = (*STAGES, "train-worker", "train-node", "parity")
 _LOCK_WAIT_S = 15.0
 _LINE_EVERY_S = 5.0
 _NODE_WAIT_MIN = 240.0
@@ -30,15 +31,40 @@ _NODE_WAIT_MIN = 240.0
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (the work failed) or 2 (input or settings)."""
-    arguments = _parser().parse_args(argv)
-    quiet_libraries()
-    exempt_loopback()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        _check_command(words)
+        arguments = _parser().parse_args(words)
+        quiet_libraries()
+        exempt_loopback()
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         return arguments.run(arguments)
-    except DreamBoothError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    except (DreamBoothError, OSError) as error:
+        known = error if isinstance(error, DreamBoothError) else file_error(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        return known.exit_code
+
+
+def _check_command(words: list[str]) -> None:
+    """Raise SettingsError for an unknown command, with the nearest one."""
+    if not words or words[0].startswith("-") or words[0] in _COMMANDS:
+        return
+    near = config.nearest(words[0].lower(), _COMMANDS)
+    raise SettingsError(
+        f"no command or stage has the name {words[0]!r}",
+        allowed=", ".join(_COMMANDS),
+        hint=f"did you mean {near}?" if near else None,
+    )
+
+
+def minutes(text: str) -> float:
+    """A finite number of minutes. Raises ValueError."""
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError(text)
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     node.add_argument("--subject", required=True)
     node.add_argument(
         "--wait-min",
-        type=float,
+        type=minutes,
         default=_NODE_WAIT_MIN,
         help="minutes to wait for machine 0 to come to the training (default: %(default)g)",
     )

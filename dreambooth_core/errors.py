@@ -111,6 +111,17 @@ class Stopped(DreamBoothError):
     """The work stopped on request (Ctrl-C, SIGTERM, cancel); it continues on the next run."""
 
 
+def file_error(error: Exception) -> StageError | None:
+    """The error for a file that the system refuses to read or write; None for any other error."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return None
+    return StageError(
+        f"the file system refuses {error.filename}",
+        got=error.strerror,
+        hint="free space, change its permissions, or move it away; then repeat the command",
+    )
+
+
 class CorruptRecordError(DreamBoothError):
     """A file of the project does not match its record."""
 

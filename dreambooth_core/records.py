@@ -49,6 +49,8 @@ class Record(BaseModel):
                 f"{path} does not exist, so the stage that makes it has not finished",
                 hint=repeat_hint(path),
             ) from None
+        except OSError as error:
+            raise CorruptRecordError(f"{path} cannot be read", got=error.strerror) from None
         except ValidationError as error:
             raise CorruptRecordError(
                 f"{path} is not a {cls.__name__}", got=str(error), hint=repeat_hint(path)

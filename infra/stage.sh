@@ -4,8 +4,13 @@
 # DVC knows commands, not environments, so this finds the Python that has the project's
 # requirements: the one that runs DVC, that of the activated environment, that of .venv, or the one
 # on the PATH. The command in dvc.lock stays the same on every machine.
-program_of() { tr '\0' '\n' 2>/dev/null <"/proc/$1/cmdline" | head -n 1; }
-parent_of() { read -r stat 2>/dev/null <"/proc/$1/stat" && set -- ${stat##*) } && echo "$2"; }
+if [ -d /proc/self ]; then
+  program_of() { tr '\0' '\n' 2>/dev/null <"/proc/$1/cmdline" | head -n 1; }
+  parent_of() { read -r stat 2>/dev/null <"/proc/$1/stat" && set -- ${stat##*) } && echo "$2"; }
+else # macOS
+  program_of() { ps -o args= -p "$1" 2>/dev/null | cut -d ' ' -f 1; }
+  parent_of() { ps -o ppid= -p "$1" 2>/dev/null | tr -d ' '; }
+fi
 
 # DVC starts a shell for the command. Some shells become this script, others (dash) its parent.
 above=$(parent_of "$PPID")

@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
 from dreambooth_core import config, files, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import SettingsError
@@ -42,7 +40,7 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
             raise SettingsError("--set takes KEY=VALUE", got=text, hint=_EXAMPLE)
         try:
             changes[key.strip()] = config.parse_yaml(value)
-        except YAMLError:
+        except SettingsError:
             raise SettingsError(
                 f"the value of --set {key} is not valid YAML", got=value, hint=_EXAMPLE
             ) from None
@@ -150,7 +148,7 @@ def take_back(workspace: Workspace, subject: str) -> None:
         text = _read(workspace)
         try:
             is_ours = config.value_text(text, _keys(subject)) == saved["during"]
-        except (SettingsError, YAMLError):
+        except SettingsError:
             is_ours = False
         if is_ours:
             _write(workspace, config.replace_text(text, _keys(subject), saved["before"]))

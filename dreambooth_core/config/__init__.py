@@ -52,6 +52,7 @@ from dreambooth_core.config.yaml_files import (
     add_item,
     flow_text,
     parse_yaml,
+    read_text,
     read_yaml,
     remove_entry,
     remove_item,

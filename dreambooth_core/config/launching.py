@@ -150,5 +150,7 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
             f"the DeepSpeed configuration {path} does not exist",
             hint="deepspeed_config_file is relative to the project's folder",
         ) from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read", got=error.strerror) from None
     except ValueError as error:
         raise SettingsError(f"{path} is not valid JSON", got=str(error)) from None

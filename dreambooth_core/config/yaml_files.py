@@ -19,20 +19,32 @@ _Node = Any
 
 def read_yaml(path: Path) -> Any:
     """Load a YAML 1.2 file, where 5e-6 is a number. Raises SettingsError."""
+    return parse_yaml(read_text(path), name=path.name)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with its line ends. Raises SettingsError."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        return path.read_bytes().decode()
     except FileNotFoundError:
         raise SettingsError(
             f"{path.name} does not exist in {path.parent}",
             hint="run from the project's folder, or make a new one: `dreambooth init FOLDER`",
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is not valid YAML", got=str(error)) from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read", got=error.strerror) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path.name} is not UTF-8 text", got=str(error)) from None
 
 
-def parse_yaml(text: str) -> Any:
-    """Load YAML 1.2 from text."""
-    return _yaml().load(text)
+def parse_yaml(text: str, *, name: str = "the text") -> Any:
+    """Load YAML 1.2 from text. Raises SettingsError that calls the text by its name."""
+    try:
+        return _yaml().load(text)
+    except (YAMLError, ValueError, KeyError) as error:  # a date such as 2024-13-45 is a ValueError
+        raise SettingsError(f"{name} is not valid YAML", got=str(error)) from None
+    except RecursionError:
+        raise SettingsError(f"{name} is not valid YAML", got="too many nested values") from None
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -351,6 +351,8 @@ def read_json_file(path: Path, *, what: str) -> dict[str, object]:
             got=describe_folder(path.parent),
             hint=f"did you mean {below[0]}?" if below else None,
         ) from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read", got=error.strerror) from None
     except ValueError as error:
         raise SettingsError(f"{path} is not JSON", got=str(error)) from None
     if not isinstance(value, dict):

@@ -16,12 +16,13 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load
 from dreambooth_core.pipeline.class_images import make_sampler, set_key
 from dreambooth_core.pipeline.common import RunContext, publishing
+from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Manifest
 from dreambooth_core.scripts import class_folder
 from dreambooth_core.scripts.disk import make_folder, require_writable
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.training.distributed import broadcast_from_main
-from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.progress import log_line, logged_progress
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -134,6 +135,7 @@ def _sample(
     own = firsts[accelerator.process_index :: accelerator.num_processes]
     sampler = make_sampler(context, prior, device=device, dtype=dtype)
     store = context.places.store_dir("class-images", found.key)
+    show = logged_progress("class images") if accelerator.is_main_process else no_progress
     for turn, first in enumerate(own, start=1):
         indices = range(first, first + size)
         block = complete_block(
@@ -143,8 +145,7 @@ def _sample(
             if index in found.missing:
                 name = class_folder.made_name(index, found.key)
                 files.write_bytes(folder / name, image.path.read_bytes())
-        if accelerator.is_main_process:
-            log_line(f"class images: {turn} of {len(own)} batches")
+        show(turn, len(own), "batches")
     del sampler
     load.free_memory(device)
 

@@ -22,7 +22,7 @@ from dreambooth_core.scripts import class_images
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.training.distributed import broadcast_from_main
-from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.progress import log_line, logged_progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,9 @@ def check_prompts(settings: ScriptSettings) -> None:
 
 def encode_images(settings: ScriptSettings, *, stop: Stop) -> None:
     """Publish the latent cache, and free the frozen networks."""
-    context = RunContext(settings, settings.places, should_stop=stop)
+    context = RunContext(
+        settings, settings.places, progress=logged_progress("latents"), should_stop=stop
+    )
     encoders = cache.load_encoders(context, settings.base_identity)
     encoders = dataclasses.replace(
         encoders,

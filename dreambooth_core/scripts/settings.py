@@ -25,6 +25,7 @@ from dreambooth_core.scripts.flag_checks import flag_problems, notes_on
 from dreambooth_core.scripts.flags import Script, ScriptFlags
 from dreambooth_core.scripts.launcher_env import LauncherEnv, launcher_problems, precision_problems
 from dreambooth_core.training.job import TrainJob
+from dreambooth_core.training.progress import seconds_between_lines
 from dreambooth_core.workspace import Places
 
 _LOG_AT_MOST_EVERY = 10
@@ -142,6 +143,7 @@ class ScriptSettings:
             prior_loss_weight=self.flags.prior_loss_weight if self.class_dir else None,
             log_every_steps=max(1, min(_LOG_AT_MOST_EVERY, train.max_train_steps // 10)),
             async_checkpointing=True,
+            seconds_between_lines=seconds_between_lines(),
             workspace_root=places.root,
             cache_dir=places.stage_dir("cache"),
             state_dir=self.state_dir,

@@ -30,7 +30,8 @@ class TrainJob(Record):
     the metric sink. `entry` is the module that every process runs, followed by its arguments before
     the job's path. `copies_of_checkpoints` is the number of copies of each checkpoint on disk after
     the run. `ends_at` is the step of an early stop; the learning rate keeps to the schedule of
-    `max_train_steps`. `dry_run` enables the dry run before a new training.
+    `max_train_steps`. `dry_run` enables the dry run before a new training. `seconds_between_lines`
+    is the interval of the progress lines.
     """
 
     subject: str
@@ -53,6 +54,7 @@ class TrainJob(Record):
     copies_of_checkpoints: int = 1
     ends_at: int | None = None
     dry_run: bool = True
+    seconds_between_lines: float = 0.5
 
     @property
     def resume_dir(self) -> Path:

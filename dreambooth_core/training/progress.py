@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dreambooth_core.errors import CorruptRecordError
-from dreambooth_core.ports import MetricSink
+from dreambooth_core.ports import MetricSink, Progress, Throttle
 from dreambooth_core.training.job import TrainJob
 
 _COLUMNS = ("step", "loss", "loss_instance", "loss_class", "learning_rate", "grad_norm")
@@ -75,8 +76,11 @@ def averages(rows: Sequence[MetricsRow]) -> dict[str, float]:
     return values
 
 
-_SECONDS_BETWEEN_LINES = 0.5
 _LINE = re.compile(r"step (\d+)/(\d+) +(.*)")
+
+
+_SECONDS_BETWEEN_SHOWN_LINES = 0.5
+_SECONDS_BETWEEN_LOGGED_LINES = 5.0
 
 
 class ProgressLine(NamedTuple):
@@ -101,13 +105,13 @@ class ProgressReporter:
         self._log_every = job.log_every_steps
         self._sink, self._is_main = sink, is_main
         self._start = self._reported = 0
-        self._began = self._printed = time.monotonic()
+        self._began = time.monotonic()
+        self._throttle = Throttle(job.seconds_between_lines)
 
     def begin(self, start: int) -> None:
         """Set the step and the time from which the rate is measured."""
         self._start = self._reported = start
         self._began = time.monotonic()
-        self._printed = 0.0
 
     def report(self, rows: Sequence[MetricsRow]) -> None:
         """Print the progress, and log the averages of each full interval to the sink."""
@@ -120,8 +124,7 @@ class ProgressReporter:
             interval = rows[-self._log_every :]
             self._sink.metrics({**averages(interval), "steps_per_second": rate}, step=step)
             self._reported = step
-        if now - self._printed >= _SECONDS_BETWEEN_LINES or step == self._total:
-            self._printed = now
+        if self._throttle.is_due() or step == self._total:
             log_line(self._line(rows[-1], rate))
 
     def _line(self, row: MetricsRow, rate: float) -> str:
@@ -130,6 +133,22 @@ class ProgressReporter:
             f"step {row.step}/{self._total}  loss {row.loss:.4f}  lr {row.learning_rate:.2e}  "
             f"{rate:.2f} steps/s  {left_s // 60}:{left_s % 60:02d} left"
         )
+
+
+def seconds_between_lines() -> float:
+    """The interval of progress lines on stdout: short in a terminal, longer in a log."""
+    return _SECONDS_BETWEEN_SHOWN_LINES if sys.stdout.isatty() else _SECONDS_BETWEEN_LOGGED_LINES
+
+
+def logged_progress(what: str) -> Progress:
+    """A Progress that prints lines such as "cache: 5 of 133", and always the last one."""
+    throttle = Throttle(seconds_between_lines())
+
+    def show(done: int, total: int, text: str = "") -> None:
+        if throttle.is_due() or done == total:
+            log_line(f"{what}: {done} of {total} {text}".rstrip())
+
+    return show
 
 
 def log_line(line: str) -> None:

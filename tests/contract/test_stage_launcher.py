@@ -64,6 +64,21 @@ def test_without_any_such_python_the_message_says_what_to_do(tmp_path, bare):
     assert "`dvc checkout` restores" in done.stderr
 
 
+def test_own_python_of_dvc_is_found_without_proc(tmp_path, bare):
+    """macOS has no /proc, only `ps`."""
+    for name in ("ps", "cut"):
+        (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    text = (ROOT / "infra" / "stage.sh").read_text()
+    script = program(tmp_path / "stage.sh", text.replace("/proc/self", "/nowhere"))
+    code = f"import subprocess; subprocess.run('sh {script} --help; exit $?', shell=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={"PATH": bare, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith(HELP), done.stderr
+
+
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
 def test_dvc_runs_stages_with_its_own_python_outside_an_environment(tmp_path, bare, shell):
     workspace = workspaces.build(tmp_path / "checkout")

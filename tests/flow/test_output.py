@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console
 
 from cli import screens
+from cli.progress import TerminalReporter
+from cli.session import make_console
 from tests.flow import workspaces
 from tests.paths import ROOT
 
@@ -69,3 +71,26 @@ def test_comparison_of_many_versions_shows_a_few_at_a_time(capsys):
     assert text.count("Versions (scores") == 4
     assert text.count("0.500 (0.450 to") == 7
     assert "train.learning_rate" in text
+
+
+def test_file_gets_long_lines_and_tables_whole_with_the_text_as_it_is(capsys):
+    name = "photo [/red] :dog: " + 60 * "x"
+    gate = {
+        "subject": "mug",
+        "accepted": [],
+        "rejected": [{"name": name, "reason": "too small " * 30 + "END"}],
+        "skipped": [],
+        "warnings": ["few photos " * 30 + "END"],
+    }
+    screens.show_gate(make_console(stderr=False), gate)
+    row, warning = [line for line in capsys.readouterr().out.splitlines() if "END" in line]
+    assert name in row
+    assert warning == f"warning: {gate['warnings'][0]}"
+
+
+def test_progress_of_a_photo_with_brackets_in_its_name(capsys):
+    console = Console(force_terminal=True, width=120, markup=False)
+    with TerminalReporter(console) as shown:
+        shown.progress("validate")(1, 2, "01 [/red].png")
+        console.print(shown._bars.get_renderable())
+    assert "01 [/red].png" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from rich.console import Console
 from cli.progress import TerminalReporter
 from dreambooth_core import __main__ as entry
 from dreambooth_core.ports import Throttle
+from dreambooth_core.training import progress
 from tasks.progress import LogReporter
 
 
@@ -44,3 +45,16 @@ def test_log_gets_one_line_in_a_moment(caplog):
         for done in range(100):
             reporter.progress(stage)(done, 100)
     assert caplog.messages == ["train: 0 of 100 "]
+
+
+def test_log_of_a_script_gets_the_first_line_and_the_last(capsys):
+    show = progress.logged_progress("latents")
+    for done in range(101):
+        show(done, 100)
+    assert capsys.readouterr().out == "latents: 0 of 100\nlatents: 100 of 100\n"
+
+
+def test_terminal_gets_more_lines_of_a_script_than_a_log(monkeypatch):
+    logged = progress.seconds_between_lines()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert (logged, progress.seconds_between_lines()) == (5.0, 0.5)

@@ -128,3 +128,26 @@ def test_preset_keeps_higher_version_without_other_changes(workspace: Workspace)
 def test_edit_of_a_file_without_the_section_is_refused() -> None:
     with pytest.raises(SettingsError, match="subjects: missing"):
         config.add_entry("a: 1\n", "subjects", "cup", ENTRY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 2024-13-45",
+        "a: !!int x",
+        "a: !!bool x",
+        "a: " + "9" * 5000,
+        "a: " * 3,
+        "a: " + "[" * 5000,
+    ],
+)
+def test_text_that_is_no_yaml_is_a_settings_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=r"^params.yaml is not valid YAML; found: "):
+        config.read_yaml(tmp_path / "params.yaml")
+
+
+def test_file_that_is_not_utf_8_is_a_settings_error(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes("a: \u00fc".encode("utf-16"))
+    with pytest.raises(SettingsError, match=r"^params.yaml is not UTF-8 text"):
+        config.read_yaml(tmp_path / "params.yaml")
