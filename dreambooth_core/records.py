@@ -261,11 +261,14 @@ class ScoreRow(Record):
 class CheckpointScore(ScoreRow):
     """One row with all its samples, as kept in the score store.
 
-    `text_range` is the mean CLIP-T of matched minus that of shuffled prompts.
+    `class_dino` holds the DINO of every image of the class prompt, whose mean is PRES; records from
+    before it existed have none. `text_range` is the mean CLIP-T of matched minus that of shuffled
+    prompts.
     """
 
     checkpoint_sha256: str | None
     images: tuple[ImageScore, ...]
+    class_dino: tuple[float, ...] = ()
     text_range: float | None
 
 

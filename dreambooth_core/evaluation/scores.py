@@ -26,6 +26,9 @@ from dreambooth_core.numerics.similarity import (
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import REAL, CheckpointScore, Harness, ImageScore, Interval
 
+_ROW_FORMAT = 2
+"""Raised with every new field of a row, so that stored rows without it are scored again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class References:
@@ -149,7 +152,8 @@ def score_checkpoint(
 def score_key(evaluator: Evaluator, model_sha256: str, *, rounds: int) -> str:
     """The key of a row: a hash of the model and of everything that its scores depend on."""
     bootstrap = dataclasses.asdict(evaluator.bootstrap)
-    return files.digest_of([model_sha256, evaluator.harness.to_json(), bootstrap, rounds])
+    harness = evaluator.harness.to_json()
+    return files.digest_of([_ROW_FORMAT, model_sha256, harness, bootstrap, rounds])
 
 
 def row_images(evaluator: Evaluator, model_sha256: str, *, rounds: int) -> RowImages:
@@ -193,6 +197,7 @@ def score_features(
             ImageScore(prompt=prompt, seed=seed, clip_t=float(t), clip_i=float(i), dino=float(d))
             for (prompt, seed), t, i, d in zip(suite, clip_t_N, clip_i_N, dino_N, strict=True)
         ),
+        class_dino=tuple(pres_K.tolist()),
         n=len(suite),
         clip_t=_mean(clip_t_N, bootstrap),
         clip_i=_mean(clip_i_N, bootstrap),

@@ -9,7 +9,8 @@ Scoring is a race: rounds of images go only to the checkpoints that can still wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,6 @@ from dreambooth_core.records import (
     Evaluation,
     Interval,
     RankedCheckpoint,
-    ScoreRow,
     Selection,
 )
 
@@ -39,14 +39,33 @@ _Z_95 = 1.96
 class Limits:
     """The limits of a qualified checkpoint, with the reasons for the numbers.
 
-    From `near_dino` on, a DINO that stops rising is a plateau; below, the training is not done.
+    A checkpoint is compared with the base model on the same images: prompts and seeds differ in
+    difficulty. From `near_dino` on, a DINO that stops rising is a plateau; below, the training is
+    not done.
     """
 
-    min_clip_t: float
-    max_pres: float
+    base: CheckpointScore
+    max_clip_t_loss: float
+    max_pres_gain: float
     near_dino: float
-    clip_t_because: str
-    pres_because: str
+    loss_because: str
+    gain_because: str
+
+    @property
+    def over_all_images(self) -> dict[str, float]:
+        """The limits of a complete row, by score."""
+        return {
+            "clip_t": _mean(self.base.clip_t, row=STEP_0) - self.max_clip_t_loss,
+            "pres": _mean(self.base.pres, row=STEP_0) + self.max_pres_gain,
+        }
+
+    def min_clip_t(self, row: CheckpointScore) -> float:
+        """The lowest CLIP-T that qualifies, over the images of `row`."""
+        return _mean_over(_clip_t_of_images(self.base), row.n) - self.max_clip_t_loss
+
+    def max_pres(self, row: CheckpointScore) -> float:
+        """The highest PRES that qualifies, over the class images of `row`."""
+        return _mean_over(self.base.class_dino, len(row.class_dino)) + self.max_pres_gain
 
 
 def select_best(evaluation: Evaluation, settings: SelectSettings) -> Selection:
@@ -66,7 +85,7 @@ def select_best(evaluation: Evaluation, settings: SelectSettings) -> Selection:
         best=ranked[0].name,
         qualified=ranked[0].qualified,
         rule=(
-            _sentence_qualified(ranked, limits, finalists=finalists)
+            _sentence_qualified(ranked, limits, rows=rows, finalists=finalists)
             if finalists
             else _sentence_fallback(ranked, limits)
         ),
@@ -127,15 +146,12 @@ def earliest_within_noise(rows: Sequence[CheckpointScore]) -> CheckpointScore:
 
 
 def limits_of(
-    rows: Sequence[CheckpointScore] | Sequence[ScoreRow],
-    settings: SelectSettings,
-    *,
-    text_range: float,
+    rows: Sequence[CheckpointScore], settings: SelectSettings, *, text_range: float
 ) -> Limits:
-    """The limits from the rows of the base model and the real photos."""
+    """The limits from the rows of the base model, with all images, and of the real photos."""
     base = _row(rows, STEP_0)
     real = next((row for row in rows if row.name == REAL), None)
-    clip_t, pres = _mean(base.clip_t, row=STEP_0), _mean(base.pres, row=STEP_0)
+    pres = _mean(base.pres, row=STEP_0)
     loss = settings.max_clip_t_loss * max(0.0, text_range)
     # A single photo has no pairs and no DINO(real); 1 is its similarity to itself.
     ceiling = real.dino.mean if real is not None and real.dino is not None else 1.0
@@ -143,12 +159,12 @@ def limits_of(
     gain = settings.max_pres_gain * max(0.0, ceiling - pres)
     dino = _mean(base.dino, row=STEP_0)
     return Limits(
-        min_clip_t=clip_t - loss,
-        max_pres=pres + gain,
+        base=base,
+        max_clip_t_loss=loss,
+        max_pres_gain=gain,
         near_dino=dino + _NEAR * (ceiling - dino),
-        clip_t_because=f"step 0's {clip_t:.4f} minus {settings.max_clip_t_loss:g} x the text "
-        f"range of {text_range:.4f}",
-        pres_because=f"step 0's {pres:.4f} plus {settings.max_pres_gain:g} x the way to {what}"
+        loss_because=f"{settings.max_clip_t_loss:g} x the text range of {text_range:.4f}",
+        gain_because=f"{settings.max_pres_gain:g} x the way to {what}"
         f"{f', {ceiling:.4f}' if ceiling < 1.0 else ''}",
     )
 
@@ -171,9 +187,7 @@ def flat_metrics(scores: Evaluation, selection: Selection) -> dict[str, float | 
     return metrics
 
 
-def _row(
-    rows: Sequence[CheckpointScore] | Sequence[ScoreRow], name: str
-) -> CheckpointScore | ScoreRow:
+def _row(rows: Sequence[CheckpointScore], name: str) -> CheckpointScore:
     for row in rows:
         if row.name == name:
             return row
@@ -192,17 +206,18 @@ def _mean(interval: Interval | None, *, row: str) -> float:
 
 def _judge(row: CheckpointScore, limits: Limits) -> RankedCheckpoint:
     clip_t, pres = _mean(row.clip_t, row=row.name), _mean(row.pres, row=row.name)
+    min_clip_t, max_pres = limits.min_clip_t(row), limits.max_pres(row)
     faults: list[str] = []
-    if clip_t < limits.min_clip_t:
-        faults.append(f"CLIP-T {clip_t:.4f} is below {limits.min_clip_t:.4f}")
-    if pres > limits.max_pres:
-        faults.append(f"PRES {pres:.4f} is above {limits.max_pres:.4f}")
-    kept = f"CLIP-T {clip_t:.4f} >= {limits.min_clip_t:.4f} and PRES {pres:.4f} <= "
+    if clip_t < min_clip_t:
+        faults.append(f"CLIP-T {clip_t:.4f} is below {min_clip_t:.4f}")
+    if pres > max_pres:
+        faults.append(f"PRES {pres:.4f} is above {max_pres:.4f}")
+    kept = f"CLIP-T {clip_t:.4f} >= {min_clip_t:.4f} and PRES {pres:.4f} <= {max_pres:.4f}"
     return RankedCheckpoint(
         name=row.name,
         step=row.step or 0,
         qualified=not faults,
-        why=" and ".join(faults) if faults else f"{kept}{limits.max_pres:.4f}",
+        why=" and ".join(faults) if faults else kept,
         clip_t=clip_t,
         dino=_mean(row.dino, row=row.name),
         pres=pres,
@@ -217,8 +232,7 @@ def _rank(judged: RankedCheckpoint) -> tuple[bool, float, int]:
 
 def paired_dino(row: CheckpointScore, other: CheckpointScore) -> Floats:
     """DINO of `row` minus that of `other`, image by image, over the rounds that both have."""
-    pairs = zip(row.images, other.images, strict=False)
-    return np.array([one.dino - another.dino for one, another in pairs])
+    return _paired([image.dino for image in row.images], [image.dino for image in other.images])
 
 
 def standard_error(values_N: Floats) -> float:
@@ -233,15 +247,32 @@ def _dino(row: CheckpointScore) -> float:
 
 def _may_qualify(row: CheckpointScore, limits: Limits) -> bool:
     """Whether CLIP-T and PRES are within the limits, or outside by less than the noise."""
-    if row.clip_t is None or row.pres is None:
-        return False
-    return row.clip_t.high >= limits.min_clip_t and row.pres.low <= limits.max_pres
+    change_N = _paired(_clip_t_of_images(row), _clip_t_of_images(limits.base))
+    gain_K = _paired(row.class_dino, limits.base.class_dino)
+    return _upper(change_N) >= -limits.max_clip_t_loss and -_upper(-gain_K) <= limits.max_pres_gain
 
 
 def _may_lead(row: CheckpointScore, leader: CheckpointScore) -> bool:
     """Whether the row's DINO is lower than the leader's by less than the noise."""
-    difference_N = paired_dino(row, leader)
-    return float(difference_N.mean()) + _Z_95 * standard_error(difference_N) >= 0.0
+    return _upper(paired_dino(row, leader)) >= 0.0
+
+
+def _upper(values_N: Floats) -> float:
+    """The upper end of the 95 % interval of the mean."""
+    return float(values_N.mean()) + _Z_95 * standard_error(values_N)
+
+
+def _paired(values: Sequence[float], others: Sequence[float]) -> Floats:
+    """Differences, image by image, over the rounds that both rows have."""
+    return np.array([one - other for one, other in zip(values, others, strict=False)])
+
+
+def _clip_t_of_images(row: CheckpointScore) -> list[float]:
+    return [image.clip_t for image in row.images]
+
+
+def _mean_over(values: Sequence[float], count: int) -> float:
+    return statistics.fmean(values[:count])
 
 
 def _is_better(row: CheckpointScore, best: CheckpointScore) -> bool:
@@ -257,32 +288,39 @@ def _finalists(qualified: Sequence[CheckpointScore]) -> list[CheckpointScore]:
 
 
 def _sentence_qualified(
-    ranked: Sequence[RankedCheckpoint], limits: Limits, *, finalists: Sequence[CheckpointScore]
+    ranked: Sequence[RankedCheckpoint],
+    limits: Limits,
+    *,
+    rows: Mapping[str, CheckpointScore],
+    finalists: Sequence[CheckpointScore],
 ) -> str:
     best, num_qualified = ranked[0], sum(judged.qualified for judged in ranked)
+    row = rows[best.name]
+    min_clip_t, max_pres = limits.min_clip_t(row), limits.max_pres(row)
     leader = max(finalists, key=_dino)
     if best.name == leader.name:
         reason = f"has the highest DINO, {best.dino:.4f},"
     else:
-        winner = next(row for row in finalists if row.name == best.name)
-        noise = standard_error(paired_dino(winner, leader))
+        noise = standard_error(paired_dino(row, leader))
         reason = (
             f"is the earliest whose DINO, {best.dino:.4f}, is within one standard error "
             f"({noise:.4f}) of the highest, {_dino(leader):.4f} of {leader.name},"
         )
     return (
         f"{best.name} {reason} among the {num_qualified} of {len(ranked)} checkpoints that "
-        f"qualify: its CLIP-T of {best.clip_t:.4f} is at least {limits.min_clip_t:.4f} "
-        f"({limits.clip_t_because}), and its PRES of {best.pres:.4f} is at most "
-        f"{limits.max_pres:.4f} ({limits.pres_because})."
+        f"qualify: its CLIP-T of {best.clip_t:.4f} is at least {min_clip_t:.4f} (step 0's "
+        f"{min_clip_t + limits.max_clip_t_loss:.4f} on the same images minus "
+        f"{limits.loss_because}), and its PRES of {best.pres:.4f} is at most {max_pres:.4f} "
+        f"(step 0's {max_pres - limits.max_pres_gain:.4f} plus {limits.gain_because})."
     )
 
 
 def _sentence_fallback(ranked: Sequence[RankedCheckpoint], limits: Limits) -> str:
-    best = ranked[0]
+    best, complete = ranked[0], limits.over_all_images
     return (
         f"None of the {len(ranked)} checkpoints qualifies: each has a CLIP-T below "
-        f"{limits.min_clip_t:.4f} ({limits.clip_t_because}) or a PRES above "
-        f"{limits.max_pres:.4f} ({limits.pres_because}). {best.name} is the fallback, as it has "
+        f"{complete['clip_t']:.4f} (step 0's minus {limits.loss_because}) or a PRES above "
+        f"{complete['pres']:.4f} (step 0's plus {limits.gain_because}), step 0 being compared on "
+        f"the same images. {best.name} is the fallback, as it has "
         f"the highest CLIP-T, {best.clip_t:.4f}; it is never promoted."
     )

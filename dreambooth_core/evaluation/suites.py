@@ -154,7 +154,8 @@ class EvaluationPlan:
         """The index of a round's first image, and (prompt, seed) of its images, suite first."""
         num_prompts, num_class = len(self.prompts), len(self.class_seeds)
         suite_first = number * num_prompts
-        class_first, class_end = (num_class * n // self.rounds for n in (number, number + 1))
+        # Rounded up, so that the first round has a class image even if later ones have none.
+        class_first, class_end = (-(-num_class * n // self.rounds) for n in (number, number + 1))
         seeds = self.seeds[suite_first : suite_first + num_prompts]
         requests = list(zip(self.prompts, seeds, strict=True))
         requests += [(self.class_prompt, seed) for seed in self.class_seeds[class_first:class_end]]

@@ -189,7 +189,7 @@ def _content(context: StageContext, shown: _Shown) -> page.PageContent:
     scores = table_of(evaluation)
     settings = (shown.version and shown.version.settings) or settings_that_count(view)
     select = SelectSettings.model_validate(settings["select"])
-    limits = selection_rule.limits_of(scores.rows, select, text_range=scores.text_range)
+    limits = selection_rule.limits_of(evaluation.rows, select, text_range=scores.text_range)
     gate_dir = places.stage_dir("validate")
     return page.PageContent(
         subject=view.name,
@@ -206,7 +206,7 @@ def _content(context: StageContext, shown: _Shown) -> page.PageContent:
         verdict=shown.verdict,
         commands=shown.commands,
         losses=_losses(places.stage_dir("train") / "metrics.csv"),
-        limits={"clip_t": limits.min_clip_t, "pres": limits.max_pres},
+        limits=limits.over_all_images,
         class_warnings=Manifest.read(places.stage_dir("class-images")).warnings,
         settings=settings,
         lineage=_lineage(context, shown.version, settings),

@@ -68,17 +68,24 @@ def score_row(
     dino: float,
     pres: float,
     dino_of_images: Sequence[float] | None = None,
+    spread: float = 0.0,
 ) -> CheckpointScore:
-    """A row with plausible CLIP-I and DIV; without `dino_of_images`, all images are alike."""
+    """A row with plausible CLIP-I and DIV; without `dino_of_images`, all images are alike.
+
+    CLIP-T and PRES of the images alternate, `spread` above and below their means.
+    """
+    dino_N = list(dino_of_images or [dino] * 32)
+    spread_N = [spread * (-1) ** i for i in range(len(dino_N))]
     images = [
-        ImageScore(prompt=f"prompt {i}", seed=i, clip_t=clip_t, clip_i=0.8, dino=value)
-        for i, value in enumerate(dino_of_images or [dino] * 32)
+        ImageScore(prompt=f"prompt {i}", seed=i, clip_t=clip_t + off, clip_i=0.8, dino=value)
+        for i, (value, off) in enumerate(zip(dino_N, spread_N, strict=True))
     ]
     return CheckpointScore(
         name=name,
         step=step,
         checkpoint_sha256="a" * 64,
         images=tuple(images),
+        class_dino=tuple(pres + off for off in spread_N),
         n=len(images),
         clip_t=interval(clip_t),
         clip_i=interval(0.8),

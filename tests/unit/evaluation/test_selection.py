@@ -20,7 +20,7 @@ from dreambooth_core.evaluation.selection import (
     select_best,
 )
 from dreambooth_core.records import CheckpointScore
-from tests.unit.evaluation.made_up import SELECT, interval, real_row, score_row, scores
+from tests.unit.evaluation.made_up import SELECT, real_row, score_row, scores
 
 BASE = score_row("step 0", 0, clip_t=0.30, dino=0.50, pres=0.40)
 
@@ -29,7 +29,13 @@ def checkpoint(step: int, *, clip_t: float, dino: float, pres: float = 0.45) -> 
     return score_row(f"checkpoint-{step}", step, clip_t=clip_t, dino=dino, pres=pres)
 
 
-def raced(step: int, *dino_of_images: float, clip_t: float = 0.3) -> CheckpointScore:
+def raced(
+    step: int,
+    *dino_of_images: float,
+    clip_t: float = 0.3,
+    pres: float = 0.45,
+    spread: float = 0.0,
+) -> CheckpointScore:
     """A qualified checkpoint whose images have these DINO scores."""
     dino = sum(dino_of_images) / len(dino_of_images)
     return score_row(
@@ -37,8 +43,9 @@ def raced(step: int, *dino_of_images: float, clip_t: float = 0.3) -> CheckpointS
         step,
         clip_t=clip_t,
         dino=dino,
-        pres=0.45,
+        pres=pres,
         dino_of_images=dino_of_images,
+        spread=spread,
     )
 
 
@@ -48,8 +55,27 @@ def select(*rows: CheckpointScore, text_range: float = 0.1):
 
 def test_limits_are_those_worked_out_by_hand() -> None:
     limits = limits_of([BASE, real_row()], SELECT, text_range=0.1)
-    assert limits.min_clip_t == pytest.approx(0.29)
-    assert limits.max_pres == pytest.approx(0.525)
+    assert limits.over_all_images == pytest.approx({"clip_t": 0.29, "pres": 0.525})
+    assert (limits.min_clip_t(BASE), limits.max_pres(BASE)) == pytest.approx((0.29, 0.525))
+
+
+def test_limits_compare_with_step_0_on_the_same_images() -> None:
+    # Step 0's first two images have CLIP-T 0.36 and PRES 0.30; over all four, 0.30 and 0.40.
+    base = BASE.model_copy(
+        update={
+            "images": tuple(
+                image.model_copy(update={"clip_t": clip_t})
+                for image, clip_t in zip(BASE.images, (0.36, 0.36, 0.24, 0.24), strict=False)
+            ),
+            "class_dino": (0.3, 0.3, 0.5, 0.5),
+        }
+    )
+    limits = limits_of([base, real_row()], SELECT, text_range=0.1)
+    assert limits.min_clip_t(raced(100, 0.7, 0.7)) == pytest.approx(0.35)
+    assert limits.max_pres(raced(100, 0.7, 0.7)) == pytest.approx(0.425)
+    chosen = select_best(scores([base, raced(100, 0.7, 0.7, clip_t=0.34), real_row()]), SELECT)
+    assert not chosen.qualified
+    assert chosen.ranked[0].why == "CLIP-T 0.3400 is below 0.3500 and PRES 0.4500 is above 0.4250"
 
 
 def test_the_highest_dino_wins_among_those_that_qualify() -> None:
@@ -81,7 +107,8 @@ def test_pres_above_its_limit_disqualifies_the_highest_dino() -> None:
 
 def test_a_checkpoint_exactly_on_both_limits_qualifies() -> None:
     limits = limits_of([BASE, real_row()], SELECT, text_range=0.1)
-    row = checkpoint(100, clip_t=limits.min_clip_t, dino=0.6, pres=limits.max_pres)
+    limit = limits.over_all_images
+    row = checkpoint(100, clip_t=limit["clip_t"], dino=0.6, pres=limit["pres"])
     assert select(row).qualified
 
 
@@ -135,17 +162,16 @@ def test_race_keeps_the_better_half_and_the_earliest_within_the_noise() -> None:
 
 
 def test_race_drops_checkpoints_beyond_a_limit_by_more_than_the_noise() -> None:
-    # The limit is 0.29 and the interval reaches 0.02 to each side.
-    lost, near = raced(100, 0.9, 0.9, clip_t=0.26), raced(200, 0.7, 0.72, clip_t=0.275)
+    # The limit is 0.29. Two images 0.01 above and below their mean: the interval reaches 0.0196.
+    lost = raced(100, 0.9, 0.9, clip_t=0.27, spread=0.01)
+    near = raced(200, 0.7, 0.72, clip_t=0.271, spread=0.01)
     assert names(lost, near, raced(300, 0.72, 0.71)) == ["checkpoint-200", "checkpoint-300"]
 
 
 def test_race_keeps_checkpoints_beyond_the_limit_of_pres_within_the_noise() -> None:
-    # The limit is 0.525 and the interval reaches 0.02 to each side.
-    near, lost = (
-        row.model_copy(update={"pres": interval(pres)})
-        for row, pres in ((raced(100, 0.7, 0.72), 0.54), (raced(200, 0.9, 0.9), 0.55))
-    )
+    # The limit is 0.525, and the interval reaches 0.0196 to each side.
+    near = raced(100, 0.7, 0.72, pres=0.544, spread=0.01)
+    lost = raced(200, 0.9, 0.9, pres=0.545, spread=0.01)
     leader = raced(300, 0.72, 0.71)
     assert names(near, lost, leader) == [near.name, leader.name]
 
@@ -194,7 +220,8 @@ def test_checkpoints_beyond_a_limit_end_the_training_anywhere() -> None:
 
 
 def test_checkpoint_near_a_limit_starts_the_patience_again() -> None:
-    lost, near = raced(100, 0.6, 0.6, clip_t=0.2), raced(200, 0.6, 0.6, clip_t=0.275)
+    lost = raced(100, 0.6, 0.6, clip_t=0.2)
+    near = raced(200, 0.6, 0.6, clip_t=0.275, spread=0.01)
     assert not is_futile(lost, near, raced(300, 0.6, 0.6, clip_t=0.2))
 
 
@@ -222,9 +249,9 @@ def test_the_rule_is_a_sentence_with_the_numbers_that_decided() -> None:
     rule = select(checkpoint(100, clip_t=0.31, dino=0.60)).rule
     assert rule == (
         "checkpoint-100 has the highest DINO, 0.6000, among the 1 of 1 checkpoints that qualify: "
-        "its CLIP-T of 0.3100 is at least 0.2900 (step 0's 0.3000 minus 0.1 x the text range of "
-        "0.1000), and its PRES of 0.4500 is at most 0.5250 (step 0's 0.4000 plus 0.25 x the way to "
-        "DINO of the real photos, 0.9000)."
+        "its CLIP-T of 0.3100 is at least 0.2900 (step 0's 0.3000 on the same images "
+        "minus 0.1 x the text range of 0.1000), and its PRES of 0.4500 is at most 0.5250 (step 0's "
+        "0.4000 plus 0.25 x the way to DINO of the real photos, 0.9000)."
     )
 
 
@@ -239,8 +266,8 @@ def test_photos_less_alike_than_step_0_do_not_lower_the_pres_limit() -> None:
 
 def test_with_a_single_photo_pres_is_measured_against_1() -> None:
     limits = limits_of([BASE, real_row(None)], SELECT, text_range=0.1)
-    assert limits.max_pres == pytest.approx(0.40 + 0.25 * 0.60)
-    assert "a single photo has no pairs" in limits.pres_because
+    assert limits.max_pres(BASE) == pytest.approx(0.40 + 0.25 * 0.60)
+    assert "a single photo has no pairs" in limits.gain_because
 
 
 def test_no_checkpoint_is_an_error() -> None:

@@ -100,6 +100,11 @@ def test_pocket_plan_of_params_yaml_has_at_least_32_images() -> None:
     assert [prompt for prompt, _ in requests] == [*made.prompts, *["a photo of mug"] * 4]
 
 
+def test_first_round_has_class_images_even_if_there_are_fewer_than_rounds() -> None:
+    made = plan(SETTINGS.model_copy(update={"num_class_prompt_images": 2}))
+    assert [len(made.round(r)[1]) - len(made.prompts) for r in range(4)] == [1, 0, 1, 0]
+
+
 def test_fewer_than_32_images_per_row_raise_with_the_number_needed() -> None:
     settings = SETTINGS.model_copy(update={"images_per_prompt": 3})
     with pytest.raises(SettingsError, match=r"x 3 images = 24.*at least 32.*to 4 or more"):
