@@ -5,9 +5,12 @@ The libraries cut such a prompt without a word, so the end of it would have no e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.models import source
@@ -65,12 +68,61 @@ def require_text(what: str, prompt: str) -> None:
 
 def tokenizers_in(pipeline: Path) -> list[Any]:
     """The tokenizers of a saved pipeline, each limited to what its text encoder can read."""
+    return [limited(load_tokenizer(folder), most) for folder, most in _folders_in(pipeline)]
+
+
+class SavedTokenizer:
+    """Counts the tokens of prompts with a saved tokenizer.
+
+    Loads a `tokenizer.json` without transformers, which takes a second to import. Raises
+    SettingsError if the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: Path, positions: object) -> None:
+        _require_vocabulary(folder)
+        self._folder, self._positions = folder, positions
+
+    @property
+    def model_max_length(self) -> int:
+        """The most tokens of a prompt."""
+        return self._positions if isinstance(self._positions, int) else self._whole.model_max_length
+
+    def __call__(self, prompt: str, **_: Any) -> Mapping[str, Any]:
+        """The ids and the places in the text of a prompt's tokens, none cut."""
+        if self._fast is None:
+            return self._whole(prompt, return_offsets_mapping=True)
+        encoded = self._fast.encode(prompt)
+        return {"input_ids": encoded.ids, "offset_mapping": encoded.offsets}
+
+    @functools.cached_property
+    def _fast(self) -> Tokenizer | None:
+        path = self._folder / "tokenizer.json"
+        if not path.is_file():
+            return None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise source.unusable(self._folder, error) from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        return limited(load_tokenizer(self._folder), self._positions)
+
+
+def saved_tokenizers_in(pipeline: Path) -> list[SavedTokenizer]:
+    """Like `tokenizers_in`, to count tokens only."""
+    return [SavedTokenizer(folder, positions) for folder, positions in _folders_in(pipeline)]
+
+
+def _folders_in(pipeline: Path) -> Iterator[tuple[Path, object]]:
+    """The folders of a pipeline's tokenizers, each with the positions of its text encoder."""
     index = source.read_json_file(pipeline / "model_index.json", what="a saved pipeline")
-    return [
-        limited(load_tokenizer(pipeline / name), _positions(pipeline / encoder))
-        for name, encoder in _TOKENIZERS.items()
-        if index.get(name) not in (None, [None, None])
-    ]
+    for name, encoder in _TOKENIZERS.items():
+        if index.get(name) not in (None, [None, None]):
+            yield pipeline / name, _positions(pipeline / encoder)
 
 
 def _positions(text_encoder: Path) -> object:
@@ -95,13 +147,17 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer saved in a folder. Raises SettingsError."""
     from transformers import CLIPTokenizer
 
+    _require_vocabulary(folder)
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise source.unusable(folder, error) from error
+
+
+def _require_vocabulary(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise SettingsError(
             f"{folder} holds no tokenizer",
             got=source.describe_folder(folder),
             allowed=f"a folder with {' or '.join(_VOCABULARIES)}",
         )
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise source.unusable(folder, error) from error

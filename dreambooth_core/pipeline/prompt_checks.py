@@ -27,14 +27,14 @@ def check_drawn(view: SubjectView, root: Path) -> None:
         "the class prompt": subject.class_prompt,
         **_numbered(suite.name, drawn),
     }
-    prompts.check_prompts(named, prompts.tokenizers_in(base))
+    prompts.check_prompts(named, prompts.saved_tokenizers_in(base))
 
 
 def check_scored(view: SubjectView, root: Path, clip: Path) -> None:
     """Raise SettingsError for texts of the suite that the scorer in the folder `clip` would cut."""
     config = source.read_json_file(clip / "config.json", what="a scorer")
     text = cast("dict[str, Any]", config.get("text_config") or {})
-    tokenizer = prompts.limited(prompts.load_tokenizer(clip), text.get("max_position_embeddings"))
+    tokenizer = prompts.SavedTokenizer(clip, text.get("max_position_embeddings"))
     suite = _suite(view, root)
     scored = suite.scored_texts(class_noun=view.subject.class_noun)
     prompts.check_prompts(_numbered(f"{suite.name}, for CLIP-T,", scored), [tokenizer])

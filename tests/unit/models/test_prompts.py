@@ -29,6 +29,16 @@ def test_prompt_that_fits_exactly_passes_and_one_word_more_is_refused(tokenizers
         prompts.check_prompts({"the prompt": f"{fitting} beach"}, tokenizers)
 
 
+@pytest.mark.parametrize("text", [WORDS, "", "Sks  MUG, on a b\u00e9ach at night! " * 5])
+def test_saved_tokenizer_counts_as_transformers_does(text: str, tokenizers) -> None:
+    (saved,) = prompts.saved_tokenizers_in(POCKET)
+    theirs = tokenizers[0](text, return_offsets_mapping=True)
+    own = saved(text)
+    assert own["input_ids"] == theirs["input_ids"]
+    assert own["offset_mapping"] == theirs["offset_mapping"]
+    assert saved.model_max_length == tokenizers[0].model_max_length
+
+
 def test_words_named_as_lost_are_those_that_the_encoder_does_not_see(tokenizers) -> None:
     text = f"{WORDS} and a green mug on a yellow table in the snow"
     with pytest.raises(SettingsError) as caught:
