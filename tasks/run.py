@@ -84,7 +84,8 @@ def subject_run(
     last: str = STAGES[-1],
 ) -> Iterator[SubjectRun]:
     """Open a run: check the settings, lock the subject, apply `changes`, restore its photos."""
-    from dreambooth_core.pipeline.registered import require_store  # MLflow takes seconds to import
+    # MLflow takes seconds to import.
+    from dreambooth_core.pipeline.registered import end_abandoned_runs, require_store
 
     workspace = Workspace(root)
     # Report wrong settings, and what this machine cannot do, before anything starts.
@@ -98,5 +99,6 @@ def subject_run(
         applied(workspace, subject, changes or {}),
     ):
         run = SubjectRun(workspace, lock, stop=stop, env=env)
+        end_abandoned_runs(run.context("train"))
         photos.restore(workspace, run.settings(), run.dvc)
         yield run

@@ -31,6 +31,8 @@ from dreambooth_core.registry import aliases, attachments, logged_models, parity
 from dreambooth_core.registry.package import Serving
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.report import card
+from dreambooth_core.training import progress
+from dreambooth_core.training.checkpoints import published
 
 PARITY_BLOCKS = 1
 """The number of sampling blocks, from the start of the suite, that the parity check repeats."""
@@ -95,8 +97,19 @@ def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
     selection, _ = selected(context)
     confirmed = table_of(confirmation_of(context))
     logged_models.record_selection(tracking, run_ref, selection=selection, scores=confirmed)
+    _complete_losses(context, tracking, run_ref)
     runs.finish(tracking, run_ref)
     return run_ref
+
+
+def _complete_losses(context: StageContext, tracking: Tracking, run_ref: runs.RunRef) -> None:
+    """Log what MLflow missed during the training, from the training's own table."""
+    table = (context.places.stage_dir("train") / published.METRICS).read_text()
+    every = context.settings.runtime.log_every_steps
+    rows = progress.from_csv(table, last_step=len(table.splitlines()) - 1)
+    ends = range(every, len(rows) + 1, every)
+    averages = {end: progress.averages(rows[end - every : end]) for end in ends}
+    runs.complete_curves(tracking, run_ref, averages)
 
 
 def _candidate(context: StageContext, version: ModelVersion, *, export: Path) -> versions.Candidate:

@@ -32,6 +32,12 @@ def require_store(workspace: Workspace, env: Mapping[str, str]) -> None:
         connect(resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI")))
 
 
+def end_abandoned_runs(context: StageContext) -> None:
+    """End the subject's MLflow runs that are still running; the caller holds its lock."""
+    if not context.is_experiment:
+        runs.end_abandoned(tracking_of(context), experiment=context.settings.model_name)
+
+
 def describe(context: StageContext) -> ModelVersion:
     """The present or future version in the registry. Raises StageError without a selection."""
     selection, checkpoint = selected(context)

@@ -32,7 +32,7 @@ def _open_sink(job: TrainJob) -> MetricSink:
     if not job.tracking:
         return NullSink()
     # MLflow takes seconds to import: only the process that writes to it does so.
-    from dreambooth_core.registry.runs import MlflowSink, RunSpec
+    from dreambooth_core.registry.sink import MlflowSink, RunSpec
     from dreambooth_core.registry.tracking import resolve_tracking
 
     return MlflowSink(

@@ -6,15 +6,11 @@ same run, and writing something again adds no second entry.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import logging
-import queue
-import threading
-import time
+import platform
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +19,6 @@ from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, Experiment, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from mlflow.utils.time import get_current_time_millis
@@ -36,8 +31,7 @@ from mlflow.utils.validation import (
 from PIL import Image
 
 from dreambooth_core.config import flatten
-from dreambooth_core.errors import DreamBoothError, SettingsError
-from dreambooth_core.masking import scrubbed
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.registry.location import refuse_outside
 from dreambooth_core.registry.store_uri import sqlite_file
 from dreambooth_core.registry.tracking import (
@@ -48,141 +42,17 @@ from dreambooth_core.registry.tracking import (
     registry_errors,
 )
 
-FLUSH_EVERY_S = 2.0
-CLOSE_TIMEOUT_S = 15.0
-
-_MAX_BATCH = 500
 _SOURCE = "dreambooth"
 _KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
 """MLflow's pages open an experiment of this kind in the view of training runs, others in that of
 agents."""
 _RUN_ADDRESS_LIMIT = 200
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """The run that a sink finds or creates."""
-
-    experiment: str
-    fingerprint: str
-    name: str
-    system_metrics_every_s: int | None = None
-
-
-class MlflowSink:
-    """Writes numbers into the run of `spec` in batches; a failure never stops the training.
-
-    The first number starts a daemon thread, which makes every call to MLflow. On the first failure
-    the thread logs one warning and ends: the stage's own files hold all numbers. It skips a number
-    that the run already has at that step, because an exact resume repeats some steps.
-    """
-
-    def __init__(self, tracking: Tracking, spec: RunSpec) -> None:
-        self._tracking, self._spec = tracking, spec
-        self._queue: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
-        self._known: dict[str, set[tuple[int, float]]] = {}
-        self._status = "FINISHED"
-        self._thread: threading.Thread | None = None
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Record numbers at a step."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="mlflow-sink", daemon=True)
-            self._thread.start()
-        now = get_current_time_millis()
-        for key, value in values.items():
-            self._queue.put(Metric(key, float(value), now, step))
-
-    def close(self, *, status: str) -> None:
-        """Write the rest, for at most CLOSE_TIMEOUT_S, and end the run with `status`."""
-        if self._thread is None:
-            return
-        self._status = status
-        self._queue.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
-        if self._thread.is_alive():
-            _LOG.warning("MLflow is slow: the last metrics may be missing there")
-        self._thread = None
-
-    # ---- in the thread --------------------------------------------------------------------------
-
-    def _write_all(self) -> None:
-        try:
-            run = self._open_run()
-            with self._system_metrics(run):
-                is_open = True
-                while is_open:
-                    batch, is_open = self._next_batch()
-                    new = [metric for metric in batch if self._is_new(run, metric)]
-                    if new:
-                        connect(self._tracking).log_batch(run.run_id, metrics=new)
-            set_status(self._tracking, run, self._status)
-        except DreamBoothError as error:
-            _LOG.warning("MLflow records nothing more of this run: %s", error)
-        except Exception as error:
-            # MLflow raises many types, and none of them may stop the training.
-            text = scrubbed(f"{type(error).__name__}: {error}", self._tracking.uri)
-            _LOG.warning("MLflow records nothing more of this run: %s", text)
-
-    def _open_run(self) -> RunRef:
-        spec = self._spec
-        run = find_or_create_run(
-            self._tracking, experiment=spec.experiment, fingerprint=spec.fingerprint, name=spec.name
-        )
-        if not run.created:
-            set_status(self._tracking, run, "RUNNING")
-        return run
-
-    @contextlib.contextmanager
-    def _system_metrics(self, run: RunRef) -> Iterator[None]:
-        """Record processor, memory, disk, network and GPU while the block runs."""
-        every = self._spec.system_metrics_every_s
-        if every is None:
-            yield
-            return
-        monitor = SystemMetricsMonitor(
-            run.run_id,
-            sampling_interval=every,
-            resume_logging=not run.created,
-            tracking_uri=self._tracking.uri,
-        )
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
-
-    def _next_batch(self) -> tuple[list[Metric], bool]:
-        """Wait for a number and collect more for FLUSH_EVERY_S; False after `close`."""
-        batch: list[Metric] = []
-        deadline: float | None = None
-        while len(batch) < _MAX_BATCH:
-            try:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                metric = self._queue.get(timeout=left)
-            except queue.Empty:
-                break
-            if metric is None:
-                return batch, False
-            batch.append(metric)
-            deadline = deadline or time.monotonic() + FLUSH_EVERY_S
-        return batch, True
-
-    def _is_new(self, run: RunRef, metric: Metric) -> bool:
-        """Whether the run lacks this number; from now on it has it."""
-        if metric.key not in self._known:
-            client = connect(self._tracking)
-            history = set() if run.created else recorded(client, run.run_id, metric.key)
-            self._known[metric.key] = history
-        entry = (metric.step, metric.value)
-        is_new = entry not in self._known[metric.key]
-        self._known[metric.key].add(entry)
-        return is_new
-
 
 GIT_COMMIT = MLFLOW_GIT_COMMIT
 """Tag of a run: the commit of the workspace."""
+
+WORKSPACE = "dreambooth.workspace"
+"""Tag of a run: the machine and the folder that it was last written from."""
 
 FINGERPRINT = "dreambooth.fingerprint"
 """Tag of a run, a logged model and a model version: the fingerprint of its work."""
@@ -275,9 +145,38 @@ def find_or_create_run(
             return there
         home = experiment_id(tracking, experiment)
         with registry_errors(tracking, doing=f"creating the run {name}"):
-            tags = resolve_tags({MLFLOW_SOURCE_NAME: _SOURCE, FINGERPRINT: fingerprint})
+            own = {FINGERPRINT: fingerprint, WORKSPACE: _workspace(tracking)}
+            tags = resolve_tags({MLFLOW_SOURCE_NAME: _SOURCE, **own})
             run = connect(tracking).create_run(home, run_name=name, tags=tags)
     return RunRef(run.info.run_id, home, created=True)
+
+
+def _workspace(tracking: Tracking) -> str:
+    return fitting(f"{platform.node()}:{tracking.home}", MAX_TAG_VAL_LENGTH)
+
+
+def resume(tracking: Tracking, run: RunRef) -> None:
+    """Mark a run as running again, in this workspace."""
+    set_status(tracking, run, "RUNNING")
+    log_tags(tracking, run, {WORKSPACE: _workspace(tracking)})
+
+
+def end_abandoned(tracking: Tracking, *, experiment: str) -> None:
+    """Mark runs of this workspace as killed that are still running, though nothing trains.
+
+    The caller holds the subject's lock. A killed trainer cannot set the status, nor can one that
+    ends while MLflow is unreachable.
+    """
+    client = connect(tracking)
+    with registry_errors(tracking, doing=f"looking for abandoned runs of {experiment}"):
+        home = client.get_experiment_by_name(experiment)
+        found = [] if home is None else client.search_runs(
+            [home.experiment_id], filter_string="attributes.status = 'RUNNING'"
+        )  # fmt: skip
+    for run in found:
+        if run.data.tags.get(WORKSPACE) == _workspace(tracking):
+            ref = RunRef(run.info.run_id, run.info.experiment_id, created=False)
+            set_status(tracking, ref, "KILLED")
 
 
 # ---- content of a run ---------------------------------------------------------------------------
@@ -293,7 +192,7 @@ def log_params(tracking: Tracking, run: RunRef, values: Mapping[str, Any]) -> No
             for k, v in flatten(values).items()
             if k not in known
         ]
-        for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
+        for batch in batches(new, MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, params=batch)
 
 
@@ -302,7 +201,7 @@ def log_tags(tracking: Tracking, run: RunRef, tags: Mapping[str, str]) -> None:
     client = connect(tracking)
     with registry_errors(tracking, doing="setting tags"):
         fitted = [RunTag(k, fitting(v, MAX_TAG_VAL_LENGTH)) for k, v in tags.items()]
-        for batch in _batches(fitted, MAX_PARAMS_TAGS_PER_BATCH):
+        for batch in batches(fitted, MAX_PARAMS_TAGS_PER_BATCH):
             client.log_batch(run.run_id, tags=batch)
 
 
@@ -325,13 +224,35 @@ def log_metrics(tracking: Tracking, run: RunRef, metrics: Iterable[Metric]) -> N
     """Log metrics, without those that exist with the same key, step and value."""
     client = connect(tracking)
     with registry_errors(tracking, doing="writing metrics"):
-        new = [
-            metric
-            for metric in metrics
-            if (metric.step, metric.value) not in recorded(client, run.run_id, metric.key)
-        ]
-        for batch in _batches(new, MAX_METRICS_PER_BATCH):
+        there: dict[str, set[tuple[int, float]]] = {}
+        new: list[Metric] = []
+        for metric in metrics:
+            if metric.key not in there:
+                there[metric.key] = recorded(client, run.run_id, metric.key)
+            if (metric.step, metric.value) not in there[metric.key]:
+                new.append(metric)
+        for batch in batches(new, MAX_METRICS_PER_BATCH):
             client.log_batch(run.run_id, metrics=batch)
+
+
+def complete_curves(
+    tracking: Tracking, run: RunRef, values: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Log metrics by step for the steps that lack them."""
+    client, now = connect(tracking), get_current_time_millis()
+    with registry_errors(tracking, doing="reading the metrics of the training"):
+        keys = {key for by_key in values.values() for key in by_key}
+        there = {key: {step for step, _ in recorded(client, run.run_id, key)} for key in keys}
+    log_metrics(
+        tracking,
+        run,
+        [
+            Metric(key, value, now, step)
+            for step, by_key in values.items()
+            for key, value in by_key.items()
+            if step not in there[key]
+        ],
+    )
 
 
 def recorded(client: MlflowClient, run_id: str, key: str) -> set[tuple[int, float]]:
@@ -379,5 +300,6 @@ def finish(tracking: Tracking, run: RunRef) -> None:
         set_status(tracking, run, "FINISHED")
 
 
-def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+def batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+    """Consecutive parts of at most `size` items."""
     return (items[i : i + size] for i in range(0, len(items), size))

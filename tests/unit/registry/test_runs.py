@@ -12,8 +12,8 @@ from mlflow.entities import LoggedModelStatus
 from PIL import Image
 
 from dreambooth_core.errors import RegistryError, SettingsError
-from dreambooth_core.registry import logged_models, runs, store_opening
-from dreambooth_core.registry.runs import MlflowSink, RunSpec
+from dreambooth_core.registry import logged_models, runs, sink, store_opening
+from dreambooth_core.registry.sink import MlflowSink, RunSpec
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.workspace import Workspace
 from tests.unit.registry import examples
@@ -259,16 +259,36 @@ def test_unreachable_server_costs_one_warning_and_no_time(tmp_path, caplog) -> N
             writer.metrics({"loss": 1.0}, step=step)
         assert time.monotonic() - began < 1
         writer.close(status="FINISHED")
-    warnings = [r for r in caplog.records if "records nothing more of this run" in r.getMessage()]
+    warnings = [r for r in caplog.records if "wait until MLflow answers again" in r.getMessage()]
     assert len(warnings) == 1
     assert "is unreachable" in warnings[0].getMessage()
+
+
+def test_run_of_this_workspace_that_nobody_trains_is_not_left_running(tracking, run) -> None:
+    client = MlflowClient(tracking.uri)
+    other = runs.find_or_create_run(tracking, experiment=MODEL, fingerprint="b", name="x")
+    client.set_tag(other.run_id, runs.WORKSPACE, "other-machine:/home/ada/project")
+    runs.end_abandoned(tracking, experiment=MODEL)
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert client.get_run(other.run_id).info.status == "RUNNING"
+    runs.end_abandoned(tracking, experiment="nothing-yet")
+
+
+def test_missing_steps_of_a_curve_are_completed_once(tracking, run) -> None:
+    first = MlflowSink(tracking, SPEC)
+    first.metrics({"loss": 0.1 + 0.2}, step=10)
+    first.close(status="FINISHED")
+    for _ in range(2):
+        runs.complete_curves(tracking, run, {10: {"loss": 0.3}, 20: {"loss": 0.2, "norm": 1.0}})
+    assert history(tracking, run.run_id, "loss") == [(10, 0.1 + 0.2), (20, 0.2)]
+    assert history(tracking, run.run_id, "norm") == [(20, 1.0)]
 
 
 def test_a_sink_watches_the_machine_while_the_work_runs(tracking) -> None:
     spec = RunSpec(experiment=MODEL, fingerprint="a" * 64, name="x", system_metrics_every_s=1)
     writer = MlflowSink(tracking, spec)
     writer.metrics({"loss": 1.0}, step=1)
-    time.sleep(runs.FLUSH_EVERY_S + 1)
+    time.sleep(sink.FLUSH_EVERY_S + 1)
     writer.close(status="FINISHED")
     metrics = run_of(tracking).data.metrics
     assert metrics["system/system_memory_usage_megabytes"] > 0

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from mlflow import MlflowClient
 
 from dreambooth_core import files
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.registry import aliases, logged_models, runs, store_opening, versions
+from dreambooth_core.registry import aliases, logged_models, runs, sink, store_opening, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
 from dreambooth_core.workspace import Workspace
@@ -87,3 +89,48 @@ def test_server_stores_run_scores_version_and_alias(
     assert versions.aliases_of(served, name=MODEL) == {"champion": 1}
     folder = versions.fetch(served, f"models:/{MODEL}@champion")
     assert files.tree_hashes(folder) == files.tree_hashes(tiny_sd)
+
+
+def test_metrics_kept_while_the_server_hangs_arrive_later(
+    served: Tracking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its processes are suspended, so calls to it hang, as to a machine that is gone."""
+    spec = sink.RunSpec(experiment=MODEL, fingerprint="a" * 64, name="x")
+    writer = sink.MlflowSink(served, spec)
+    step = 0
+
+    def work(seconds: float) -> None:
+        nonlocal step
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            step += 1
+            writer.metrics({"loss": 1 / step}, step=step)
+            time.sleep(0.1)
+
+    work(sink.FLUSH_EVERY_S + 4)
+    (server,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(served.home / "server" / "mlflow.db") in " ".join(process.info["cmdline"] or ())
+        and process.ppid() == os.getpid()
+    ]
+    stopped = [server, *server.children(recursive=True)]
+    for process in stopped:
+        process.suspend()
+    work(40)
+    for process in stopped:
+        process.resume()
+    work(sink.RETRY_EVERY_S + 3)
+    writer.close(status="FINISHED")
+    run = runs.find_run(served, experiment=MODEL, fingerprint="a" * 64)
+    assert run is not None
+    client = MlflowClient(served.uri)
+    written = [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")]
+    assert written == [(number, 1 / number) for number in range(1, step + 1)]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert [
+        record.getMessage()[:24] for record in caplog.records if record.levelname == "WARNING"
+    ] == [
+        "the metrics wait until M",
+        "MLflow answers again and",
+    ]
