@@ -134,7 +134,9 @@ def test_data_set_recorded_twice_is_one_input(tracking, run, photos) -> None:
         runs.log_dataset(
             tracking, run, name="mug", folder=str(photos), sha256="d" * 64, context="instance"
         )
-    inputs = MlflowClient(tracking.uri).get_run(run.run_id).inputs.dataset_inputs
+    found = MlflowClient(tracking.uri).get_run(run.run_id).inputs
+    assert found is not None
+    inputs = found.dataset_inputs
     assert [(i.dataset.name, i.dataset.digest) for i in inputs] == [("mug", "d" * 36)]
     assert inputs[0].tags[0].value == "instance"
 
@@ -161,7 +163,7 @@ def test_recording_scores_twice_adds_no_rows_and_no_numbers(tracking, run, tmp_p
     rows = client.search_logged_models([run.experiment_id])
     assert sorted(row.name for row in rows) == ["checkpoint-100", "checkpoint-50"]
     for row in rows:
-        keys = [metric.key for metric in row.metrics]
+        keys = [metric.key for metric in row.metrics or ()]
         assert len(keys) == len(set(keys)) == 15
     assert history(tracking, run.run_id, "score/dino") == [(0, 0.3), (50, 0.35), (100, 0.4)]
     assert history(tracking, run.run_id, "real/dino") == [(0, 0.9)]
@@ -173,7 +175,7 @@ def test_scores_of_another_harness_do_not_replace_the_old_ones(tracking, run) ->
     record(tracking, run)
     models = record(tracking, run, suite="objects")
     model = MlflowClient(tracking.uri).get_logged_model(models["checkpoint-50"])
-    dino = [metric for metric in model.metrics if metric.key == "score/dino"]
+    dino = [metric for metric in model.metrics or () if metric.key == "score/dino"]
     assert {metric.dataset_name for metric in dino} == {"pocket", "objects"}
 
 
@@ -197,7 +199,9 @@ def test_experiment_opens_in_the_view_of_training_runs(tracking) -> None:
     older = client.create_experiment("older")
     for name in ("older", "newer"):
         runs.experiment_id(tracking, name)
-        kind = client.get_experiment_by_name(name).tags["mlflow.experimentKind"]
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+        kind = found.tags["mlflow.experimentKind"]
         assert kind == "custom_model_development"
     assert runs.experiment_id(tracking, "older") == older
 
