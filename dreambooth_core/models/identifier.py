@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-from transformers import CLIPTokenizer
+from typing import Any
 
 from dreambooth_core.config import BaseModelSettings
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.models.source import local_folder
+from dreambooth_core.models import prompts, source
+from dreambooth_core.models.prompts import SavedTokenizer
 
-_FOLDERS = ("tokenizer", "tokenizer_2")
 _END_OF_WORD = "</w>"
 
 
-def split_identifier(identifier: str, tokenizers: Iterable[CLIPTokenizer]) -> tuple[str, ...]:
+def split_identifier(identifier: str, tokenizers: Iterable[Any]) -> tuple[str, ...]:
     """A warning if the identifier is more than one token; it is the same for each tokenizer."""
     for tokenizer in tokenizers:
         pieces = [str(piece).removesuffix(_END_OF_WORD) for piece in tokenizer.tokenize(identifier)]
@@ -28,23 +27,10 @@ def split_identifier(identifier: str, tokenizers: Iterable[CLIPTokenizer]) -> tu
     return ()
 
 
-def tokenizers_on_disk(settings: BaseModelSettings, root: Path) -> list[CLIPTokenizer]:
+def tokenizers_on_disk(settings: BaseModelSettings, root: Path) -> list[SavedTokenizer]:
     """The base model's tokenizers, without a download; none if they are not on this machine."""
     try:
-        folder = local_folder(
-            settings.pretrained_model_name_or_path, root, revision=settings.revision
-        ) or _cached(settings)
-        found = [folder / name for name in _FOLDERS if folder and (folder / name).is_dir()]
-        return [CLIPTokenizer.from_pretrained(str(path)) for path in found]
-    except (SettingsError, OSError, ValueError):
+        folder = source.folder_at_hand(settings, root)
+        return [] if folder is None else prompts.saved_tokenizers_in(folder)
+    except SettingsError:
         return []  # the run explains what is wrong with the base model
-
-
-def _cached(settings: BaseModelSettings) -> Path | None:
-    """The folder of a hub id in the local hub cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(
-        settings.pretrained_model_name_or_path, "model_index.json", revision=settings.revision
-    )
-    return Path(index).parent if isinstance(index, str) else None

@@ -94,6 +94,12 @@ class SavedTokenizer:
         encoded = self._fast.encode(prompt)
         return {"input_ids": encoded.ids, "offset_mapping": encoded.offsets}
 
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text, without those of start and end."""
+        if self._fast is None:
+            return self._whole.tokenize(text)
+        return self._fast.encode(text, add_special_tokens=False).tokens
+
     @functools.cached_property
     def _fast(self) -> Tokenizer | None:
         path = self._folder / "tokenizer.json"

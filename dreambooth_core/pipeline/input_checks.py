@@ -14,7 +14,7 @@ from dreambooth_core.data.listing import list_folder
 from dreambooth_core.errors import DataError, Problem, SettingsError
 from dreambooth_core.evaluation import scorer_files, suites
 from dreambooth_core.evaluation.scorer_files import Role
-from dreambooth_core.models import sides, source
+from dreambooth_core.models import identifier, sides, source
 from dreambooth_core.models.families import pipeline_family
 from dreambooth_core.pipeline import prompt_checks
 from dreambooth_core.planning import shapes
@@ -85,8 +85,6 @@ def warnings(root: Path, view: SubjectView) -> list[str]:
 
 
 def _identifier_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
-    from dreambooth_core.models import identifier  # the tokenizers take a second to import
-
     found = identifier.tokenizers_on_disk(view.base_model, root)
     for text in identifier.split_identifier(view.subject.identifier, found):
         yield f"subjects.{view.name}.identifier", text

@@ -25,6 +25,13 @@ def test_tokenizer_that_is_not_on_this_machine_is_not_fetched(tmp_path: Path) ->
     assert tokenizers_on_disk(missing, tmp_path) == []
 
 
-def test_check_imports_no_torch() -> None:
-    code = "import sys, dreambooth_core.models.identifier; sys.exit('torch' in sys.modules)"
+def test_check_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from pathlib import Path; from dreambooth_core import config; "
+        "from dreambooth_core.models import identifier; "
+        "settings = config.load_settings(Path('params.yaml')).base_model; "
+        "(found,) = identifier.tokenizers_on_disk(settings, Path('.')); "
+        "assert identifier.split_identifier('sks', [found]) == (); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

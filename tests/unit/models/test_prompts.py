@@ -36,6 +36,7 @@ def test_saved_tokenizer_counts_as_transformers_does(text: str, tokenizers) -> N
     own = saved(text)
     assert own["input_ids"] == theirs["input_ids"]
     assert own["offset_mapping"] == theirs["offset_mapping"]
+    assert saved.tokenize(text) == tokenizers[0].tokenize(text)
     assert saved.model_max_length == tokenizers[0].model_max_length
 
 
