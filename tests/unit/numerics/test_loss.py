@@ -4,8 +4,8 @@ from dreambooth_core.numerics.diffusion import mse_per_example, prior_preserving
 
 
 def test_row_error_is_the_mean_of_its_squares():
-    pred = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]])
-    target = torch.tensor([[[[0.0, 0.0]]], [[[3.0, 0.0]]]])
+    pred = torch.tensor([[[[1.0, 2.0]]], [[[-1.0, 0.0]]]])
+    target = torch.tensor([[[[0.0, 4.0]]], [[[2.0, 0.0]]]])
     assert mse_per_example(pred, target).tolist() == [2.5, 4.5]  # (1 + 4) / 2 and 9 / 2
 
 

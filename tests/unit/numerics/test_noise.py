@@ -8,6 +8,7 @@ from dreambooth_core.numerics.diffusion import (
     draw_timestep,
     prediction_target,
 )
+from dreambooth_core.numerics.seeding import derive_seed, generator_for
 
 SHAPE = (4, 8, 8)
 
@@ -20,6 +21,18 @@ def test_noise_depends_only_on_seed_role_and_position():
     assert torch.equal(_noise(7), _noise(7))
     others = [_noise(8), _noise(7, is_class=True), _noise(7, seed=2)]
     assert not any(torch.equal(_noise(7), other) for other in others)
+
+
+def test_noise_and_timesteps_are_those_of_their_keys():
+    """The bits of every training depend on these keys: a new one needs a new `versions.train`."""
+    for is_class in (False, True):
+        generator = generator_for(1, "diffusion-noise", int(is_class), 7)
+        noise = torch.randn(*SHAPE, generator=generator)
+        shift = torch.randn(4, 1, 1, generator=generator)
+        assert torch.equal(draw_noise(SHAPE, seed=1, is_class=is_class, position=7), noise)
+        assert torch.equal(_noise(7, is_class=is_class, offset=0.5), noise + 0.5 * shift)
+        timestep = draw_timestep(1000, seed=1, is_class=is_class, position=7)
+        assert timestep == derive_seed(1, "timestep", int(is_class), 7) % 1000
 
 
 def test_noise_is_standard_normal():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dreambooth_core.numerics import similarity
 from dreambooth_core.numerics.similarity import (
     cosines,
     mean_estimate,
@@ -16,6 +17,15 @@ from dreambooth_core.numerics.similarity import (
 
 def test_unit_rows_scales_a_3_4_5_triangle() -> None:
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0]])), [[0.6, 0.8]])
+
+
+def test_features_in_single_precision_are_summed_in_double() -> None:
+    features = np.random.default_rng(2).normal(size=(3, 50)).astype(np.float32)
+    rows = unit_rows(features)
+    assert np.array_equal(rows, unit_rows(features.astype(np.float64)))
+    values = rows.astype(np.float32)[0]
+    expected = mean_estimate(values.astype(np.float64), samples=50, seed=1)
+    assert mean_estimate(values, samples=50, seed=1) == expected
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
@@ -45,8 +55,19 @@ def test_pair_mean_ignores_self_pairs_and_other_groups() -> None:
 
 
 def test_pair_mean_without_any_pair_is_refused() -> None:
-    with pytest.raises(ValueError, match="no group holds two images"):
+    with pytest.raises(ValueError, match=r"^no group holds two images, so there is no pair$"):
         pair_mean(np.eye(3), [0, 1, 2])
+
+
+def test_mean_of_no_value_is_refused_and_of_one_is_the_value() -> None:
+    with pytest.raises(ValueError, match=r"^a mean of no values$"):
+        mean_estimate(np.array([]), samples=10, seed=1)
+    assert mean_estimate(np.array([0.3]), samples=10, seed=1) == (0.3, 0.3, 0.3)
+
+
+def test_every_value_is_drawn() -> None:
+    estimate = mean_estimate(np.array([1.0, 2.0]), samples=200, seed=1)
+    assert (estimate.low, estimate.high) == (1.0, 2.0)
 
 
 def test_interval_of_many_values_matches_the_normal_one() -> None:
@@ -86,6 +107,19 @@ def test_equal_pair_values_give_an_interval_of_no_width() -> None:
 def test_pair_interval_of_two_images_is_their_one_pair() -> None:
     values = np.array([[1.0, 0.3], [0.3, 1.0]])
     assert pair_estimate(values, [0, 0], samples=50, seed=0) == pytest.approx((0.3, 0.3, 0.3))
+
+
+@pytest.mark.parametrize("rows_at_once", [0, 1, 3, 7])
+def test_pair_interval_does_not_depend_on_the_blocks(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven resamples of one group, all at once or in blocks of at least one."""
+    rows = unit_rows(np.random.default_rng(5).normal(size=(6, 6)))
+    values = cosines(rows, rows)
+    expected = pair_estimate(values, [0] * 6, samples=7, seed=3)
+    monkeypatch.setattr(similarity, "_MAX_DRAWS", rows_at_once * 6 + 1)
+    assert pair_estimate(values, [0] * 6, samples=7, seed=3) == pytest.approx(expected)
+    assert pair_estimate(values, [0] * 6, samples=7, seed=4) != pytest.approx(expected)
 
 
 def test_pair_interval_covers_its_own_mean() -> None:
