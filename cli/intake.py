@@ -12,6 +12,7 @@ from dreambooth_core.config import SubjectView
 from dreambooth_core.data import gate, messages
 from dreambooth_core.data.captions import METADATA
 from dreambooth_core.data.listing import printable
+from dreambooth_core.data.masks import FOLDER as MASKS
 from dreambooth_core.errors import DataError
 from dreambooth_core.pipeline import StageContext
 from dreambooth_core.pipeline import validate as stage
@@ -52,15 +53,19 @@ def inspect(workspace: Workspace, view: SubjectView, images: Path) -> Intake:
 
 
 def copy(intake: Intake, target: Path) -> list[str]:
-    """Copy the accepted photos and their captions; return the names of the copies."""
+    """Copy the accepted photos, their captions and masks; return the names of the copies."""
     accepted = {image.name for image in intake.report.accepted}
     photos = [path for path in intake.folder.iterdir() if printable(path.name) in accepted]
     captions = [path.with_suffix(".txt") for path in photos]
-    wanted = sorted({*photos, *captions, intake.folder / METADATA})
+    stems = {path.stem for path in photos}
+    masks = [path for path in (intake.folder / MASKS).glob("*") if path.stem in stems]
+    wanted = sorted({*photos, *captions, intake.folder / METADATA, *masks})
     copied = [path for path in wanted if path.is_file()]
-    for path in copied:
-        shutil.copyfile(path, target / printable(path.name))
-    return [printable(path.name) for path in copied]
+    names = [printable(path.relative_to(intake.folder).as_posix()) for path in copied]
+    for path, name in zip(copied, names, strict=True):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / name)
+    return names
 
 
 def _check_folder(workspace: Workspace, view: SubjectView, images: Path) -> None:

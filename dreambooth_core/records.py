@@ -65,6 +65,16 @@ class Record(BaseModel):
             return None
 
 
+class _WithOptionalFields(Record):
+    """A record whose fields that default to None are left out of the JSON while they are None."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        dumped: dict[str, object] = dump(self)
+        optional = [n for n, field in type(self).model_fields.items() if not field.is_required()]
+        return {k: v for k, v in dumped.items() if k not in optional or v is not None}
+
+
 class BaseModelIdentity(Record):
     """The exact base model: hub id and commit, or path and sha256 of its weights."""
 
@@ -103,22 +113,23 @@ class GateReport(Record):
     warnings: tuple[str, ...] = ()
 
 
-class ManifestImage(Record):
+class ImageMask(Record):
+    """A mask file: its path relative to the manifest's folder, and its sha256."""
+
+    file: str
+    sha256: str
+
+
+class ManifestImage(_WithOptionalFields):
     """One image file of a manifest: path relative to the manifest's folder, and its sha256.
 
-    `caption` is its own prompt, where it has one; else there is no such key in the twin.
+    `caption` is its own prompt, `mask` shows where the subject is, where it has them.
     """
 
     file: str
     sha256: str
     caption: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_an_absent_caption(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        dumped: dict[str, object] = dump(self)
-        if self.caption is None:
-            del dumped["caption"]
-        return dumped
+    mask: ImageMask | None = None
 
 
 class Manifest(Record):
@@ -143,8 +154,11 @@ class CachedImage(Record):
     num_views: int
 
 
-class LatentCache(Record):
-    """VAE moments of every image; token ids and embeddings of every prompt."""
+class LatentCache(_WithOptionalFields):
+    """VAE moments of every image; token ids and embeddings of every prompt.
+
+    With masks, `weights_file` has the weights of each position in the loss.
+    """
 
     fingerprint: str
     base_model: BaseModelIdentity
@@ -155,6 +169,7 @@ class LatentCache(Record):
     text_file: str
     files: dict[str, str]
     warnings: tuple[str, ...] = ()
+    weights_file: str | None = None
 
 
 # ---- train --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "cache": (
         *("base_model", "compute", "data.resolution", "data.center_crop"),
-        *("data.crops_per_image", "data.random_flip", *_SUBJECT_WORDS),
+        *("data.crops_per_image", "data.random_flip", "data.masks", *_SUBJECT_WORDS),
     ),
     "train": ("base_model", "compute", "prior.prior_loss_weight", "train", *_SUBJECT_WORDS),
     "evaluate": (
@@ -60,6 +60,10 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
     values: dict[str, Any] = {f"versions.{stage}": view.versions.of(stage)}
     for key in STAGE_SETTINGS[stage]:
         values[key] = _result_fields(view, key)
+    if view.data.masks is None:
+        # Absent while off, so that results without masks stay valid.
+        values.pop("data.masks", None)
+        values.get("data", {}).pop("masks", None)
     if stage == "train":
         values["train"].pop("strategy")  # follows from accelerate_config and num_processes
         if view.train.method == "full":

@@ -55,6 +55,11 @@ class DataSettings(Section):
         "Use one caption per photo, from photo.txt next to it or from metadata.jsonl.",
         default=False,
     )
+    masks: Literal["files", "auto"] | None = setting(
+        "Learn the subject alone, not its background: where masks/photo.png or alpha say it is "
+        "(files), or where the base model sees it (auto). Null learns whole photos.",
+        default=None,
+    )
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = setting(
         "Colour behind transparent pixels, such as #ffffff."
     )

@@ -35,6 +35,8 @@ class Sample:
     prompt: str
     latents_Chw: torch.Tensor
     time_ids_6: torch.Tensor
+    weights_hw: torch.Tensor | None
+    """The weight of each position in the loss; None weights all alike."""
 
 
 class LatentDataset:
@@ -63,6 +65,8 @@ class LatentDataset:
         self._moments = {name: read_tensors(folder / name) for name in sorted(names)}
         self._target = torch.full((2,), float(self.record.resolution))
         self._text = read_tensors(folder / self.record.text_file)
+        masked = self.record.weights_file
+        self._weights = read_tensors(folder / masked) if masked else {}
         self._is_pooled = any(name.endswith(".pooled") for name in self._text)
 
     def rows_at(self, positions: Sequence[int]) -> TrainBatch:
@@ -77,7 +81,13 @@ class LatentDataset:
             is_class_B=tuple(sample.role == "class" for sample in samples),
             position_B=tuple(sample.position for sample in samples),
             image_B=tuple(sample.image for sample in samples),
+            loss_weights_B1HW=self._weights_of(samples) if self._weights else None,
         )
+
+    def _weights_of(self, samples: Sequence[Sample]) -> torch.Tensor:
+        alike = torch.ones(samples[0].latents_Chw.shape[1:])
+        weights = [alike if s.weights_hw is None else s.weights_hw for s in samples]
+        return torch.stack(weights)[:, None]
 
     def _text_of(self, samples: Sequence[Sample], what: str) -> torch.Tensor:
         return torch.stack([self._text[prompt_key(sample.prompt, what)] for sample in samples])
@@ -93,6 +103,7 @@ class LatentDataset:
         entry = entries[_order(self._seed, role, epoch, len(entries))[place]]
         view = derive_seed(self._seed, f"view/{role}", position) % entry.num_views
         generator = generator_for(self._seed, f"vae/{role}", position)
+        weights_Vhw = self._weights.get(entry.image) if role == "instance" else None
         return Sample(
             role=role,
             position=position,
@@ -101,6 +112,7 @@ class LatentDataset:
             prompt=entry.prompt,
             latents_Chw=self._draw_latents(entry, view, generator),
             time_ids_6=torch.cat([self._moments[entry.file]["size"][view], self._target]),
+            weights_hw=None if weights_Vhw is None else weights_Vhw[view],
         )
 
     def _draw_latents(

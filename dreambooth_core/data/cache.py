@@ -22,7 +22,9 @@ from transformers import CLIPTokenizer
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
 from dreambooth_core.data import transform
+from dreambooth_core.data.loss_weights import LossWeights
 from dreambooth_core.errors import CorruptRecordError, StageError, Stopped, repeat_hint
+from dreambooth_core.models.subject_finder import SubjectFinder
 from dreambooth_core.models.tensors import eval_mode, tensor_bytes
 from dreambooth_core.models.text import encode, token_ids
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
@@ -48,7 +50,8 @@ class ImageSet:
 class Encoders:
     """The encoders of the base model: VAE, and text encoders with tokenizers in order.
 
-    `masks_text`: whether the text encoders take the attention mask.
+    `masks_text`: whether the text encoders take the attention mask. `finder` finds the subject in
+    photos, for data.masks: auto.
     """
 
     vae: AutoencoderKL
@@ -56,6 +59,7 @@ class Encoders:
     tokenizers: tuple[CLIPTokenizer, ...]
     identity: BaseModelIdentity
     masks_text: bool = False
+    finder: SubjectFinder | None = None
 
 
 def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
@@ -79,6 +83,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     entries = [(one, entry) for one in image_sets for entry in one.manifest.images]
     cached: list[CachedImage] = []
     hashes: dict[str, str] = {}
+    weights = LossWeights(settings, encoders.finder)
     for image_set, entry in entries:
         if should_stop():
             raise Stopped("caching stopped", hint="run the same command again to continue")
@@ -86,16 +91,21 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
         name = f"{MOMENTS}/{key}.safetensors"
         files.write_bytes(out / name, data)
         hashes[name] = files.sha256_bytes(data)
+        moments = safetensors.torch.load(data)
+        if image_set.manifest.role == "instance":
+            weights.add(image_set.folder, entry, moments)
         cached.append(
             CachedImage(
                 image=entry.file,
                 role=image_set.manifest.role,
                 prompt=entry.caption or image_set.prompt,
                 file=name,
-                num_views=len(safetensors.torch.load(data)["mean"]),
+                num_views=len(moments["mean"]),
             )
         )
         progress(len(cached), len(entries))
+    weighted = weights.write(out)
+    hashes |= weighted
     hashes[TEXT_FILE] = _write_text({entry.prompt for entry in cached}, encoders, out=out)
     record = LatentCache(
         fingerprint=fingerprint,
@@ -106,6 +116,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
         text_file=TEXT_FILE,
         files=hashes,
         warnings=warnings,
+        weights_file=next(iter(weighted), None),
     )
     record.write(out)
     return record

@@ -47,6 +47,8 @@ class Decoded:
     turned: bool
     """Whether an EXIF orientation was applied."""
     notes: tuple[str, ...]
+    alpha: Image.Image | None = None
+    """The alpha channel, upright, if the file has one."""
 
 
 def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -> Decoded:
@@ -159,11 +161,14 @@ def _normalise(image: Image.Image, *, background: str) -> Decoded:
         colours = opaque
     if orientation in _TRANSPOSITIONS:
         colours = colours.transpose(_TRANSPOSITIONS[orientation])
+        alpha = alpha.transpose(_TRANSPOSITIONS[orientation]) if alpha is not None else None
     elif colours is image:
         colours = image.copy()
     colours.info = {}  # Pillow would write a profile or a transparent colour into the copy
     turned = {before, orientation} & set(_TRANSPOSITIONS)
-    return Decoded(image=colours, turned=bool(turned), notes=tuple(dict.fromkeys(notes)))
+    return Decoded(
+        image=colours, turned=bool(turned), notes=tuple(dict.fromkeys(notes)), alpha=alpha
+    )
 
 
 def _has_more_frames(image: Image.Image) -> bool:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings, PriorSettings
-from dreambooth_core.data import messages
+from dreambooth_core.data import masks, messages
 from dreambooth_core.data.captions import Captions, read_captions
-from dreambooth_core.data.decode import decode
+from dreambooth_core.data.decode import Decoded, decode
 from dreambooth_core.data.duplicates import ImageHashes, duplicates, hashes_of
 from dreambooth_core.data.listing import CacheDir, Listing, list_folder, no_cache, printable
+from dreambooth_core.data.masks import Masks
 from dreambooth_core.data.quality import (
     LEAST_BACKGROUND_DIFFERENCE,
     background_difference,
@@ -34,6 +35,7 @@ from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import (
     AcceptedImage,
     GateReport,
+    ImageMask,
     Manifest,
     ManifestImage,
     RejectedFile,
@@ -48,11 +50,12 @@ _PNG_LEVEL = 3  # zlib: a third of the time of level 6 on a photograph, and no l
 
 @dataclass(frozen=True)
 class Inspection:
-    """The gate's report, with copies and captions of the accepted photos in order."""
+    """The gate's report, with copies, captions and masks of the accepted photos in order."""
 
     report: GateReport
     copies: tuple[Path, ...]
     captions: tuple[str | None, ...]
+    masks: tuple[Path | None, ...]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class _Photo:
     copy: Path
     turned: bool
     caption: str | None
+    mask: Path | None
 
 
 def inspect_folder(
@@ -85,6 +89,9 @@ def inspect_folder(
     """
     listing = list_folder(folder, subject=subject, cache=cache)
     captions = _captions(folder, listing, settings)
+    found = Masks()
+    if settings.masks == "files":
+        found = masks.list_masks(folder, listing.photos, subject=subject, cache=cache)
     scratch.mkdir(parents=True, exist_ok=True)
     photos: list[_Photo] = []
     rejected: list[RejectedFile] = []
@@ -94,7 +101,8 @@ def inspect_folder(
         name = printable(path.name)
         try:
             copy, caption = scratch / f"{index:05d}.png", captions.by_name.get(path.name)
-            photos.append(_examine(path, settings, copy=copy, caption=caption))
+            mask = found.file_of(path)
+            photos.append(_examine(path, settings, copy=copy, caption=caption, mask_file=mask))
         except DataError as error:
             rejected.append(RejectedFile(name=name, reason=error.what))
         progress(index + 1, len(listing.photos), name)
@@ -107,13 +115,14 @@ def inspect_folder(
         subject=subject,
         accepted=tuple(photo.accepted for photo in kept),
         rejected=tuple(sorted(rejected, key=lambda each: each.name)),
-        skipped=tuple(_relabel_caption(each, captions) for each in listing.skipped),
-        warnings=(*_report_warnings(kept, settings), *captions.warnings),
+        skipped=tuple(_relabel(each, captions, settings) for each in listing.skipped),
+        warnings=(*_report_warnings(kept, settings), *captions.warnings, *found.warnings),
     )
     return Inspection(
         report=report,
         copies=tuple(photo.copy for photo in kept),
         captions=tuple(photo.caption for photo in kept),
+        masks=tuple(photo.mask for photo in kept),
     )
 
 
@@ -124,18 +133,23 @@ def _captions(folder: Path, listing: Listing, settings: DataSettings) -> Caption
     return read_captions(folder, listing.photos)
 
 
-def _relabel_caption(skipped: RejectedFile, captions: Captions) -> RejectedFile:
-    if skipped.name not in captions.files:
-        return skipped
-    return RejectedFile(name=skipped.name, reason=messages.CAPTION_READ)
+def _relabel(skipped: RejectedFile, captions: Captions, settings: DataSettings) -> RejectedFile:
+    """Say of captions and masks that they are read."""
+    if skipped.name in captions.files:
+        return RejectedFile(name=skipped.name, reason=messages.CAPTION_READ)
+    if settings.masks == "files" and skipped.name == masks.FOLDER:
+        return RejectedFile(name=skipped.name, reason=messages.MASK_READ)
+    return skipped
 
 
-def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | None) -> _Photo:
+def _examine(
+    path: Path, settings: DataSettings, *, copy: Path, caption: str | None, mask_file: Path | None
+) -> _Photo:
     """Check one photo and write its normalised copy. Raises DataError with the reason."""
     decoded = decode(
         path,
         background=settings.background,
-        max_pixels=int(settings.max_megapixels * 1_000_000),
+        max_pixels=_max_pixels(settings),
         min_side=settings.min_side,
     )
     image, name = decoded.image, printable(path.name)
@@ -160,7 +174,26 @@ def _examine(path: Path, settings: DataSettings, *, copy: Path, caption: str | N
         copy=copy,
         turned=decoded.turned,
         caption=caption,
+        mask=_write_mask(decoded, settings, mask_file=mask_file, copy=copy),
     )
+
+
+def _max_pixels(settings: DataSettings) -> int:
+    return int(settings.max_megapixels * 1_000_000)
+
+
+def _write_mask(
+    decoded: Decoded, settings: DataSettings, *, mask_file: Path | None, copy: Path
+) -> Path | None:
+    """Write a photo's mask next to its copy, if it has one. Raises DataError."""
+    if settings.masks != "files":
+        return None
+    mask = masks.mask_of(decoded, mask_file, max_pixels=_max_pixels(settings))
+    if mask is None:
+        return None
+    target = copy.with_suffix(".mask.png")
+    mask.save(target, format="PNG", compress_level=_PNG_LEVEL)
+    return target
 
 
 def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[str, ...]:
@@ -170,13 +203,17 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
         found.append(messages.REPORT_FEW.format(count=len(photos), min_photos=settings.min_photos))
     if len(photos) > settings.max_photos:
         found.append(messages.REPORT_MANY.format(count=len(photos), max_photos=settings.max_photos))
-    found += _shared_background(photos)
+    if settings.masks is None:
+        found += _shared_background(photos)
     turned = [photo.accepted.name for photo in photos if photo.turned]
     if turned:
         found.append(messages.REPORT_TURNED.format(names=", ".join(turned)))
     bare = [photo.accepted.name for photo in photos if photo.caption is None]
     if settings.captions and bare:
         found.append(messages.CAPTION_MISSING.format(names=", ".join(bare)))
+    whole = [photo.accepted.name for photo in photos if photo.mask is None]
+    if settings.masks == "files" and whole:
+        found.append(messages.MASK_MISSING.format(names=", ".join(whole)))
     return tuple(found)
 
 
@@ -224,23 +261,32 @@ def require_captions(inspection: Inspection) -> None:
         )
 
 
+def require_masks(inspection: Inspection) -> None:
+    """Raise DataError if no photo has a mask; for data.masks: files."""
+    if not any(inspection.masks):
+        subject = inspection.report.subject
+        raise DataError(messages.MASK_NONE.format(subject=subject), hint=messages.MASK_NONE_HINT)
+
+
 def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Manifest:
-    """Publish into `out`: `images/NNN.png`, `report.json`, and the manifest as `record.json`, last.
+    """Publish into `out`: `images/NNN.png`, `masks/NNN.png`, `report.json`, and the manifest as
+    `record.json`, last.
 
     Moves the copies out of the scratch folder, so it can run only once per inspection.
     """
     require_usable(inspection.report)
-    (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[ManifestImage] = []
-    waiting = zip(inspection.copies, inspection.captions, strict=True)
-    for index, (copy, caption) in enumerate(waiting):
-        target = out / "images" / f"{index:03d}.png"
-        shutil.move(copy, target)
-        files.fsync_path(target)
-        relative = target.relative_to(out).as_posix()
-        sha256 = files.sha256_file(target)
-        images.append(ManifestImage(file=relative, sha256=sha256, caption=caption))
-    files.fsync_path(out / "images")
+    waiting = zip(inspection.copies, inspection.captions, inspection.masks, strict=True)
+    for index, (copy, caption, mask) in enumerate(waiting):
+        file, sha256 = _publish(copy, out, f"images/{index:03d}.png")
+        masked = None
+        if mask is not None:
+            mask_file, mask_sha256 = _publish(mask, out, f"masks/{index:03d}.png")
+            masked = ImageMask(file=mask_file, sha256=mask_sha256)
+        images.append(ManifestImage(file=file, sha256=sha256, caption=caption, mask=masked))
+    for folder in ("images", "masks"):
+        if (out / folder).is_dir():
+            files.fsync_path(out / folder)
     inspection.report.write(out, REPORT_NAME)
     manifest = Manifest(
         role="instance",
@@ -250,3 +296,12 @@ def write_accepted(inspection: Inspection, *, out: Path, fingerprint: str) -> Ma
     )
     manifest.write(out)
     return manifest
+
+
+def _publish(copy: Path, out: Path, name: str) -> tuple[str, str]:
+    """Move a file to `name` in `out`; returns the name and the file's sha256."""
+    target = out / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(copy, target)
+    files.fsync_path(target)
+    return name, files.sha256_file(target)

@@ -42,6 +42,12 @@ REJECTED_NEAR = (
     "{distance} of 64 bits, and up to {allowed} count as the same (data.near_duplicate_distance)"
 )
 
+REJECTED_MASK = "its mask {name} {reason}"
+REJECTED_MASK_SIZE = (
+    "its mask has another size: {found}, but the photo has {size} once it is upright ({folder}/)"
+)
+REJECTED_MASK_EMPTY = "its mask shows no subject: less than 1 % of it is white"
+
 WARNED_BLURRY = (
     "looks blurry: sharpness {sharpness}, at least {threshold} is expected (data.blur_threshold)"
 )
@@ -67,7 +73,8 @@ REPORT_MANY = (
 REPORT_ONE_PLACE = (
     "all {count} photos seem to show the same background: the colours along their edges differ by "
     "at most {difference}, at least {least} is expected; the model learns the background along "
-    "with the subject and then ignores the places in prompts, so add photos from other places"
+    "with the subject and then ignores the places in prompts, so add photos from other places, or "
+    "let it learn the subject alone: auto (data.masks)"
 )
 REPORT_TURNED = "turned upright, as their EXIF orientation says: {names}"
 
@@ -102,4 +109,14 @@ CAPTION_NONE_HINT = (
 CAPTION_WITHOUT = (
     "the caption of {file} does not name the identifier {identifier!r}: the subject is not learned "
     "from it under that word"
+)
+
+MASK_READ = "read as masks (data.masks)"
+MASK_OF_NOTHING = "{name} is a mask for no photo of this folder"
+MASK_SKIPPED = "{name} is no mask: {reason}"
+MASK_MISSING = "without a mask, so the whole photo is learned: {names}"
+MASK_NONE = "data.masks is files, but no photo of {subject} has a mask"
+MASK_NONE_HINT = (
+    "put masks/photo.png (the subject white) into the folder of photo.jpg, or use photos with "
+    "alpha; or set data.masks to auto or null"
 )

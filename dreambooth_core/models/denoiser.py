@@ -42,6 +42,8 @@ class TrainBatch:
     """Token ids of each row's prompt for each text encoder, for training these."""
     time_ids_B6: torch.Tensor | None = None
     """Original height and width, top and left of the crop, height and width of the view."""
+    loss_weights_B1HW: torch.Tensor | None = None
+    """The weight of each position in its row's error, if photos have masks."""
 
 
 RowsAt = Callable[[Sequence[int]], TrainBatch]

@@ -100,9 +100,17 @@ class LossParts(NamedTuple):
     class_: torch.Tensor
 
 
-def mse_per_example(pred_BCHW: torch.Tensor, target_BCHW: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, in fp32 (Ho et al. 2020, eq. 14). Returns [B]."""
-    return (pred_BCHW.float() - target_BCHW.float()).square().flatten(1).mean(1)
+def mse_per_example(
+    pred_BCHW: torch.Tensor, target_BCHW: torch.Tensor, weights_B1HW: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of each row, in fp32 (Ho et al. 2020, eq. 14). Returns [B].
+
+    With `weights_B1HW`, each position counts by its weight.
+    """
+    error_BCHW = (pred_BCHW.float() - target_BCHW.float()).square()
+    if weights_B1HW is not None:
+        error_BCHW = error_BCHW * weights_B1HW
+    return error_BCHW.flatten(1).mean(1)
 
 
 def role_weights(is_class_B: Sequence[bool]) -> torch.Tensor:

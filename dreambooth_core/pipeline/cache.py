@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import torch
+
 from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.data.cache import Encoders, ImageSet
 from dreambooth_core.models import load
+from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.identifier import split_identifier
+from dreambooth_core.models.subject_finder import SubjectFinder
+from dreambooth_core.models.text import encode as encode_text
+from dreambooth_core.models.text import token_ids
 from dreambooth_core.pipeline.common import (
     RunContext,
     StageContext,
@@ -48,6 +56,7 @@ def encode(
             "instance": images_digest(instance),
             "class": images_digest(class_),
             "captions": [image.caption for image in instance.images],
+            **_masks(instance),
         },
     )
     sets = [
@@ -72,16 +81,42 @@ def encode(
         )
 
 
+def _masks(manifest: Manifest) -> dict[str, list[str | None]]:
+    """The masks of the photos, for the fingerprint; nothing without masks."""
+    masks = [image.mask.sha256 if image.mask else None for image in manifest.images]
+    return {"masks": masks} if any(masks) else {}
+
+
 def load_encoders(context: RunContext, identity: BaseModelIdentity) -> Encoders:
     """The frozen networks of the base model that encode images and prompts."""
     settings, root = context.settings, context.places.root
     device = load.pick_device(settings.compute)
     text_encoders = load.load_text_encoders(settings.base_model, root, device=device)
-    return Encoders(
+    encoders = Encoders(
         vae=load.load_component("vae", settings.base_model, root, device=device),
         text_encoders=tuple(text_encoders.values()),
         tokenizers=load.load_tokenizers(settings.base_model, root),
         identity=identity,
+    )
+    if settings.data.masks != "auto":
+        return encoders
+    return dataclasses.replace(encoders, finder=_load_finder(context, encoders))
+
+
+def _load_finder(context: RunContext, encoders: Encoders) -> SubjectFinder:
+    """The base model's U-Net, to find the class in the photos."""
+    base, root, device = context.settings.base_model, context.places.root, encoders.vae.device
+    scheduler = load.load_component("scheduler", base, root)
+    ids = [
+        token_ids(text, encoders.tokenizers) for text in (context.settings.subject.class_prompt, "")
+    ]
+    with torch.inference_mode():
+        text = encode_text(encoders.text_encoders, torch.stack(ids, dim=1).to(device))
+    return SubjectFinder(
+        denoiser=Denoiser(load.load_component("unet", base, root, device=device)),
+        alpha_bar_T=scheduler.alphas_cumprod,
+        latent_scale=float(encoders.vae.config["scaling_factor"]),
+        text=text,
     )
 
 

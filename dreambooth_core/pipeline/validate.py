@@ -37,9 +37,13 @@ def run(context: RunContext) -> Manifest:
         if settings.data.captions:
             gate.require_captions(inspection)
             _check_captions(context, inspection)
+        if settings.data.masks == "files":
+            gate.require_masks(inspection)
         photos = [[image.name, image.sha256] for image in inspection.report.accepted]
         captions = list(inspection.captions)
-        own = context.fingerprint("validate", {"photos": photos, "captions": captions})
+        masks = [mask and files.sha256_file(mask) for mask in inspection.masks]
+        masked = {"masks": masks} if any(masks) else {}
+        own = context.fingerprint("validate", {"photos": photos, "captions": captions, **masked})
         with publishing(context.places, "validate") as out:
             return gate.write_accepted(inspection, out=out, fingerprint=own)
 

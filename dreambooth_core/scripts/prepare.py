@@ -106,6 +106,7 @@ def _fingerprint(context: RunContext) -> str:
 
 def _in_flags(line: str, flags: Collection[str]) -> str:
     """Spell the settings in brackets as flags, and leave out those that are not flags here."""
+    line = line.replace(", or let it learn the subject alone: auto (data.masks)", "")
     for name in DataSettings.model_fields:
         line = line.replace(f" (data.{name})", f" (--{name})" if name in flags else "")
     return line.replace("raise prior.num_class_images", "raise --num_class_images")

@@ -41,7 +41,7 @@ class StepInput:
     """The tensors of a micro-step on the device, and the rows' names for error messages.
 
     `condition` has the denoiser's text inputs by argument name. `weights_RB` weights each row's
-    error in the instance loss and in the class loss.
+    error in the instance loss and in the class loss, `loss_weights_B1HW` the positions of a row.
     """
 
     noisy_BCHW: torch.Tensor
@@ -49,6 +49,7 @@ class StepInput:
     timestep_B: torch.Tensor
     condition: dict[str, torch.Tensor]
     weights_RB: torch.Tensor
+    loss_weights_B1HW: torch.Tensor | None
     batch: TrainBatch
     timesteps: list[int]
 
@@ -68,12 +69,14 @@ def prepare(batch: TrainBatch, settings: LossSettings, *, device: torch.device) 
     target_BCHW = prediction_target(
         batch.latents_BCHW, eps_BCHW, alpha_bar_B, prediction_type=settings.prediction_type
     )
+    loss_weights = batch.loss_weights_B1HW
     return StepInput(
         noisy_BCHW=add_noise(batch.latents_BCHW, eps_BCHW, alpha_bar_B).to(device),
         target_BCHW=target_BCHW.to(device),
         timestep_B=timestep_B.to(device),
         condition=_condition(batch, device),
         weights_RB=weights_RB.to(device),
+        loss_weights_B1HW=None if loss_weights is None else loss_weights.to(device),
         batch=batch,
         timesteps=timesteps,
     )
@@ -126,7 +129,7 @@ def loss_of(
 ) -> tuple[LossParts, torch.Tensor]:
     """Return the loss parts (0-d) and each row's unweighted error [B], detached."""
     pred_BCHW = denoiser(inputs.noisy_BCHW, inputs.timestep_B, **inputs.condition)
-    error_B = mse_per_example(pred_BCHW, inputs.target_BCHW)
+    error_B = mse_per_example(pred_BCHW, inputs.target_BCHW, inputs.loss_weights_B1HW)
     loss = prior_preserving_loss(
         error_B, inputs.weights_RB, prior_loss_weight=prior_loss_weight or 0.0
     )

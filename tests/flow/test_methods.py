@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dreambooth_core.records import LatentCache, TrainingRun
 from dreambooth_core.workspace import STAGES, Workspace
@@ -47,6 +48,27 @@ def test_sdxl_lora_on_all_networks_becomes_a_version(tmp_path: Path) -> None:
     run = _through_all_stages(workspace)
     assert [c.method for c in run.checkpoints] == ["lora", "lora"]
     assert len(_draw(workspace)) == 2
+
+
+def test_masks_change_the_training_and_nothing_before_it(tmp_path: Path) -> None:
+    workspace = workspaces.build(tmp_path)
+    _through_all_stages(workspace)
+    runs, caches = {}, {}
+    masks = tmp_path / "data" / "instance" / SUBJECT / "masks"
+    masks.mkdir()
+    for photo in masks.parent.glob("*.png"):
+        half = Image.new("L", Image.open(photo).size, 0)
+        half.paste(255, (0, 0, half.width // 2, half.height))
+        half.save(masks / photo.name)
+    for value in (None, "auto", "files"):
+        workspaces.change(tmp_path, "data.masks", value)
+        runs[value] = _through_all_stages(workspace)
+        caches[value] = LatentCache.read(workspace.stage_dir(SUBJECT, "cache"))
+    assert caches[None].weights_file is None
+    hashes = [caches[value].files["weights.safetensors"] for value in ("auto", "files")]
+    assert hashes[0] != hashes[1]
+    assert caches["files"].images == caches["auto"].images == caches[None].images
+    assert len({run.checkpoints[0].sha256 for run in runs.values()}) == 3
 
 
 def test_text_encoder_captions_and_ema_train_then_lora_by_one_setting(tmp_path: Path) -> None:

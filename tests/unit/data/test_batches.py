@@ -114,6 +114,27 @@ def test_time_ids_are_the_sizes_of_the_rows_own_view(folder: Path) -> None:
         assert ids == [80, 160, 0, 10 * view, 64, 64]
 
 
+def test_weights_of_the_loss_follow_the_rows_view(folder: Path) -> None:
+    """Image 0 has a mask; the others and all class rows count everywhere."""
+    weights = torch.stack([torch.full((8, 8), float(view)) for view in range(2)])
+    write_tensors(folder / "weights.safetensors", {"images/0.png": weights})
+    record = LatentCache.read(folder)
+    hashes = record.files | files.tree_hashes(folder)
+    hashes.pop("record.json")
+    changes = {"weights_file": "weights.safetensors", "files": hashes}
+    assert "weights_file" not in record.to_json()
+    assert dataset(folder).rows_at([0]).loss_weights_B1HW is None
+    record.model_copy(update=changes).write(folder)
+
+    rows = dataset(folder)
+    batch = rows.rows_at(range(30))
+    assert batch.loss_weights_B1HW is not None
+    assert batch.loss_weights_B1HW.shape == (60, 1, 8, 8)
+    for row, weight in enumerate(batch.loss_weights_B1HW.flatten(1).mean(1).tolist()):
+        masked = batch.image_B[row] == "images/0.png"
+        assert weight == (rows.sample_at(row, role="instance").view if masked else 1.0)
+
+
 def test_views_are_drawn_evenly_and_independently_of_the_image(folder: Path) -> None:
     rows = dataset(folder)
     drawn = [rows.sample_at(p, role="instance") for p in range(1000)]

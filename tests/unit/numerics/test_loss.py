@@ -9,6 +9,12 @@ def test_row_error_is_the_mean_of_its_squares():
     assert mse_per_example(pred, target).tolist() == [2.5, 4.5]  # (1 + 4) / 2 and 9 / 2
 
 
+def test_weighted_row_error_counts_each_position_by_its_weight():
+    pred = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+    weights = torch.tensor([[[[0.5, 2.0]]]])  # (0.5 (1 + 9) + 2 (4 + 16)) / 4
+    assert mse_per_example(pred, torch.zeros(1, 2, 1, 2), weights).tolist() == [11.25]
+
+
 def test_loss_is_instance_mean_plus_lambda_class_mean():
     # instance rows 1 and 3, class rows 10 and 30: 2 + 0.5 * 20 = 12
     loss_B = torch.tensor([10.0, 1.0, 3.0, 30.0])

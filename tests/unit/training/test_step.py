@@ -1,5 +1,7 @@
 """The loss of a micro-step against values worked out apart from the code under test."""
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -135,3 +137,16 @@ def test_loss_does_not_depend_on_the_order_of_the_rows():
 def test_a_missing_class_row_is_a_bug_that_is_caught():
     with pytest.raises(AssertionError, match="0 class rows for 2 instance rows"):
         prepare(tiny.rows_at(range(2), with_class=False), _settings(), device=CPU)
+
+
+def test_masked_positions_of_instance_rows_do_not_count():
+    """Half of the positions weigh 2, the others 0; class rows count whole."""
+    batch = tiny.rows_at([3])
+    weights = torch.ones(2, 1, *batch.latents_BCHW.shape[2:])
+    weights[0, 0, :, ::2], weights[0, 0, :, 1::2] = 2.0, 0.0
+    inputs = prepare(dataclasses.replace(batch, loss_weights_B1HW=weights), _settings(), device=CPU)
+    parts, _ = loss_of(Scaled(), inputs, prior_loss_weight=0.5)
+    whole, _ = loss_of(Scaled(), prepare(batch, _settings(), device=CPU), prior_loss_weight=0.5)
+    error_CHW = (0.25 * inputs.noisy_BCHW[0] - inputs.target_BCHW[0]).square()
+    assert parts.instance.item() == pytest.approx(error_CHW[:, :, ::2].mean().item(), rel=1e-5)
+    assert parts.class_.item() == whole.class_.item()

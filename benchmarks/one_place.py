@@ -1,0 +1,207 @@
+"""Subject and prompt, on photos taken in one place: which recipe keeps both?
+
+    python -m benchmarks.one_place [--recipes shipped,auto,files] [--subjects 8] [--json]
+
+Draws subjects with three photos in one place, trains each recipe on them with the pipeline's own
+stages, and measures every scored checkpoint:
+
+    DINO way closed   (DINO - DINO(step 0)) / (DINO(real) - DINO(step 0))
+    CLIP-T lost       as a part of the text range
+    place right       share of images that show the place of their prompt, by the pocket classifier
+
+The recipes are the shipped settings with other `data.masks`. The subjects' seeds differ from those
+that the recipes were found with. Runs in a workspace of its own and resumes there. `--json` writes
+`benchmarks/results/one-place.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from benchmarks.common import ROOT, machine
+from benchmarks.pocket_subjects import make_place_accuracy
+from dreambooth_core import config, files
+from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core.records import REAL, STEP_0, CheckpointScore, Evaluation, Selection
+from dreambooth_core.workspace import Workspace
+from tools.pocket.drawing import render
+from tools.pocket.world import PLACES, THINGS, Scene, draw_individual, draw_pose, generator
+
+RECIPES: Mapping[str, Any] = {
+    "shipped": {},
+    "auto": {"data": {"masks": "auto"}},
+    "files": {"data": {"masks": "files"}},
+}
+SEED, NUM_PHOTOS = 8_202, 3
+STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
+RESULTS = ROOT / "benchmarks" / "results" / "one-place.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A checkpoint's measures."""
+
+    step: int
+    n: int
+    dino_closed: float
+    clip_t_lost: float
+    place_right: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one subject: all scored checkpoints, the chosen and the last one."""
+
+    subject: str
+    recipe: str
+    qualified: bool
+    chosen: Row
+    last: Row
+    rows: tuple[Row, ...]
+
+
+def draw(folder: Path, index: int) -> str:
+    """Draw a subject's photos and masks; returns its class noun."""
+    rng = generator(SEED, stream="one-place", index=index)
+    individual = draw_individual(rng, thing=THINGS[index % len(THINGS)])
+    place = str(rng.choice(list(PLACES)))
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for number in range(NUM_PHOTOS):
+        backdrop = int(rng.integers(2**31))
+        scene = Scene(individual=individual, place=place, pose=draw_pose(rng), backdrop=backdrop)
+        image, mask = render(scene, size=256)
+        image.save(folder / f"{number:02d}.png")
+        mask.save(folder / "masks" / f"{number:02d}.png")
+    return individual.thing
+
+
+def key_of(index: int, recipe: str) -> str:
+    """The name of a subject with a recipe in the workspace."""
+    return f"place_{index:02d}_{recipe}"
+
+
+def write_settings(root: Path, recipes: Sequence[str], num_subjects: int) -> None:
+    """Write the shipped settings with every subject in every recipe."""
+    yaml = YAML()
+    settings = yaml.load(ROOT / "params.yaml")
+    settings["subjects"] = {}
+    for index in range(num_subjects):
+        folder = root / "photos" / f"{index:02d}"
+        noun = draw(folder, index)
+        for recipe in recipes:
+            settings["subjects"][key_of(index, recipe)] = {
+                "instance_dir": str(folder), "identifier": "sks", "class_noun": noun,
+                "prompts": None, "overrides": RECIPES[recipe],
+            }  # fmt: skip
+    yaml.dump(settings, root / "params.yaml")
+    if not (root / "assets").exists():
+        (root / "assets").symlink_to(ROOT / "assets")
+
+
+def train(workspace: Workspace, key: str) -> None:
+    """Run the stages, unless they have run."""
+    if (workspace.stage_dir(key, "select") / "record.json").is_file():
+        return
+    began, env = time.monotonic(), {"DVC_EXP_NAME": key}
+    context = StageContext(config.load_view(workspace, key), workspace.places(key), env=env)
+    for stage in STAGES:
+        run_stage(context, stage)
+    logging.info("%s: %.0f s", key, time.monotonic() - began)
+
+
+def measure(workspace: Workspace, index: int, recipe: str) -> Run:
+    """The measures of a finished run."""
+    key = key_of(index, recipe)
+    evaluation = Evaluation.read(workspace.stage_dir(key, "evaluate"))
+    selection = Selection.read(workspace.stage_dir(key, "select"))
+    place_right = make_place_accuracy(ROOT / "assets" / "pocket-classifier")
+    base, real = evaluation.row(STEP_0), evaluation.row(REAL)
+
+    def closed(row: CheckpointScore) -> Row:
+        assert row.step is not None
+        means, start, end = row.means(), base.means(), real.means()
+        right = place_right(workspace, key, row.name, evaluation)
+        assert right is not None
+        way = (means["dino"] - start["dino"]) / (end["dino"] - start["dino"])
+        lost = (start["clip_t"] - means["clip_t"]) / evaluation.text_range
+        return Row(row.step, row.n, round(way, 3), round(lost, 3), round(right, 3))
+
+    rows = {row.name: closed(row) for row in evaluation.rows if row.step}
+    return Run(
+        subject=f"{index:02d}",
+        recipe=recipe,
+        qualified=selection.qualified,
+        chosen=rows[str(selection.best)],
+        last=list(rows.values())[-1],
+        rows=tuple(rows.values()),
+    )
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as a Markdown table, each recipe with its mean."""
+    lines = [
+        "| recipe | subject | chosen / last checkpoint | DINO way closed | CLIP-T lost "
+        "| place right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe in dict.fromkeys(run.recipe for run in runs):
+        own = [run for run in runs if run.recipe == recipe]
+        for run in own:
+            lines.append(_line(recipe, run.subject, [asdict(run.chosen)], [asdict(run.last)]))
+        ends = [[asdict(getattr(run, end)) for run in own] for end in ("chosen", "last")]
+        lines.append(_line(f"**{recipe}**", f"mean of {len(own)}", *ends))
+    return "\n".join(lines)
+
+
+def _line(
+    recipe: str, name: str, chosen: list[dict[str, float]], last: list[dict[str, float]]
+) -> str:
+    def both(field: str, form: str) -> str:
+        means = [float(np.mean([row[field] for row in rows])) for rows in (chosen, last)]
+        return " / ".join(format(mean, form) for mean in means)
+
+    cells = [
+        recipe, name, both("step", ".0f"), both("dino_closed", ".2f"), both("clip_t_lost", ".2f"),
+        both("place_right", ".0%"),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "one-place")
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--subjects", type=int, default=8)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    root, recipes = arguments.workspace.resolve(), arguments.recipes.split(",")
+    write_settings(root, recipes, arguments.subjects)
+    workspace = Workspace(root)
+    runs = []
+    for index in range(arguments.subjects):
+        for recipe in recipes:
+            train(workspace, key_of(index, recipe))
+            runs.append(measure(workspace, index, recipe))
+    runs.sort(key=lambda run: recipes.index(run.recipe))
+    print(table(runs))
+    if arguments.json:
+        result = {"machine": machine(), "seed": SEED, "runs": [asdict(run) for run in runs]}
+        files.write_json(RESULTS, json.loads(json.dumps(result)))
+
+
+if __name__ == "__main__":
+    main()
