@@ -242,13 +242,19 @@ class Harness(Record):
 
 
 class ImageScore(Record):
-    """Scores of one generated image: `prompt` and `seed` pair it across checkpoints."""
+    """Scores of one generated image: `prompt` and `seed` pair it across checkpoints.
+
+    `nearest` is the index of the photo with the most similar layout, `copied` how similar it is:
+    1 for a copy. Records of older versions lack both.
+    """
 
     prompt: str
     seed: int
     clip_t: float
     clip_i: float
     dino: float
+    nearest: int | None = None
+    copied: float | None = None
 
 
 class ScoreRow(Record):

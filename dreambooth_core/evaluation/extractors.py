@@ -65,7 +65,7 @@ class ClipScorer:
 
 @dataclass(frozen=True, kw_only=True)
 class DinoScorer:
-    """A self-supervised ViT: DINO, PRES and DIV.
+    """A self-supervised ViT: DINO, PRES, and from its patches DIV and copies of photos.
 
     The feature is the class token after the last layer norm, as in the DreamBooth paper (ViT-S/16
     DINO), or, where `pooled`, what a trained linear pooler makes of it.
@@ -78,13 +78,21 @@ class DinoScorer:
 
     def images(self, images: Sequence[Image.Image]) -> Floats:
         """Features (N, D) of unit length."""
+        return self.images_and_patches(images)[0]
+
+    def images_and_patches(self, images: Sequence[Image.Image]) -> tuple[Floats, Floats]:
+        """Features (N, D) of the images and (N, L, D) of their L patches, all of unit length."""
+        patches: list[torch.Tensor] = []
+        others = 1 + getattr(self.model.config, "num_register_tokens", 0)
 
         def features(batch: Sequence[Image.Image]) -> torch.Tensor:
             pixels_BCHW = _pixels(self.processor, batch).to(self.model.device)
             output = self.model(pixel_values=pixels_BCHW)
+            patches.append(output.last_hidden_state[:, others:].float().cpu())
             return output.pooler_output if self.pooled else output.last_hidden_state[:, 0]
 
-        return _in_batches(self.model, images, features)
+        whole_ND = _in_batches(self.model, images, features)
+        return whole_ND, unit_rows(torch.cat(patches).numpy())
 
 
 def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:

@@ -1,6 +1,7 @@
 """The scores of one row: CLIP-T, CLIP-I, DINO, PRES, DIV (docs/scores.md has the formulas).
 
-Legend: N generated images, M instance photos, K images of the class prompt, P prompts, D width.
+Legend: N generated images, M instance photos, K images of the class prompt, P prompts, L patches,
+D width.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from dreambooth_core.numerics.similarity import (
     cosines,
     mean_estimate,
     pair_estimate,
+    patch_cosines,
 )
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import REAL, CheckpointScore, Harness, ImageScore, Interval
 
-_ROW_FORMAT = 2
-"""Raised with every new field of a row, so that stored rows without it are scored again."""
+_ROW_FORMAT = 3
+"""Raised with every new field or formula of a row, so that stored rows are scored again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class References:
 
     clip_MD: Floats
     dino_MD: Floats
+    patches_MLD: Floats
     sha256: str
 
 
@@ -81,9 +84,11 @@ class Evaluator:
 def make_references(photos: Sequence[Path], *, clip: ClipScorer, dino: DinoScorer) -> References:
     """The features of the accepted instance photos, in the manifest's order."""
     images = [open_image(path) for path in photos]
+    dino_MD, patches_MLD = dino.images_and_patches(images)
     return References(
         clip_MD=clip.images(images),
-        dino_MD=dino.images(images),
+        dino_MD=dino_MD,
+        patches_MLD=patches_MLD,
         sha256=files.digest_of([files.sha256_file(path) for path in photos]),
     )
 
@@ -114,6 +119,7 @@ class RowFeatures:
 
     clip_ND: Floats
     dino_ND: Floats
+    patches_NLD: Floats
     class_dino_KD: Floats
     text_PD: Floats
 
@@ -169,9 +175,11 @@ def row_images(evaluator: Evaluator, model_sha256: str, *, rounds: int) -> RowIm
 
 def _features(evaluator: Evaluator, images: RowImages) -> RowFeatures:
     suite = [open_image(path) for path in images.suite]
+    dino_ND, patches_NLD = evaluator.dino.images_and_patches(suite)
     return RowFeatures(
         clip_ND=evaluator.clip.images(suite),
-        dino_ND=evaluator.dino.images(suite),
+        dino_ND=dino_ND,
+        patches_NLD=patches_NLD,
         class_dino_KD=evaluator.dino.images([open_image(path) for path in images.class_prompt]),
         text_PD=evaluator.clip.texts(evaluator.plan.scored_texts),
     )
@@ -188,14 +196,25 @@ def score_features(
     clip_i_N = cosines(features.clip_ND, references.clip_MD).mean(axis=1)
     dino_N = cosines(dino_ND, references.dino_MD).mean(axis=1)
     pres_K = cosines(features.class_dino_KD, references.dino_MD).mean(axis=1)
+    copied_NM = patch_cosines(features.patches_NLD, references.patches_MLD)
     suite = [(plan.prompts[p], seed) for p, seed in zip(prompt_N, plan.seeds, strict=False)]
     return CheckpointScore(
         name=model.name,
         step=model.step,
         checkpoint_sha256=model.checkpoint_sha256,
         images=tuple(
-            ImageScore(prompt=prompt, seed=seed, clip_t=float(t), clip_i=float(i), dino=float(d))
-            for (prompt, seed), t, i, d in zip(suite, clip_t_N, clip_i_N, dino_N, strict=True)
+            ImageScore(
+                prompt=prompt,
+                seed=seed,
+                clip_t=float(t),
+                clip_i=float(i),
+                dino=float(d),
+                nearest=int(copied_M.argmax()),
+                copied=float(copied_M.max()),
+            )
+            for (prompt, seed), t, i, d, copied_M in zip(
+                suite, clip_t_N, clip_i_N, dino_N, copied_NM, strict=True
+            )
         ),
         class_dino=tuple(pres_K.tolist()),
         n=len(suite),
@@ -203,7 +222,9 @@ def score_features(
         clip_i=_mean(clip_i_N, bootstrap),
         dino=_mean(dino_N, bootstrap),
         pres=_mean(pres_K, bootstrap),
-        div=_pairs(1.0 - cosines(dino_ND, dino_ND), prompt_N, bootstrap),
+        div=_pairs(
+            1.0 - patch_cosines(features.patches_NLD, features.patches_NLD), prompt_N, bootstrap
+        ),
         text_range=text_range,
     )
 

@@ -1,6 +1,6 @@
 """Cosines between feature matrices, and bootstrap intervals of their means. NumPy only.
 
-Legend: N images, M reference images, D feature width, R bootstrap resamples.
+Legend: N images, M reference images, L patches, D feature width, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -26,19 +26,30 @@ class Estimate(NamedTuple):
 
 
 def unit_rows(features_ND: NDArray[np.floating]) -> Floats:
-    """Rows scaled to length 1, in float64. Raises ValueError for a row of zeros or non-finite."""
+    """Rows (the last axis) scaled to length 1, in float64.
+
+    Raises ValueError for a row of zeros or with a number that is not finite.
+    """
     rows_ND = np.asarray(features_ND, dtype=np.float64)
     length_N = np.linalg.norm(rows_ND, axis=-1)
     if not np.all(np.isfinite(length_N)) or np.any(length_N == 0.0):
         bad = np.flatnonzero(~np.isfinite(length_N) | (length_N == 0.0)).tolist()
         raise ValueError(f"rows {bad} have no direction: their length is 0 or not finite")
-    return rows_ND / length_N[:, None]
+    return rows_ND / length_N[..., None]
 
 
 def cosines(a_ND: Floats, b_MD: Floats) -> Floats:
     """Cosine of every row of `a` with every row of `b` (both of unit length); shape N x M."""
     # einsum and not @: a BLAS product may order its sums by the number of rows.
     return np.einsum("nd,md->nm", a_ND, b_MD, optimize=False)
+
+
+def patch_cosines(a_NLD: Floats, b_MLD: Floats) -> Floats:
+    """The mean over L places of the cosine of the patches there (of unit length); shape N x M.
+
+    High for pictures of the same layout, whatever they show.
+    """
+    return np.einsum("nld,mld->nm", a_NLD, b_MLD, optimize=False) / a_NLD.shape[1]
 
 
 def mean_estimate(values_N: Floats, *, samples: int, seed: int) -> Estimate:

@@ -66,7 +66,12 @@ def evaluator(*, clip_photos: Floats, dino_photos: Floats) -> Evaluator:
         plan=plan,
         clip=cast("Any", _Named("clip")),
         dino=cast("Any", _Named("dino")),
-        references=References(clip_MD=clip_photos, dino_MD=dino_photos, sha256="1" * 64),
+        references=References(
+            clip_MD=clip_photos,
+            dino_MD=dino_photos,
+            patches_MLD=np.stack([at(0, 0), at(0, 90)]),
+            sha256="1" * 64,
+        ),
         store=ScoreStore(Path("nowhere")),
         bootstrap=Bootstrap(samples=200, seed=3),
     )
@@ -76,6 +81,7 @@ BENCH = evaluator(clip_photos=at(0, 60), dino_photos=at(0, 90))
 FEATURES = RowFeatures(
     clip_ND=at(0, 80, 10, 100),
     dino_ND=at(0, 90, 60, 180),
+    patches_NLD=np.stack([at(0, 0), at(0, 60), at(0, 90), at(90, 90)]),
     class_dino_KD=at(45, 90),
     text_PD=at(0, 90),
 )
@@ -131,9 +137,18 @@ def test_pres_is_the_class_prompts_images_against_the_photos() -> None:
     assert row().pres.mean == pytest.approx((cos(45) + 0.5) / 2)  # type: ignore[union-attr]
 
 
-def test_div_is_the_dino_distance_between_images_of_one_prompt() -> None:
-    """Pairs (0, 60) and (90, 180): (1 - cos 60 + 1 - cos 90) / 2 = 0.75; never across prompts."""
-    assert row().div.mean == pytest.approx(0.75)  # type: ignore[union-attr]
+def test_div_compares_patches_at_the_same_place_of_one_prompts_images() -> None:
+    """Images 0 and 2: 1 - (cos 0 + cos 90) / 2 = 0.5. Images 1 and 3: 1 - (cos 90 + cos 30) / 2.
+    Never across prompts."""
+    expected = (0.5 + 1 - cos(30) / 2) / 2
+    assert row().div.mean == pytest.approx(expected)  # type: ignore[union-attr]
+
+
+def test_every_image_names_its_nearest_photo() -> None:
+    """Photos have patches at (0, 0) and (0, 90) degrees; image 1 has them at 0 and 60."""
+    images = row().images
+    assert [image.nearest for image in images] == [0, 1, 1, 1]
+    assert [image.copied for image in images] == pytest.approx([1, (1 + cos(30)) / 2, 1, 0.5])
 
 
 def test_intervals_enclose_their_means_and_n_counts_the_suites_images() -> None:
