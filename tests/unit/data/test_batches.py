@@ -13,7 +13,7 @@ from dreambooth_core.data.cache import prompt_key
 from dreambooth_core.errors import CorruptRecordError, SettingsError
 from dreambooth_core.models.tensors import write_tensors
 from dreambooth_core.numerics.seeding import generator_for
-from dreambooth_core.records import BaseModelIdentity, CachedImage, LatentCache
+from dreambooth_core.records import BaseModelIdentity, CachedImage, LatentCache, Role
 
 SCALE = 0.5
 PROMPTS = {"instance": "a photo of sks mug", "class": "a photo of mug"}
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     """
     entries = []
     for index in range(12):
-        role = "instance" if index < 5 else "class"
+        role: Role = "instance" if index < 5 else "class"
         num_views = 2 if role == "instance" else 1
         means = [torch.full((4, 8, 8), 100.0 * index + 10 * view) for view in range(num_views)]
         logvar = torch.full((num_views, 4, 8, 8), 2 * torch.tensor(MEAN_STD).log().item())
@@ -75,7 +75,8 @@ def test_any_split_of_positions_gives_the_same_rows(folder: Path) -> None:
 
 def test_every_epoch_shows_every_image_once_in_its_own_order(folder: Path) -> None:
     rows = dataset(folder)
-    for role, num in (("instance", 5), ("class", 7)):
+    sizes: dict[Role, int] = {"instance": 5, "class": 7}
+    for role, num in sizes.items():
         epochs = [
             [rows.sample_at(epoch * num + i, role=role).image for i in range(num)]
             for epoch in range(20)
@@ -145,7 +146,7 @@ def test_views_are_drawn_evenly_and_independently_of_the_image(folder: Path) -> 
 
 
 def test_noise_differs_between_positions_roles_and_seeds(folder: Path) -> None:
-    def noise(seed: int, position: int, role: str) -> torch.Tensor:
+    def noise(seed: int, position: int, role: Role) -> torch.Tensor:
         sample = dataset(folder, seed=seed).sample_at(position, role=role)
         mean = SCALE * (100.0 * int(Path(sample.image).stem) + 10 * sample.view)
         return ((sample.latents_Chw - mean) / (SCALE * MEAN_STD)).flatten()
