@@ -34,16 +34,26 @@ class Judge:
         self._job, self._patience = job, patience
         self._steps = job.published_steps()
         self._rows: list[CheckpointScore] = []
+        self._damaged: tuple[int, int] | None = None
         self._limits: selection.Limits | None = None
         self.last_step: int | None = None
         """The step at which the training ends, once that is decided."""
 
     def has_next(self) -> bool:
-        """Whether the next checkpoint is there to be scored."""
+        """Whether the next checkpoint is there to be scored; a damaged one must be replaced."""
+        written = self._next_written()
+        return written is not None and written != self._damaged
+
+    def _next_written(self) -> tuple[int, int] | None:
+        """The time and inode of the next checkpoint's record; None without one."""
         if self.last_step is not None or len(self._rows) == len(self._steps):
-            return False
+            return None
         name = published.checkpoint_name(self._steps[len(self._rows)])
-        return (self._job.checkpoints_dir / name / RECORD_NAME).is_file()
+        try:
+            status = (self._job.checkpoints_dir / name / RECORD_NAME).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_mtime_ns, status.st_ino
 
     def score_all(self) -> None:
         """Score every checkpoint that is there."""
@@ -55,11 +65,13 @@ class Judge:
 
         Raises Stopped between sampling blocks.
         """
-        if not self.has_next():
+        written = self._next_written()
+        if written is None or written == self._damaged:
             return False
         folder = self._job.checkpoints_dir
         checkpoint = published.read_checkpoint(folder, step=self._steps[len(self._rows)])
-        if checkpoint is None:
+        if checkpoint is None:  # the trainer writes it again
+            self._damaged = written
             return False
         self._limits = self._limits or self._score_references()
         row = evaluate.score_checkpoint(self._context, checkpoint, folder=folder, rounds=1)
@@ -81,24 +93,29 @@ def train_until_decided(
     *,
     patience: int,
     launch: Callable[[TrainJob, StopSignal], TrainingOutcome],
+    pauses_training: bool,
 ) -> TrainJob:
     """Train and score until the end is decided or reached; returns the job with its last step.
 
-    On the CPU, scoring and training run at the same time. A GPU has no memory for both, so there
-    the training pauses: it stops with a saved state and resumes exactly. Raises Stopped.
+    Scoring and training run at the same time, or, with `pauses_training`, in turn: the training
+    stops with a saved state and resumes exactly. Raises Stopped.
     """
     judge = Judge(context, job, patience=patience)
     judge.score_all()
-    device = evaluate.open_resident(context).device
     ended = False
     while judge.last_step is None and not ended:
-        with _Scoring(judge, pauses_training=device.type != "cpu") as scoring:
+        with _Scoring(judge, pauses_training=pauses_training) as scoring:
             outcome = launch(job, lambda: context.should_stop() or scoring.needs_stop())
         if context.should_stop():
             raise Stopped("the training was stopped", hint="run it again to continue")
         judge.score_all()
         ended = outcome.how == "done"
     return _ending_at(job, judge.last_step)
+
+
+def must_pause(context: StageContext) -> bool:
+    """Whether scoring needs the memory of the device that the training fills: on a GPU."""
+    return evaluate.open_resident(context).device.type != "cpu"
 
 
 def _ending_at(job: TrainJob, step: int | None) -> TrainJob:

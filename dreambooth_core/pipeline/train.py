@@ -34,9 +34,13 @@ def run(context: StageContext) -> TrainingRun:
         from dreambooth_core.pipeline import early_stopping  # loads the scorers' libraries
 
         job = early_stopping.train_until_decided(
-            context, job, patience=patience, launch=functools.partial(_launch, context)
+            context,
+            job,
+            patience=patience,
+            launch=functools.partial(launch, context),
+            pauses_training=early_stopping.must_pause(context),
         )
-    outcome = _launch(context, job, context.should_stop)
+    outcome = launch(context, job, context.should_stop)
     if outcome.run is None:
         saved = "nothing new was saved" if outcome.step is None else f"saved at step {outcome.step}"
         raise Stopped(f"the training was stopped, {saved}", hint="run it again to continue")
@@ -45,7 +49,8 @@ def run(context: StageContext) -> TrainingRun:
     return outcome.run
 
 
-def _launch(context: StageContext, job: TrainJob, should_stop: StopSignal) -> TrainingOutcome:
+def launch(context: StageContext, job: TrainJob, should_stop: StopSignal) -> TrainingOutcome:
+    """Run the trainer until it has finished or stopped. Raises StageError and SettingsError."""
     return launcher.run_trainer(
         job,
         grace_s=context.settings.runtime.stop_grace_s,

@@ -6,6 +6,8 @@ and the training ends soon after its first checkpoint.
 
 from __future__ import annotations
 
+import functools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import config, files
-from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core.pipeline import StageContext, early_stopping, run_stage, train
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
@@ -96,3 +98,24 @@ def test_decision_after_the_whole_training_gives_the_same_bytes(
 ) -> None:
     assert "step-00000012" in _states(workspace)  # the test before has trained to the end
     assert _train(workspace, patience=2) == stopped
+
+
+@pytest.mark.slow
+def test_pauses_and_a_damaged_checkpoint_change_no_byte(workspace: Workspace) -> None:
+    workspaces.change(workspace.root, "train.seed", 7)
+    beside = _train(workspace, patience=2)
+    context = _context(workspace)
+    job = train.make_job(context)
+    weights = max((job.checkpoints_dir / "checkpoint-2").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    for folder in (job.out_dir, *job.checkpoints_dir.glob("checkpoint-[4-9]*"), job.resume_dir):
+        shutil.rmtree(folder)
+    job = early_stopping.train_until_decided(
+        context,
+        job,
+        patience=2,
+        launch=functools.partial(train.launch, context),
+        pauses_training=True,
+    )
+    assert job.last_step == beside[0][-1]
+    assert _train(workspace, patience=2) == beside
