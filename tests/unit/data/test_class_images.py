@@ -18,6 +18,7 @@ from dreambooth_core.data.class_images import class_seed, make_class_images
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models import load
 from dreambooth_core.models.sampling import sample
+from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.records import BaseModelIdentity, Manifest
 
 BLOCK = 8
@@ -217,6 +218,9 @@ def test_key_covers_everything_but_the_count() -> None:
     ]
     assert len(set(same)) == 1
     assert len({*same, *other}) == 1 + len(other)
+    # With another key, every user's class images are sampled again.
+    assert key() == "1625ba53301b8597c2bcc03d85a388a996c58451c1cc4358638c9bc7ce523e59"
+    assert class_seed(7, 3) == derive_seed(7, "class-image", 3)
 
 
 def test_png_is_lossless_and_carries_nothing_but_pixels() -> None:

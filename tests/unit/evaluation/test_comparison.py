@@ -148,6 +148,62 @@ def test_the_same_version_is_already_the_champion() -> None:
     assert verdict.why == "version 3 is already the champion."
 
 
+STAYS = "version 2 stays a challenger to version 1: NUMBERS, "
+SENTENCES = {
+    "replaces": (
+        contender("version 2", dino=lambda i: 0.1),
+        "version 2 replaces version 1: NUMBERS, so it is more like the subject by more than the "
+        "noise, and its CLIP-T is not worse than tolerated (0.0100).",
+    ),
+    "follows the prompts worse": (
+        contender("version 2", dino=lambda i: 0.1, clip_t=lambda i: -0.05),
+        STAYS + "so it is more like the subject but follows the prompts worse by more than the "
+        "tolerated 0.0100, beyond the noise.",
+    ),
+    "within the noise": (
+        contender("version 2"), STAYS + "so the difference in DINO is within the noise.",
+    ),
+    "worse": (
+        contender("version 2", dino=lambda i: -0.1),
+        STAYS + "so it is less like the subject, by more than the noise.",
+    ),
+    "no checkpoint qualified": (
+        contender("version 2", qualified=False),
+        STAYS + "but no checkpoint of its run qualified, so it is never promoted.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("challenger", "expected"), SENTENCES.values(), ids=SENTENCES.keys())
+def test_verdict_is_a_sentence_with_the_numbers_that_decided(
+    challenger: Contender, expected: str
+) -> None:
+    verdict = compare(challenger, contender("version 1"), settings=SELECT, noise=NOISE)
+    said = {
+        score: f"{it.mean:+.4f} (95 % interval {it.low:+.4f} to {it.high:+.4f})"
+        for score, it in verdict.difference.items()
+    }
+    numbers = (
+        f"over 32 pairs of the same prompt and seed, DINO differs by {said['dino']} and CLIP-T by "
+        f"{said['clip_t']}"
+    )
+    assert verdict.why == expected.replace("NUMBERS", numbers)
+    assert (verdict.challenger, verdict.champion) == ("version 2", "version 1")
+
+
+def test_first_version_is_told_why_it_is_champion_or_not() -> None:
+    first = compare(contender("version 1"), None, settings=SELECT, noise=NOISE)
+    assert first.why == (
+        "version 1 becomes the first champion: it qualified in its run, and there is none to "
+        "compare it with."
+    )
+    unqualified = contender("version 1", qualified=False)
+    assert compare(unqualified, None, settings=SELECT, noise=NOISE).why == (
+        "version 1 stays a challenger: no checkpoint of its run qualified, so it is never "
+        "promoted, although there is no champion yet."
+    )
+
+
 def test_paired_difference_equals_the_mean_by_hand() -> None:
     """Three pairs that differ by 0.1, 0.2 and 0.6: 0.3."""
     shifts = [0.1, 0.2, 0.6]

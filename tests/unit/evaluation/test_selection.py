@@ -161,6 +161,25 @@ def test_race_keeps_the_better_half_and_the_earliest_within_the_noise() -> None:
     assert names(*rows) == ["checkpoint-100", "checkpoint-300", "checkpoint-400"]
 
 
+def test_race_halves_the_number_that_it_began_the_round_with() -> None:
+    """Of three the better two stay, and of four, one of which breaks a limit, two as well."""
+    lost = raced(200, 0.9, 0.9, 0.9, 0.9, clip_t=0.2)
+    rows = [
+        raced(100, 0.68, 0.76, 0.66, 0.72),
+        raced(300, 0.70, 0.70, 0.70, 0.75),
+        raced(400, 0.72, 0.71, 0.69, 0.75),
+    ]
+    kept = ["checkpoint-100", "checkpoint-300", "checkpoint-400"]
+    assert names(*rows) == kept  # the first is the earliest within the noise
+    assert names(rows[0], lost, *rows[1:]) == kept
+
+
+def test_race_keeps_a_checkpoint_equal_to_the_leader() -> None:
+    near, leader = raced(100, 0.70, 0.68), raced(200, 0.69, 0.70)
+    equal = raced(300, 0.69, 0.70)
+    assert names(near, leader, equal) == [near.name, leader.name, equal.name]
+
+
 def test_race_drops_checkpoints_beyond_a_limit_by_more_than_the_noise() -> None:
     # The limit is 0.29. Two images 0.01 above and below their mean: the interval reaches 0.0196.
     lost = raced(100, 0.9, 0.9, clip_t=0.27, spread=0.01)
@@ -202,6 +221,11 @@ def test_plateau_near_the_photos_ends_the_training() -> None:
     rows = [raced(100, NEAR, NEAR + 0.02), raced(200, NEAR + 0.03, NEAR), raced(300, NEAR, NEAR)]
     assert not is_futile(*rows[:2])
     assert is_futile(*rows)
+
+
+def test_equal_checkpoints_exactly_near_the_photos_end_the_training() -> None:
+    near = LIMITS.near_dino
+    assert is_futile(*(raced(100 * i, near, near) for i in (1, 2, 3)))
 
 
 def test_plateau_far_from_the_photos_does_not_end_the_training() -> None:
@@ -284,7 +308,7 @@ def test_missing_row_step_0_raises_with_the_existing_rows() -> None:
 def test_flat_metrics_hold_the_best_row_and_its_gains_over_step_0() -> None:
     table = scores([BASE, checkpoint(100, clip_t=0.31, dino=0.62), real_row()])
     metrics = flat_metrics(table, select_best(table, SELECT))
-    assert (metrics["best_step"], metrics["qualified"]) == (100, 1)
+    assert (metrics["best_step"], metrics["qualified"], metrics["text_range"]) == (100, 1, 0.1)
     assert metrics["dino"] == 0.62
     assert metrics["dino_minus_step_0"] == pytest.approx(0.12)
 
