@@ -14,11 +14,16 @@ from cli.server import prefect_api
 from cli.session import Session
 from cli.stuck_runs import tags_of_process
 from dreambooth_core import config
-from dreambooth_core.errors import DreamBoothError, SettingsError
+from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.pipeline import STAGES, check_stage, input_checks
 from tasks import this_run
 from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
+
+# A call to Prefect is repeated after 2, 4, 8... s: for 2 minutes while a server starts again, or
+# for 6 s.
+_LONG_RETRIES, _SHORT_RETRIES = 6, 2
 
 STAGES_BY_NAME = STAGES[:-1]
 """What `--stage` takes. The report ends a whole run, after the comparison."""
@@ -100,24 +105,41 @@ def _api(session: Session) -> Any:
     return prefect_api(session.workspace, session.env, running=running)
 
 
+def _has_lasting_api(session: Session) -> bool:
+    """Whether the Prefect server starts again if it ends: that of this run or of `up` does."""
+    given = session.env.get("PREFECT_API_URL")
+    return given in (None, "", services.running_api(session.workspace))
+
+
 def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[str, Any]:
+    from httpx import TransportError
     from prefect import tags
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from flows.run_stages import run_stages
     from flows.train_subject import train_subject
 
     logging.getLogger("dreambooth").setLevel(logging.WARNING)
+    # Its threads log an error for each event that a server misses.
+    logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
+    url, retries = api_url(), _LONG_RETRIES if _has_lasting_api(session) else _SHORT_RETRIES
     root, changes = str(session.workspace.root), dict(order.changes) or None
     with (
         TerminalReporter(session.terminal.console) as shown,
-        temporary_settings({PREFECT_API_URL: api_url()}),
+        temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: retries}),
         tags(*tags_of_process(os.getpid())),
     ):
         reporter.set(shown)
-        summary = (
-            train_subject(subject, root, changes)
-            if order.last is None
-            else run_stages(subject, order.last, root, changes)
-        )
+        try:
+            summary = (
+                train_subject(subject, root, changes)
+                if order.last is None
+                else run_stages(subject, order.last, root, changes)
+            )
+        except TransportError as error:
+            raise StageError(
+                f"Prefect at {without_secrets(url)} no longer answers; finished work is kept",
+                got=scrubbed(str(error), url),
+                hint="start it again, or unset PREFECT_API_URL; then repeat the command",
+            ) from None
     return {**summary, "set": dict(order.changes)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ _API_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 2.0
 _POLL_S = 0.1
+_KEEP_S = 1.0
 
 
 def answers(url: str, *, timeout_s: float = 5.0) -> bool:
@@ -49,21 +51,63 @@ def prefect_api(
         _require_api(given)
         yield lambda: given
         return
-    port = free_port()
-    log = workspace.state / "logs" / "prefect-of-run.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            supervised(_command(port)),
-            env={**env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
-            stdout=sink,
-            stderr=sink,
-            start_new_session=True,
-        )
+    server = _TemporaryServer(env, workspace.state / "logs" / "prefect-of-run.log")
     try:
-        yield lambda: _await(process, port, log)
+        yield server.url
     finally:
-        stop_group(process, grace_s=_STOP_TIMEOUT_S)
+        server.stop()
+
+
+class _TemporaryServer:
+    """A Prefect server for one run, started again if it ends: the client waits for that."""
+
+    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+        self._env, self._log, self._port = env, log, free_port()
+        self._process = self._start()
+        self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
+
+    def url(self) -> str:
+        """Wait until the server answers, and return the URL of its API. Raises StageError."""
+        url = f"http://127.0.0.1:{self._port}/api"
+        is_kept = self._keeper.is_alive()
+        wait_until(
+            lambda: answers(f"{url}/health") or not (is_kept or self._process.poll() is None),
+            timeout_s=_START_TIMEOUT_S,
+            every_s=_POLL_S,
+        )
+        if not answers(f"{url}/health"):
+            raise StageError(
+                "the Prefect server did not start",
+                got=self._log.read_text(errors="replace")[-800:],
+                hint="`dreambooth doctor` checks the installed versions",
+            )
+        if not is_kept:
+            self._keeper.start()
+        return url
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._stop.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
+        stop_group(self._process, grace_s=_STOP_TIMEOUT_S)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_KEEP_S):
+            if self._process.poll() is not None:
+                self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as sink:
+            return subprocess.Popen(
+                supervised(_command(self._port)),
+                env={**self._env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
 
 
 def _require_api(url: str) -> None:
@@ -88,19 +132,3 @@ def _command(port: int) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
     app = "prefect.server.api.server:create_app"
     return [sys.executable, "-m", "uvicorn", "--factory", app, *options, "--lifespan", "on"]
-
-
-def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
-    url = f"http://127.0.0.1:{port}/api"
-    wait_until(
-        lambda: process.poll() is not None or answers(f"{url}/health"),
-        timeout_s=_START_TIMEOUT_S,
-        every_s=_POLL_S,
-    )
-    if process.poll() is not None or not answers(f"{url}/health"):
-        raise StageError(
-            "the Prefect server did not start",
-            got=log.read_text(errors="replace")[-800:],
-            hint="`dreambooth doctor` checks the installed versions",
-        )
-    return url

@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cli.flow_runs import FlowRunLog
@@ -25,6 +27,7 @@ from dreambooth_core.workspace import Workspace
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 8.0
 _FLOW_TIMEOUT_S = 60.0
+_STEADY_S = 60.0
 _POLL_S = 0.2
 
 Say = Callable[[str], None]
@@ -37,6 +40,40 @@ def running_api(workspace: Workspace) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     return url if answers(f"{url}/health") else None
+
+
+class Service:
+    """A service of the spec and its process, which `start` replaces."""
+
+    def __init__(
+        self, spec: Mapping[str, Any], command: list[str], log: Path, **options: Any
+    ) -> None:
+        self.spec, self.name = spec, str(spec["name"])
+        self._command, self._log, self._options = command, log, options
+        self.start()
+
+    def start(self) -> None:
+        """Start the process in a session of its own; it dies with this one."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                supervised(self._command),
+                stdout=sink,
+                stderr=sink,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                **self._options,
+            )
+        self._began = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the process and those that it started."""
+        stop_group(self.process, grace_s=_STOP_TIMEOUT_S)
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether it is a server that has run for a while; its clients wait for it."""
+        return "health" in self.spec and time.monotonic() - self._began > _STEADY_S
 
 
 class Services:
@@ -64,33 +101,33 @@ class Services:
     def serve(self, say: Say) -> list[str]:
         """Run all services until Ctrl-C or SIGTERM; return their names.
 
-        Raises StageError if a service does not start, or ends by itself.
+        Raises StageError if a service does not start, or if one ends that cannot be restarted.
         """
         self._ports.require_free()
         self._stop = stop_on_signals()
-        running: dict[str, subprocess.Popen[bytes]] = {}
+        running: list[Service] = []
         with contextlib.ExitStack() as started:
-            for service in self._spec["services"]:
-                name = service["name"]
-                if service.get("runs_flows"):
+            for spec in self._spec["services"]:
+                if spec.get("runs_flows"):
                     self._end_stuck_runs(say)
-                process = started.enter_context(self._started(service))
-                self._wait_until_ready(service, process)
+                service = self._started(spec)
+                started.callback(service.stop)
+                self._wait_until_ready(service)
                 if self._stop.is_set():
                     break
-                if service.get("runs_flows"):
+                if spec.get("runs_flows"):
                     started.callback(self._stop_flows, say)
-                if service.get("run") != "once":
-                    running[name] = process
-                say(f"{name}: {self._fill(service['shown'])}")
+                if spec.get("run") != "once":
+                    running.append(service)
+                say(f"{service.name}: {self._fill(spec['shown'])}")
             started.callback(self._workspace.services_note.unlink, missing_ok=True)
             if not self._stop.is_set():
                 files.write_json(self._workspace.services_note, self._fill_all(self._spec["note"]))
                 for line in self._spec["next"]:
                     say(self._fill(line))
                 started.enter_context(FlowRunLog(self._api, self._pool, say))
-            self._watch(running)
-        return list(running)
+            self._watch(running, say)
+        return [service.name for service in running]
 
     def _fill(self, text: str) -> str:
         return text.format(**self._values)
@@ -98,43 +135,30 @@ class Services:
     def _fill_all(self, texts: Mapping[str, str]) -> dict[str, str]:
         return {key: self._fill(text) for key, text in texts.items()}
 
-    @contextlib.contextmanager
-    def _started(self, service: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-        log = self._workspace.state / "logs" / f"{service['name']}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [self._fill(word) for word in service["command"]]
-        with log.open("ab") as sink:
-            process = subprocess.Popen(
-                supervised(command),
-                cwd=self._workspace.root,
-                env={**self._env, **self._fill_all(service.get("env", {}))},
-                stdout=sink,
-                stderr=sink,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        try:
-            yield process
-        finally:
-            stop_group(process, grace_s=_STOP_TIMEOUT_S)
+    def _started(self, spec: Mapping[str, Any]) -> Service:
+        return Service(
+            spec,
+            [self._fill(word) for word in spec["command"]],
+            self._workspace.state / "logs" / f"{spec['name']}.log",
+            cwd=self._workspace.root,
+            env={**self._env, **self._fill_all(spec.get("env", {}))},
+        )
 
-    def _wait_until_ready(
-        self, service: Mapping[str, Any], process: subprocess.Popen[bytes]
-    ) -> None:
+    def _wait_until_ready(self, service: Service) -> None:
         """Wait until the service answers, or until a one-time command is done."""
         is_ready = wait_until(
-            lambda: self._stop.is_set() or self._is_ready(service, process),
+            lambda: self._stop.is_set() or self._is_ready(service),
             timeout_s=_START_TIMEOUT_S,
             every_s=_POLL_S,
         )
         if not is_ready:
-            raise StageError(f"{service['name']} does not answer", hint=_log_hint(service["name"]))
+            raise StageError(f"{service.name} does not answer", hint=_log_hint(service.name))
 
-    def _is_ready(self, service: Mapping[str, Any], process: subprocess.Popen[bytes]) -> bool:
-        runs_once, code = service.get("run") == "once", process.poll()
+    def _is_ready(self, service: Service) -> bool:
+        runs_once, code = service.spec.get("run") == "once", service.process.poll()
         if code is not None and not (runs_once and code == 0):
-            raise _ended(service["name"], code)
-        health = service.get("health")
+            raise _ended(service.name, code)
+        health = service.spec.get("health")
         return code == 0 if runs_once else not health or answers(self._fill(health))
 
     def _end_stuck_runs(self, say: Say) -> None:
@@ -151,11 +175,16 @@ class Services:
         if stop_flows(self._api, grace_s=_FLOW_TIMEOUT_S):
             say("the run in work was stopped; the next run of its deployment continues it")
 
-    def _watch(self, running: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    def _watch(self, running: Sequence[Service], say: Say) -> None:
         while not self._stop.wait(_POLL_S):
-            for name, process in running.items():
-                if process.poll() is not None:
-                    raise _ended(name, process.returncode)
+            for service in running:
+                code = service.process.poll()
+                if code is None:
+                    continue
+                if not service.may_restart:
+                    raise _ended(service.name, code)
+                service.start()
+                say(f"{service.name} ended with code {code} and was started again")
 
 
 def _ended(name: str, code: int) -> StageError:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cli.server import answers
 from dreambooth_core.supervision import free_port
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
@@ -193,6 +194,21 @@ def test_killed_worker_ends_up_with_its_name_and_the_run_reports(
     with running(workspace, tmp_path / "second") as up:
         assert up.states(run) == {"Crashed"}
         assert up.slots() == 0
+
+
+def test_killed_prefect_server_starts_again_and_the_run_goes_on(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    with running(workspace, tmp_path / "log") as up:
+        run = train_until_it_works(up)
+        wait_for(lambda: time.time() - psutil.Process(up.process.pid).create_time() > 90)
+        up.processes("prefect server start")[0].kill()
+        wait_for(lambda: "prefect-server ended with code -9 and was started again" in up.printed())
+        wait_for(lambda: answers(f"{up.api}/health"))
+        assert up.states(run) == {"Running"}
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(90) == 0
+        assert "the run in work was stopped" in up.printed()
 
 
 def test_run_after_all_of_these_completes_and_schedules_survive_redeploy(

@@ -1,0 +1,106 @@
+"""The Prefect server of a run is killed while the run trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.server import answers
+from dreambooth_core.supervision import free_port
+from dreambooth_core.workspace import Workspace
+from tests.flow import workspaces
+from tests.flow.workspaces import SUBJECT
+
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1200)]
+
+IN_TRAINING = r"  train \d+/"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    built = workspaces.build(tmp_path_factory.mktemp("faults") / "checkout")
+    workspaces.change(built.root, "train.max_train_steps", 100)
+    workspaces.change(built.root, "train.checkpointing_steps", 50)
+    return built
+
+
+@contextlib.contextmanager
+def started(workspace: Workspace, log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "run", SUBJECT],
+            cwd=workspace.root,
+            env={**workspaces.environment(workspace.root), **more},
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(120)
+
+
+def wait_for_training(process: subprocess.Popen[bytes], log: Path) -> None:
+    while not re.search(IN_TRAINING, log.read_text(errors="replace")):
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        time.sleep(0.05)
+
+
+def test_run_ends_soon_with_a_sentence_if_the_users_server_is_gone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    port, log = free_port(), tmp_path / "log"
+    api = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    environment = workspaces.environment(workspace.root)
+    server = subprocess.Popen(
+        command, cwd=workspace.root, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not answers(f"{api}/health"):
+            assert server.poll() is None
+            time.sleep(0.5)
+        with started(workspace, log, PREFECT_API_URL=api) as process:
+            wait_for_training(process, log)
+            os.killpg(server.pid, signal.SIGKILL)
+            while not re.search(r"^train +done", log.read_text(errors="replace"), re.MULTILINE):
+                assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+                time.sleep(0.1)
+            began = time.monotonic()
+            assert process.wait(120) == 1
+            assert time.monotonic() - began < 60
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+    printed = log.read_text()
+    assert f"error: Prefect at {api} no longer answers; finished work is kept" in printed
+    assert "Traceback" not in printed
+
+
+def test_run_goes_on_if_its_own_server_is_killed(workspace: Workspace, tmp_path: Path) -> None:
+    workspaces.change(workspace.root, "train.learning_rate", 1e-4)
+    log = tmp_path / "log"
+    with started(workspace, log) as process:
+        wait_for_training(process, log)
+        (server,) = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "prefect.server" in " ".join(child.cmdline())
+        ]
+        server.kill()
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+    assert "Traceback" not in log.read_text()
