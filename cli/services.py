@@ -46,10 +46,16 @@ class Service:
     """A service of the spec and its process, which `start` replaces."""
 
     def __init__(
-        self, spec: Mapping[str, Any], command: list[str], log: Path, **options: Any
+        self,
+        spec: Mapping[str, Any],
+        command: list[str],
+        log: Path,
+        *,
+        folder: Path,
+        env: Mapping[str, str],
     ) -> None:
         self.spec, self.name = spec, str(spec["name"])
-        self._command, self._log, self._options = command, log, options
+        self._command, self._log, self._folder, self._env = command, log, folder, env
         self.start()
 
     def start(self) -> None:
@@ -58,11 +64,12 @@ class Service:
         with self._log.open("ab") as sink:
             self.process = subprocess.Popen(
                 supervised(self._command),
+                cwd=self._folder,
+                env=self._env,
                 stdout=sink,
                 stderr=sink,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                **self._options,
             )
         self._began = time.monotonic()
 
@@ -140,7 +147,7 @@ class Services:
             spec,
             [self._fill(word) for word in spec["command"]],
             self._workspace.state / "logs" / f"{spec['name']}.log",
-            cwd=self._workspace.root,
+            folder=self._workspace.root,
             env={**self._env, **self._fill_all(spec.get("env", {}))},
         )
 
