@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 from mlflow import MlflowClient
@@ -53,7 +55,18 @@ def test_version_of_another_process_during_the_upload_is_the_version(
     assert [info.version for info in versions.list_versions(tracking, name=MODEL)] == others
 
 
-def test_two_calls_at_once_register_one_version(tracking, run, tiny_sd, scratch) -> None:
+def test_two_calls_at_once_register_one_version(
+    tracking, run, tiny_sd, scratch, monkeypatch
+) -> None:
+    """Each would create a version if the other could get as far meanwhile."""
+    ensure, both = versions._ensure_registered_model, Barrier(2)
+
+    def ensure_when_both_are_here(*arguments) -> None:
+        with contextlib.suppress(BrokenBarrierError):
+            both.wait(timeout=1)
+        ensure(*arguments)
+
+    monkeypatch.setattr(versions, "_ensure_registered_model", ensure_when_both_are_here)
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(register, tracking, run, tiny_sd, scratch / name) for name in "ab"]
     assert calls[0].result() == calls[1].result()
