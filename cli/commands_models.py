@@ -9,7 +9,7 @@ import typer
 
 from cli import screens
 from cli.progress import TerminalReporter
-from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session
+from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext
 
@@ -51,7 +51,12 @@ def generate(  # noqa: PLR0913 - one parameter per option
     *,
     model: ModelOption,
     prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
-    out: Annotated[Path, typer.Option(help="Output folder. Files in it stay as they are.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=user_path, metavar="FOLDER", help="Output folder. Files in it stay as they are."
+        ),
+    ],
     negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     num: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 4,
     seed: Annotated[
@@ -100,7 +105,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
             model,
             request,
             out,
-            tracking_uri=session.env["MLFLOW_TRACKING_URI"],
+            tracking_uri=session.env.get("MLFLOW_TRACKING_URI"),
             progress=shown.progress("images"),
         )
     session.terminal.finish(result, lambda console: screens.show_images(console, result))

@@ -38,7 +38,9 @@ def plan(
     *,
     card_gib: Annotated[
         float | None,
-        typer.Option(min=1, help="Plan for a GPU with this much memory instead of this machine."),
+        typer.Option(
+            min=1, max=10_000, help="Plan for a GPU with this much memory instead of this machine."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

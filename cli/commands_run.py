@@ -14,6 +14,8 @@ from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, run_stage
 from tasks import this_run
 
+_NOT_IN_NAMES = frozenset("/%&<>")
+
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -95,9 +97,19 @@ def report(
     )
 
 
+def _pool_name(text: str) -> str:
+    """A name that Prefect accepts. Raises BadParameter."""
+    if not text.strip() or not _NOT_IN_NAMES.isdisjoint(text):
+        raise typer.BadParameter(f"not a name, or one with {' '.join(sorted(_NOT_IN_NAMES))}")
+    return text
+
+
 def up(
     *,
-    pool: Annotated[str, typer.Option(help="Prefect work pool of the worker.")] = "local",
+    pool: Annotated[
+        str,
+        typer.Option(parser=_pool_name, metavar="NAME", help="Prefect work pool of the worker."),
+    ] = "local",
     prefect_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")
     ] = 4200,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli import screens, subject_table, subjects, workspace_setup
-from cli.session import JsonOption, SubjectArgument, open_session, open_terminal
+from cli.session import JsonOption, SubjectArgument, open_session, open_terminal, user_path
 from dreambooth_core import config
 from tasks import photos
 from tasks.dvc import Dvc
@@ -23,7 +23,13 @@ subject_app = typer.Typer(
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of the new project. Default: this folder.")
+        Path,
+        typer.Argument(
+            parser=user_path,
+            metavar="[folder]",
+            help="Folder of the new project. Default: this folder.",
+            show_default=False,
+        ),
     ] = Path(),
     *,
     json: JsonOption = False,
@@ -55,7 +61,10 @@ def subject_add(
     ],
     *,
     class_noun: Annotated[str, typer.Option(help="Noun for its class, such as dog.")],
-    images: Annotated[Path, typer.Option(help="Folder with 3 to 6 photos to copy.")],
+    images: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="FOLDER", help="Folder with 3 to 6 photos to copy."),
+    ],
     identifier: Annotated[str, typer.Option(help="Rare word that stands for the subject.")] = "sks",
     json: JsonOption = False,
 ) -> None:

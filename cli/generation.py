@@ -52,7 +52,7 @@ def generate(
     request: Request,
     out: Path,
     *,
-    tracking_uri: str,
+    tracking_uri: str | None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write one PNG per image and a contact sheet into `out`; return the files and settings.

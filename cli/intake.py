@@ -37,7 +37,7 @@ def is_same(images: Path, target: Path) -> bool:
 
 def inspect(workspace: Workspace, view: SubjectView, images: Path) -> Intake:
     """Let the data gate inspect a user's folder. Raises DataError without any usable photo."""
-    _check_folder(workspace, view, images)
+    _refuse_own_folder(workspace, view, images)
     subject = view.subject.model_copy(update={"instance_dir": str(images.absolute())})
     context = StageContext(
         view.model_copy(update={"subject": subject}), workspace.places(view.name)
@@ -68,7 +68,8 @@ def copy(intake: Intake, target: Path) -> list[str]:
     return names
 
 
-def _check_folder(workspace: Workspace, view: SubjectView, images: Path) -> None:
+def check_folder(images: Path) -> None:
+    """Raise DataError unless `images` is a folder that can be opened."""
     try:
         is_folder = stat.S_ISDIR(images.stat().st_mode)
     except OSError as error:
@@ -83,12 +84,17 @@ def _check_folder(workspace: Workspace, view: SubjectView, images: Path) -> None
             got=printable(str(images)),
             hint=f"name the folder that has the photos: --images {shlex.quote(str(images.parent))}",
         )
+
+
+def _refuse_own_folder(workspace: Workspace, view: SubjectView, images: Path) -> None:
     found, own = images.resolve(), (workspace.root / "data" / "instance").resolve()
     is_inside = found.is_relative_to(own) or own.is_relative_to(found)
     if is_inside and not is_same(images, workspace.resolve(view.subject.instance_dir)):
         raise DataError(
             "--images is inside this project's own folder of photos, or contains it",
             got=printable(str(images)),
-            hint=f"cp -r {shlex.quote(str(images))} /tmp/{view.name}, then repeat the command with "
+            hint=_HINT
+            if own.is_relative_to(found)
+            else f"cp -r {shlex.quote(str(images))} /tmp/{view.name}, then repeat the command with "
             f"--images /tmp/{view.name}",
         )

@@ -80,6 +80,8 @@ def _global_options(
         Path | None,
         typer.Option(
             "--workspace",
+            parser=session.user_path,
+            metavar="FOLDER",
             envvar="DREAMBOOTH_WORKSPACE",
             help="Project folder. Default: the nearest folder upward that has a params.yaml.",
         ),

@@ -49,6 +49,16 @@ def make_console(*, stderr: bool) -> Console:
     )
 
 
+def user_path(text: str) -> Path:
+    """The path that a user names; ~ is the home folder. Raises BadParameter."""
+    if not text.strip() or "\0" in text:
+        raise typer.BadParameter("the path is empty" if not text.strip() else "not a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(text)
+
+
 @dataclass(frozen=True)
 class Terminal:
     """Prints text and tables, or one JSON object."""

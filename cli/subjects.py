@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cli import intake
 from dreambooth_core import config, files, locks
-from dreambooth_core.errors import DataError, SettingsError, StageError
+from dreambooth_core.errors import DataError, Problem, SettingsError, StageError
 from dreambooth_core.pipeline import input_checks
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Dvc
@@ -46,7 +46,7 @@ def add(workspace: Workspace, new: NewSubject, images: Path, dvc: Dvc) -> dict[s
     Raises SettingsError for a wrong or taken name or word, DataError without any usable photo, and
     StageError if the files cannot be written. After an error the workspace is as it was.
     """
-    entry = _entry(workspace, new)
+    entry = _entry(workspace, new, images)
     _check_workspace(workspace)
     settings = config.load_settings(workspace.params)
     _refuse_taken(workspace, settings, new.name, images)
@@ -122,12 +122,8 @@ def _not_running(workspace: Workspace, name: str) -> Iterator[None]:
 # ---- checks -----------------------------------------------------------------------------------
 
 
-def _entry(workspace: Workspace, new: NewSubject) -> dict[str, Any]:
-    """The entry for params.yaml. Raises SettingsError that names the option of each mistake."""
-    try:
-        config.check_name(new.name)
-    except ValueError as error:
-        raise SettingsError(str(error), got=repr(new.name)) from None
+def _entry(workspace: Workspace, new: NewSubject, images: Path) -> dict[str, Any]:
+    """The entry for params.yaml. Raises SettingsError with the option of every mistake."""
     raw: dict[str, Any] = {
         "instance_dir": workspace.instance_dir(new.name),
         "identifier": new.identifier,
@@ -135,13 +131,26 @@ def _entry(workspace: Workspace, new: NewSubject) -> dict[str, Any]:
         "prompts": None,
         "overrides": {},
     }
+    problems: list[Problem] = []
+    try:
+        config.check_name(new.name)
+    except ValueError as error:
+        problems.append(Problem(f"{error}; found: {new.name!r}"))
+        raw["instance_dir"] = workspace.instance_dir("any")
     try:
         config.SubjectSettings.model_validate(raw)
     except ValidationError as error:
-        problems = config.problems_of(
+        problems += config.problems_of(
             error, config.SubjectSettings, lambda at: f"--{at[0]}".replace("_", "-")
         )
-        raise SettingsError.of(problems) from None
+    try:
+        intake.check_folder(images)
+    except DataError as error:
+        if not problems:
+            raise
+        problems.append(Problem(str(error)))
+    if problems:
+        raise SettingsError.of(problems)
     return raw
 
 

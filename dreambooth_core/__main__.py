@@ -99,6 +99,7 @@ def _run_stage(arguments: argparse.Namespace) -> int:
         from dreambooth_core.pipeline.registered import require_store
 
         require_store(workspace, os.environ)
+    config.load_view(workspace, arguments.subject)  # no lock for a subject that does not exist
     lock = workspace.subject_lock(arguments.subject)
     with locks.hold(lock, timeout_s=_LOCK_WAIT_S, on_wait=_say_waiting, inheritable=True) as fd:
         context = StageContext(

@@ -84,6 +84,7 @@ class Workspace:
 
     def places(self, subject: str) -> Places:
         """The folders of a subject: outputs in `work/<subject>`, the rest in the store."""
+        _require_name(subject)
         return Places(self.root, self.root / "work" / subject, self.state, subject)
 
     def stage_dir(self, subject: str, stage: str) -> Path:
@@ -116,6 +117,7 @@ class Workspace:
 
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""
+        _require_name(subject)
         return self.state / "locks" / f"subject-{subject}.lock"
 
     @property
@@ -123,6 +125,12 @@ class Workspace:
         """The lock held for seconds, around DVC status, publish, DVC commit and every edit of
         params.yaml and dvc.yaml."""
         return self.state / _WORKSPACE_LOCK
+
+
+def _require_name(subject: str) -> None:
+    """Raise SettingsError for a name that would lead out of its folder."""
+    if subject in ("", "..") or Path(subject).name != subject:
+        raise SettingsError("not a valid name for a subject", got=repr(subject))
 
 
 def find_workspace(start: Path) -> Path:

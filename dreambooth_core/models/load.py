@@ -55,6 +55,20 @@ def pick_device(compute: ComputeSettings) -> torch.device:
     return torch.device("cpu")
 
 
+def named_device(device: str | torch.device) -> torch.device:
+    """The device of this name. Raises SettingsError if this machine cannot compute on it."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SettingsError(
+            f"device {device!r} cannot be used here",
+            got=str(error).splitlines()[0],
+            allowed="cpu, or cuda on a machine with a GPU",
+        ) from None
+    return found
+
+
 def find_base_model(settings: BaseModelSettings, root: Path) -> ModelSource:
     """The base model's folder on this machine. Raises SettingsError."""
     return source.find_model(

@@ -65,6 +65,47 @@ def test_an_unknown_stage_or_subject_is_refused_with_the_nearest(tmp_path: Path)
         dreambooth_core.load_settings("mug", workspace=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num": 0, "seed": -1, "steps": 2.5}, r"(?s)num: .*seed: .*steps: "),
+        ({"prompt": " "}, "prompt: "),
+        ({"guidance": float("nan")}, "guidance: "),
+        ({"num": True}, "num: "),
+        ({"model": None}, "model is not text"),
+        ({"workspace": None}, "workspace is not a path"),
+    ],
+)
+def test_wrong_arguments_of_generate_are_refused(wrong: dict[str, object], said: str) -> None:
+    arguments = {"model": "mug", "prompt": "a mug", "workspace": ROOT, **wrong}
+    with pytest.raises(SettingsError, match=said):
+        dreambooth_core.generate(**arguments)
+
+
+def test_unknown_subject_leaves_no_file_and_is_refused_by_every_function(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    calls = (
+        lambda name: dreambooth_core.run_stage(name, "validate", workspace=tmp_path),
+        lambda name: dreambooth_core.read_scores(name, workspace=tmp_path),
+        lambda name: dreambooth_core.read_selection(name, workspace=tmp_path),
+        lambda name: dreambooth_core.load_settings(name, workspace=tmp_path),
+    )
+    for call in calls:
+        with pytest.raises(SettingsError, match="did you mean mug"):
+            call("mugg")
+        with pytest.raises(SettingsError):
+            call(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_device_that_is_not_there_is_refused() -> None:
+    from dreambooth_core.models import load
+
+    for name in ("tpu", "cuda:99", 3):
+        with pytest.raises(SettingsError, match="cannot be used here"):
+            load.named_device(name)
+
+
 def test_the_notebook_holds_no_outputs_and_only_names_of_the_api() -> None:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert not any(cell.get("outputs") for cell in cells)

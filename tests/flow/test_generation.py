@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -255,3 +256,24 @@ def test_unknown_model_is_refused_with_what_there_is(store, model, message, monk
     with pytest.raises((UnknownModelError, SettingsError), match=message) as caught:
         model_references.find(store, model, settings)
     assert caught.value.exit_code == 2
+
+
+def in_shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`dreambooth generate` as a user calls it, who sets no variable."""
+    env = workspaces.environment(ROOT)
+    env.pop("MLFLOW_TRACKING_URI")
+    command = [sys.executable, "-m", "cli", "generate", "--prompt", "a red mug", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_command_needs_no_variable_of_the_environment(tmp_path: Path) -> None:
+    out = tmp_path / "out [red] \u00e4"
+    ended = in_shell("--model", str(POCKET), "--out", str(out), "--num", "1", "--steps", "1")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"{out / '00000-0.png'}\n"
+
+
+def test_empty_path_is_not_the_current_folder() -> None:
+    ended = in_shell("--model", str(POCKET), "--out", "")
+    assert ended.returncode == 2
+    assert "the path is empty" in ended.stderr

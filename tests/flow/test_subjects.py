@@ -271,3 +271,20 @@ def test_photos_shared_with_another_subject_are_not_deleted(workspace: Workspace
     folder.mkdir(parents=True)
     assert not subjects.remove(workspace, "cup", photos=True)["photos_deleted"]
     assert folder.is_dir()
+
+
+def test_every_mistake_in_an_addition_is_reported_at_once(workspace: Workspace) -> None:
+    file = workspace.params
+    wrong = subjects.NewSubject("My Dog", class_noun="", identifier="a b")
+    with pytest.raises(SettingsError) as caught:
+        subjects.add(workspace, wrong, file, dvc_of(workspace))
+    said = str(caught.value)
+    for part in ("use my-dog", "--class-noun: ", "--identifier: ", "--images is a file"):
+        assert part in said
+
+
+@pytest.mark.parametrize("name", ["", "..", "../other", "a/../../b"])
+def test_name_that_leads_out_of_its_folder_is_refused(workspace: Workspace, name: str) -> None:
+    for path_of in (workspace.places, workspace.subject_lock):
+        with pytest.raises(SettingsError, match="not a valid name for a subject"):
+            path_of(name)
