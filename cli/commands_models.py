@@ -24,6 +24,12 @@ ModelOption = Annotated[
         "checkpoint or pipeline."
     ),
 ]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        parser=user_path, metavar="FOLDER", help="Output folder. Files in it stay as they are."
+    ),
+]
 BatchOption = Annotated[
     int | None,
     typer.Option(
@@ -51,12 +57,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
     *,
     model: ModelOption,
     prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=user_path, metavar="FOLDER", help="Output folder. Files in it stay as they are."
-        ),
-    ],
+    out: OutOption,
     negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
     num: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 4,
     seed: Annotated[

@@ -38,9 +38,7 @@ def plan(
     *,
     card_gib: Annotated[
         float | None,
-        typer.Option(
-            min=1, max=10_000, help="Plan for a GPU with this much memory instead of this machine."
-        ),
+        typer.Option(min=1, max=10_000, help="Plan for a GPU with this memory, not this machine."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

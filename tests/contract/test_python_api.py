@@ -98,12 +98,12 @@ def test_unknown_subject_leaves_no_file_and_is_refused_by_every_function(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_device_that_is_not_there_is_refused() -> None:
+@pytest.mark.parametrize("name", ["tpu", "cuda:99"])
+def test_device_that_is_not_there_is_refused(name: str) -> None:
     from dreambooth_core.models import load
 
-    for name in ("tpu", "cuda:99", 3):
-        with pytest.raises(SettingsError, match="cannot be used here"):
-            load.named_device(name)
+    with pytest.raises(SettingsError, match="cannot be used here"):
+        load.named_device(name)
 
 
 def test_the_notebook_holds_no_outputs_and_only_names_of_the_api() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cli import generation, picture_folder
 from cli.generation import Request
@@ -91,6 +92,7 @@ def test_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
 def test_image_carries_its_settings_for_a1111_and_as_json(tmp_path: Path) -> None:
     result = generate(tmp_path / "out", negative_prompt="a house", num=1)
     with Image.open(result["images"][0]) as image:
+        assert isinstance(image, PngImageFile)
         text = image.text
     read = parse_a1111(text["parameters"])
     expected = {
