@@ -29,7 +29,7 @@ from dreambooth_core.records import (
     Selection,
 )
 
-_NEAR = 0.8
+_NEAR = 0.9
 """Part of the way from the DINO of step 0 to that of the real photos."""
 _Z_95 = 1.96
 """Standard errors that a 95 % interval reaches to each side."""
@@ -120,19 +120,21 @@ def further_steps_are_futile(
 ) -> bool:
     """Whether to stop the training after the last of `rows`, its checkpoints in order of steps.
 
-    True if the last `patience` checkpoints break a limit by more than the noise, or if none of
-    them has a higher DINO than the best before by more than one standard error, while that best is
-    near the photos. DINO often stalls for hundreds of steps before the subject is learnt, so a
-    plateau far from the photos does not count.
+    True if the last `patience` checkpoints break a limit by more than the noise although they are
+    near the photos, or if none of them has a higher DINO than the best before by more than one
+    standard error, while that best is near the photos. Far from the photos nothing is decided:
+    DINO often stalls for hundreds of steps before the subject is learnt, and PRES often rises
+    first and falls again.
     """
-    best, since_best, beyond = None, 0, 0
+    best, since_best, lost = None, 0, 0
     for row in rows:
-        beyond = 0 if _may_qualify(row, limits) else beyond + 1
+        qualifies, near = _may_qualify(row, limits), _dino(row) >= limits.near_dino
+        lost = lost + 1 if near and not qualifies else 0
         since_best += 1
-        if beyond == 0 and (best is None or _is_better(row, best)):
+        if qualifies and (best is None or _is_better(row, best)):
             best, since_best = row, 0
-    near = best is not None and _dino(best) >= limits.near_dino
-    return beyond >= patience or (near and since_best >= patience)
+    plateau = best is not None and _dino(best) >= limits.near_dino and since_best >= patience
+    return plateau or lost >= patience
 
 
 def earliest_within_noise(rows: Sequence[CheckpointScore]) -> CheckpointScore:

@@ -209,8 +209,8 @@ def test_race_ends_if_all_others_are_worse_beyond_the_noise() -> None:
     assert names(*rows) == []
 
 
-NEAR = 0.5 + 0.8 * 0.4
-"""80 % of the way from step 0's DINO of 0.5 to that of the photos, 0.9."""
+NEAR = 0.5 + 0.9 * 0.4
+"""90 % of the way from step 0's DINO of 0.5 to that of the photos, 0.9."""
 
 
 def is_futile(*rows: CheckpointScore, patience: int = 2) -> bool:
@@ -237,16 +237,21 @@ def test_gain_beyond_the_noise_starts_the_patience_again() -> None:
     assert not is_futile(raced(100, NEAR, NEAR), flat, gain, raced(400, NEAR, NEAR))
 
 
-def test_checkpoints_beyond_a_limit_end_the_training_anywhere() -> None:
-    lost = [raced(100 * i, 0.6, 0.6, clip_t=0.2) for i in (1, 2)]
+def test_checkpoints_beyond_a_limit_near_the_photos_end_the_training() -> None:
+    lost = [raced(100 * i, NEAR, NEAR, clip_t=0.2) for i in (1, 2)]
     assert not is_futile(*lost[:1])
     assert is_futile(*lost)
 
 
+def test_checkpoints_beyond_a_limit_far_from_the_photos_do_not() -> None:
+    # Early in a training the class often looks like the subject, and recovers.
+    assert not is_futile(*(raced(100 * i, 0.8, 0.8, pres=0.7) for i in (1, 2, 3)))
+
+
 def test_checkpoint_near_a_limit_starts_the_patience_again() -> None:
-    lost = raced(100, 0.6, 0.6, clip_t=0.2)
-    near = raced(200, 0.6, 0.6, clip_t=0.275, spread=0.01)
-    assert not is_futile(lost, near, raced(300, 0.6, 0.6, clip_t=0.2))
+    lost = raced(100, NEAR, NEAR, clip_t=0.2)
+    near = raced(200, NEAR, NEAR, clip_t=0.275, spread=0.01)
+    assert not is_futile(lost, near, raced(300, NEAR, NEAR, clip_t=0.2))
 
 
 def test_race_ends_if_no_checkpoint_can_qualify() -> None:
