@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
 from cli import services
 from cli.server import answers
+from cli.stuck_runs import stuck_runs
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.masking import without_secrets
@@ -148,6 +150,7 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
         yield check("Prefect server", "not running; `dreambooth run` starts its own")
     elif answers(f"{api}/health"):
         yield check("Prefect server", f"{without_secrets(api)} ({_named(api, env)})")
+        yield from _flow_runs(api)
     else:
         yield check("Prefect server", f"{without_secrets(api)} does not answer", state="wrong",
                     hint="start it (`dreambooth up`), or unset PREFECT_API_URL")  # fmt: skip
@@ -156,6 +159,19 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
     except DreamBoothError as error:
         found = error.what if error.got is None else f"{error.what}: {error.got}"
         yield check("MLflow", found, state="wrong", hint=error.hint or "")
+
+
+def _flow_runs(api: str) -> Iterator[Check]:
+    """Look for stuck runs of a server on this machine; others have their processes elsewhere."""
+    if urlsplit(api).hostname not in ("127.0.0.1", "localhost", "::1"):
+        return
+    from prefect.client.orchestration import SyncPrefectClient
+
+    with SyncPrefectClient(api) as client:
+        names = [run.name for run in stuck_runs(client)]
+    if names:
+        yield check("Prefect runs", f"no process works on {', '.join(names)}", state="warning",
+                    hint="`dreambooth up` ends them within a minute, and when it starts")  # fmt: skip
 
 
 def _named(api: str, env: Mapping[str, str]) -> str:

@@ -71,8 +71,8 @@ def end_stuck_runs(client: SyncPrefectClient, *, pool: str) -> list[str]:
     return ended
 
 
-def stuck_runs(client: SyncPrefectClient, *, pool: str) -> list[FlowRun]:
-    """The active runs of the pool, or of a user's command, that no process works on."""
+def stuck_runs(client: SyncPrefectClient, *, pool: str | None = None) -> list[FlowRun]:
+    """The active runs of the pool (or of any), or of a user's command, that no process works on."""
     suspects = [run for run in _active_runs(client) if _is_stuck(client, run, pool, _working())]
     # A run may have ended between the two looks; its process reports that before it exits.
     return [run for run in suspects if _state_id(client.read_flow_run(run.id)) == _state_id(run)]
@@ -92,14 +92,15 @@ def _active_runs(client: SyncPrefectClient) -> list[FlowRun]:
     )
 
 
-def _is_stuck(client: SyncPrefectClient, run: FlowRun, pool: str, working: set[str]) -> bool:
+def _is_stuck(client: SyncPrefectClient, run: FlowRun, pool: str | None, working: set[str]) -> bool:
     if run.state is not None and run.state.is_pending() and _age_s(run) < _STARTING_S:
         return False  # a worker may be starting its process
     root = _root(client, run)
     by_hand = next((tag for tag in root.tags if tag.startswith(_BY_HAND)), None)
     if by_hand is not None:
         return not _is_older_process(int(by_hand.removeprefix(_BY_HAND)), run)
-    return root.work_pool_name == pool and str(root.id) not in working
+    is_of_pool = root.work_pool_name is not None and pool in (None, root.work_pool_name)
+    return is_of_pool and str(root.id) not in working
 
 
 def _root(client: SyncPrefectClient, run: FlowRun) -> FlowRun:

@@ -45,14 +45,26 @@ def atomic_file(path: Path) -> Generator[Path]:
     aside = Path(name)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield aside
-        aside.chmod(0o644)
-        fsync_path(aside)
+        with _named(path):
+            yield aside
+            aside.chmod(0o644)
+            fsync_path(aside)
         aside.replace(path)
         fsync_path(path.parent)
     finally:
         aside.unlink(missing_ok=True)
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Generator[None]:
+    """Add the path to an error of a write, which names no file: the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -104,7 +116,8 @@ def scratch_dir(parent: Path, name: str) -> Generator[Path]:
     fd = os.open(aside, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield aside
+        with _named(parent / name):
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         os.close(fd)
@@ -128,13 +141,13 @@ def remove_asides(folder: Path) -> None:
         _remove(entry)
 
 
-def remove_abandoned(root: Path) -> None:
-    """Delete the partial files of killed processes in `root` and two levels below it.
+def remove_abandoned(root: Path, *, levels: int = 4) -> None:
+    """Delete the partial files of killed processes in `root` and some levels below it.
 
     Living processes may be at work in the same folders; the kernel tells them apart by their locks.
     """
-    for depth in ("", "*/", "*/*/"):
-        for entry in root.glob(f"{depth}{_ASIDE}*"):
+    for depth in range(levels + 1):
+        for entry in root.glob(f"{'*/' * depth}{_ASIDE}*"):
             if _is_abandoned(entry):
                 _remove(entry)
 

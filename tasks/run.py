@@ -12,6 +12,7 @@ from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
+from dreambooth_core.pipeline.disk import full_disk_explained
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
@@ -68,7 +69,8 @@ class SubjectRun:
     def timed(self, stage: str) -> Iterator[list[bool]]:
         """Measure a stage; the block appends to the yielded list whether the stage ran."""
         start, ran = time.monotonic(), list[bool]()
-        yield ran
+        with full_disk_explained(self.places, stage):
+            yield ran
         taken = StageTime(stage, time.monotonic() - start, skipped=not any(ran))
         self.times.append(taken)
         current().finished(taken)
@@ -93,6 +95,7 @@ def subject_run(
     refuse_the_impossible(workspace, view, env=env, last=last)
     require_store(workspace, env)
     files.remove_abandoned(workspace.state)
+    files.remove_abandoned(workspace.root, levels=0)  # of params.yaml and the like
     with (
         stop_event() as stop,
         SubjectLock(workspace, subject) as lock,

@@ -17,6 +17,7 @@ from dreambooth_core.environment import gc_paused
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.pipeline.common import StageContext
+from dreambooth_core.pipeline.disk import full_disk_explained
 from dreambooth_core.records import Record
 from dreambooth_core.workspace import STAGES
 
@@ -45,4 +46,5 @@ def run_stage(context: StageContext, stage: str) -> Record:
     with gc_paused() if name not in sys.modules else contextlib.nullcontext():
         preflight.check_stage(context.places.root, context.settings, context.env, stage)
         module = importlib.import_module(name)
-    return module.run(context)
+    with full_disk_explained(context.places, stage):
+        return module.run(context)

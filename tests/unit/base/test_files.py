@@ -200,7 +200,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_those_at_work_stay(tmp_pa
     code = (
         "import os, sys; from pathlib import Path; from dreambooth_core import files\n"
         "root = Path(sys.argv[1])\n"
-        "with files.scratch_dir(root / 'upload', 'mug') as a, files.atomic_dir(root / 'x' / 'y'):\n"
+        "with files.scratch_dir(root / 'upload', 'mug') as a, files.atomic_dir(root / 'a/b/c/y'):\n"
         "    with files.atomic_file(root / 'notes.json'):\n"
         "        (a / 'half').write_text('x'); print('ready', flush=True); sys.stdin.read()\n"
     )
