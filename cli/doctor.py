@@ -170,8 +170,9 @@ def _flow_runs(api: str) -> Iterator[Check]:
     with SyncPrefectClient(api) as client:
         names = [run.name for run in stuck_runs(client)]
     if names:
-        yield check("Prefect runs", f"no process works on {', '.join(names)}", state="warning",
-                    hint="`dreambooth up` ends them within a minute, and when it starts")  # fmt: skip
+        found = f"no process works on {', '.join(names)}"
+        hint = "`dreambooth up` ends them when it starts, and within a minute while it runs"
+        yield check("Prefect runs", found, state="warning", hint=hint)
 
 
 def _named(api: str, env: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
-from dreambooth_core.pipeline.disk import full_disk_explained
+from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos

@@ -17,7 +17,7 @@ from dreambooth_core.environment import gc_paused
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.pipeline.common import StageContext
-from dreambooth_core.pipeline.disk import full_disk_explained
+from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.records import Record
 from dreambooth_core.workspace import STAGES
 

@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_core import files
 from dreambooth_core.errors import DataError, RegistryError, StageError
-from dreambooth_core.pipeline.disk import DiskFullError, full_disk_explained
+from dreambooth_core.pipeline.full_disk import DiskFullError, full_disk_explained
 from dreambooth_core.workspace import Workspace
 
 FULL = Path("/dev/full")
@@ -18,6 +18,13 @@ pytestmark = pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/f
 def fill() -> None:
     with FULL.open("wb", buffering=0) as stream:
         stream.write(b"x")
+
+
+def upload() -> None:
+    try:
+        fill()
+    except OSError as error:
+        raise RegistryError("MLflow failed") from error
 
 
 def test_full_disk_is_named_with_the_file_and_its_free_space(tmp_path: Path) -> None:
@@ -41,10 +48,7 @@ def test_full_disk_is_named_with_the_file_and_its_free_space(tmp_path: Path) -> 
 def test_full_disk_behind_another_error_is_found(tmp_path: Path) -> None:
     places = Workspace(tmp_path).places("mug")
     with pytest.raises(DiskFullError), full_disk_explained(places, "register"):
-        try:
-            fill()
-        except OSError as error:
-            raise RegistryError("MLflow failed") from error
+        upload()
     with pytest.raises(DiskFullError), full_disk_explained(places, "register"):
         raise StageError("`dvc commit` failed", got="ERROR: No space left on device")
 
