@@ -82,7 +82,8 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
     for warning in added["warnings"]:
         console.print(f"warning: {warning}")
     left = [each["name"] for each in (*gate["rejected"], *gate["skipped"])]
-    left = [name for name in left if name not in added["copied"]]
+    copied = {name.partition("/")[0] for name in added["copied"]}  # files, and folders of masks
+    left = [name for name in left if name not in copied]
     folder = added["instance_dir"]
     console.print(
         f"{added['name']}: {len(added['copied'])} files copied to {folder}"

@@ -137,8 +137,9 @@ def _relabel(skipped: RejectedFile, captions: Captions, settings: DataSettings) 
     """Say of captions and masks that they are read."""
     if skipped.name in captions.files:
         return RejectedFile(name=skipped.name, reason=messages.CAPTION_READ)
-    if settings.masks == "files" and skipped.name == masks.FOLDER:
-        return RejectedFile(name=skipped.name, reason=messages.MASK_READ)
+    if skipped.name == masks.FOLDER and skipped.reason == messages.SKIPPED_FOLDER:
+        reason = messages.MASK_READ if settings.masks == "files" else messages.MASK_UNREAD
+        return RejectedFile(name=skipped.name, reason=reason)
     return skipped
 
 

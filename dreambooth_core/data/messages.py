@@ -70,11 +70,13 @@ REPORT_FEW = (
 REPORT_MANY = (
     "{count} photos accepted: at most {max_photos} are advised (data.max_photos); choose the best"
 )
+ONE_PLACE_SETTING = ", or set data.masks to auto to learn the subject alone"
+"""The end of the next message, for callers that have this setting."""
 REPORT_ONE_PLACE = (
     "all {count} photos seem to show the same background: the colours along their edges differ by "
     "at most {difference}, at least {least} is expected; the model learns the background along "
-    "with the subject and then ignores the places in prompts, so add photos from other places, or "
-    "let it learn the subject alone: auto (data.masks)"
+    "with the subject and then ignores the places in prompts, so add photos from other places"
+    + ONE_PLACE_SETTING
 )
 REPORT_TURNED = "turned upright, as their EXIF orientation says: {names}"
 
@@ -112,6 +114,7 @@ CAPTION_WITHOUT = (
 )
 
 MASK_READ = "read as masks (data.masks)"
+MASK_UNREAD = "masks, which only data.masks: files reads"
 MASK_OF_NOTHING = "{name} is a mask for no photo of this folder"
 MASK_SKIPPED = "{name} is no mask: {reason}"
 MASK_MISSING = "without a mask, so the whole photo is learned: {names}"

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
-from dreambooth_core.data import gate
+from dreambooth_core.data import gate, messages
 from dreambooth_core.errors import DataError, SettingsError
 from dreambooth_core.models import load, prompts, source
 from dreambooth_core.pipeline import cache, validate
@@ -106,7 +106,7 @@ def _fingerprint(context: RunContext) -> str:
 
 def _in_flags(line: str, flags: Collection[str]) -> str:
     """Spell the settings in brackets as flags, and leave out those that are not flags here."""
-    line = line.replace(", or let it learn the subject alone: auto (data.masks)", "")
+    line = line.replace(messages.ONE_PLACE_SETTING, "")
     for name in DataSettings.model_fields:
         line = line.replace(f" (data.{name})", f" (--{name})" if name in flags else "")
     return line.replace("raise prior.num_class_images", "raise --num_class_images")

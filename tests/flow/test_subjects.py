@@ -61,14 +61,18 @@ def test_add_copies_only_usable_photos_and_reports_every_file(
     (photos / "more").mkdir()
     usable = sorted(path.name for path in photos.glob("*.png"))
     (photos / usable[0]).with_suffix(".txt").write_text("a photo of sks dog on a table")
+    (photos / "masks").mkdir()
+    for name in (usable[0], "of-nothing.png"):
+        shutil.copyfile(photos / usable[0], photos / "masks" / name)
     done = command(
         workspace, "add", "my-dog", "--class-noun", "dog", "--images", str(photos), "--json"
     )
     added = json.loads(done.stdout)
     caption = Path(usable[0]).with_suffix(".txt").name
-    assert added["copied"] == sorted([*usable, caption])
+    assert sorted(added["copied"]) == sorted([*usable, caption, f"masks/{usable[0]}"])
     folder = workspace.resolve(added["instance_dir"])
-    assert sorted(path.name for path in folder.iterdir()) == added["copied"]
+    copies = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    assert sorted(copies) == sorted(added["copied"])
     assert [entry["name"] for entry in added["gate"]["rejected"]] == ["empty.jpg"]
     assert {"doc.pdf", "more"} <= {entry["name"] for entry in added["gate"]["skipped"]}
     assert (workspace.root / "data/instance/my-dog.dvc").is_file()

@@ -135,7 +135,7 @@ def test_without_the_setting_masks_change_nothing(folder: Path, tmp_path: Path) 
     assert published(inspection, tmp_path / "out") == [None, None, None]
     assert "mask" not in json.dumps(Manifest.read(tmp_path / "out").to_json())
     (skipped,) = inspection.report.skipped
-    assert skipped.reason == messages.SKIPPED_FOLDER
+    assert skipped.reason == messages.MASK_UNREAD
 
 
 def test_a_folder_without_masks_raises_with_the_fix(folder: Path) -> None:
