@@ -117,7 +117,8 @@ def _harness(scores: Scores) -> str:
     return (
         f"Suite `{harness.suite}`, {harness.sampler}, {harness.steps} steps, guidance "
         f"{harness.guidance:g}, {harness.resolution} px; scorers {scorers}. PRES is better when "
-        "lower; DIV is the mean DINO distance (not LPIPS). Numbers compare only within one harness."
+        "lower; DIV is the mean distance of DINO patches (not LPIPS). Numbers compare only within "
+        "one harness."
     )
 
 

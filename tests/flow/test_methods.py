@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,16 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 LORA = {"rank": 4, "lora_alpha": 6.0, "lora_dropout": 0.0, "lora_layers": ["to_q", "to_v"]}
 
 
-def _through_all_stages(workspace: Workspace) -> TrainingRun:
-    """Run each stage in a new process; register samples the scored images again."""
-    for stage in STAGES[:-1]:
+def _run_stages(workspace: Workspace, stages: Sequence[str]) -> None:
+    """Run each stage in a new process."""
+    for stage in stages:
         command = (sys.executable, "-m", "dreambooth_core", stage, "--subject", SUBJECT)
         workspaces.run_in(workspace.root, *command)
+
+
+def _through_all_stages(workspace: Workspace) -> TrainingRun:
+    """All stages but the page; register samples the scored images again."""
+    _run_stages(workspace, STAGES[:-1])
     assert (workspace.stage_dir(SUBJECT, "register") / "version.json").is_file()
     return TrainingRun.read(workspace.stage_dir(SUBJECT, "train"))
 
@@ -52,7 +58,7 @@ def test_sdxl_lora_on_all_networks_becomes_a_version(tmp_path: Path) -> None:
 
 def test_masks_change_the_training_and_nothing_before_it(tmp_path: Path) -> None:
     workspace = workspaces.build(tmp_path)
-    _through_all_stages(workspace)
+    workspaces.change(tmp_path, "select.early_stopping_patience", None)
     runs, caches = {}, {}
     masks = tmp_path / "data" / "instance" / SUBJECT / "masks"
     masks.mkdir()
@@ -62,7 +68,8 @@ def test_masks_change_the_training_and_nothing_before_it(tmp_path: Path) -> None
         half.save(masks / photo.name)
     for value in (None, "auto", "files"):
         workspaces.change(tmp_path, "data.masks", value)
-        runs[value] = _through_all_stages(workspace)
+        _run_stages(workspace, STAGES[: STAGES.index("train") + 1])
+        runs[value] = TrainingRun.read(workspace.stage_dir(SUBJECT, "train"))
         caches[value] = LatentCache.read(workspace.stage_dir(SUBJECT, "cache"))
     assert caches[None].weights_file is None
     hashes = [caches[value].files["weights.safetensors"] for value in ("auto", "files")]

@@ -77,7 +77,8 @@ def test_the_page_shows_gate_settings_and_lineage(tmp_path: Path) -> None:
 
 
 def test_the_page_says_that_div_is_not_lpips(tmp_path: Path) -> None:
-    assert "DIV is the mean DINO distance" in text_of(render_page(page_content(tmp_path)))
+    page = text_of(render_page(page_content(tmp_path)))
+    assert "DIV is the mean distance between the DINO patches" in page
 
 
 def test_prompts_and_file_names_are_escaped(tmp_path: Path) -> None:
