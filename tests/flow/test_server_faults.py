@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli import doctor
 from cli.server import answers
+from cli.stuck_runs import tags_of_process
 from dreambooth_core.supervision import free_port
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
@@ -58,37 +60,75 @@ def wait_for_training(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.05)
 
 
-def test_run_ends_soon_with_a_sentence_if_the_users_server_is_gone(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    port, log = free_port(), tmp_path / "log"
+@contextlib.contextmanager
+def own_server(workspace: Workspace) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A Prefect server that the user started, and the URL of its API."""
+    port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    environment = workspaces.environment(workspace.root)
     server = subprocess.Popen(
-        command, cwd=workspace.root, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=workspace.root,
+        env=workspaces.environment(workspace.root),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not answers(f"{api}/health"):
             assert server.poll() is None
             time.sleep(0.5)
-        with started(workspace, log, PREFECT_API_URL=api) as process:
-            wait_for_training(process, log)
-            os.killpg(server.pid, signal.SIGKILL)
-            while not re.search(r"^train +done", log.read_text(errors="replace"), re.MULTILINE):
-                assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-                time.sleep(0.1)
-            began = time.monotonic()
-            assert process.wait(120) == 1
-            assert time.monotonic() - began < 60
+        yield server, api
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
+
+
+def test_run_ends_soon_with_a_sentence_if_the_users_server_is_gone(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with (
+        own_server(workspace) as (server, api),
+        started(workspace, log, PREFECT_API_URL=api) as process,
+    ):
+        wait_for_training(process, log)
+        os.killpg(server.pid, signal.SIGKILL)
+        while not re.search(r"^train +done", log.read_text(errors="replace"), re.MULTILINE):
+            assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+            time.sleep(0.1)
+        began = time.monotonic()
+        assert process.wait(120) == 1
+        assert time.monotonic() - began < 60
     printed = log.read_text()
     assert f"error: Prefect at {api} no longer answers; finished work is kept" in printed
     assert "Traceback" not in printed
+
+
+def test_doctor_names_a_run_that_no_process_works_on(workspace: Workspace) -> None:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.states import Running
+
+    from flows.train_subject import train_subject
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with own_server(workspace) as (_, api):
+        with SyncPrefectClient(api) as client:
+            names = [
+                client.create_flow_run(
+                    train_subject,
+                    parameters={"subject": SUBJECT},
+                    tags=tags_of_process(process),
+                    state=Running(),
+                ).name
+                for process in (os.getpid(), ended.pid)
+            ]
+        env = {**workspaces.environment(workspace.root), "PREFECT_API_URL": api}
+        found = [c for c in doctor.examine(workspace, env) if c["what"] == "Prefect runs"]
+    assert [check["found"] for check in found] == [f"no process works on {names[1]}"]
+    assert "dreambooth up" in found[0]["hint"]
 
 
 def test_run_goes_on_if_its_own_server_is_killed(workspace: Workspace, tmp_path: Path) -> None:
