@@ -110,6 +110,12 @@ def test_clip_t_loss_that_may_be_noise_allows_promotion(loss: float) -> None:
     assert verdict.promote
 
 
+def test_equal_clip_t_is_enough_where_no_loss_is_tolerated() -> None:
+    none = Noise(samples=500, seed=1234, text_range=0.0)
+    better = contender("version 2", dino=lambda i: 0.1)
+    assert compare(better, contender("version 1"), settings=SELECT, noise=none).promote
+
+
 def test_a_worse_challenger_is_refused_as_worse() -> None:
     verdict = compare(
         contender("version 2", dino=lambda i: -0.1),
@@ -225,10 +231,29 @@ def test_pairs_do_not_depend_on_the_order_of_the_images() -> None:
 
 def test_differing_harnesses_are_refused_and_what_differs_is_named() -> None:
     other = HARNESS.model_copy(update={"steps": 50, "guidance": 7.5})
-    with pytest.raises(StageError, match=r"different guidance, steps.*score both again"):
+    with pytest.raises(StageError) as error:
         compare(contender("b", harness=other), contender("a"), settings=SELECT, noise=NOISE)
+    assert str(error.value) == (
+        "challenger and champion were not scored with the same harness; found: different "
+        "guidance, steps; what to do: score both again with the same suite, seeds, scorers and "
+        "photos"
+    )
 
 
 def test_unpaired_images_are_refused_with_their_number() -> None:
-    with pytest.raises(StageError, match="32 and 28 images, 28 pairs"):
+    with pytest.raises(StageError) as error:
         compare(contender("b"), contender("a", count=28), settings=SELECT, noise=NOISE)
+    assert str(error.value) == (
+        "the images of challenger and champion do not pair by prompt and seed; found: 32 and 28 "
+        "images, 28 pairs; what to do: score both again with the same settings"
+    )
+
+
+def test_two_images_of_one_prompt_and_seed_are_refused() -> None:
+    images = contender("a", count=2).row.images
+    twice = Contender(
+        name="a", qualified=True, row=checkpoint_score([*images, images[0]]), harness=HARNESS
+    )
+    expected = "row 'checkpoint-200' holds two images of the same prompt and seed"
+    with pytest.raises(StageError, match=expected):
+        paired_difference(contender("b", count=2), twice, noise=NOISE)

@@ -137,6 +137,12 @@ def test_pres_is_the_class_prompts_images_against_the_photos() -> None:
     assert row().pres.mean == pytest.approx((cos(45) + 0.5) / 2)  # type: ignore[union-attr]
 
 
+def test_row_keeps_the_score_of_every_class_image_and_its_model() -> None:
+    assert row().class_dino == pytest.approx([cos(45), 0.5])
+    kept = (row().name, row().step, row().checkpoint_sha256)
+    assert kept == (MODEL.name, MODEL.step, MODEL.checkpoint_sha256)
+
+
 def test_div_compares_patches_at_the_same_place_of_one_prompts_images() -> None:
     """Images 0 and 2: 1 - (cos 0 + cos 90) / 2 = 0.5. Images 1 and 3: 1 - (cos 90 + cos 30) / 2.
     Never across prompts."""

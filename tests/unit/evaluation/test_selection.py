@@ -161,6 +161,14 @@ def test_race_keeps_the_better_half_and_the_earliest_within_the_noise() -> None:
     assert names(*rows) == ["checkpoint-100", "checkpoint-300", "checkpoint-400"]
 
 
+def test_race_goes_on_after_a_single_image() -> None:
+    """Its standard error is infinite, so no difference is beyond the noise."""
+    assert names(raced(100, 0.5), raced(200, 0.9)) == []
+    assert names(raced(100, 0.5), raced(200, 0.9), raced(300, 0.8)) == [
+        "checkpoint-100", "checkpoint-200", "checkpoint-300",
+    ]  # fmt: skip
+
+
 def test_race_halves_the_number_that_it_began_the_round_with() -> None:
     """Of three the better two stay, and of four, one of which breaks a limit, two as well."""
     lost = raced(200, 0.9, 0.9, 0.9, 0.9, clip_t=0.2)
@@ -226,6 +234,10 @@ def test_plateau_near_the_photos_ends_the_training() -> None:
 def test_equal_checkpoints_exactly_near_the_photos_end_the_training() -> None:
     near = LIMITS.near_dino
     assert is_futile(*(raced(100 * i, near, near) for i in (1, 2, 3)))
+
+
+def test_near_the_photos_is_four_fifths_of_the_way() -> None:
+    assert LIMITS.near_dino == pytest.approx(NEAR)
 
 
 def test_plateau_far_from_the_photos_does_not_end_the_training() -> None:
