@@ -54,7 +54,9 @@ def test_set_of_30_grown_to_48_equals_a_set_of_48(tmp_path: Path) -> None:
 
 def test_exactly_the_asked_number_is_published_and_listed(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    manifest = make(tmp_path, 13, Artist(), progress=lambda *counts: told.append(counts))
+    call = {"progress": lambda *counts: told.append(counts), "warnings": ("few images",)}
+    manifest = make(tmp_path, 13, Artist(), **call)
+    assert manifest.warnings == ("few images",)
     assert told == [(8, 13), (13, 13)]
     names = sorted(p.name for p in (tmp_path / "out" / "images").iterdir())
     assert names == [f"{i:05d}.png" for i in range(13)]

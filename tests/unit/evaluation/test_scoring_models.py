@@ -165,6 +165,14 @@ def test_a_scorer_of_the_wrong_kind_is_refused(tiny_clip: Path, tmp_path: Path) 
         load_dino(str(tiny_clip), root=tmp_path, device=CPU)
 
 
+def test_clip_without_its_tokenizer_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(SettingsError, match=r"lacks tokenizer\.json"):
+        load_clip("clip", root=tmp_path, device=CPU)
+
+
 def test_a_scorer_with_missing_weights_is_refused(tiny_dino: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

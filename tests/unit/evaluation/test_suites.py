@@ -15,6 +15,7 @@ from dreambooth_core.evaluation.suites import (
     parse_suite,
     shipped_suites,
 )
+from dreambooth_core.numerics.seeding import derive_seed
 from tests.unit.evaluation.made_up import SETTINGS, SUBJECT
 
 
@@ -117,6 +118,14 @@ def test_seeds_are_distinct_and_stay_when_the_number_of_images_grows() -> None:
     assert len(set(made.seeds) | set(made.class_seeds)) == made.num_images + 16
     assert made.seeds == more.seeds[: made.num_images]
     assert all(0 <= seed < 2**31 for seed in made.seeds)
+
+
+def test_seeds_are_those_of_their_keys() -> None:
+    """With other seeds, every champion would have to be scored again."""
+    made, bits = plan(), 2**31 - 1
+    assert made.seeds[0] == derive_seed(1234, "evaluate", 0, 0) & bits
+    assert made.seeds[len(made.prompts) + 2] == derive_seed(1234, "evaluate", 2, 1) & bits
+    assert made.class_seeds[3] == derive_seed(1234, "evaluate-class", 3) & bits
 
 
 def test_seeds_do_not_depend_on_the_subject() -> None:
