@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -35,11 +34,8 @@ Say = Callable[[str], None]
 
 def running_api(workspace: Workspace) -> str | None:
     """The Prefect API of this workspace's `dreambooth up`; None if it is unreachable."""
-    try:
-        url = json.loads(workspace.services_note.read_text())["prefect_api"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return url if answers(f"{url}/health") else None
+    url = workspace.service("prefect_api")
+    return url if url and answers(f"{url}/health") else None
 
 
 class Service:

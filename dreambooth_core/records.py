@@ -360,6 +360,15 @@ class RegisteredVersion(Record):
     qualified: bool
 
 
+class Duel(Record):
+    """The images of two versions on the same prompts and seeds, in order of the picture files."""
+
+    challenger: str
+    champion: str
+    challenger_images: tuple[ImageScore, ...]
+    champion_images: tuple[ImageScore, ...]
+
+
 class Verdict(Record):
     """The comparison of challenger and champion, as a decision with its reason."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class Places:
     def version_pages(self) -> Path:
         """The folder of the reports of all versions, `1.html` for version 1."""
         return self.stage_dir("report") / "versions"
+
+    @property
+    def duel(self) -> Path:
+        """The pictures of the last comparison with a champion."""
+        return self.stage_dir("report") / "comparison"
 
     @property
     def hash_cache(self) -> Path:
@@ -114,6 +120,13 @@ class Workspace:
     def services_note(self) -> Path:
         """The file with the addresses of the running services of `dreambooth up`."""
         return self.state / "up.json"
+
+    def service(self, name: str) -> str | None:
+        """The address of a service of `dreambooth up`, such as "mlflow", while it runs."""
+        try:
+            return json.loads(self.services_note.read_text())[name]
+        except (OSError, ValueError, KeyError):
+            return None
 
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -121,8 +120,7 @@ def page(run: SubjectRun) -> None:
     """Publish where the page is: its path, and its address in MLflow if a server runs."""
     from dreambooth_core.pipeline import report
 
-    server = _mlflow_server(run)
-    address = report.address(run.context("report"), server) if server else None
+    address = report.address(run.context("report"))
     open_it = f"[Open the page in MLflow]({address})\n\n" if address else ""
     path = run.places.report_page
     create_markdown_artifact(
@@ -130,17 +128,6 @@ def page(run: SubjectRun) -> None:
         key=_key(run, "page"),
         description="The report with photos, scores, pictures, choice and verdict.",
     )
-
-
-def _mlflow_server(run: SubjectRun) -> str | None:
-    """The address of the MLflow server in use, or of that of `dreambooth up`."""
-    uri = run.env.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/")
-    try:
-        return json.loads(run.workspace.services_note.read_text())["mlflow"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _differences(items: Iterable[tuple[str, Interval]]) -> list[str]:

@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from prefect.runtime import flow_run
+
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
+from dreambooth_core.pipeline.common import FLOW_RUN
 from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
@@ -101,7 +104,15 @@ def subject_run(
         SubjectLock(workspace, subject) as lock,
         applied(workspace, subject, changes or {}),
     ):
-        run = SubjectRun(workspace, lock, stop=stop, env=env)
+        run = SubjectRun(workspace, lock, stop=stop, env={**env, **_flow_run(workspace, env)})
         end_abandoned_runs(run.context("train"))
         photos.restore(workspace, run.settings(), run.dvc)
         yield run
+
+
+def _flow_run(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str]:
+    """The address of the present flow run, if its server is one that stays."""
+    api = flow_run.api_url
+    if not flow_run.id or api not in (env.get("PREFECT_API_URL"), workspace.service("prefect_api")):
+        return {}
+    return {FLOW_RUN: without_secrets(flow_run.ui_url)}

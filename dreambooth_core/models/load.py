@@ -69,6 +69,11 @@ def named_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    """What people call a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def find_base_model(settings: BaseModelSettings, root: Path) -> ModelSource:
     """The base model's folder on this machine. Raises SettingsError."""
     return source.find_model(

@@ -20,6 +20,9 @@ from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 from dreambooth_core.records import BaseModelIdentity, Evaluation, ScoreRow, Scores
 from dreambooth_core.workspace import Places
 
+FLOW_RUN = "DREAMBOOTH_FLOW_RUN"
+"""Environment variable: the address of the present Prefect run."""
+
 PUBLISH_TIMEOUT_S = 120.0
 
 logger = logging.getLogger("dreambooth")
@@ -85,6 +88,11 @@ class StageContext(RunContext):
     def tracking_uri(self) -> str | None:
         """The MLflow store that the environment names."""
         return self.env.get("MLFLOW_TRACKING_URI")
+
+    @property
+    def flow_run(self) -> str | None:
+        """The address of the Prefect run that this is part of, if a server keeps it."""
+        return self.env.get(FLOW_RUN)
 
     @property
     def is_experiment(self) -> bool:

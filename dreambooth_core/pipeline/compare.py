@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.pipeline import registered, report
+from dreambooth_core.pipeline import duel, registered, report
 from dreambooth_core.pipeline.common import StageContext, confirmation_of
 from dreambooth_core.pipeline.registered import tracking_of
-from dreambooth_core.records import CheckpointScore, RegisteredVersion, Verdict
+from dreambooth_core.records import CheckpointScore, Duel, RegisteredVersion, Verdict
 from dreambooth_core.registry import aliases, verdicts, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
@@ -32,13 +32,18 @@ def run(context: StageContext) -> Verdict:
     tracking = tracking_of(context)
     challenger = registered.get(context)
     champion = aliases.champion(tracking, name=challenger.name)
+    row = confirmation_of(context).row(challenger.checkpoint)
+    rival = _champion(context, champion, challenger)
     verdict = comparison.compare(
-        _contender(context, challenger, confirmation_of(context).row(challenger.checkpoint)),
-        _champion(context, champion, challenger),
+        _contender(context, challenger, row),
+        rival,
         settings=context.settings.select,
         noise=_noise(context),
     )
-    if champion is None or champion.version.version != challenger.version:
+    if champion is None or rival is None:
+        _carry_out(tracking, challenger, verdict, champion)
+    elif champion.version.version != challenger.version:
+        _keep_pictures(context, verdict, row, rival.row, champion)
         _carry_out(tracking, challenger, verdict, champion)
     return verdict
 
@@ -104,6 +109,31 @@ def _rescore(context: StageContext, info: VersionInfo) -> CheckpointScore:
     )
     return resident.score(
         context, model, role="confirm", borrow=lambda: contextlib.nullcontext(pipeline())
+    )
+
+
+def _keep_pictures(
+    context: StageContext,
+    verdict: Verdict,
+    challenger: CheckpointScore,
+    champion: CheckpointScore,
+    info: VersionInfo,
+) -> None:
+    """Keep the compared images of both sides for the page."""
+    from dreambooth_core.pipeline import evaluate
+
+    resident = evaluate.open_resident(context)
+    base_sha256 = info.tags.get("base_model_sha256")
+    duel.write(
+        context.places,
+        Duel(
+            challenger=verdict.challenger,
+            champion=verdict.champion or "",
+            challenger_images=challenger.images,
+            champion_images=champion.images,
+        ),
+        challenger=resident.images(challenger, role="confirm").suite,
+        champion=resident.images(champion, role="confirm", base_sha256=base_sha256).suite,
     )
 
 

@@ -242,11 +242,13 @@ class ResidentEvaluator:
             should_stop=context.should_stop,
         )
 
-    def images(self, row: CheckpointScore) -> RowImages:
+    def images(
+        self, row: CheckpointScore, *, role: SeedRole = "evaluate", base_sha256: str | None = None
+    ) -> RowImages:
         """The stored images of a scored row."""
-        evaluator = self.evaluators["evaluate"]
+        evaluator = self.evaluators[role]
         rounds = row.n // len(evaluator.plan.prompts)
-        sha256 = self._model_sha256(row.checkpoint_sha256)
+        sha256 = self._model_sha256(row.checkpoint_sha256, base_sha256)
         return scores.row_images(evaluator, sha256, rounds=rounds)
 
     def _model_sha256(self, checkpoint_sha256: str | None, base_sha256: str | None = None) -> str:

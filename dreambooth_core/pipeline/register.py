@@ -177,6 +177,7 @@ def lineage_of(context: StageContext, identity: BaseModelIdentity) -> versions.L
         base_model=identity,
         dvc_hashes=lineage.dvc_hashes(context.places.root, context.settings.name),
         git_commit=lineage.git_commit(context.places.root),
+        flow_run=context.flow_run,
     )
 
 

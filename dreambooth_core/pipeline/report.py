@@ -17,7 +17,7 @@ from dreambooth_core import files
 from dreambooth_core.config import SelectSettings
 from dreambooth_core.errors import RegistryError, UnknownModelError
 from dreambooth_core.evaluation import selection as selection_rule
-from dreambooth_core.pipeline import registered
+from dreambooth_core.pipeline import duel, origin, registered
 from dreambooth_core.pipeline.common import (
     StageContext,
     confirmation_of,
@@ -51,7 +51,7 @@ from dreambooth_core.report import live, page
 from dreambooth_core.report.live import Command, Standing
 from dreambooth_core.report.page import Pictures
 from dreambooth_core.report.sheets import Sample
-from dreambooth_core.workspace import Places
+from dreambooth_core.workspace import Places, Workspace
 
 PAGE_ARTIFACT = "report.html"
 """Name of the page among the artifacts of a version's run."""
@@ -134,13 +134,15 @@ def is_current(context: StageContext) -> bool:
     return live.version_of(html) == shown.number and live.with_parts(html, shown.parts) == html
 
 
-def address(context: StageContext, server: str) -> str | None:
-    """The page in the web interface of an MLflow server; None for outputs that are no version."""
-    version = _shown(context).version
-    if version is None or version.run_id is None:
+def address(context: StageContext) -> str | None:
+    """The page in the web interface of MLflow's server; None without one or for no version."""
+    tracking = registered.tracking_of(context)
+    server = links.server_of(tracking, Workspace(context.places.root))
+    version = _shown(context).version if server else None
+    if server is None or version is None or version.run_id is None:
         return None
     return links.artifact_page(
-        registered.tracking_of(context),
+        tracking,
         server,
         run_id=version.run_id,
         file=f"{version.artifact_folder}/{PAGE_ARTIFACT}",
@@ -205,12 +207,22 @@ def _content(context: StageContext, shown: _Shown) -> page.PageContent:
         registered=shown.version.version if shown.version else None,
         verdict=shown.verdict,
         commands=shown.commands,
+        facts=_facts(context, shown.version),
+        duel=duel.sheet_of(places, shown.verdict, prompts=scores.harness.prompts),
         losses=_losses(places.stage_dir("train") / "metrics.csv"),
         limits=limits.over_all_images,
         class_warnings=Manifest.read(places.stage_dir("class-images")).warnings,
         settings=settings,
         lineage=_lineage(context, shown.version, settings),
     )
+
+
+def _facts(context: StageContext, version: VersionInfo | None) -> list[page.Fact]:
+    if version is None:
+        return []
+    tracking = registered.tracking_of(context)
+    server = links.server_of(tracking, Workspace(context.places.root))
+    return origin.facts_of(tracking, version, server=server)
 
 
 def _gate_report(places: Places) -> GateReport:

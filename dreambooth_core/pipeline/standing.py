@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import shlex
 
+from dreambooth_core.pipeline.origin import spell_time
 from dreambooth_core.registry.aliases import CHALLENGER, CHAMPION, PARITY, PARITY_PASSED
 from dreambooth_core.registry.verdicts import verdict_of
 from dreambooth_core.registry.versions import VersionInfo
@@ -81,7 +83,8 @@ def _decision(info: VersionInfo) -> str:
     made = [(tags[f"{kind}.when"], kind) for kind in _DECISIONS if f"{kind}.when" in tags]
     if not made:
         return ""
-    when, kind = max(made)
+    iso, kind = max(made)
+    when = spell_time(datetime.datetime.fromisoformat(iso))
     who, why = tags.get(f"{kind}.who", "unknown"), tags.get(f"{kind}.why", "")
     reason = f": {why.rstrip('.')}" if why and why != tags.get("verdict") else ""
     return f"{kind.replace('_', ' ').capitalize()} by {who} on {when}{reason}. "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dreambooth_core.data.batches import LatentDataset
 from dreambooth_core.environment import tracking_uri
+from dreambooth_core.models import load
 from dreambooth_core.models.denoiser import RowsAt
 from dreambooth_core.pipeline.common import run_name
 from dreambooth_core.ports import MetricSink, NullSink
@@ -42,5 +43,6 @@ def _open_sink(job: TrainJob) -> MetricSink:
             fingerprint=job.fingerprint,
             name=run_name(job.train.method, job.fingerprint),
             system_metrics_every_s=_SYSTEM_METRICS_EVERY_S,
+            device=load.device_name(load.pick_device(job.compute)),
         ),
     )

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+from dreambooth_core.registry.runs import RunFacts
 from dreambooth_core.registry.tracking import Tracking, connect, registry_errors
+from dreambooth_core.workspace import Workspace
 
 TRAINING_VIEW = "workflowType=machine_learning"
 """MLflow 3 shows the view of agents without it."""
+
+
+def server_of(tracking: Tracking, workspace: Workspace) -> str | None:
+    """The address of the MLflow server in use, or of that of `dreambooth up`."""
+    return tracking.shown if tracking.is_server else workspace.service("mlflow")
+
+
+def run_page(server: str, run: RunFacts) -> str:
+    """The page of a run."""
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}?{TRAINING_VIEW}"
 
 
 def artifact_page(tracking: Tracking, server: str, *, run_id: str, file: str) -> str:

@@ -57,6 +57,12 @@ WORKSPACE = "dreambooth.workspace"
 FINGERPRINT = "dreambooth.fingerprint"
 """Tag of a run, a logged model and a model version: the fingerprint of its work."""
 
+DEVICE = "dreambooth.device"
+"""Tag of a run: what it trained on."""
+
+FLOW_RUN = "prefect.flow_run"
+"""Tag of a version: the page of the Prefect run that registered it."""
+
 DIGEST_LENGTH = 36
 """MLflow's limit for the digest of a data set."""
 
@@ -177,6 +183,34 @@ def end_abandoned(tracking: Tracking, *, experiment: str) -> None:
         if run.data.tags.get(WORKSPACE) == _workspace(tracking):
             ref = RunRef(run.info.run_id, run.info.experiment_id, created=False)
             set_status(tracking, ref, "KILLED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run in words and times: milliseconds since 1970, and None if it logged no loss."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    began_ms: int
+    trained_ms: int | None
+    tags: Mapping[str, str]
+
+
+def facts_of(tracking: Tracking, run_id: str) -> RunFacts:
+    """What a run says of itself. Raises RegistryError."""
+    client = connect(tracking)
+    with registry_errors(tracking, doing="reading a run"):
+        run = client.get_run(run_id)
+        losses = client.get_metric_history(run_id, "loss")
+    return RunFacts(
+        run_id=run_id,
+        experiment_id=run.info.experiment_id,
+        name=run.info.run_name or run_id,
+        began_ms=run.info.start_time,
+        trained_ms=max((metric.timestamp for metric in losses), default=None),
+        tags=run.data.tags,
+    )
 
 
 # ---- content of a run ---------------------------------------------------------------------------

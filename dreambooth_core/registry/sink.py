@@ -36,6 +36,7 @@ class RunSpec:
     fingerprint: str
     name: str
     system_metrics_every_s: int | None = None
+    device: str | None = None
 
 
 class MlflowSink:
@@ -129,6 +130,8 @@ class MlflowSink:
         )
         if not run.created:
             runs.resume(self._tracking, run)
+        if spec.device is not None:
+            runs.log_tags(self._tracking, run, {runs.DEVICE: spec.device})
         if spec.system_metrics_every_s is not None:
             self._monitor(run, spec.system_metrics_every_s)
         self._run = run

@@ -32,7 +32,7 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.registry import logged_models, package
 from dreambooth_core.registry.package import Serving
-from dreambooth_core.registry.runs import FINGERPRINT, RunRef
+from dreambooth_core.registry.runs import FINGERPRINT, FLOW_RUN, RunRef
 from dreambooth_core.registry.tracking import (
     Tracking,
     as_default,
@@ -61,6 +61,8 @@ class Lineage:
     base_model: BaseModelIdentity
     dvc_hashes: Mapping[str, str]
     git_commit: str | None
+    flow_run: str | None = None
+    """The address of the Prefect run, if a server keeps it."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "base_model_revision": lineage.base_model.revision or "",
         "base_model_sha256": lineage.base_model.sha256,
         "git_commit": lineage.git_commit or "",
+        FLOW_RUN: lineage.flow_run or "",
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
         _INTERVALS: files.canonical_json(candidate.row.to_json()),

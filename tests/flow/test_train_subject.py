@@ -45,6 +45,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return workspaces.build(tmp_path_factory.mktemp("workspace") / "checkout")
 
 
+def test_a_run_knows_its_page_on_a_server_that_stays(harness: None, prepared: Workspace) -> None:
+    def page(env: dict[str, str]) -> str | None:
+        with subject_run(SUBJECT, prepared.root, env) as run:
+            return run.context("register").flow_run
+
+    @flow
+    def pages() -> tuple[str | None, str | None]:
+        env = workspaces.environment(prepared.root)
+        env.pop("PREFECT_API_URL", None)
+        api = PREFECT_API_URL.value()
+        return page(env), page({**env, "PREFECT_API_URL": str(api)})
+
+    of_a_run, of_a_server = pages()
+    assert of_a_run is None
+    assert of_a_server is not None
+    assert "/flow-run/" in of_a_server
+
+
 def _run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name, value in workspaces.environment(workspace.root).items():
         if name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
@@ -88,7 +106,7 @@ def test_one_line_is_printed_for_each_state_of_a_flow_run(harness: None) -> None
 
     lines: list[str] = []
     short(fails=False)
-    log = FlowRunLog(str(PREFECT_API_URL.value()), lines.append)
+    log = FlowRunLog(str(PREFECT_API_URL.value()), "local", lines.append)
     with log:
         assert wait_until(lambda: log.is_following, timeout_s=60, every_s=0.1)
         with pytest.raises(ValueError, match="no such thing"):

@@ -48,7 +48,7 @@ def command(workspace, *arguments):
 
 def text_of(page):
     return " ".join(
-        re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.S).split()
+        re.sub(r"<(style|script)>.*?</\1>|<[^>]+>", " ", page.read_text(), flags=re.S).split()
     )
 
 
@@ -83,6 +83,20 @@ def test_comparison_reaches_the_page_of_its_version_alone(workspace):
         workspace
     )
     assert f"{SUBJECT}/2" not in kept(workspace, 1)
+
+
+def test_page_shows_both_sides_of_its_comparison_alone(workspace):
+    assert f"dreambooth-{SUBJECT}/1 champion dreambooth-{SUBJECT}/2 this version" in present(
+        workspace
+    )
+    assert f"{SUBJECT}/1 champion" not in kept(workspace, 1)
+
+
+def test_page_says_when_and_on_what_its_version_was_trained(workspace):
+    assert re.search(
+        r"Trained \d+ \w+ \d{4}, \d\d:\d\d UTC Training time .* s Device CPU MLflow run full-",
+        present(workspace),
+    )
 
 
 def test_page_of_restored_outputs_shows_their_version(workspace):
@@ -127,6 +141,7 @@ def test_run_of_each_version_has_its_page_as_artifact(workspace):
     client = MlflowClient(tracking.resolve_tracking(workspace).uri)
     for version in (1, 2):
         run = client.get_model_version(f"dreambooth-{SUBJECT}", str(version)).run_id
+        assert run is not None
         file = client.download_artifacts(run, f"versions/{version}/report.html")
         page = workspace.places(SUBJECT).version_pages / f"{version}.html"
         assert Path(file).read_bytes() == page.read_bytes()

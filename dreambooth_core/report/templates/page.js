@@ -51,7 +51,9 @@
     }
     const others = all(sheetOf(button), "button.picture");
     for (const turn of all(dialog, "[data-turn]")) {
-      turn.disabled = !neighbour(button, turn.dataset.turn, others);
+      // A disabled button would lose the focus, and the dialog the keys.
+      const isEnd = !neighbour(button, turn.dataset.turn, others);
+      turn.setAttribute("aria-disabled", String(isEnd));
     }
   }
 

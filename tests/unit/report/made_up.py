@@ -23,7 +23,7 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.report.live import Command, Standing
 from dreambooth_core.report.page import Fact, PageContent, Pictures
-from dreambooth_core.report.sheets import Sample
+from dreambooth_core.report.sheets import Column, Sample, Sheet, by_prompt
 
 PROMPTS = ("a photo of sks mug on the beach", 'a photo of <b>sks</b> mug & "friends"')
 HARNESS = Harness(
@@ -129,6 +129,16 @@ def pictures(folder: Path, name: str, column: int) -> Pictures:
     return Pictures(suite=suite, class_prompt=classes)
 
 
+def duel(folder: Path) -> Sheet:
+    """Two rounds of the suite by champion and challenger."""
+    names = ("dreambooth-mug/1", "dreambooth-mug/2")
+    columns = [Column(name=names[0]), Column(name=names[1], chosen=True)]
+    samples = {
+        name: pictures(folder, name.replace("/", "-"), 7 + i).suite for i, name in enumerate(names)
+    }
+    return by_prompt("duel", columns, samples, prompts=PROMPTS)
+
+
 def page_content(folder: Path) -> PageContent:
     """A page about a subject called `mug`; its pictures are written into `folder`."""
     names = ("step 0", "checkpoint-100", "checkpoint-200")
@@ -157,6 +167,7 @@ def page_content(folder: Path) -> PageContent:
             Fact(name="Device", text="CPU"),
             Fact(name="MLflow run", text="full-1", address="http://127.0.0.1:5000/#/x"),
         ],
+        duel=duel(folder),
         losses=[(step, 1.0 / step) for step in range(1, 200)],
         limits={"clip_t": 0.291, "pres": 0.5},
         settings={"train": {"learning_rate": 5e-5, "lora": None}},
