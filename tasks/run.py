@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
@@ -112,7 +113,7 @@ def subject_run(
 
 def _flow_run(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str]:
     """The address of the present flow run, if its server is one that stays."""
-    api = flow_run.api_url
+    api = PREFECT_API_URL.value()
     if not flow_run.id or api not in (env.get("PREFECT_API_URL"), workspace.service("prefect_api")):
         return {}
     return {FLOW_RUN: without_secrets(flow_run.ui_url)}

@@ -44,6 +44,11 @@ class Tracking:
     cache: Path
 
     @property
+    def is_server(self) -> bool:
+        """Whether the store is a server."""
+        return self.uri.startswith(_SERVERS)
+
+    @property
     def shown(self) -> str:
         """The address without credentials, for messages, logs and pages."""
         return without_secrets(self.uri)

@@ -22,7 +22,15 @@ class Sample:
         """The seed and the scores, for the enlarged picture."""
         if self.score is None:
             return f"seed {self.seed}"
-        return f"seed {self.seed} · DINO {self.score.dino:.3f} · CLIP-T {self.score.clip_t:.3f}"
+        words = f"seed {self.seed} · DINO {self.score.dino:.3f} · CLIP-T {self.score.clip_t:.3f}"
+        if self.score.copied is None:
+            return words
+        return f"{words} · {self.score.copied:.3f} like the nearest photo, patch by patch"
+
+    @property
+    def nearest_photo(self) -> int | None:
+        """The index of the photo with the most similar layout."""
+        return None if self.score is None else self.score.nearest
 
 
 @dataclass(frozen=True, kw_only=True)

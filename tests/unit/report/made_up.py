@@ -118,7 +118,15 @@ def pictures(folder: Path, name: str, column: int) -> Pictures:
         Sample(
             path=picture(folder, f"{name}-{i}.png", 40 * i + column),
             seed=i + 1,
-            score=ImageScore(prompt=PROMPTS[i % 2], seed=i + 1, clip_t=0.3, clip_i=0.8, dino=0.7),
+            score=ImageScore(
+                prompt=PROMPTS[i % 2],
+                seed=i + 1,
+                clip_t=0.3,
+                clip_i=0.8,
+                dino=0.7,
+                nearest=0,
+                copied=0.75,
+            ),
         )
         for i in range(count)
     ]

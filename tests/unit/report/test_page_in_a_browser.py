@@ -111,6 +111,7 @@ def test_enlarged_picture_moves_between_checkpoints_and_gives_the_focus_back(ope
         page.keyboard.press("ArrowRight")
         assert name.inner_text() == expected
     assert "seed 1 · DINO 0.700" in page.locator("dialog").inner_text()
+    assert page.locator("#nearest img").get_attribute("alt") == "the nearest photo <i>.jpg"
     page.keyboard.press("ArrowDown")
     assert "seed 3" in page.locator("dialog").inner_text()
     page.keyboard.press("ArrowUp")
