@@ -80,7 +80,7 @@ class SavedTokenizer:
 
     def __init__(self, folder: Path, positions: object) -> None:
         _require_vocabulary(folder)
-        self._folder, self._positions = folder, positions
+        self.folder, self._positions = folder, positions
 
     @property
     def model_max_length(self) -> int:
@@ -102,20 +102,20 @@ class SavedTokenizer:
 
     @functools.cached_property
     def _fast(self) -> Tokenizer | None:
-        path = self._folder / "tokenizer.json"
+        path = self.folder / "tokenizer.json"
         if not path.is_file():
             return None
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise source.unusable(self._folder, error) from error
+            raise source.unusable(self.folder, error) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
     @functools.cached_property
     def _whole(self) -> Any:
-        return limited(load_tokenizer(self._folder), self._positions)
+        return limited(load_tokenizer(self.folder), self._positions)
 
 
 def saved_tokenizers_in(pipeline: Path) -> list[SavedTokenizer]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dreambooth_core.data.listing import list_folder
 from dreambooth_core.environment import is_installed
-from dreambooth_core.errors import DreamBoothError, Problem
-from dreambooth_core.models import sides, source
+from dreambooth_core.errors import DreamBoothError, Problem, SettingsError
+from dreambooth_core.models import prompts, sides, source
 from dreambooth_core.models.families import pipeline_family
 from dreambooth_core.scripts.flags import TRACKER_PACKAGES, ScriptFlags
 
@@ -25,6 +25,7 @@ def flag_problems(flags: ScriptFlags) -> Iterator[Problem]:
     yield from _shared_folders(flags)
     yield from _package_problems(flags)
     yield from _model_problems(flags)
+    yield from _prompt_problems(flags)
     yield from _photo_problems(flags)
     yield from _output_problems(flags)
     if flags.train_text_encoder and getattr(flags, "pre_compute_text_embeddings", False):
@@ -91,6 +92,58 @@ def _model_problems(flags: ScriptFlags) -> Iterator[Problem]:
     side = sides.side_problem(flags.resolution, usable)
     if side is not None:
         yield Problem(side, "--resolution")
+
+
+def prompts_of(flags: ScriptFlags) -> tuple[dict[str, str], dict[str, str]]:
+    """The prompts that images are drawn for, and those that are trained on, by flag."""
+    drawn = {"--validation_prompt": flags.validation_prompt or ""}
+    trained = {"--instance_prompt": flags.instance_prompt}
+    if flags.with_prior_preservation:
+        both = {"--class_prompt": flags.class_prompt or ""}
+        drawn, trained = drawn | both, trained | both
+    return drawn, trained
+
+
+def _prompt_problems(flags: ScriptFlags) -> Iterator[Problem]:
+    """Yield what the text encoders of a local model cannot read whole."""
+    folders = [_usable_folder(flags, "pretrained_model_name_or_path")]
+    if getattr(flags, "tokenizer_name", None) is not None:
+        folders.append(_usable_folder(flags, "tokenizer_name"))
+    if None in folders:
+        return
+    model, *other = map(Path, filter(None, folders))
+    own = prompts.saved_tokenizers_in(model)
+    most = min(tokenizer.model_max_length for tokenizer in own)
+    length = getattr(flags, "tokenizer_max_length", None) or most
+    if length > most:
+        text = (
+            f"the text encoder cannot read so many tokens; found: {length}; allowed: up to {most}"
+        )
+        yield Problem(text, "--tokenizer_max_length")
+        return
+    drawn, trained = prompts_of(flags)
+    try:
+        used = [prompts.SavedTokenizer(each, length) for each in other or [t.folder for t in own]]
+    except SettingsError as error:
+        yield Problem(str(error), "--tokenizer_name")
+        return
+    for texts, tokenizers in ((trained, used), (drawn, own)):
+        try:
+            prompts.check_prompts(texts, tokenizers)
+        except SettingsError as error:
+            yield from error.problems
+
+
+def _usable_folder(flags: ScriptFlags, name: str) -> Path | None:
+    """The local folder that a flag names; None for a hub id and a folder that has its own error."""
+    try:
+        folder = source.local_folder(getattr(flags, name), Path.cwd(), revision=flags.revision)
+        if folder is not None and name == "pretrained_model_name_or_path":
+            pipeline_family(folder)
+            source.check_pipeline(folder, flags.variant)
+    except DreamBoothError:
+        return None
+    return folder
 
 
 def _photo_problems(flags: ScriptFlags) -> Iterator[Problem]:

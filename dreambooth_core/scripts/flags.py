@@ -17,6 +17,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -28,6 +29,10 @@ Resolution = Annotated[int, Field(ge=8)]
 
 
 _OUTPUT_DIR = "Folder of the checkpoints and the result."
+_PATHS = (
+    *("pretrained_model_name_or_path", "instance_data_dir", "class_data_dir"),
+    *("output_dir", "logging_dir", "tokenizer_name"),
+)
 _LEARNING_RATE = "Peak learning rate. Lower it if training diverges."
 _RESOLUTION = "Side of the square training images, in pixels."
 _OFFSET_NOISE = "Add offset noise of strength 0.1."
@@ -145,6 +150,14 @@ class ScriptFlags(Section):
         "No effect: training reads cached latents, not images.", default=0
     )
     local_rank: int = flag("No effect: the launcher sets the rank in the environment.", default=-1)
+
+    @field_validator(*_PATHS, check_fields=False)
+    @classmethod
+    def _not_empty(cls, path: str | None) -> str | None:
+        """An empty path would mean the current folder."""
+        if path is not None and not path.strip():
+            raise ValueError("the path is empty")
+        return path
 
 
 class _SdFlags(ScriptFlags):

@@ -19,6 +19,7 @@ from dreambooth_core.pipeline import cache, validate
 from dreambooth_core.pipeline.common import RunContext
 from dreambooth_core.records import GateReport, Manifest
 from dreambooth_core.scripts import class_images
+from dreambooth_core.scripts.flag_checks import prompts_of
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
 from dreambooth_core.training.distributed import broadcast_from_main
@@ -53,16 +54,11 @@ def prepare_images(
 
 def check_prompts(settings: ScriptSettings) -> None:
     """Raise SettingsError for prompts of the flags that a text encoder would cut."""
-    flags, base = settings.flags, settings.base_model
-    own = load.load_tokenizers(base, settings.places.root)
-    drawn = {"--validation_prompt": flags.validation_prompt}
-    trained = {"--instance_prompt": flags.instance_prompt}
-    if flags.with_prior_preservation:
-        drawn |= {"--class_prompt": flags.class_prompt}
-        trained |= {"--class_prompt": flags.class_prompt}
+    own = load.load_tokenizers(settings.base_model, settings.places.root)
+    drawn, trained = prompts_of(settings.flags)
     # Class and validation images are drawn with the base model's own tokenizers.
-    prompts.check_prompts({k: v for k, v in drawn.items() if v}, own)
-    prompts.check_prompts({k: v for k, v in trained.items() if v}, _tokenizers(settings, own))
+    prompts.check_prompts(drawn, own)
+    prompts.check_prompts(trained, _tokenizers(settings, own))
 
 
 def encode_images(settings: ScriptSettings, *, stop: Stop) -> None:
