@@ -67,6 +67,11 @@ reporter: ContextVar[Reporter] = ContextVar("reporter")
 """The reporter of the current run; the command line sets its own before it starts a flow."""
 
 
+def is_logged() -> bool:
+    """Whether the run reports to the log; the command line shows what it knows by itself."""
+    return current() is _LOG
+
+
 def current() -> Reporter:
     """The reporter of the current run; by default the log."""
     return reporter.get(_LOG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,19 @@ from prefect.settings import PREFECT_API_URL
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.masking import without_secrets
-from dreambooth_core.pipeline import StageContext
+from dreambooth_core.pipeline import StageContext, input_checks
 from dreambooth_core.pipeline.common import FLOW_RUN
 from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
 from tasks.dvc import Dvc
-from tasks.progress import StageTime, current
+from tasks.progress import StageTime, current, is_logged
 from tasks.staleness import Staleness, refuse_the_impossible
 from tasks.subject_lock import SubjectLock
 from tasks.this_run import Changes, applied, changed_view
+
+logger = logging.getLogger("dreambooth")
 
 
 class SubjectRun:
@@ -80,6 +83,13 @@ class SubjectRun:
         current().finished(taken)
 
 
+def log_warnings(workspace: Workspace, view: SubjectView) -> None:
+    """Log unexpected consequences of the settings, unless the command line has shown them."""
+    if is_logged():
+        for text in input_checks.warnings(workspace.root, view):
+            logger.warning("%s", text)
+
+
 @contextlib.contextmanager
 def subject_run(
     subject: str,
@@ -98,6 +108,7 @@ def subject_run(
     view = changed_view(workspace, subject, changes or {})
     refuse_the_impossible(workspace, view, env=env, last=last)
     require_store(workspace, env)
+    log_warnings(workspace, view)
     files.remove_abandoned(workspace.state)
     files.remove_abandoned(workspace.root, levels=0)  # of params.yaml and the like
     with (
