@@ -42,7 +42,8 @@ def _training(found: RunFacts) -> list[Fact]:
     began = datetime.datetime.fromtimestamp(found.began_ms / 1000, datetime.UTC)
     facts = [Fact(name="Trained", text=spell_time(began))]
     if found.trained_ms is not None:
-        duration = spell_duration((found.trained_ms - found.began_ms) / 1000)
+        # The thread that writes to MLflow may create the run after the first loss.
+        duration = spell_duration(max(0, found.trained_ms - found.began_ms) / 1000)
         facts.append(Fact(name="Training time", text=duration))
     if device := found.tags.get(runs.DEVICE):
         facts.append(Fact(name="Device", text=device))

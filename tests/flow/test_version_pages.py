@@ -92,6 +92,10 @@ def test_page_shows_both_sides_of_its_comparison_alone(workspace):
     assert f"{SUBJECT}/1 champion" not in kept(workspace, 1)
 
 
+def test_page_says_when_its_version_was_trained(workspace):
+    assert re.search(r"Trained \d+ \w+ \d{4}, \d\d:\d\d UTC MLflow run full-", present(workspace))
+
+
 def test_page_of_restored_outputs_shows_their_version(workspace):
     git(workspace, "checkout", "--quiet", "params.yaml", "dvc.lock")
     dvc(workspace.root, "checkout")
