@@ -180,7 +180,7 @@ def test_os_error_of_the_last_save_is_raised(tmp_path, tiny_sd, slow_disk):
         return tiny.rows_at(positions)
 
     slow_disk(job, save=3, until=4)
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError):
         tiny.train(job, rows=rows)
     assert len(tiny.updates(job)) == 4
     assert not job.out_dir.exists()
