@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli import screens, subject_table, subjects, workspace_setup
+from cli import screens, workspace_setup
 from cli.session import JsonOption, SubjectArgument, open_session, open_terminal, user_path
 from dreambooth_core import config
 from tasks import photos
@@ -70,6 +70,8 @@ def subject_add(
 ) -> None:
     """Check a subject's photos, copy the usable ones, and add it to params.yaml and DVC."""
     session = open_session(as_json=json)
+    from cli import subjects  # the data gate, which would delay every command
+
     new = subjects.NewSubject(name, class_noun=class_noun, identifier=identifier)
     dvc = Dvc(session.workspace, env=session.env)
     added = subjects.add(session.workspace, new, images, dvc)
@@ -100,6 +102,8 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
 def subject_list(*, json: JsonOption = False) -> None:
     """List the subjects: their words, their photos, their last run."""
     session = open_session(as_json=json)
+    from cli import subject_table  # like `subjects`
+
     rows = subject_table.rows(session.workspace)
     session.terminal.finish({"subjects": rows}, lambda console: _show_list(console, rows))
 
@@ -130,6 +134,8 @@ def subject_remove(
 ) -> None:
     """Remove a subject from params.yaml and dvc.yaml; keep its outputs and registered versions."""
     session = open_session(as_json=json)
+    from cli import subjects  # the data gate, which would delay every command
+
     removed = subjects.remove(session.workspace, name, photos=photos)
     session.terminal.finish(removed, lambda console: _show_removed(console, removed, photos))
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from sqlalchemy.engine import URL, make_url
-
 SQLITE = "sqlite"
 ARTIFACTS = "mlartifacts"
 """Name of the folder for the files of runs and versions, in a workspace."""
@@ -18,6 +16,8 @@ STORE = "mlflow.db"
 
 def sqlite_uri(file: Path) -> str:
     """The URI of a SQLite file, whatever characters its path has."""
+    from sqlalchemy.engine import URL  # would delay every command
+
     if "?" in str(file):  # it would begin the query of the URI
         url = URL.create(SQLITE, database=file.as_uri(), query={"uri": "true"})
     else:
@@ -27,6 +27,8 @@ def sqlite_uri(file: Path) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite URI; None for another kind of store, or one in memory."""
+    from sqlalchemy.engine import make_url  # would delay every command
+
     if not uri.startswith(SQLITE):
         return None
     database = make_url(uri).database

@@ -1,6 +1,7 @@
 """What commands print: JSON that parses, YAML as in the file, tables that hide nothing."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -94,3 +95,10 @@ def test_progress_of_a_photo_with_brackets_in_its_name(capsys):
         shown.progress("validate")(1, 2, "01 [/red].png")
         console.print(shown._bars.get_renderable())
     assert "01 [/red].png" in capsys.readouterr().out
+
+
+def test_command_line_starts_without_heavy_libraries() -> None:
+    heavy = ("torch", "transformers", "numpy", "PIL", "sqlalchemy", "mlflow", "prefect")
+    code = f"import sys, cli.main; sys.exit([m for m in {heavy} if m in sys.modules] or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr.decode()
