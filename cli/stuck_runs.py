@@ -73,7 +73,9 @@ def end_stuck_runs(client: SyncPrefectClient, *, pool: str) -> list[str]:
 
 def stuck_runs(client: SyncPrefectClient, *, pool: str | None = None) -> list[FlowRun]:
     """The active runs of the pool (or of any), or of a user's command, that no process works on."""
-    suspects = [run for run in _active_runs(client) if _is_stuck(client, run, pool, _working())]
+    active = _active_runs(client)
+    working = _working() if active else set[str]()
+    suspects = [run for run in active if _is_stuck(client, run, pool, working)]
     # A run may have ended between the two looks; its process reports that before it exits.
     return [run for run in suspects if _state_id(client.read_flow_run(run.id)) == _state_id(run)]
 

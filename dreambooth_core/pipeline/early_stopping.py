@@ -41,11 +41,10 @@ class Judge:
 
     def has_next(self) -> bool:
         """Whether the next checkpoint is there to be scored; a damaged one must be replaced."""
-        written = self._next_written()
-        return written is not None and written != self._damaged
+        return self._next_written() is not None
 
     def _next_written(self) -> tuple[int, int] | None:
-        """The time and inode of the next checkpoint's record; None without one."""
+        """The time and inode of the next checkpoint's record; None without one to be scored."""
         if self.last_step is not None or len(self._rows) == len(self._steps):
             return None
         name = published.checkpoint_name(self._steps[len(self._rows)])
@@ -53,7 +52,8 @@ class Judge:
             status = (self._job.checkpoints_dir / name / RECORD_NAME).stat()
         except FileNotFoundError:
             return None
-        return status.st_mtime_ns, status.st_ino
+        written = status.st_mtime_ns, status.st_ino
+        return None if written == self._damaged else written
 
     def score_all(self) -> None:
         """Score every checkpoint that is there."""
@@ -66,7 +66,7 @@ class Judge:
         Raises Stopped between sampling blocks.
         """
         written = self._next_written()
-        if written is None or written == self._damaged:
+        if written is None:
             return False
         folder = self._job.checkpoints_dir
         checkpoint = published.read_checkpoint(folder, step=self._steps[len(self._rows)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,12 +73,13 @@ def advise(evidence: Evidence | None) -> Advice:
             fault="there is no checkpoint",
         )
         return Advice(headline=f"{REFUSE}: {none.fault}", checks=(none,))
-    questions: Sequence[Callable[[Evidence], Check | None]] = (_subject, _prompt, _class, _limits)
-    answers = [answer for ask in questions if (answer := ask(evidence)) is not None]
+    kept = _class(evidence)
+    answers = (_subject(evidence), _prompt(evidence), kept, _limits(evidence))
     order = ("bad", "care", "good")
-    checks = tuple(sorted(answers, key=lambda check: order.index(check.mark)))
-    lost = (kept := _class(evidence)) is not None and kept.mark != "good"
-    return Advice(headline=_headline(checks), checks=checks, keeps_class=not lost)
+    found = [answer for answer in answers if answer is not None]
+    checks = tuple(sorted(found, key=lambda check: order.index(check.mark)))
+    keeps_class = kept is None or kept.mark == "good"
+    return Advice(headline=_headline(checks), checks=checks, keeps_class=keeps_class)
 
 
 def _headline(checks: Sequence[Check]) -> str:
