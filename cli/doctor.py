@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from cli import services
 from cli.server import answers
 from cli.stuck_runs import stuck_runs
-from dreambooth_core import config
+from dreambooth_core import config, environment
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.workspace import Workspace
@@ -163,7 +163,7 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
 
 def _flow_runs(api: str) -> Iterator[Check]:
     """Look for stuck runs of a server on this machine; others have their processes elsewhere."""
-    if urlsplit(api).hostname not in ("127.0.0.1", "localhost", "::1"):
+    if urlsplit(api).hostname not in environment.LOOPBACK:
         return
     from prefect.client.orchestration import SyncPrefectClient
 

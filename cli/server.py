@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dreambooth_core.errors import StageError
 from dreambooth_core.masking import scrubbed, without_secrets
-from dreambooth_core.supervision import free_port, stop_group, supervised
+from dreambooth_core.supervision import free_port, start_logged, stop_group
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 
@@ -99,15 +99,8 @@ class _TemporaryServer:
                 self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as sink:
-            return subprocess.Popen(
-                supervised(_command(self._port)),
-                env={**self._env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
-                stdout=sink,
-                stderr=sink,
-                start_new_session=True,
-            )
+        env = {**self._env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+        return start_logged(_command(self._port), self._log, env=env)
 
 
 def _require_api(url: str) -> None:

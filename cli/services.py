@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from dreambooth_core import files
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import StageError
 from dreambooth_core.registry.store_uri import ARTIFACTS, STORE, sqlite_uri
-from dreambooth_core.supervision import stop_group, stop_on_signals, supervised
+from dreambooth_core.supervision import start_logged, stop_group, stop_on_signals
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 
@@ -56,17 +55,7 @@ class Service:
 
     def start(self) -> None:
         """Start the process in a session of its own; it dies with this one."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                supervised(self._command),
-                cwd=self._folder,
-                env=self._env,
-                stdout=sink,
-                stderr=sink,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        self.process = start_logged(self._command, self._log, env=self._env, folder=self._folder)
         self._began = time.monotonic()
 
     def stop(self) -> None:

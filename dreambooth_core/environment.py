@@ -94,7 +94,7 @@ _CHATTY = (
 )
 
 _PROXIES = frozenset(("http_proxy", "https_proxy", "all_proxy"))
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _EXTENSIONS = Path.home() / ".cache" / "dreambooth" / "torch_extensions"
 """Where DeepSpeed's compiled parts are kept: they take minutes to build, and its own place is
@@ -155,7 +155,7 @@ def exempt_loopback() -> None:
     hosts = [host.strip() for host in given.split(",") if host.strip()]
     if "*" in hosts:
         return
-    text = ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
+    text = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = text
 
 

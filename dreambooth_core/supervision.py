@@ -16,6 +16,10 @@ import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -50,6 +54,23 @@ def supervised(
     assignments = [f"{name}={value}" for name, value in (variables or {}).items()]
     program = [sys.executable, "-I", "-S", __file__, _ADOPT if adopt else _EXEC, str(os.getpid())]
     return [*program, *(["env", *assignments] if assignments else ()), *command]
+
+
+def start_logged(
+    command: Sequence[str], log: Path, *, env: Mapping[str, str], folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command that dies with us, in a new session; its output goes to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            supervised(command),
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
 
 
 def stop_group(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
