@@ -29,12 +29,11 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
-from ruamel.yaml import YAML
 
+from benchmarks import drawn_runs
 from benchmarks.common import ROOT, machine
 from benchmarks.pocket_subjects import make_place_accuracy
-from dreambooth_core import config, files
-from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core import files
 from dreambooth_core.records import REAL, STEP_0, CheckpointScore, Evaluation, Selection
 from dreambooth_core.workspace import Workspace
 from tools.pocket.drawing import render
@@ -93,33 +92,22 @@ def key_of(index: int, recipe: str) -> str:
     return f"place_{index:02d}_{recipe}"
 
 
-def write_settings(root: Path, recipes: Sequence[str], num_subjects: int) -> None:
+def write_settings(root: Path, recipes: Sequence[str], num_subjects: int) -> Workspace:
     """Write the shipped settings with every subject in every recipe."""
-    yaml = YAML()
-    settings = yaml.load(ROOT / "params.yaml")
-    settings["subjects"] = {}
+    subjects: dict[str, dict[str, Any]] = {}
     for index in range(num_subjects):
         folder = root / "photos" / f"{index:02d}"
         noun = draw(folder, index)
         for recipe in recipes:
-            settings["subjects"][key_of(index, recipe)] = {
-                "instance_dir": str(folder), "identifier": "sks", "class_noun": noun,
-                "prompts": None, "overrides": RECIPES[recipe],
-            }  # fmt: skip
-    yaml.dump(settings, root / "params.yaml")
-    if not (root / "assets").exists():
-        (root / "assets").symlink_to(ROOT / "assets")
+            subjects[key_of(index, recipe)] = drawn_runs.subject(folder, noun, RECIPES[recipe])
+    return drawn_runs.write_workspace(root, drawn_runs.shipped_settings(), subjects)
 
 
 def train(workspace: Workspace, key: str) -> None:
     """Run the stages, unless they have run."""
-    if (workspace.stage_dir(key, "select") / "record.json").is_file():
-        return
-    began, env = time.monotonic(), {"DVC_EXP_NAME": key}
-    context = StageContext(config.load_view(workspace, key), workspace.places(key), env=env)
-    for stage in STAGES:
-        run_stage(context, stage)
-    logging.info("%s: %.0f s", key, time.monotonic() - began)
+    began = time.monotonic()
+    if drawn_runs.run_stages(workspace, key, STAGES):
+        logging.info("%s: %.0f s", key, time.monotonic() - began)
 
 
 def measure(workspace: Workspace, index: int, recipe: str) -> Run:
@@ -189,8 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, recipes = arguments.workspace.resolve(), arguments.recipes.split(",")
-    write_settings(root, recipes, arguments.subjects)
-    workspace = Workspace(root)
+    workspace = write_settings(root, recipes, arguments.subjects)
     runs = []
     for index in range(arguments.subjects):
         for recipe in recipes:

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from ruamel.yaml import YAML
 
+from benchmarks import drawn_runs
 from benchmarks.common import ROOT
 from dreambooth_core import config
 from dreambooth_core.evaluation.extractors import DinoScorer, load_dino
@@ -92,10 +92,9 @@ def nouns() -> dict[str, str]:
     }
 
 
-def write_settings(root: Path) -> None:
+def write_settings(root: Path) -> Workspace:
     """Write the shipped settings with all subjects in all variants."""
-    yaml = YAML()
-    settings = yaml.load(ROOT / "params.yaml")
+    settings = drawn_runs.shipped_settings()
     steps = settings["train"]["max_train_steps"]
     overrides = {
         "shipped": {},
@@ -107,21 +106,14 @@ def write_settings(root: Path) -> None:
             }
         },
     }
-    settings["subjects"] = {
-        key_of(name, variant): {
-            "instance_dir": str(ROOT / "examples" / name),
-            "identifier": "sks",
-            "class_noun": noun,
-            "prompts": None,
-            "overrides": overrides[variant],
-        }
+    subjects = {
+        key_of(name, variant): drawn_runs.subject(
+            ROOT / "examples" / name, noun, overrides[variant]
+        )
         for name, noun in nouns().items()
         for variant in VARIANTS
     }
-    root.mkdir(parents=True, exist_ok=True)
-    yaml.dump(settings, root / "params.yaml")
-    if not (root / "assets").exists():
-        (root / "assets").symlink_to(ROOT / "assets")
+    return drawn_runs.write_workspace(root, settings, subjects)
 
 
 def key_of(name: str, variant: str) -> str:
@@ -331,8 +323,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    workspace = Workspace(arguments.workspace.resolve())
-    write_settings(workspace.root)
+    workspace = write_settings(arguments.workspace.resolve())
     accuracy = make_place_accuracy(arguments.classifier)
     rows: list[Row] = []
     for variant in arguments.variants.split(","):

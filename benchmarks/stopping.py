@@ -23,19 +23,16 @@ import argparse
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from benchmarks import common
+from benchmarks import common, drawn_runs
 from benchmarks.common import ROOT
 from dreambooth_core import config
 from dreambooth_core.config import SelectSettings
 from dreambooth_core.evaluation import selection
-from dreambooth_core.pipeline import StageContext, run_stage
 from dreambooth_core.records import REAL, STEP_0, CheckpointScore, Evaluation, Interval
 from dreambooth_core.workspace import Workspace
 from tools.pocket.drawing import render
@@ -82,41 +79,18 @@ def draw(folder: Path, group: str, index: int) -> str:
     return individual.thing
 
 
-def write_settings(root: Path, names: Sequence[str]) -> None:
+def write_settings(root: Path, names: Sequence[str]) -> Workspace:
     """Write the shipped settings without stopping and racing, with twice the images."""
-    yaml = YAML()
-    settings = yaml.load(ROOT / "params.yaml")
-    settings["evaluate"] |= {"racing": False, "images_per_prompt": 2 * _shown_rounds(settings)}
+    settings = drawn_runs.shipped_settings()
+    rounds = settings["evaluate"]["images_per_prompt"]
+    settings["evaluate"] |= {"racing": False, "images_per_prompt": 2 * rounds}
     settings["select"]["early_stopping_patience"] = None
-    settings["subjects"] = {}
+    subjects: dict[str, dict[str, Any]] = {}
     for name in names:
         group, index = name.split("_")
         folder = root / "photos" / name
-        settings["subjects"][name] = {
-            "instance_dir": str(folder),
-            "identifier": "sks",
-            "class_noun": draw(folder, group, int(index)),
-            "prompts": None,
-            "overrides": {},
-        }
-    yaml.dump(settings, root / "params.yaml")
-    if not (root / "assets").exists():
-        (root / "assets").symlink_to(ROOT / "assets")
-
-
-def _shown_rounds(settings: Mapping[str, Any]) -> int:
-    return settings["evaluate"]["images_per_prompt"]
-
-
-def make_table(workspace: Workspace, name: str) -> None:
-    """Train a subject and score all its checkpoints, unless that is done."""
-    if (workspace.stage_dir(name, "evaluate") / "record.json").is_file():
-        return
-    context = StageContext(
-        config.load_view(workspace, name), workspace.places(name), env={"DVC_EXP_NAME": name}
-    )
-    for stage in STAGES:
-        run_stage(context, stage)
+        subjects[name] = drawn_runs.subject(folder, draw(folder, group, int(index)))
+    return drawn_runs.write_workspace(root, settings, subjects)
 
 
 def replay(name: str, table: Evaluation, settings: SelectSettings, *, rounds: int) -> Replay:
@@ -237,17 +211,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="write benchmarks/results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    root = arguments.workspace.resolve()
-    root.mkdir(parents=True, exist_ok=True)
     numbers = range(TUNED_ON, TUNED_ON + arguments.subjects)
     names = [f"{GROUPS[number % 2]}_{number // 2:02d}" for number in numbers]
-    write_settings(root, names)
-    workspace = Workspace(root)
+    workspace = write_settings(arguments.workspace.resolve(), names)
     shipped = config.load_settings(ROOT / "params.yaml")
     replays: list[Replay] = []
     for name in names:
         if not arguments.replay_only:
-            make_table(workspace, name)
+            drawn_runs.run_stages(workspace, name, STAGES)
         table = Evaluation.read_if_there(workspace.stage_dir(name, "evaluate"))
         if table is not None:
             rounds = shipped.evaluate.images_per_prompt
