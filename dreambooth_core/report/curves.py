@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from dreambooth_core.report.plane import Margins, Plane, nice_ticks
+
+_MARGINS = Margins(left=46, right=14, top=12, bottom=30)
 _W, _H = 340, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 30
+_LEFT, _RIGHT, _TOP = _MARGINS.left, _MARGINS.right, _MARGINS.top
 _MOST_STEPS = 8  # more numbers than this do not fit below the chart
 
 
@@ -36,24 +39,6 @@ class Level:
     kind: str  # "real" or "limit": the CSS class
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Maps steps and values to coordinates of the chart."""
-
-    steps: tuple[float, float]
-    values: tuple[float, float]
-
-    def x(self, step: float) -> float:
-        """Horizontal position of a step."""
-        low, high = self.steps
-        return _LEFT + (step - low) / ((high - low) or 1.0) * (_W - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        """Vertical position of a value; larger values are higher up."""
-        low, high = self.values
-        return _H - _BOTTOM - (value - low) / ((high - low) or 1.0) * (_H - _TOP - _BOTTOM)
-
-
 def line_chart(
     points: Sequence[Point],
     *,
@@ -68,7 +53,12 @@ def line_chart(
     if not points:
         raise ValueError("a chart needs at least one point")
     ticks = nice_ticks(*_value_range(points, levels))
-    scale = Scale(steps=(points[0].step, points[-1].step), values=(min(ticks), max(ticks)))
+    scale = Plane(
+        size=(_W, _H),
+        margins=_MARGINS,
+        across=(points[0].step, points[-1].step),
+        up=(min(ticks), max(ticks)),
+    )
     # The parts contain numbers and escaped texts only.
     parts = [
         f'<svg class="chart" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(label)}">',
@@ -82,37 +72,21 @@ def line_chart(
     return Markup("\n".join(part for part in parts if part))
 
 
-def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
-    """Round numbers that enclose [low, high], at most about `most` of them."""
-    if high <= low:
-        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
-    raw = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
 def _value_range(points: Sequence[Point], levels: Sequence[Level]) -> tuple[float, float]:
     values = [p.value for p in points] + [level.value for level in levels]
     values += [v for p in points for v in (p.low, p.high) if v is not None]
     return min(values), max(values)
 
 
-def _axes(scale: Scale, ticks: Sequence[float], points: Sequence[Point]) -> list[str]:
-    digits = max(len(f"{tick:g}".partition(".")[2]) for tick in ticks)
-    parts = [
-        f'<line class="rule" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{scale.y(t):.1f}" '
-        f'y2="{scale.y(t):.1f}"/><text class="tick" x="{_LEFT - 8}" y="{scale.y(t) + 4:.1f}" '
-        f'text-anchor="end">{t:.{digits}f}</text>'
-        for t in ticks
+def _axes(scale: Plane, ticks: Sequence[float], points: Sequence[Point]) -> list[str]:
+    return [
+        *scale.rules(ticks),
+        *(
+            f'<text class="tick" x="{scale.x(step):.1f}" y="{_H - 10}" text-anchor="middle">'
+            f"{step:g}</text>"
+            for step in _shown_steps(points)
+        ),
     ]
-    parts += [
-        f'<text class="tick" x="{scale.x(step):.1f}" y="{_H - 10}" text-anchor="middle">{step:g}'
-        "</text>"
-        for step in _shown_steps(points)
-    ]
-    return parts
 
 
 def _shown_steps(points: Sequence[Point]) -> list[float]:
@@ -123,7 +97,7 @@ def _shown_steps(points: Sequence[Point]) -> list[float]:
     return [tick for tick in nice_ticks(steps[0], steps[-1]) if steps[0] <= tick <= steps[-1]]
 
 
-def _level(scale: Scale, level: Level, *, points: Sequence[Point]) -> str:
+def _level(scale: Plane, level: Level, *, points: Sequence[Point]) -> str:
     """The level's line, with its label at the end that is farther from the series."""
     y = scale.y(level.value)
     text_y = y - 5 if y > _TOP + 14 else y + 14
@@ -136,7 +110,7 @@ def _level(scale: Scale, level: Level, *, points: Sequence[Point]) -> str:
     )
 
 
-def _band(scale: Scale, points: Sequence[Point]) -> str:
+def _band(scale: Plane, points: Sequence[Point]) -> str:
     closed = [p for p in points if p.low is not None and p.high is not None]
     if len(closed) < 2:
         return ""
@@ -145,12 +119,12 @@ def _band(scale: Scale, points: Sequence[Point]) -> str:
     return f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
 
 
-def _line(scale: Scale, points: Sequence[Point]) -> str:
+def _line(scale: Plane, points: Sequence[Point]) -> str:
     path = " ".join(f"{scale.x(p.step):.1f},{scale.y(p.value):.1f}" for p in points)
     return f'<polyline class="series" points="{path}"/>'
 
 
-def _dots(scale: Scale, points: Sequence[Point], *, marked: int | None) -> list[str]:
+def _dots(scale: Plane, points: Sequence[Point], *, marked: int | None) -> list[str]:
     if len(points) > 40:
         return []
     return [

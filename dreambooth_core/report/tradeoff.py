@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from dreambooth_core.report.curves import nice_ticks
+from dreambooth_core.report.plane import Margins, Plane, digits_of, nice_ticks
 
+_MARGINS = Margins(left=62, right=24, top=20, bottom=52)
 _W, _H = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 20, 52
+_LEFT, _RIGHT = _MARGINS.left, _MARGINS.right
+_TOP, _BOTTOM = _MARGINS.top, _MARGINS.bottom
 _LETTER, _LINE = 7.0, 15.0  # room of a label in the chart's font
 
 
@@ -25,24 +27,6 @@ class Place:
     subject: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frame:
-    """Maps scores to coordinates of the plot."""
-
-    prompts: tuple[float, float]
-    subjects: tuple[float, float]
-
-    def x(self, prompt: float) -> float:
-        """Horizontal position; better prompts are further right."""
-        low, high = self.prompts
-        return _LEFT + (prompt - low) / ((high - low) or 1.0) * (_W - _LEFT - _RIGHT)
-
-    def y(self, subject: float) -> float:
-        """Vertical position; better likeness is higher up."""
-        low, high = self.subjects
-        return _H - _BOTTOM - (subject - low) / ((high - low) or 1.0) * (_H - _TOP - _BOTTOM)
-
-
 def scatter(
     places: Sequence[Place], *, photos: float | None = None, min_prompt: float | None = None
 ) -> Markup:
@@ -54,7 +38,9 @@ def scatter(
         raise ValueError("a plot needs at least one place")
     across = nice_ticks(*_reach([p.prompt for p in places], min_prompt), most=6)
     up = nice_ticks(*_reach([p.subject for p in places], photos), most=6)
-    frame = Frame(prompts=(across[0], across[-1]), subjects=(up[0], up[-1]))
+    frame = Plane(
+        size=(_W, _H), margins=_MARGINS, across=(across[0], across[-1]), up=(up[0], up[-1])
+    )
     # The parts contain numbers and escaped texts only.
     parts = [
         f'<svg class="chart tradeoff" viewBox="0 0 {_W} {_H}" role="img" '
@@ -81,19 +67,13 @@ def _spoken(places: Sequence[Place]) -> str:
     return f"Subject (DINO) against prompt (CLIP-T): {each}"
 
 
-def _axes(frame: Frame, across: Sequence[float], up: Sequence[float]) -> list[str]:
-    digits_x, digits_y = (max(len(f"{t:g}".partition(".")[2]) for t in ts) for ts in (across, up))
-    bottom = _H - _BOTTOM
+def _axes(frame: Plane, across: Sequence[float], up: Sequence[float]) -> list[str]:
+    bottom, digits = _H - _BOTTOM, digits_of(across)
     return [
-        *(
-            f'<line class="rule" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{frame.y(t):.1f}" '
-            f'y2="{frame.y(t):.1f}"/><text class="tick" x="{_LEFT - 8}" '
-            f'y="{frame.y(t) + 4:.1f}" text-anchor="end">{t:.{digits_y}f}</text>'
-            for t in up
-        ),
+        *frame.rules(up),
         *(
             f'<text class="tick" x="{frame.x(t):.1f}" y="{bottom + 18}" text-anchor="middle">'
-            f"{t:.{digits_x}f}</text>"
+            f"{t:.{digits}f}</text>"
             for t in across
         ),
         f'<text class="axis" x="{_W - _RIGHT}" y="{_H - 10}" text-anchor="end">'
@@ -103,7 +83,7 @@ def _axes(frame: Frame, across: Sequence[float], up: Sequence[float]) -> list[st
     ]
 
 
-def _limit(frame: Frame, min_prompt: float | None) -> str:
+def _limit(frame: Plane, min_prompt: float | None) -> str:
     """The area left of the limit, where no checkpoint qualifies."""
     if min_prompt is None:
         return ""
@@ -116,7 +96,7 @@ def _limit(frame: Frame, min_prompt: float | None) -> str:
     )
 
 
-def _ceiling(frame: Frame, photos: float | None) -> str:
+def _ceiling(frame: Plane, photos: float | None) -> str:
     if photos is None:
         return ""
     y = frame.y(photos)
@@ -126,13 +106,13 @@ def _ceiling(frame: Frame, photos: float | None) -> str:
     )
 
 
-def _path(frame: Frame, places: Sequence[Place]) -> str:
+def _path(frame: Plane, places: Sequence[Place]) -> str:
     """A thin line through the steps, in order."""
     points = " ".join(f"{frame.x(p.prompt):.1f},{frame.y(p.subject):.1f}" for p in places)
     return f'<polyline class="way" points="{points}"/>'
 
 
-def _points(frame: Frame, places: Sequence[Place]) -> list[str]:
+def _points(frame: Plane, places: Sequence[Place]) -> list[str]:
     return [
         f'<circle class="dot {escape(p.kind)}" cx="{frame.x(p.prompt):.1f}" '
         f'cy="{frame.y(p.subject):.1f}" r="{8 if p.kind == "chosen" else 4.5}"><title>'
@@ -141,7 +121,7 @@ def _points(frame: Frame, places: Sequence[Place]) -> list[str]:
     ]
 
 
-def _labels(frame: Frame, places: Sequence[Place]) -> list[str]:
+def _labels(frame: Plane, places: Sequence[Place]) -> list[str]:
     """Labels at the points, the chosen one's first; one that would cover another is left out."""
     taken = [_around(frame, place) for place in places]
     shown: list[str] = []
@@ -161,7 +141,7 @@ def _labels(frame: Frame, places: Sequence[Place]) -> list[str]:
     return shown
 
 
-def _around(frame: Frame, place: Place) -> tuple[float, float, float, float]:
+def _around(frame: Plane, place: Place) -> tuple[float, float, float, float]:
     x, y = frame.x(place.prompt), frame.y(place.subject)
     return x - 5, y - 5, x + 5, y + 5
 
