@@ -11,6 +11,7 @@ from cli import screens
 from cli.progress import TerminalReporter
 from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
 from dreambooth_core import config
+from dreambooth_core.config import fields
 from dreambooth_core.pipeline import StageContext
 
 if TYPE_CHECKING:
@@ -28,6 +29,28 @@ OutOption = Annotated[
     Path,
     typer.Option(
         parser=user_path, metavar="FOLDER", help="Output folder. Files in it stay as they are."
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0, max=fields.MAX_SEED, help="Seed of the first image; image i uses seed + i."
+    ),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=fields.MAX_SAMPLING_STEPS,
+        help="Sampling steps. Default: evaluate.num_inference_steps.",
+    ),
+]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=fields.MAX_GUIDANCE,
+        help="Guidance scale. Default: evaluate.guidance_scale.",
     ),
 ]
 BatchOption = Annotated[
@@ -59,21 +82,10 @@ def generate(  # noqa: PLR0913 - one parameter per option
     prompt: Annotated[str, typer.Option(help='For example "a photo of sks mug on the beach".')],
     out: OutOption,
     negative_prompt: Annotated[str, typer.Option(help="What the images should not show.")] = "",
-    num: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 4,
-    seed: Annotated[
-        int,
-        typer.Option(min=0, max=2**62, help="Seed of the first image; image i uses seed + i."),
-    ] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1000, help="Sampling steps. Default: evaluate.num_inference_steps."
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Guidance scale. Default: evaluate.guidance_scale."),
-    ] = None,
+    num: Annotated[int, typer.Option(min=1, max=fields.MAX_IMAGES, help="Number of images.")] = 4,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     batch_size: BatchOption = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Default: compute.device.")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dreambooth_core import config, environment, locks
 from dreambooth_core import pipeline as stages
-from dreambooth_core.config import SubjectView
+from dreambooth_core.config import SubjectView, fields
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.ports import Progress, no_progress
 from dreambooth_core.records import Record, Scores, Selection
@@ -156,10 +156,10 @@ class _Drawing(BaseModel):
     model_config = ConfigDict(strict=True)
 
     prompt: Annotated[str, Field(pattern=r"\S")]
-    num: Annotated[int, Field(ge=1, le=10_000)]
-    seed: Annotated[int, Field(ge=0, le=2**62)]
-    steps: Annotated[int, Field(ge=1, le=1000)] | None
-    guidance: Annotated[float, Field(ge=0, le=100)] | None
+    num: Annotated[int, Field(ge=1, le=fields.MAX_IMAGES)]
+    seed: Annotated[int, Field(ge=0, le=fields.MAX_SEED)]
+    steps: Annotated[int, Field(ge=1, le=fields.MAX_SAMPLING_STEPS)] | None
+    guidance: Annotated[float, Field(ge=0, le=fields.MAX_GUIDANCE)] | None
 
 
 def _checked(**arguments: object) -> _Drawing:

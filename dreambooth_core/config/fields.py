@@ -29,3 +29,9 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+# What the command and the function `generate` accept.
+MAX_IMAGES = 10_000
+MAX_SEED = 2**62
+MAX_SAMPLING_STEPS = 1000
+MAX_GUIDANCE = 100
