@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -24,7 +27,12 @@ from dreambooth_core.ports import StopSignal, never_stop
 from dreambooth_core.records import ManifestImage, Record
 
 Sampler = Callable[[Sequence[int]], Sequence[Image.Image]]
-"""Samples the images of a block's indices. Each image depends on its index alone."""
+"""Samples the images of a block's indices. Each image depends on its index alone.
+
+With several lanes, threads call it at the same time.
+"""
+
+T = TypeVar("T")
 
 _PNG_LEVEL = 6
 _LOCK_POLL_S = 1.0
@@ -44,6 +52,50 @@ class Block(Record):
     key: str
     first: int
     images: tuple[ManifestImage, ...]
+
+
+def once(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that calls `make` on its first call and then returns the same object.
+
+    Threads may call it at the same time, unlike a cached function: it never makes two.
+    """
+    lock, made = threading.Lock(), list[T]()
+
+    def get() -> T:
+        with lock:
+            if not made:
+                made.append(make())
+            return made[0]
+
+    return get
+
+
+def complete_blocks(
+    folder: Path,
+    key: str,
+    blocks: Sequence[range],
+    *,
+    sampler: Sampler,
+    lanes: int = 1,
+    should_stop: StopSignal = never_stop,
+    show: Callable[[int], None] = lambda _: None,
+) -> list[SampledImage]:
+    """Return the images of all blocks in order, sampling up to `lanes` blocks at the same time.
+
+    `show` gets the number of complete blocks. Otherwise like `complete_block`.
+    """
+
+    def complete(indices: range) -> list[SampledImage]:
+        return complete_block(folder, key, indices, sampler=sampler, should_stop=should_stop)
+
+    images: list[SampledImage] = []
+    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
+        # Prefect stops a task in its own thread alone, so a single lane stays in it.
+        finished = map(complete, blocks) if lanes == 1 else pool.map(complete, blocks)
+        for number, block in enumerate(finished, start=1):
+            images += block
+            show(number)
+    return images
 
 
 def complete_block(

@@ -59,6 +59,7 @@ def make_class_images(  # noqa: PLR0913 - the stage's inputs, all named
     num: int,
     block_size: int,
     sampler: Sampler,
+    lanes: int = 1,
     warnings: tuple[str, ...] = (),
     should_stop: StopSignal = never_stop,
     progress: Progress = no_progress,
@@ -67,13 +68,15 @@ def make_class_images(  # noqa: PLR0913 - the stage's inputs, all named
 
     Raises Stopped between blocks (the sampler may raise it within one); finished blocks stay.
     """
-    sampled: list[SampledImage] = []
-    for first in range(0, num, block_size):
-        indices = range(first, first + block_size)
-        sampled += blocks.complete_block(
-            state, key, indices, sampler=sampler, should_stop=should_stop
-        )
-        progress(min(first + block_size, num), num)
+    sampled = blocks.complete_blocks(
+        state,
+        key,
+        [range(first, first + block_size) for first in range(0, num, block_size)],
+        sampler=sampler,
+        lanes=lanes,
+        should_stop=should_stop,
+        show=lambda done: progress(min(done * block_size, num), num),
+    )
     images = tuple(_publish(image, out) for image in sampled[:num])
     manifest = Manifest(role="class", fingerprint=fingerprint, images=images, warnings=warnings)
     manifest.write(out)

@@ -130,6 +130,7 @@ def score_checkpoint(
     model: ScoredModel,
     rounds: int,
     sampler: Sampler,
+    lanes: int = 1,
     progress: Progress = no_progress,
     should_stop: StopSignal = never_stop,
 ) -> CheckpointScore:
@@ -143,6 +144,7 @@ def score_checkpoint(
         model_sha256=model.sha256,
         rounds=rounds,
         sampler=sampler,
+        lanes=lanes,
         progress=progress,
         should_stop=should_stop,
     )

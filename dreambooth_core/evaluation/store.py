@@ -53,6 +53,7 @@ class ScoreStore:
         model_sha256: str,
         rounds: int,
         sampler: Sampler,
+        lanes: int = 1,
         progress: Progress = no_progress,
         should_stop: StopSignal = never_stop,
     ) -> RowImages:
@@ -60,38 +61,44 @@ class ScoreStore:
 
         Subjects with the same words and base model share images. Raises Stopped between blocks.
         """
-        key = plan.sampling_key(model_sha256)
-        suite: list[Path] = []
-        class_prompt: list[Path] = []
+        key, requests = plan.sampling_key(model_sha256), dict[int, tuple[str, int]]()
+        ranges: list[range] = []
+        rounds_after: dict[int, int] = {}
         for number in range(rounds):
-            paths = self._round(plan, number, key=key, sampler=sampler, should_stop=should_stop)
-            suite += paths[: len(plan.prompts)]
-            class_prompt += paths[len(plan.prompts) :]
-            progress(number + 1, rounds, "rounds of evaluation images")
-        return RowImages(suite=tuple(suite), class_prompt=tuple(class_prompt))
-
-    def _round(
-        self,
-        plan: EvaluationPlan,
-        number: int,
-        *,
-        key: str,
-        sampler: Sampler,
-        should_stop: StopSignal,
-    ) -> list[Path]:
-        """The images of one round. Its blocks hold no other round's images."""
-        first, requests = plan.round(number)
+            first, own = plan.round(number)
+            end = first + len(own)
+            requests |= zip(range(first, end), own, strict=True)
+            # No block holds images of two rounds.
+            ranges += [
+                range(start, min(start + plan.batch_size, end))
+                for start in range(first, end, plan.batch_size)
+            ]
+            rounds_after[len(ranges)] = number + 1
 
         def sample(indices: Sequence[int]) -> Sequence[Image.Image]:
-            block = [requests[index - first] for index in indices]
+            block = [requests[index] for index in indices]
             return sampler([prompt for prompt, _ in block], [seed for _, seed in block])
 
-        paths: list[Path] = []
-        end = first + len(requests)
-        for start in range(first, end, plan.batch_size):
-            indices = range(start, min(start + plan.batch_size, end))
-            block = blocks.complete_block(
-                self.root / "images" / key, key, indices, sampler=sample, should_stop=should_stop
-            )
-            paths += [image.path for image in block]
-        return paths
+        def show(done: int) -> None:
+            if done in rounds_after:
+                progress(rounds_after[done], rounds, "rounds of evaluation images")
+
+        images = blocks.complete_blocks(
+            self.root / "images" / key,
+            key,
+            ranges,
+            sampler=sample,
+            lanes=lanes,
+            should_stop=should_stop,
+            show=show,
+        )
+        paths = {index: image.path for index, image in zip(requests, images, strict=True)}
+        suite = {
+            index
+            for first in (plan.round(number)[0] for number in range(rounds))
+            for index in range(first, first + len(plan.prompts))
+        }
+        return RowImages(
+            suite=tuple(path for index, path in paths.items() if index in suite),
+            class_prompt=tuple(path for index, path in paths.items() if index not in suite),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +85,9 @@ def _draw_block(
         _raise_if_stopped(should_stop)
         return tensors
 
-    draw: Any = pipe  # diffusers annotates the call more narrowly than it is
+    # A sampler has state, so that each thread needs its own.
+    draw: Any = copy.copy(pipe)  # diffusers annotates the call more narrowly than it is
+    draw.scheduler = copy.deepcopy(pipe.scheduler)
     output = draw(
         prompt=filled_prompts,
         generator=generators,

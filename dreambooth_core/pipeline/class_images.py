@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
 from dreambooth_core import files
-from dreambooth_core.blocks import Sampler
+from dreambooth_core.blocks import Sampler, once
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling
@@ -48,6 +47,7 @@ def run(context: StageContext) -> Manifest:
             num=prior.num_class_images,
             block_size=prior.sample_batch_size,
             sampler=make_sampler(context, prior, resolution=settings.data.resolution),
+            lanes=context.sampling_lanes(load.pick_device(settings.compute).type),
             warnings=gate.class_set_warnings(prior),
             should_stop=context.should_stop,
             progress=context.progress,
@@ -85,8 +85,7 @@ def make_sampler(
     """
     settings = context.settings
 
-    @functools.cache
-    def pipeline() -> Pipeline:
+    def open_pipeline() -> Pipeline:
         load.configure_torch(settings.compute)
         pipe = load.load_pipeline(
             settings.base_model,
@@ -96,6 +95,8 @@ def make_sampler(
         )
         sampling.give_solver(pipe, prior.solver)
         return pipe
+
+    pipeline = once(open_pipeline)
 
     def sample(indices: Sequence[int]) -> list[Image.Image]:
         return sampling.sample(

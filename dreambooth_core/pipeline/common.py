@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ FLOW_RUN = "DREAMBOOTH_FLOW_RUN"
 """Environment variable: the address of the present Prefect run."""
 
 PUBLISH_TIMEOUT_S = 120.0
+
+_MAX_LANES = 4
+"""Each lane needs the memory of a block."""
 
 logger = logging.getLogger("dreambooth")
 
@@ -70,6 +74,19 @@ class RunContext:
     places: Places
     progress: Progress = no_progress
     should_stop: StopSignal = never_stop
+    shares_cores: bool = False
+    """Whether a training runs at the same time."""
+
+    def sampling_lanes(self, device: str) -> int:
+        """How many blocks of images to sample at the same time; the bytes do not depend on it.
+
+        Several on free cores: a small model fills no core with more than one thread. One on a GPU,
+        which a single block fills.
+        """
+        if device != "cpu" or self.shares_cores:
+            return 1
+        free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return max(1, min(_MAX_LANES, (free or 1) // self.settings.compute.num_threads))
 
     def fingerprint(self, stage: str, inputs: Mapping[str, Any]) -> str:
         """sha256 of the stage's inputs, enough in folders that belong to one run."""

@@ -30,7 +30,7 @@ class Judge:
 
     def __init__(self, context: StageContext, job: TrainJob, *, patience: int) -> None:
         # The training shows its progress in the same place.
-        self._context = dataclasses.replace(context, progress=no_progress)
+        self._context = dataclasses.replace(context, progress=no_progress, shares_cores=True)
         self._job, self._patience = job, patience
         self._steps = job.published_steps()
         self._rows: list[CheckpointScore] = []

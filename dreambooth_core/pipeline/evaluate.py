@@ -6,6 +6,7 @@ publishes them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from dreambooth_core import files
+from dreambooth_core.blocks import once
 from dreambooth_core.config import SubjectView
 from dreambooth_core.evaluation import extractors, scores, selection, suites
 from dreambooth_core.evaluation.scores import Evaluator, ScoredModel
@@ -229,18 +231,22 @@ class ResidentEvaluator:
         """
         evaluator = self.evaluators[role]
 
-        def sample_block(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-            with borrow() as pipe:
-                return sample(pipe, evaluator.plan, prompts, seeds, should_stop=context.should_stop)
+        with contextlib.ExitStack() as stack:
+            borrowed = once(lambda: stack.enter_context(borrow()))
 
-        return scores.score_checkpoint(
-            evaluator,
-            model=model,
-            rounds=rounds or evaluator.plan.rounds,
-            sampler=sample_block,
-            progress=context.progress,
-            should_stop=context.should_stop,
-        )
+            def sample_block(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+                pipe, plan = borrowed(), evaluator.plan
+                return sample(pipe, plan, prompts, seeds, should_stop=context.should_stop)
+
+            return scores.score_checkpoint(
+                evaluator,
+                model=model,
+                rounds=rounds or evaluator.plan.rounds,
+                sampler=sample_block,
+                lanes=context.sampling_lanes(self.device.type),
+                progress=context.progress,
+                should_stop=context.should_stop,
+            )
 
     def images(
         self, row: CheckpointScore, *, role: SeedRole = "evaluate", base_sha256: str | None = None

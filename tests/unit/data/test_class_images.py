@@ -3,8 +3,10 @@
 import io
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,8 @@ class Artist:
 
 def make(tmp_path: Path, num: int, artist: Artist, *, out: str = "out", **more: object) -> Manifest:
     call = {"key": "k" * 64, "fingerprint": "f", "block_size": BLOCK} | more
-    return make_class_images(
-        state=tmp_path / "state", out=tmp_path / out, num=num, sampler=artist, **call
-    )
+    call = {"sampler": artist} | call
+    return make_class_images(state=tmp_path / "state", out=tmp_path / out, num=num, **call)
 
 
 def test_set_of_30_grown_to_48_equals_a_set_of_48(tmp_path: Path) -> None:
@@ -259,3 +260,55 @@ def test_real_pipeline_extends_3_images_to_5(tiny_sd: Path, tmp_path: Path) -> N
     assert five == at_once
     assert three.items() < five.items()
     assert len(set(five.values())) == 5
+
+
+def test_two_lanes_sample_the_bytes_of_one(tiny_sd: Path, tmp_path: Path) -> None:
+    settings = BaseModelSettings(pretrained_model_name_or_path=str(tiny_sd))
+    pipe = load.load_pipeline(settings, tmp_path, device=torch.device("cpu"))
+    threads: set[str] = set()
+
+    def sampler(indices: Sequence[int]) -> list[Image.Image]:
+        threads.add(threading.current_thread().name)
+        return sample(
+            pipe, prompts=["a photo of mug"] * len(indices),
+            seeds=[class_seed(7, i) for i in indices],
+            steps=4, guidance=3.0, resolution=64, batch_size=2,
+        )  # fmt: skip
+
+    def run(lanes: int) -> dict[str, str]:
+        out = tmp_path / f"out-{lanes}"
+        make_class_images(
+            state=tmp_path / str(lanes), out=out, key="k", fingerprint="f", num=12,
+            block_size=2, sampler=sampler, lanes=lanes,
+        )  # fmt: skip
+        return files.tree_hashes(out)
+
+    one = run(1)
+    assert threads == {"MainThread"}
+    assert run(3) == one
+    assert len(threads) == 4
+
+
+def test_error_in_one_lane_ends_the_others_and_keeps_whole_blocks(tmp_path: Path) -> None:
+    artist = Artist()
+
+    def sampler(indices: Sequence[int]) -> list[Image.Image]:
+        if 8 in indices:
+            raise Stopped("stopped in block 1")
+        return artist(indices)
+
+    with pytest.raises(Stopped, match="block 1"):
+        make(tmp_path, 800, artist, sampler=sampler, lanes=2)
+    assert not (tmp_path / "out" / "images").exists()
+    drawn = len(artist.drawn)
+    assert drawn < 792
+    make(tmp_path, 800, artist)
+    assert sorted(artist.drawn) == list(range(800))
+
+
+def test_threads_open_a_sampler_once() -> None:
+    opened: list[int] = []
+    get = blocks.once(lambda: (time.sleep(0.05), opened.append(1)))
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(made) for made in pool.map(lambda _: get(), range(8))}) == 1
+    assert opened == [1]
