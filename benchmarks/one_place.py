@@ -1,8 +1,9 @@
 """Subject and prompt, on photos taken in one place: which recipe keeps both?
 
-    python -m benchmarks.one_place [--recipes shipped,auto,files] [--subjects 8] [--json]
+    python -m benchmarks.one_place [--recipes shipped,auto,files] [--subjects 0-7] [--json]
+    python -m benchmarks.one_place --several-places    # what a recipe costs on easy photos
 
-Draws subjects with three photos in one place, trains each recipe on them with the pipeline's own
+Draws subjects with three photos in one place (with `--several-places`: four in four), trains each recipe on them with the pipeline's own
 stages, and measures every scored checkpoint:
 
     DINO way closed   (DINO - DINO(step 0)) / (DINO(real) - DINO(step 0))
@@ -11,7 +12,7 @@ stages, and measures every scored checkpoint:
 
 The recipes are the shipped settings with other `data.masks`. The subjects' seeds differ from those
 that the recipes were found with. Runs in a workspace of its own and resumes there. `--json` writes
-`benchmarks/results/one-place.json`.
+`benchmarks/results/one-place.json` and keeps the runs of other subjects and recipes there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ RECIPES: Mapping[str, Any] = {
     "auto": {"data": {"masks": "auto"}},
     "files": {"data": {"masks": "files"}},
 }
-SEED, NUM_PHOTOS = 8_202, 3
+SEED = 8_202
+NUM_PHOTOS = {"one place": 3, "several places": 4}
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
 RESULTS = ROOT / "benchmarks" / "results" / "one-place.json"
 
@@ -66,19 +68,22 @@ class Run:
 
     subject: str
     recipe: str
+    photos: str
     qualified: bool
     chosen: Row
     last: Row
     rows: tuple[Row, ...]
 
 
-def draw(folder: Path, index: int) -> str:
+def draw(folder: Path, index: int, photos: str) -> str:
     """Draw a subject's photos and masks; returns its class noun."""
-    rng = generator(SEED, stream="one-place", index=index)
+    rng = generator(SEED, stream=photos.replace(" ", "-"), index=index)
     individual = draw_individual(rng, thing=THINGS[index % len(THINGS)])
-    place = str(rng.choice(list(PLACES)))
+    places = [str(place) for place in rng.permutation(list(PLACES))]
+    if photos == "one place":
+        places = [str(rng.choice(list(PLACES)))] * NUM_PHOTOS[photos]
     (folder / "masks").mkdir(parents=True, exist_ok=True)
-    for number in range(NUM_PHOTOS):
+    for number, place in enumerate(places[: NUM_PHOTOS[photos]]):
         backdrop = int(rng.integers(2**31))
         scene = Scene(individual=individual, place=place, pose=draw_pose(rng), backdrop=backdrop)
         image, mask = render(scene, size=256)
@@ -87,19 +92,23 @@ def draw(folder: Path, index: int) -> str:
     return individual.thing
 
 
-def key_of(index: int, recipe: str) -> str:
+def key_of(index: int, recipe: str, photos: str) -> str:
     """The name of a subject with a recipe in the workspace."""
-    return f"place_{index:02d}_{recipe}"
+    return f"{photos.replace(' ', '_')}_{index:02d}_{recipe}"
 
 
-def write_settings(root: Path, recipes: Sequence[str], num_subjects: int) -> Workspace:
+def write_settings(
+    root: Path, recipes: Sequence[str], indices: Sequence[int], photos: str
+) -> Workspace:
     """Write the shipped settings with every subject in every recipe."""
     subjects: dict[str, dict[str, Any]] = {}
-    for index in range(num_subjects):
-        folder = root / "photos" / f"{index:02d}"
-        noun = draw(folder, index)
+    for index in indices:
+        folder = root / photos.replace(" ", "-") / f"{index:02d}"
+        noun = draw(folder, index, photos)
         for recipe in recipes:
-            subjects[key_of(index, recipe)] = drawn_runs.subject(folder, noun, RECIPES[recipe])
+            subjects[key_of(index, recipe, photos)] = drawn_runs.subject(
+                folder, noun, RECIPES[recipe]
+            )
     return drawn_runs.write_workspace(root, drawn_runs.shipped_settings(), subjects)
 
 
@@ -110,9 +119,9 @@ def train(workspace: Workspace, key: str) -> None:
         logging.info("%s: %.0f s", key, time.monotonic() - began)
 
 
-def measure(workspace: Workspace, index: int, recipe: str) -> Run:
+def measure(workspace: Workspace, index: int, recipe: str, photos: str) -> Run:
     """The measures of a finished run."""
-    key = key_of(index, recipe)
+    key = key_of(index, recipe, photos)
     evaluation = Evaluation.read(workspace.stage_dir(key, "evaluate"))
     selection = Selection.read(workspace.stage_dir(key, "select"))
     place_right = make_place_accuracy(ROOT / "assets" / "pocket-classifier")
@@ -131,6 +140,7 @@ def measure(workspace: Workspace, index: int, recipe: str) -> Run:
     return Run(
         subject=f"{index:02d}",
         recipe=recipe,
+        photos=photos,
         qualified=selection.qualified,
         chosen=rows[str(selection.best)],
         last=list(rows.values())[-1],
@@ -172,22 +182,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "one-place")
     parser.add_argument("--recipes", default=",".join(RECIPES))
-    parser.add_argument("--subjects", type=int, default=8)
+    parser.add_argument("--subjects", default="0-7", help="first-last")
+    parser.add_argument("--several-places", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    first, last = map(int, arguments.subjects.split("-"))
+    indices = range(first, last + 1)
+    photos = "several places" if arguments.several_places else "one place"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, recipes = arguments.workspace.resolve(), arguments.recipes.split(",")
-    workspace = write_settings(root, recipes, arguments.subjects)
+    workspace = write_settings(root, recipes, indices, photos)
     runs = []
-    for index in range(arguments.subjects):
+    for index in indices:
         for recipe in recipes:
-            train(workspace, key_of(index, recipe))
-            runs.append(measure(workspace, index, recipe))
+            train(workspace, key_of(index, recipe, photos))
+            runs.append(measure(workspace, index, recipe, photos))
+            if arguments.json:
+                keep(runs[-1])
     runs.sort(key=lambda run: recipes.index(run.recipe))
     print(table(runs))
-    if arguments.json:
-        result = {"machine": machine(), "seed": SEED, "runs": [asdict(run) for run in runs]}
-        files.write_json(RESULTS, json.loads(json.dumps(result)))
+
+
+def keep(run: Run) -> None:
+    """Add a run to the results, or replace it there."""
+    kept = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
+    found = {(one["photos"], one["recipe"], one["subject"]): one for one in kept}
+    found[run.photos, run.recipe, run.subject] = json.loads(json.dumps(asdict(run)))
+    ordered = [found[key] for key in sorted(found)]
+    files.write_json(RESULTS, {"machine": machine(), "seed": SEED, "runs": ordered})
 
 
 if __name__ == "__main__":
