@@ -3,8 +3,8 @@
     python -m benchmarks.one_place [--recipes shipped,auto,files] [--subjects 0-7] [--json]
     python -m benchmarks.one_place --several-places    # what a recipe costs on easy photos
 
-Draws subjects with three photos in one place (with `--several-places`: four in four), trains each recipe on them with the pipeline's own
-stages, and measures every scored checkpoint:
+Draws subjects with three photos in one place (with `--several-places`: four in four), trains each
+recipe on them with the pipeline's own stages, and measures every scored checkpoint:
 
     DINO way closed   (DINO - DINO(step 0)) / (DINO(real) - DINO(step 0))
     CLIP-T lost       as a part of the text range
@@ -46,7 +46,7 @@ RECIPES: Mapping[str, Any] = {
     "files": {"data": {"masks": "files"}},
 }
 SEED = 8_202
-NUM_PHOTOS = {"one place": 3, "several places": 4}
+ONE, SEVERAL = "one place", "several places"
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
 RESULTS = ROOT / "benchmarks" / "results" / "one-place.json"
 
@@ -79,11 +79,10 @@ def draw(folder: Path, index: int, photos: str) -> str:
     """Draw a subject's photos and masks; returns its class noun."""
     rng = generator(SEED, stream=photos.replace(" ", "-"), index=index)
     individual = draw_individual(rng, thing=THINGS[index % len(THINGS)])
-    places = [str(place) for place in rng.permutation(list(PLACES))]
-    if photos == "one place":
-        places = [str(rng.choice(list(PLACES)))] * NUM_PHOTOS[photos]
+    known = list(PLACES)
+    places = [rng.choice(known)] * 3 if photos == ONE else rng.permutation(known)[:4]
     (folder / "masks").mkdir(parents=True, exist_ok=True)
-    for number, place in enumerate(places[: NUM_PHOTOS[photos]]):
+    for number, place in enumerate(map(str, places)):
         backdrop = int(rng.integers(2**31))
         scene = Scene(individual=individual, place=place, pose=draw_pose(rng), backdrop=backdrop)
         image, mask = render(scene, size=256)
@@ -188,7 +187,7 @@ def main() -> None:
     arguments = parser.parse_args()
     first, last = map(int, arguments.subjects.split("-"))
     indices = range(first, last + 1)
-    photos = "several places" if arguments.several_places else "one place"
+    photos = SEVERAL if arguments.several_places else ONE
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, recipes = arguments.workspace.resolve(), arguments.recipes.split(",")
     workspace = write_settings(root, recipes, indices, photos)
