@@ -29,12 +29,13 @@ def hold(
     timeout_s: float,
     on_wait: Callable[[str], None] | None = None,
     inheritable: bool = False,
+    owner: str = "",
 ) -> Generator[int]:
     """Hold the flock on `path`; yield its descriptor.
 
     With `inheritable`, the lock stays until the last child process ends. If the lock is not free,
-    this calls `on_wait` once with a description of the holder. Raises StageError after
-    `timeout_s` seconds.
+    this calls `on_wait` once with a description of the holder: its process, and what it gave as
+    `owner`. Raises StageError after `timeout_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -42,7 +43,8 @@ def hold(
         os.set_inheritable(fd, inheritable)
         _acquire(fd, path, timeout_s, on_wait)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()}\n".encode(), 0)
+        details = f" ({owner})" if owner else ""
+        os.pwrite(fd, f"process {os.getpid()}{details}\n".encode(), 0)
         yield fd
     finally:
         os.close(fd)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Self, TypeVar
 
+from prefect.runtime import flow_run
+
 from dreambooth_core import locks
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Busy
@@ -41,7 +43,13 @@ class SubjectLock:
         def log_holder(holder: str) -> None:
             logger.warning("waiting for %s, which works on %s", holder, self.subject)
 
-        lock = locks.hold(self._path, timeout_s=_TIMEOUT_S, on_wait=log_holder, inheritable=True)
+        lock = locks.hold(
+            self._path,
+            timeout_s=_TIMEOUT_S,
+            on_wait=log_holder,
+            inheritable=True,
+            owner=_present_run(),
+        )
         self.fd = self._held.enter_context(lock)
 
     def lend(self, reason: Busy) -> None:
@@ -62,3 +70,9 @@ class SubjectLock:
                 return call()
             except Busy as busy:
                 self.lend(busy)
+
+
+def _present_run() -> str:
+    """The flow run of this process and the time, for whoever waits for it."""
+    since = f"since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    return f"run {flow_run.name}, {flow_run.id}, {since}" if flow_run.id else since

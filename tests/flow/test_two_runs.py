@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -9,46 +10,52 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1800)]
 
-_HOLD = (
-    "import sys, time; from pathlib import Path; from dreambooth_core import locks\n"
-    "with locks.hold(Path(sys.argv[1]), timeout_s=1): print('held', flush=True); time.sleep(600)\n"
-)
+
+def start(workspace: Workspace, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start `dreambooth run`."""
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", "run", *arguments],
+            cwd=workspace.root,
+            env=workspaces.environment(workspace.root),
+            stdout=sink,
+            stderr=sink,
+        )
+
+
+def wait_for_text(process: subprocess.Popen[bytes], log: Path, pattern: str) -> re.Match[str]:
+    """Wait until a process has printed what the pattern describes."""
+    while not (found := re.search(pattern, log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    return found
 
 
 def test_second_run_names_the_first_and_starts_once_that_is_killed(tmp_path: Path) -> None:
     workspace = workspaces.build(tmp_path / "checkout")
-    root, log = workspace.root, tmp_path / "log"
-    env = workspaces.environment(root)
-    first = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(workspace.subject_lock(SUBJECT))],
-        cwd=root,
-        env=env,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdout is not None
-    assert first.stdout.readline() == "held\n"
-    with log.open("wb") as sink:
-        second = subprocess.Popen(
-            [sys.executable, "-m", "cli", "run", SUBJECT, "--stage", "validate"],
-            cwd=root,
-            env=env,
-            stdout=sink,
-            stderr=sink,
-        )
-    waits = f"waiting for process {first.pid}, which works on {SUBJECT}"
-    while waits not in log.read_text():
-        assert second.poll() is None, log.read_text()
+    workspaces.change(workspace.root, "train.max_train_steps", 20_000)
+    first = start(workspace, tmp_path / "first", SUBJECT)
+    training = workspace.places(SUBJECT).log_file("train")
+    while not (training.is_file() and "training starts" in training.read_text()):
+        assert first.poll() is None, (tmp_path / "first").read_text()
         time.sleep(0.1)
+    second = start(workspace, tmp_path / "second", SUBJECT, "--stage", "validate")
+    wait_for_text(
+        second,
+        tmp_path / "second",
+        rf"waiting for process {first.pid} "
+        rf"\(run train-subject {SUBJECT}, [0-9a-f-]{{36}}, since [0-9: -]{{19}}\), "
+        rf"which works on {SUBJECT}",
+    )
     time.sleep(1)
     assert second.poll() is None
     first.kill()
     first.wait()
-    first.stdout.close()
-    assert second.wait(120) == 0, log.read_text()
+    assert second.wait(120) == 0, (tmp_path / "second").read_text()
     assert workspace.stage_dir(SUBJECT, "validate").is_dir()
