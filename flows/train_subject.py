@@ -14,6 +14,7 @@ from tasks import forms, pipeline
 from tasks.run import subject_run
 
 SubjectName = Annotated[str, WithJsonSchema(forms.subject_schema(Path.cwd()))]
+ChangedSettings = Annotated[dict[str, Any], WithJsonSchema(forms.changes_schema())]
 
 
 @flow(
@@ -23,14 +24,14 @@ SubjectName = Annotated[str, WithJsonSchema(forms.subject_schema(Path.cwd()))]
     task_runner=pipeline.ROW_RUNNER,
 )
 def train_subject(
-    subject: SubjectName, workspace: str | None = None, changes: dict[str, Any] | None = None
+    subject: SubjectName, workspace: str | None = None, changes: ChangedSettings | None = None
 ) -> dict[str, Any]:
     """Bring all stages of a subject up to date and compare the result with the champion.
 
     Args:
         subject: Name of a subject in params.yaml.
         workspace: Project folder; by default the one that the worker runs in.
-        changes: Settings for this run only, such as {"train.max_train_steps": 100}.
+        changes: Settings for this run only, by key, such as {"train.max_train_steps": 100}.
     """
     root = find_workspace(Path(workspace or "."))
     with subject_run(subject, root, environment.set_defaults(root), changes) as run:

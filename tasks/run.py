@@ -105,7 +105,7 @@ def subject_run(
 
     workspace = Workspace(root)
     # Report wrong settings, and what this machine cannot do, before anything starts.
-    view = changed_view(workspace, subject, changes or {})
+    view = changed_view(workspace, subject, changes or {}, source="changes")
     refuse_the_impossible(workspace, view, env=env, last=last)
     require_store(workspace, env)
     log_warnings(workspace, view)

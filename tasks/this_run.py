@@ -1,7 +1,8 @@
-"""Settings for one run only (`run --set`), as overrides of its subject while the run lasts.
+"""Settings for one run only, as overrides of its subject while the run lasts.
 
-DVC, the stages and the stage guard all read params.yaml. Changes that stand there are recorded in
-dvc.lock as the values that were used, and `dvc status` afterwards says that params.yaml differs.
+They come from `run --set` or from the form of a deployment. DVC, the stages and the stage guard all
+read params.yaml. Changes that stand there are recorded in dvc.lock as the values that were used,
+and `dvc status` afterwards says that params.yaml differs.
 The caller holds the subject's lock, and a note in the store keeps the original text, so that the
 next run of the subject takes back the changes of a killed one.
 """
@@ -47,12 +48,17 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def changed_view(workspace: Workspace, subject: str, changes: Changes) -> SubjectView:
-    """The subject's settings with the changes. Raises SettingsError, naming the --set at fault."""
+def changed_view(
+    workspace: Workspace, subject: str, changes: Changes, *, source: str = "--set"
+) -> SubjectView:
+    """The subject's settings with the changes. Raises SettingsError, naming the key at fault.
+
+    `source` is where the user has written the changes, for messages.
+    """
     if not changes:
         return config.load_view(workspace, subject)
     raw = config.read_yaml(workspace.params)
-    overrides = _overrides(config.load_view(workspace, subject), changes)
+    overrides = _overrides(config.load_view(workspace, subject), changes, source=source)
     raw["subjects"][subject]["overrides"] = overrides
     prefix = f"subjects.{subject}.overrides."
     try:
@@ -60,14 +66,16 @@ def changed_view(workspace: Workspace, subject: str, changes: Changes) -> Subjec
         return config.with_strategy(workspace, config.for_subject(settings, subject))
     except SettingsError as error:
         raise SettingsError.of(
-            replace(problem, key=problem.key.removeprefix(prefix), file="--set")
+            replace(problem, key=problem.key.removeprefix(prefix), file=source)
             if problem.key is not None and problem.key.startswith(prefix)
             else problem
             for problem in error.problems
         ) from None
 
 
-def _overrides(view: SubjectView, changes: Changes) -> dict[str, dict[str, Any]]:
+def _overrides(
+    view: SubjectView, changes: Changes, *, source: str = "--set"
+) -> dict[str, dict[str, Any]]:
     """The subject's overrides with the changes.
 
     An override replaces a whole field of a section, so a change inside one starts from its value.
@@ -78,7 +86,7 @@ def _overrides(view: SubjectView, changes: Changes) -> dict[str, dict[str, Any]]
         section, *path = key.split(".")
         if section not in config.OVERRIDABLE or not all(path) or not path:
             raise SettingsError(
-                f"--set cannot change {key} for one run",
+                f"{source} cannot change {key} for one run",
                 allowed=", ".join(f"{name}.*" for name in config.OVERRIDABLE),
                 hint="edit params.yaml for any other setting",
             )

@@ -43,6 +43,16 @@ def test_form_offers_the_subjects_and_describes_every_parameter() -> None:
         assert all(p["description"] for p in flow.parameters.properties.values())
 
 
+def test_form_offers_settings_with_the_limits_of_their_declarations() -> None:
+    from flows.train_subject import train_subject
+
+    options = train_subject.parameters.properties["changes"]["anyOf"]
+    offered = options[0]["properties"]
+    assert offered["train.learning_rate"]["exclusiveMinimum"] == 0
+    assert offered["train.method"]["enum"] == ["full", "lora"]
+    assert all(field["description"] and "default" not in field for field in offered.values())
+
+
 def test_form_outside_a_workspace_takes_any_name(tmp_path: Path) -> None:
     assert forms.subject_schema(tmp_path) == {"type": "string"}
 
