@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from cli import disk_usage, presets, pruning, screens
 from cli import doctor as checks
-from cli import presets, pruning, screens
 from cli.commands_subject import init, subject_app
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
@@ -95,17 +96,20 @@ def clean(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove old entries from the store; keep those that a published output came from."""
+    """Show what fills the disk; remove old entries that no output came from from the store."""
     session = open_session(as_json=json)
     pruned = pruning.prune(session.workspace, dry_run=dry_run)
+    kept = disk_usage.usage_of(session.workspace)
     verb = "would be removed" if dry_run else "removed"
     mib = sum(item["bytes"] for item in pruned["removed"]) / 2**20
-    session.terminal.finish(
-        pruned,
-        lambda console: console.print(
+
+    def show(console: Console) -> None:
+        screens.show_disk(console, kept)
+        console.print(
             f"{len(pruned['removed'])} entries {verb} ({mib:.1f} MiB), {pruned['kept']} kept"
-        ),
-    )
+        )
+
+    session.terminal.finish({**pruned, "disk": [line.to_json() for line in kept]}, show)
 
 
 def doctor(

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.disk_usage import Usage
 from dreambooth_core import config
 from dreambooth_core.records import SCORES
 
@@ -228,6 +229,18 @@ def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     keys = sorted({key for settings in flat for key in settings})
     rows = {key: [settings.get(key) for settings in flat] for key in keys}
     return {key: values for key, values in rows.items() if any(v != values[0] for v in values)}
+
+
+def show_disk(console: Console, lines: Sequence[Usage]) -> None:
+    """Print what keeps how much of the disk, and what frees it."""
+    table = Table(title="This project's disk space")
+    for title in ("what", "MiB", "kept because", "freed by"):
+        table.add_column(title, overflow="fold", justify="right" if title == "MiB" else "left")
+    for line in lines:
+        table.add_row(line.what, f"{line.num_bytes / 2**20:,.1f}", line.why, line.freed_by)
+    total = sum(line.num_bytes for line in lines) / 2**20
+    table.add_row("all of it", f"{total:,.1f}", style="bold")
+    console.print(table)
 
 
 def show_checks(console: Console, checks: Sequence[Mapping[str, Any]]) -> None:

@@ -42,6 +42,7 @@ def train_subject(
         pipeline.evaluate(run)
         pipeline.select(run)
         pipeline.confirm(run)
+        pipeline.drop_unselected(run)
         pipeline.register(run)
         verdict = pipeline.compare(run)
         pipeline.report(run)

@@ -47,14 +47,14 @@ class Dvc:
             text = self._call("status", "--json", *targets)
         return json.loads(text or "{}")
 
-    def commit(self, target: str) -> None:
-        """Record the present outputs of a stage, or the present files of a .dvc file."""
+    def commit(self, *targets: str) -> None:
+        """Record the present outputs of stages, or the present files of a .dvc file."""
         with self._locked():
-            self.commit_unlocked(target)
+            self.commit_unlocked(*targets)
 
-    def commit_unlocked(self, target: str) -> None:
+    def commit_unlocked(self, *targets: str) -> None:
         """Like `commit`, for a caller that already holds the workspace lock."""
-        self._call("commit", "--force", "--quiet", target)
+        self._call("commit", "--force", "--quiet", *targets)
 
     def add_unlocked(self, path: str) -> None:
         """Track a file or folder in place; the caller holds the workspace lock."""

@@ -20,9 +20,10 @@ from prefect.utilities.annotations import unmapped
 
 from dreambooth_core import pipeline
 from dreambooth_core.errors import DataError, SettingsError, Stopped
+from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Scores, Selection, Verdict
-from tasks import artifacts
+from tasks import artifacts, retention
 from tasks.run import SubjectRun
 from tasks.stage_guard import bring_up_to_date, commit_photos
 
@@ -167,6 +168,14 @@ def select(run: SubjectRun) -> State[Any]:
 def confirm(run: SubjectRun) -> State[Any]:
     """Score the selected checkpoint on seeds that selected nothing."""
     return _run_stage(run, "confirm")
+
+
+@task(**_options("drop unselected", hours=1, retries=1))
+def drop_unselected(run: SubjectRun) -> State[Any]:
+    """Keep only the selected checkpoint of the training, unless the settings keep all."""
+    with full_disk_explained(run.places, "train"):
+        ran = retention.drop_unselected(run)
+    return _state("drop unselected", ran=ran)
 
 
 @task(**_options("register", hours=6, retries=2))

@@ -306,6 +306,11 @@ class RuntimeSettings(Section):
     keep_store_gib: PositiveFloat = setting(
         "`dreambooth clean` shrinks the store to this size, in GiB.", effect=Effect.NONE
     )
+    keep_checkpoints: Literal["selected", "all"] = setting(
+        "Checkpoints to keep in a finished training's output: all, or the selected one.",
+        effect=Effect.NONE,
+        default="all",
+    )
 
 
 class Versions(Section):

@@ -74,7 +74,9 @@ class Judge:
             self._damaged = written
             return False
         self._limits = self._limits or self._score_references()
-        row = evaluate.score_checkpoint(self._context, checkpoint, folder=folder, rounds=1)
+        row = evaluate.score_checkpoint(
+            self._context, checkpoint, find=lambda: folder / checkpoint.name, rounds=1
+        )
         self._rows.append(row)
         logger.info("%s", _line(row))
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):

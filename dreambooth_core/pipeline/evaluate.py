@@ -28,6 +28,7 @@ from dreambooth_core.evaluation.store import RowImages, ScoreStore
 from dreambooth_core.evaluation.suites import EvaluationPlan, SeedRole
 from dreambooth_core.models import load, prompts, sampling, weights
 from dreambooth_core.models.families import Pipeline
+from dreambooth_core.pipeline import retention
 from dreambooth_core.pipeline.common import (
     StageContext,
     base_identity,
@@ -102,19 +103,25 @@ def score_row(
     if name == REAL:
         return scores.score_real(open_resident(context).evaluators[role])
     checkpoint = None if name == STEP_0 else _checkpoint(context, name)
-    folder = context.places.stage_dir("train")
-    return score_checkpoint(context, checkpoint, folder=folder, rounds=rounds, role=role)
+
+    def weights_dir() -> Path:
+        return retention.weights_dir(context.places, _training_run(context), name)
+
+    return score_checkpoint(context, checkpoint, find=weights_dir, rounds=rounds, role=role)
 
 
 def score_checkpoint(
     context: StageContext,
     checkpoint: Checkpoint | None,
     *,
-    folder: Path,
+    find: Callable[[], Path],
     rounds: int | None = None,
     role: SeedRole = "evaluate",
 ) -> CheckpointScore:
-    """Score a checkpoint of `folder`, or the base model for None; otherwise like `score_row`."""
+    """Score a checkpoint, or the base model for None; otherwise like `score_row`.
+
+    `find` returns the folder of the weights, for images that the store lacks.
+    """
     resident = open_resident(context)
     model = resident.model(
         checkpoint.name if checkpoint else STEP_0,
@@ -126,8 +133,15 @@ def score_checkpoint(
         model,
         rounds=rounds,
         role=role,
-        borrow=lambda: weights.applied(resident.pipeline, folder / model.name, checkpoint),
+        borrow=lambda: _applied(resident, find, checkpoint),
     )
+
+
+def _applied(
+    resident: ResidentEvaluator, find: Callable[[], Path], checkpoint: Checkpoint | None
+) -> AbstractContextManager[Pipeline]:
+    folder = find() if checkpoint else Path()
+    return weights.applied(resident.pipeline, folder, checkpoint)
 
 
 def _naming(context: StageContext, row: str) -> StageContext:

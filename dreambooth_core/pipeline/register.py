@@ -7,7 +7,7 @@ from pathlib import Path
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
-from dreambooth_core.pipeline import lineage
+from dreambooth_core.pipeline import lineage, retention
 from dreambooth_core.pipeline.common import (
     StageContext,
     confirmation_of,
@@ -121,7 +121,7 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
         view.base_model,
         places.root,
         identity=training.base_model,
-        checkpoint_dir=places.stage_dir("train") / checkpoint.name,
+        checkpoint_dir=retention.weights_dir(places, training, checkpoint.name),
         checkpoint=checkpoint,
         out=export,
     )

@@ -64,6 +64,7 @@ TABLE: dict[str, set[str]] = {
     "registry.model_name_prefix": {"register"},
     "runtime.log_every_steps": set(),
     "runtime.keep_store_days": set(),
+    "runtime.keep_checkpoints": set(),
     "versions.train": {"train"},
     "versions.report": {"report"},
     "subjects.mug.identifier": {"cache", "train", "evaluate", "confirm"},

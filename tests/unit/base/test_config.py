@@ -231,6 +231,7 @@ def test_only_runtime_section_has_fields_without_effect() -> None:
         ("select__max_pres_gain", 0.5, {"evaluate", "select"}),
         ("runtime__log_every_steps", 3, set()),
         ("runtime__async_checkpointing", True, set()),
+        ("runtime__keep_checkpoints", "all", set()),
         ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate", "confirm"}),
         ("versions__cache", 9, {"cache"}),
     ],
