@@ -1,4 +1,4 @@
-"""The disk space that two runs of the example subject and a push leave in a fresh clone.
+"""The disk space that two runs of the example subject leave, each pushed to a remote.
 
 python -m benchmarks.disk --workspace /tmp/disk --json
 python -m benchmarks.disk --workspace /tmp/disk-all --keep all
@@ -38,13 +38,17 @@ def measure(root: Path, *, keep: str) -> dict[str, dict[str, float]]:
     """MiB by folder, with each hard link counted once and at every name."""
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(root)], check=True)
     _set(root, "runtime", "keep_checkpoints", keep)
-    _call(root, "cli", "run", SUBJECT)
+    _run_and_push(root)
     _set(root, "train", "learning_rate", SECOND_RATE)
-    _call(root, "cli", "run", SUBJECT)
-    _call(root, "dvc", "push", "--quiet")
+    _run_and_push(root)
     sizes = {name: _mib(root / name) for name in FOLDERS}
     total = {kind: round(sum(s[kind] for s in sizes.values()), 1) for kind in ("once", "by_name")}
     return {**sizes, "total": total}
+
+
+def _run_and_push(root: Path) -> None:
+    _call(root, "cli", "run", SUBJECT)
+    _call(root, "dvc", "push", "--quiet")
 
 
 def _call(root: Path, module: str, *arguments: str) -> None:

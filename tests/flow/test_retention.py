@@ -19,7 +19,11 @@ from flows.train_subject import train_subject
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT, change, dvc, run_in
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore"),  # dozens, all from libraries
+]
 
 NAMES = ("checkpoint-2", "checkpoint-4")
 
@@ -121,6 +125,7 @@ def test_without_the_store_one_command_trains_the_same_bytes_again(workspace: Wo
     assert f"`dvc repro --force --single-item train@{SUBJECT}`" in text
     dvc(workspace.root, "repro", "--force", "--single-item", f"train@{SUBJECT}")
     assert files.sha256_file(_train_dir(workspace) / "record.json") == record
+    shutil.rmtree(scores)
     (workspace.root / "scores-aside").rename(scores)
     _run(workspace)
     test_output_and_cache_keep_the_selected_weights_alone(workspace)

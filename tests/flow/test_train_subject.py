@@ -18,6 +18,7 @@ from prefect.testing.utilities import prefect_test_harness
 from cli.flow_runs import FlowRunLog
 from dreambooth_core import config, files
 from dreambooth_core.errors import StageError
+from dreambooth_core.records import TrainingRun
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
@@ -120,6 +121,14 @@ def test_one_line_is_printed_for_each_state_of_a_flow_run(harness: None) -> None
 def test_dvc_has_nothing_to_do_after_a_flow(first: dict[str, Any], prepared: Workspace) -> None:
     assert json.loads(dvc(prepared.root, "status", "--json").stdout) == {}
     assert "Running stage" not in dvc(prepared.root, "repro").stdout
+
+
+def test_flow_keeps_the_weights_of_the_selected_checkpoint_alone(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    folder = prepared.stage_dir(SUBJECT, "train")
+    assert [p.name for p in folder.glob("checkpoint-*")] == [first["selection"]["best"]]
+    assert len(TrainingRun.read(folder).checkpoints) == 2
 
 
 def test_second_flow_skips_everything_except_the_comparison(
