@@ -12,8 +12,8 @@ from dreambooth_core.pipeline import dvc_cache, lineage, retention
 from dreambooth_core.workspace import Workspace
 from tasks.run import SubjectRun
 
-_REWRITTEN = ("train", "evaluate", "confirm")
-"""The train stage and the finished stages that depend on it; the ones after them run next."""
+_DEPENDENT = ("evaluate", "confirm", "register", "report")
+"""The stages that depend on the output of the training."""
 
 _LOCK_TIMEOUT_S = 300.0
 _GIT_TIMEOUT_S = 120.0
@@ -32,14 +32,20 @@ def drop_unselected(run: SubjectRun) -> bool:
     if not retention.has_unselected(context):
         return False
     root, earlier = run.workspace.root, _training_object(run)
+    finished = run.lock.retry_while_busy(lambda: _up_to_date(run))
     retention.keep_selected(context)
-    targets = [run.staleness.key(stage) for stage in _REWRITTEN]
+    targets = [run.staleness.key(stage) for stage in ("train", *finished)]
     run.lock.retry_while_busy(lambda: run.dvc.commit(*targets))
     run.staleness.forget()
     if earlier is not None and earlier != _training_object(run):
         with locks.hold(run.workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
             _remove_objects(root, earlier)
     return True
+
+
+def _up_to_date(run: SubjectRun) -> list[str]:
+    """The dependent stages that stay up to date: fewer weights change nothing of their work."""
+    return [stage for stage in _DEPENDENT if not run.staleness.is_stale(stage)]
 
 
 def _training_object(run: SubjectRun) -> str | None:
