@@ -18,11 +18,15 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from dreambooth_core.data import messages
 from dreambooth_core.data.jpeg import num_scans
 from dreambooth_core.data.listing import KINDS, is_cut_short, is_raw, kind_of
+from dreambooth_core.data.webp import canvas_size
 from dreambooth_core.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "HEIF")
 """Pillow's names of the supported formats; MPO is a JPEG to which a phone adds an image."""
 
+_BYTES_PER_PIXEL = 10
+"""Memory that decoding takes, at most; `_HUNGRY` formats take more and may have fewer pixels."""
+_HUNGRY = {"WEBP": 17.5, "AVIF": 13.5}
 _SCANNED_MEGAPIXELS = 2000
 """Megapixels times scans of a JPEG: 20 scans of 100 megapixels. Programs write about 10."""
 _ORIENTATION_TAG = 0x0112
@@ -56,7 +60,8 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
 
     The header is judged before any pixel is decoded. Raises DataError with the reason when the file
     cannot be read or decoded, has more than `max_pixels` pixels (or more than Pillow's own limit of
-    178 million), too many scans for its size, or a side shorter than `min_side`.
+    178 million), too many scans for its size, or a side shorter than `min_side`. Decoding takes at
+    most 10 bytes for each of `max_pixels`, so formats that take more may have fewer.
     """
     pillow_heif.register_heif_opener()
     with _as_reasons(path, max_pixels=max_pixels), warnings.catch_warnings():
@@ -65,8 +70,11 @@ def decode(path: Path, *, background: str, max_pixels: int, min_side: int = 1) -
             raise DataError(messages.REJECTED_RAW.format(suffix=path.suffix.lower()))
         if path.stat().st_size == 0:
             raise DataError(messages.REJECTED_EMPTY)
+        if (canvas := canvas_size(path)) is not None:
+            _check_memory("WEBP", canvas, max_pixels=max_pixels)
         with Image.open(path, formats=FORMATS) as image:
             _check_size(image.size, max_pixels=max_pixels, min_side=min_side)
+            _check_memory(image.format, image.size, max_pixels=max_pixels)
             if image.format in ("JPEG", "MPO"):
                 _check_scans(path, image.size)
             return _normalise(image, background=background)
@@ -105,6 +113,18 @@ def _check_size(size: tuple[int, int], *, max_pixels: int, min_side: int) -> Non
     if min(size) < min_side:
         raise DataError(
             messages.REJECTED_SMALL.format(width=width, height=height, min_side=min_side)
+        )
+
+
+def _check_memory(kind: str | None, size: tuple[int, int], *, max_pixels: int) -> None:
+    """Refuse a photo in a format that takes much memory per pixel, if it has too many of them."""
+    pixels, needed = size[0] * size[1], _HUNGRY.get(kind or "", 0)
+    if pixels * needed > max_pixels * _BYTES_PER_PIXEL:
+        allowed = max_pixels * _BYTES_PER_PIXEL / needed
+        raise DataError(
+            messages.REJECTED_MEMORY.format(
+                kind=kind, megapixels=f"{pixels / 1e6:.1f}", allowed=f"{allowed / 1e6:.0f}"
+            )
         )
 
 

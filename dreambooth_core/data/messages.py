@@ -24,6 +24,10 @@ REJECTED_RANGE = (
 REJECTED_PIXELS = (
     "too many pixels: {megapixels} megapixels, at most {allowed} are allowed (data.max_megapixels)"
 )
+REJECTED_MEMORY = (
+    "too many pixels for {kind}, which takes much memory to decode: {megapixels} megapixels, at "
+    "most {allowed} are allowed (data.max_megapixels): save it as JPEG or PNG"
+)
 REJECTED_SCANS = (
     "a progressive JPEG of {megapixels} megapixels with more than {allowed} scans, which takes "
     "minutes to decode: save it again as an ordinary JPEG"
