@@ -6,6 +6,7 @@ flow can report that it was stopped. It also survives a kill of its parent.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import subprocess
 import sys
@@ -16,7 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
-from dreambooth_core.masking import scrubbed, without_secrets
+from dreambooth_core.masking import (
+    scrubbed,
+    userinfo_of,
+    without_secrets,
+    without_userinfo,
+)
 from dreambooth_core.supervision import free_port, start_logged, stop_group
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
@@ -29,9 +35,9 @@ _KEEP_S = 1.0
 
 
 def answers(url: str, *, timeout_s: float = 5.0) -> bool:
-    """Whether a GET request to `url` returns status 200."""
+    """Whether a GET request to `url`, without its user and password, returns status 200."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+        with urllib.request.urlopen(without_userinfo(url), timeout=timeout_s) as response:
             return response.status == 200
     except (OSError, urllib.error.URLError, ValueError):
         return False
@@ -48,7 +54,7 @@ def prefect_api(
     """
     given = env.get("PREFECT_API_URL") or running
     if given:
-        _require_api(given)
+        _require_api(given, env)
         yield lambda: given
         return
     server = _TemporaryServer(env, workspace.state / "logs" / "prefect-of-run.log")
@@ -103,13 +109,27 @@ class _TemporaryServer:
         return start_logged(_command(self._port), self._log, env=env)
 
 
-def _require_api(url: str) -> None:
-    """Raise StageError if no Prefect server answers at `url`; Prefect itself waits for minutes."""
+def _require_api(url: str, env: Mapping[str, str]) -> None:
+    """Raise StageError if no Prefect server answers at `url`, or if it refuses this user.
+
+    Prefect itself waits for minutes. The path is one that asks for a password or key, if any does.
+    """
+    request = urllib.request.Request(f"{without_userinfo(url)}/admin/version")
+    if (credentials := _credentials(url, env)) is not None:
+        request.add_header("Authorization", credentials)
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=_API_TIMEOUT_S):
+        with urllib.request.urlopen(request, timeout=_API_TIMEOUT_S):
             return
     except urllib.error.HTTPError as error:
-        if error.code < 500:  # it asks for a key, which Prefect's client sends
+        if error.code in (401, 403):
+            raise StageError(
+                f"Prefect at {without_secrets(url)} refuses the user and password, or the lack "
+                "of one",
+                got=f"status {error.code}",
+                hint="export PREFECT_API_AUTH_STRING=USER:PASSWORD, or PREFECT_API_KEY for "
+                "Prefect Cloud",
+            ) from None
+        if error.code < 500:
             return
         reason: object = f"status {error.code}"
     except (OSError, ValueError) as error:
@@ -119,6 +139,14 @@ def _require_api(url: str) -> None:
         got=scrubbed(str(reason), url),
         hint="start it (`dreambooth up`), or unset PREFECT_API_URL",
     )
+
+
+def _credentials(url: str, env: Mapping[str, str]) -> str | None:
+    """The header with which Prefect's client logs in: a key, or user and password."""
+    if key := env.get("PREFECT_API_KEY"):
+        return f"Bearer {key}"
+    user = env.get("PREFECT_API_AUTH_STRING") or userinfo_of(url)
+    return f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
 
 
 def _command(port: int) -> list[str]:

@@ -15,6 +15,7 @@ from cli.server import answers
 from dreambooth_core import config, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
 from dreambooth_core.records import RECORD_NAME, Selection
 from dreambooth_core.workspace import STAGES, Workspace
@@ -103,8 +104,8 @@ def _servers(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str | No
         "prefect": bool(prefect) and answers(f"{prefect}/health"),
         "mlflow": mlflow.startswith("http") and answers(f"{mlflow}/health"),
     }
-    urls = {"prefect": prefect, "mlflow": mlflow}
-    return {name: urls[name] if is_up[name] else None for name in urls}
+    urls = {"prefect": prefect or "", "mlflow": mlflow}
+    return {name: without_secrets(urls[name]) if is_up[name] else None for name in urls}
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:

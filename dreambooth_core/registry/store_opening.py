@@ -8,7 +8,6 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import mlflow
 from alembic.script import ScriptDirectory
@@ -18,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from dreambooth_core.errors import RegistryError
-from dreambooth_core.masking import scrubbed, without_secrets
+from dreambooth_core.masking import scrubbed, without_secrets, without_userinfo
 from dreambooth_core.registry.store_uri import sqlite_file
 
 TIMEOUT_S = 3.0
@@ -26,6 +25,11 @@ TIMEOUT_S = 3.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _START = "start it (`dreambooth up`), or unset MLFLOW_TRACKING_URI to use a local file"
 _EXTRAS = {"psycopg2": 'pip install "dreambooth-pipeline[postgres]"'}
+_REFUSALS = ("code 401", "code 403")
+_LOG_IN = (
+    "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or put both into the address: "
+    "http://USER:PASSWORD@HOST:PORT"
+)
 _MIGRATIONS = Path(mlflow.__file__).parent / "store" / "db_migrations"
 _OTHER_SCHEMA = re.compile(r"found version (?P<found>\w+)")
 
@@ -51,10 +55,8 @@ def reach(uri: str) -> None:
 
 def _get_health(url: str) -> None:
     """GET `url`; any status below 500 counts as healthy. Raises OSError."""
-    parts = urlsplit(url)
-    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_S):
+        with urllib.request.urlopen(without_userinfo(url), timeout=TIMEOUT_S):
             return
     except urllib.error.HTTPError as error:
         if error.code >= 500:
@@ -93,6 +95,9 @@ def open_store(uri: str) -> MlflowClient:
 
 def _as_error(uri: str, text: str) -> RegistryError:
     what = f"MLflow's store at {without_secrets(uri)} cannot be opened"
+    if any(sign in text for sign in _REFUSALS):
+        what = f"MLflow at {without_secrets(uri)} asks for a user and a password"
+        return RegistryError(what, got=text.splitlines()[0][:500], hint=_LOG_IN)
     other = _OTHER_SCHEMA.search(text)
     if other is None:
         hint = "check the file or the database, or unset MLFLOW_TRACKING_URI to use a local file"
