@@ -102,15 +102,19 @@ def load_clip(name: str, *, root: Path, device: torch.device) -> ClipScorer:
     return ClipScorer(
         identity=_identity("clip", name, folder=folder),
         model=model.to(device),
-        processor=AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
-        tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        processor=AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        ),
+        tokenizer=AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
     )
 
 
 def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
     """Load a ViT with a class token in float32. Raises SettingsError if that is impossible."""
     folder = _folder_of("dino", name, root=root)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # By default a ViT has a tanh pooler, which DINO's weights lack, so it would be random. A linear
     # pooler is trained to compute the feature.
     pooled = config.model_type in _WITH_POOLER and config.pooler_act == "linear"
@@ -118,7 +122,9 @@ def load_dino(name: str, *, root: Path, device: torch.device) -> DinoScorer:
     return DinoScorer(
         identity=_identity("dino", name, folder=folder),
         model=_load(AutoModel, folder, name=name, **extra).to(device),
-        processor=AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True),
+        processor=AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        ),
         pooled=pooled,
     )
 

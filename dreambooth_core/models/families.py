@@ -59,6 +59,8 @@ _SDXL = Family(
     tokenizers=("tokenizer", "tokenizer_2"),
     conditioning="text_time",
 )
+_LIBRARIES = ([None], ["diffusers"], ["transformers"], ["stable_diffusion"])
+"""Where the parts of a pipeline may come from; the last is that of safety checkers."""
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
 """The keys of DDPM's noise in a scheduler's config, unless it lists its `trained_betas`."""
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -88,12 +90,26 @@ def pipeline_family(folder: Path) -> Family:
             got=class_name,
             allowed=", ".join(sorted(_BY_CLASS)),
         )
+    _refuse_code(folder, index)
     parts = (*family.text_encoders, *family.tokenizers)
     if missing := [name for name in parts if index.get(name) in (None, [None, None])]:
         raise SettingsError(f"{folder.name} lacks {' and '.join(missing)}")
     _require_unet(folder, family)
     _require_ddpm_noise(folder, index)
     return family
+
+
+def _refuse_code(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline with a part whose class is a program in the model's own folder."""
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    own = [f"{name}: {entry}" for name, entry in entries.items() if entry[:1] not in _LIBRARIES]
+    if own:
+        raise SettingsError(
+            f"{folder.name} brings its own program code, which never runs here",
+            got=", ".join(own),
+            allowed="parts of diffusers and transformers",
+            hint="save the pipeline with their classes, or take another base model",
+        )
 
 
 def _require_unet(folder: Path, family: Family) -> None:
