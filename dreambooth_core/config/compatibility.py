@@ -233,7 +233,9 @@ def check(
 def _valid_fields(
     section: type[BaseModel], values: Any, wrong: Sequence[InitErrorDetails]
 ) -> dict[str, Any]:
-    """The valid fields, converted to the section's types."""
+    """The valid fields, converted to the section's types; none of a value that is no section."""
+    if not isinstance(values, dict):
+        return {}
     given = mapping(values)
     bad = {str(place) for item in wrong for place in item.get("loc", ())[:1]}
     valid: dict[str, Any] = {}

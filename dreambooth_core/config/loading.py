@@ -29,6 +29,8 @@ def check_settings(raw: Any, *, file: str) -> Settings:
     if not isinstance(raw, dict):
         raise SettingsError(f"{file} must contain sections", got=f"{raw!r}"[:80])
     sections = mapping(raw)
+    if odd := list(_keys_other_than_text(sections)):
+        raise SettingsError.of(replace(problem, file=file) for problem in odd)
     problems = [*_problems(Settings, sections), *_override_problems(sections)]
     if problems:
         raise SettingsError.of(replace(problem, file=file) for problem in problems)
@@ -80,6 +82,14 @@ def check_launches(workspace: Workspace, settings: Settings) -> None:
             problems += error.problems
     if problems:
         raise SettingsError.of(dict.fromkeys(problems))
+
+
+def _keys_other_than_text(values: Mapping[Any, Any], prefix: str = "") -> Iterator[Problem]:
+    for key, value in values.items():
+        if not isinstance(key, str):
+            text = f"not the name of a setting or a subject: the {type(key).__name__} {key!r:.80}"
+            yield Problem(text, prefix or None)
+        yield from _keys_other_than_text(mapping(value), f"{prefix}.{key}".lstrip("."))
 
 
 def _problems(

@@ -13,6 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from dreambooth_core.errors import SettingsError
 
+_MAX_VALUES = 100_000
+
 _Node = Any
 """A node of ruamel's tree, which is untyped: `id`, `value`, `start_mark`, `end_mark`."""
 
@@ -40,11 +42,30 @@ def read_text(path: Path) -> str:
 def parse_yaml(text: str, *, name: str = "the text") -> Any:
     """Load YAML 1.2 from text. Raises SettingsError that calls the text by its name."""
     try:
-        return _yaml().load(text)
+        value = _yaml().load(text)
+        if _num_values(value, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases expand to more than {_MAX_VALUES:,} values")
+        return value
     except (YAMLError, ValueError, KeyError) as error:  # a date such as 2024-13-45 is a ValueError
         raise SettingsError(f"{name} is not valid YAML", got=str(error)) from None
     except RecursionError:
         raise SettingsError(f"{name} is not valid YAML", got="too many nested values") from None
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """Count the values in a tree with each alias expanded. Raises ValueError if it has a loop.
+
+    Ten lines can stand for a billion values, and an error message would spell them all out.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # not counted yet
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    if known[id(value)] == 0:
+        raise ValueError("an alias stands inside the value that it stands for")
+    return known[id(value)]
 
 
 def mapping(value: Any) -> dict[str, Any]:
