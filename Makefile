@@ -11,7 +11,7 @@ SUBJECT ?= mug
 # Test processes. pytest distributes whole files, so each process builds its models once.
 JOBS ?= 2
 
-.PHONY: help install demo test test-all jax check lint lock up deploy clean
+.PHONY: help install demo test test-all jax check lint audit sbom lock up deploy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,18 @@ lint: install  ## check style, types, layers and settings
 	$(BIN)/python -m dreambooth_core.config params.yaml presets/*.yaml
 
 check: lint test  ## run lint and test; required before a push
+
+$(BIN)/.installed-audit: pyproject.toml $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[audit]" --no-build-isolation
+	touch $@
+
+audit: $(BIN)/.installed-audit  ## list all licences; look up known vulnerabilities (needs a network)
+	$(BIN)/python -m tools.licences
+	$(BIN)/pip-audit --requirement requirements.lock --disable-pip --no-deps --strict
+
+sbom: $(BIN)/.installed-audit  ## write sbom.json, the list of all packages (CycloneDX)
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+		--output-reproducible --output-file sbom.json
 
 lock:  ## resolve pyproject.toml into requirements.lock
 	PYTHON=$(PYTHON) infra/lock.sh

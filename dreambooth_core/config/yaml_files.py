@@ -57,15 +57,24 @@ def _num_values(value: Any, known: dict[int, int]) -> int:
 
     Ten lines can stand for a billion values, and an error message would spell them all out.
     """
-    if not isinstance(value, dict | list):
+    parts = _parts(value)
+    if not parts:
         return 1
-    if id(value) not in known:
-        known[id(value)] = 0  # not counted yet
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
-    if known[id(value)] == 0:
+    key = id(value)
+    if key not in known:
+        known[key] = 0  # not counted yet
+        known[key] = 1 + sum(_num_values(part, known) for part in parts)
+    if known[key] == 0:
         raise ValueError("an alias stands inside the value that it stands for")
-    return known[id(value)]
+    return known[key]
+
+
+def _parts(value: Any) -> list[Any]:
+    """The keys and values of a mapping, the items of a list; none of another value."""
+    if isinstance(value, dict):
+        pairs = mapping(value)
+        return [*pairs, *pairs.values()]
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -87,3 +87,11 @@ def test_lock_file_pins_sqlalchemy_2_0_for_prefect_scheduler() -> None:
     version = re.search(r"^sqlalchemy==(\d+)\.(\d+)", locked, re.MULTILINE)
     assert version is not None
     assert (int(version[1]), int(version[2])) == (2, 0)
+
+
+def test_servers_of_up_listen_on_loopback_alone() -> None:
+    services = config.read_yaml(ROOT / "infra" / "local" / "services.yaml")["services"]
+    commands = [service["command"] for service in services]
+    hosts = [words[words.index("--host") + 1] for words in commands if "--host" in words]
+    assert hosts == ["127.0.0.1", "127.0.0.1"]
+    assert not any("0.0.0.0" in word for words in commands for word in words)

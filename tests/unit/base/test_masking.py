@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dreambooth_core.masking import scrubbed, without_secrets
+from dreambooth_core.masking import scrubbed, without_secrets, without_userinfo
 
 SECRET = "pl4nted"
 
@@ -34,3 +34,8 @@ def test_error_text_loses_the_password_in_either_spelling(secret: str) -> None:
     query = "postgresql://host/db?user=ada&password=p%40ss%20word"
     assert scrubbed(f"no {secret}", query) == "no ***"
     assert scrubbed(f"no {secret} at {uri}", uri) == "no *** at postgresql://ada:***@host/db"
+
+
+@pytest.mark.parametrize("user", ["", f"ada:{SECRET}@", f"{SECRET}@", f"ada:{SECRET}/@:@"])
+def test_address_to_open_has_no_credentials(user: str) -> None:
+    assert without_userinfo(f"http://{user}host:5000/health") == "http://host:5000/health"

@@ -99,7 +99,8 @@ def test_formats_that_take_more_memory_may_have_fewer_pixels(
 ) -> None:
     side = 3000
     path = tmp_path / f"photo.{kind}"
-    Image.new(mode, (side, side)).save(path, **({"speed": 10} if kind == "avif" else {}))
+    options: dict[str, Any] = {"speed": 10} if kind == "avif" else {}
+    Image.new(mode, (side, side)).save(path, **options)
     with pytest.raises(DataError, match=rf"too many pixels for {kind.upper()}.*: 9.0 megapixels"):
         decode(path, background="#ffffff", max_pixels=side * side)
     enough = 2 * side * side

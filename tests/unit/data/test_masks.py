@@ -129,6 +129,16 @@ def test_masks_of_nothing_and_other_files_are_told(folder: Path) -> None:
     assert told in warnings
 
 
+def test_mask_that_links_out_of_the_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
+    put_mask(folder, "a.png", left_half())
+    outside = (folder / "masks" / "a.png").rename(tmp_path / "elsewhere.png")
+    (folder / "masks" / "a.png").symlink_to(outside)
+    inspection = inspect(folder)
+    assert inspection.masks[0] is None
+    told = messages.MASK_SKIPPED.format(name="masks/a.png", reason=messages.SKIPPED_LINK_OUTSIDE)
+    assert told in inspection.report.warnings
+
+
 def test_without_the_setting_masks_change_nothing(folder: Path, tmp_path: Path) -> None:
     put_mask(folder, "a.png", left_half())
     inspection = inspect(folder, masks=None)
