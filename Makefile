@@ -11,7 +11,7 @@ SUBJECT ?= mug
 # Test processes. pytest distributes whole files, so each process builds its models once.
 JOBS ?= 2
 
-.PHONY: help install demo test test-all jax check lint audit sbom lock up deploy clean
+.PHONY: help install demo test test-all jax check lint audit sbom lock up deploy secrets clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -73,6 +73,9 @@ up: install  ## start Prefect, MLflow and a worker on this machine
 
 deploy: install  ## register the deployments of prefect.yaml
 	$(BIN)/prefect --no-prompt deploy --all
+
+secrets:  ## generate the passwords of infra/compose.yaml
+	@sh infra/services/secrets.sh infra/.env
 
 clean: install  ## delete old work from the store
 	$(BIN)/dreambooth clean
