@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from dreambooth_core.errors import StageError
 from dreambooth_core.masking import (
@@ -145,7 +146,7 @@ def _credentials(url: str, env: Mapping[str, str]) -> str | None:
     """The header with which Prefect's client logs in: a key, or user and password."""
     if key := env.get("PREFECT_API_KEY"):
         return f"Bearer {key}"
-    user = env.get("PREFECT_API_AUTH_STRING") or userinfo_of(url)
+    user = env.get("PREFECT_API_AUTH_STRING") or unquote(userinfo_of(url))
     return f"Basic {base64.b64encode(user.encode()).decode()}" if user else None
 
 

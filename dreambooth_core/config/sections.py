@@ -282,7 +282,7 @@ class SelectSettings(Section):
 class RegistrySettings(Section):
     """Names in the model registry."""
 
-    model_name_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = setting(
+    model_name_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)] = setting(
         "Models are registered as PREFIX-SUBJECT."
     )
 

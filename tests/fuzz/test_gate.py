@@ -91,8 +91,14 @@ def _outcome(call: Callable[[], T]) -> tuple[str, T | None]:
 
 
 _ORDERS = st.sampled_from(("little", "big"))
-_NAMES = st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=40).filter(
-    lambda name: name not in (".", "..") and len(os.fsencode(name + ".heic")) <= 200
+_ODD_BYTES = st.binary(min_size=1, max_size=40).map(
+    lambda data: os.fsdecode(data.replace(b"/", b"-").replace(b"\0", b"-"))
+)
+_NAMES = (
+    st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=40).filter(
+        lambda name: len(os.fsencode(name)) <= 200
+    )
+    | _ODD_BYTES
 )
 _CONTENT = st.one_of(
     damaged(), st.binary(max_size=400), st.text(max_size=200).map(lambda t: t.encode())
