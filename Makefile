@@ -11,7 +11,7 @@ SUBJECT ?= mug
 # Test processes. pytest distributes whole files, so each process builds its models once.
 JOBS ?= 2
 
-.PHONY: help install demo test test-all jax check lint audit sbom lock up deploy secrets clean
+.PHONY: help install demo test test-all jax check lint audit sbom lock up deploy secrets clean site
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -76,6 +76,15 @@ deploy: install  ## register the deployments of prefect.yaml
 
 secrets:  ## generate the passwords of infra/compose.yaml
 	@sh infra/services/secrets.sh infra/.env
+
+$(BIN)/.installed-site: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock "mkdocs-material>=9.8,<10"
+	touch $@
+
+site: $(BIN)/.installed-site  ## build the documentation as a site in .state/site/html
+	rm -rf .state/site && mkdir -p .state/site/pages
+	cp -r *.md docs .state/site/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file infra/site/mkdocs.yml
 
 clean: install  ## delete old work from the store
 	$(BIN)/dreambooth clean

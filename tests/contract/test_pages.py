@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import typer
+from ruamel.yaml import YAML
 
 from cli.main import app
 from dreambooth_core.config import Section, SubjectView
@@ -94,3 +95,24 @@ def _is_command(commands: Mapping[str, Any], words: list[str]) -> bool:
         return False
     below = vars(commands[words[0]]).get("commands")
     return below is None or words[-1] in below
+
+
+def test_every_decision_is_on_the_list_of_decisions() -> None:
+    folder = ROOT / "docs" / "adr"
+    listed = _LINK.findall((folder / "README.md").read_text())
+    assert listed == [path.name for path in sorted(folder.glob("0*.md"))]
+
+
+def test_site_lists_every_page_once() -> None:
+    site = YAML(typ="safe").load(ROOT / "infra" / "site" / "mkdocs.yml")
+    pages = [page for entry in site["nav"] for page in _paths_of(entry)]
+    written = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "docs/adr/README.md"]
+    assert sorted(pages) == sorted(str(path.relative_to(ROOT)) for path in written)
+
+
+def _paths_of(entry: Any) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    if isinstance(entry, dict):
+        entry = list(entry.values())
+    return [path for part in entry for path in _paths_of(part)]
