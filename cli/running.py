@@ -14,10 +14,10 @@ from cli.server import prefect_api
 from cli.session import Session
 from cli.stuck_runs import tags_of_process
 from dreambooth_core import config
+from dreambooth_core.config.changes import changed_view
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.pipeline import STAGES, check_stage, input_checks
-from tasks import this_run
 from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
 
@@ -61,7 +61,7 @@ def check(session: Session, subject: str, order: Order) -> list[str]:
     if order.last is not None:
         check_stage(order.last, STAGES_BY_NAME)
     workspace = session.workspace
-    view = this_run.changed_view(workspace, subject, order.changes)
+    view = changed_view(workspace, subject, order.changes)
     refuse_the_impossible(workspace, view, env=session.env, last=order.last or STAGES[-1])
     require_store(workspace, session.env)
     return input_checks.warnings(workspace.root, view)

@@ -30,8 +30,9 @@ def hold(
     on_wait: Callable[[str], None] | None = None,
     inheritable: bool = False,
     owner: str = "",
+    shared: bool = False,
 ) -> Generator[int]:
-    """Hold the flock on `path`; yield its descriptor.
+    """Hold the flock on `path`, alone or `shared` with other sharers; yield its descriptor.
 
     With `inheritable`, the lock stays until the last child process ends. If the lock is not free,
     this calls `on_wait` once with a description of the holder: its process, and what it gave as
@@ -41,7 +42,7 @@ def hold(
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.set_inheritable(fd, inheritable)
-        _acquire(fd, path, timeout_s, on_wait)
+        _acquire(fd, path, timeout_s, on_wait, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         os.ftruncate(fd, 0)
         details = f" ({owner})" if owner else ""
         os.pwrite(fd, f"process {os.getpid()}{details}\n".encode(), 0)
@@ -57,29 +58,28 @@ def holder_of(path: Path) -> str | None:
     except OSError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _holder(path)
+        return None if _try(fd, fcntl.LOCK_EX) else _holder(path)
     finally:
         os.close(fd)
-    return None
 
 
-def _acquire(fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None) -> None:
-    if _try(fd):
+def _acquire(
+    fd: int, path: Path, timeout_s: float, on_wait: Callable[[str], None] | None, mode: int
+) -> None:
+    if _try(fd, mode):
         return
     if on_wait is not None:
         on_wait(_holder(path))
-    if not wait_until(lambda: _try(fd), timeout_s=timeout_s, every_s=_POLL_S):
+    if not wait_until(lambda: _try(fd, mode), timeout_s=timeout_s, every_s=_POLL_S):
         raise StageError(
             f"{path.name} is held by {_holder(path)} for longer than {timeout_s:.0f} s",
             hint="wait for that process or stop it, then repeat the command",
         )
 
 
-def _try(fd: int) -> bool:
+def _try(fd: int, mode: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

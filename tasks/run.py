@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
+from dreambooth_core.config.changes import Changes, changed_view
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext, input_checks
 from dreambooth_core.pipeline.common import FLOW_RUN
@@ -25,7 +26,7 @@ from tasks.dvc import Dvc
 from tasks.progress import StageTime, current, is_logged
 from tasks.staleness import Staleness, refuse_the_impossible
 from tasks.subject_lock import SubjectLock
-from tasks.this_run import Changes, applied, changed_view
+from tasks.this_run import applied
 
 logger = logging.getLogger("dreambooth")
 

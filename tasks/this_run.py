@@ -10,21 +10,16 @@ next run of the subject takes back the changes of a killed one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core import config, files, locks
-from dreambooth_core.config import SubjectView
+from dreambooth_core.config.changes import Changes, changed_overrides, changed_view
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.workspace import Workspace
-
-Changes = Mapping[str, Any]
-"""Values by dotted key, such as {"train.max_train_steps": 100}."""
 
 _LOCK_TIMEOUT_S = 60.0
 _EXAMPLE = "--set train.max_train_steps=100"
@@ -46,62 +41,6 @@ def parse(assignments: Sequence[str]) -> dict[str, Any]:
                 f"the value of --set {key} is not valid YAML", got=value, hint=_EXAMPLE
             ) from None
     return changes
-
-
-def changed_view(
-    workspace: Workspace, subject: str, changes: Changes, *, source: str = "--set"
-) -> SubjectView:
-    """The subject's settings with the changes. Raises SettingsError, naming the key at fault.
-
-    `source` is where the user has written the changes, for messages.
-    """
-    if not changes:
-        return config.load_view(workspace, subject)
-    raw = config.read_yaml(workspace.params)
-    overrides = _overrides(config.load_view(workspace, subject), changes, source=source)
-    raw["subjects"][subject]["overrides"] = overrides
-    prefix = f"subjects.{subject}.overrides."
-    try:
-        settings = config.check_settings(raw, file="params.yaml")
-        return config.with_strategy(workspace, config.for_subject(settings, subject))
-    except SettingsError as error:
-        raise SettingsError.of(
-            replace(problem, key=problem.key.removeprefix(prefix), file=source)
-            if problem.key is not None and problem.key.startswith(prefix)
-            else problem
-            for problem in error.problems
-        ) from None
-
-
-def _overrides(
-    view: SubjectView, changes: Changes, *, source: str = "--set"
-) -> dict[str, dict[str, Any]]:
-    """The subject's overrides with the changes.
-
-    An override replaces a whole field of a section, so a change inside one starts from its value.
-    """
-    in_force = view.model_dump(mode="json", by_alias=True)
-    overrides = copy.deepcopy(view.subject.overrides)
-    for key, value in changes.items():
-        section, *path = key.split(".")
-        if section not in config.OVERRIDABLE or not all(path) or not path:
-            raise SettingsError(
-                f"{source} cannot change {key} for one run",
-                allowed=", ".join(f"{name}.*" for name in config.OVERRIDABLE),
-                hint="edit params.yaml for any other setting",
-            )
-        fields = overrides.setdefault(section, {})
-        values = in_force[section] or {}
-        for name in path[:-1]:
-            values = _mapping(_mapping(values).get(name))
-            fields[name] = dict(_mapping(fields.get(name)) or values)
-            fields = fields[name]
-        fields[path[-1]] = value
-    return overrides
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager
@@ -138,7 +77,7 @@ def _keys(subject: str) -> tuple[str, ...]:
 def _apply(workspace: Workspace, subject: str, changes: Changes) -> None:
     with locks.hold(workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
         text = _read(workspace)
-        during = config.flow_text(_overrides(config.load_view(workspace, subject), changes))
+        during = config.flow_text(changed_overrides(config.load_view(workspace, subject), changes))
         note = {"before": config.value_text(text, _keys(subject)), "during": during}
         files.write_json(
             _note(workspace, subject), note

@@ -33,6 +33,8 @@ _NEAR = 0.9
 """Part of the way from the DINO of step 0 to that of the real photos."""
 _Z_95 = 1.96
 """Standard errors that a 95 % interval reaches to each side."""
+_BELOW_EVERY_DINO = 3.0
+"""More than two cosines can differ by: it puts every CLIP-T below every DINO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,24 @@ def limits_of(
     )
 
 
+def merit(judged: RankedCheckpoint) -> float:
+    """A number that is higher the earlier the rule ranks a checkpoint, also across runs.
+
+    DINO if the checkpoint qualifies; otherwise its CLIP-T, moved below every DINO.
+    """
+    return _merit(qualified=judged.qualified, dino=judged.dino, clip_t=judged.clip_t)
+
+
+def merit_so_far(row: CheckpointScore, limits: Limits) -> float:
+    """The merit of a checkpoint whose race is not over: it breaks a limit beyond the noise only."""
+    clip_t = _mean(row.clip_t, row=row.name)
+    return _merit(qualified=_may_qualify(row, limits), dino=_dino(row), clip_t=clip_t)
+
+
+def _merit(*, qualified: bool, dino: float, clip_t: float) -> float:
+    return dino if qualified else clip_t - _BELOW_EVERY_DINO
+
+
 def flat_metrics(scores: Evaluation, selection: Selection) -> dict[str, float | int]:
     """The numbers for `dvc metrics`: the best row's means, and the gains over the base model."""
     best = _row(scores.rows, selection.best or STEP_0)
@@ -226,10 +246,9 @@ def _judge(row: CheckpointScore, limits: Limits) -> RankedCheckpoint:
     )
 
 
-def _rank(judged: RankedCheckpoint) -> tuple[bool, float, int]:
+def _rank(judged: RankedCheckpoint) -> tuple[float, int]:
     """Sort qualified checkpoints first, by DINO, then the others, by CLIP-T; ties by step."""
-    value = judged.dino if judged.qualified else judged.clip_t
-    return (not judged.qualified, -value, judged.step)
+    return (-merit(judged), judged.step)
 
 
 def paired_dino(row: CheckpointScore, other: CheckpointScore) -> Floats:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dreambooth_core import config, files, locks
 from dreambooth_core.config import (
@@ -18,8 +18,17 @@ from dreambooth_core.config import (
     SubjectView,
 )
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import BaseModelIdentity, Evaluation, ScoreRow, Scores
+from dreambooth_core.records import (
+    BaseModelIdentity,
+    CheckpointScore,
+    Evaluation,
+    ScoreRow,
+    Scores,
+)
 from dreambooth_core.workspace import Places
+
+if TYPE_CHECKING:
+    from dreambooth_core.evaluation.selection import Limits
 
 FLOW_RUN = "DREAMBOOTH_FLOW_RUN"
 """Environment variable: the address of the present Prefect run."""
@@ -30,6 +39,13 @@ _MAX_LANES = 4
 """Each lane needs the memory of a block."""
 
 logger = logging.getLogger("dreambooth")
+
+OnScore = Callable[[CheckpointScore, "Limits"], None]
+"""Receives every checkpoint that is scored during the training; what it raises ends the stage."""
+
+
+def ignore_score(_row: CheckpointScore, _limits: Limits) -> None:
+    """The OnScore that does nothing."""
 
 
 class Subject(Protocol):
@@ -100,6 +116,7 @@ class StageContext(RunContext):
     settings: SubjectView
     lock_fd: int | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    on_score: OnScore = ignore_score
 
     @property
     def tracking_uri(self) -> str | None:

@@ -82,6 +82,7 @@ class Judge:
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
             self.last_step = checkpoint.step
             logger.info("the training ends at step %d: further steps gain nothing", self.last_step)
+        self._context.on_score(row, self._limits)
         return True
 
     def _score_references(self) -> selection.Limits:

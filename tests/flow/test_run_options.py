@@ -17,6 +17,7 @@ import typer
 from cli.main import GROUPS, app
 from cli.screens import next_commands
 from dreambooth_core import config
+from dreambooth_core.config.changes import changed_view
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import input_checks
 from dreambooth_core.workspace import STAGES, Workspace
@@ -141,7 +142,7 @@ def test_overrides_edited_during_the_run_are_the_users(small: Workspace) -> None
 def test_a_wrong_change_is_refused_by_its_name(small: Workspace, given: str, message: str) -> None:
     before = params(small)
     with pytest.raises(SettingsError, match=message):
-        this_run.changed_view(small, "mug", this_run.parse([given]))
+        changed_view(small, "mug", this_run.parse([given]))
     assert params(small) == before
 
 
