@@ -21,6 +21,7 @@ from cli import (
     commands_plan,
     commands_run,
     commands_settings,
+    commands_sweep,
     commands_workspace,
     session,
 )
@@ -28,7 +29,7 @@ from dreambooth_core.errors import DreamBoothError, file_error
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
-    "Run": ("run", "status", "report"),
+    "Run": ("run", "sweep", "status", "report"),
     "Use the result": ("generate", "compare", "promote", "rollback"),
     "Services and storage": ("up", "clean"),
 }
@@ -95,6 +96,7 @@ def _global_options(
 
 
 commands_run.add_to(app)
+commands_sweep.add_to(app)
 commands_workspace.add_to(app)
 commands_settings.add_to(app)
 commands_plan.add_to(app)

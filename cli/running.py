@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,14 +73,14 @@ def run_one(session: Session, subject: str, order: Order) -> dict[str, Any]:
     warnings = check(session, subject, order)
     for text in warnings:
         session.terminal.warn(text)
-    with _api(session) as api_url:
+    with open_api(session) as api_url:
         return {**_flow(session, subject, order, api_url), "warnings": warnings}
 
 
 def run_all(session: Session, subjects: Sequence[str], order: Order) -> dict[str, Any]:
     """Run subjects one by one; return a summary or an error of each."""
     results: dict[str, Any] = {}
-    with _api(session) as api_url:
+    with open_api(session) as api_url:
         for subject in subjects:
             session.terminal.say(f"-- {subject}")
             try:
@@ -100,7 +101,8 @@ def exit_code_of(results: Mapping[str, Any]) -> int:
     return codes.pop() if len(codes) == 1 else 1
 
 
-def _api(session: Session) -> Any:
+def open_api(session: Session) -> Any:
+    """The Prefect API of this run: that of `up`, the one in the environment, or its own."""
     running = services.running_api(session.workspace)
     return prefect_api(session.workspace, session.env, running=running)
 
@@ -112,18 +114,33 @@ def _has_lasting_api(session: Session) -> bool:
 
 
 def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[str, Any]:
+    root, changes = str(session.workspace.root), dict(order.changes) or None
+    with in_flow(session, api_url):
+        from flows.run_stages import run_stages
+        from flows.train_subject import train_subject
+
+        summary = (
+            train_subject(subject, root, changes)
+            if order.last is None
+            else run_stages(subject, order.last, root, changes)
+        )
+    return {**summary, "set": dict(order.changes)}
+
+
+@contextlib.contextmanager
+def in_flow(session: Session, api_url: Any) -> Iterator[None]:
+    """Set up Prefect and the terminal for a flow that the block calls.
+
+    Raises StageError if the Prefect server stops answering.
+    """
     from httpx import TransportError
     from prefect import tags
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    from flows.run_stages import run_stages
-    from flows.train_subject import train_subject
 
     logging.getLogger("dreambooth").setLevel(logging.WARNING)
     # Its threads log an error for each event that a server misses.
     logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
     url, retries = api_url(), _LONG_RETRIES if _has_lasting_api(session) else _SHORT_RETRIES
-    root, changes = str(session.workspace.root), dict(order.changes) or None
     with (
         TerminalReporter(session.terminal.console) as shown,
         temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: retries}),
@@ -131,15 +148,10 @@ def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[st
     ):
         reporter.set(shown)
         try:
-            summary = (
-                train_subject(subject, root, changes)
-                if order.last is None
-                else run_stages(subject, order.last, root, changes)
-            )
+            yield
         except TransportError as error:
             raise StageError(
                 f"Prefect at {without_secrets(url)} no longer answers; finished work is kept",
                 got=scrubbed(str(error), url),
                 hint="start it again, or unset PREFECT_API_URL; then repeat the command",
             ) from None
-    return {**summary, "set": dict(order.changes)}

@@ -26,22 +26,23 @@ def show_run(console: Console, summary: Mapping[str, Any]) -> None:
         return
     best = summary["selection"]["best"]
     console.print(score_table(summary["scores"]["rows"], best))
-    _print_fact(console, "Chosen", f"{best or 'none'}. {summary['selection']['rule']}")
+    print_fact(console, "Chosen", f"{best or 'none'}. {summary['selection']['rule']}")
     version = summary["version"]
     if version:
-        _print_fact(console, "Registered", f"models:/{version['name']}/{version['version']}")
+        print_fact(console, "Registered", f"models:/{version['name']}/{version['version']}")
     if summary["verdict"]:
-        _print_fact(console, "Verdict", summary["verdict"]["why"])
+        print_fact(console, "Verdict", summary["verdict"]["why"])
     console.print(times_table(summary["stages"]))
     show_page(console, Path(summary["report"]))
     if run := summary["mlflow_run"]:
         text = f"run {run['name']} ({run['run_id']}) in {run['experiment']}"
-        _print_fact(console, "MLflow", text)
+        print_fact(console, "MLflow", text)
     _show_set(console, summary)
     _show_next(console, next_commands(summary))
 
 
-def _print_fact(console: Console, name: str, text: str) -> None:
+def print_fact(console: Console, name: str, text: str) -> None:
+    """Print a line with its name in bold."""
     console.print(Text.assemble((f"{name}:", "bold"), f" {text}"))
 
 
@@ -90,7 +91,7 @@ def _show_stages(console: Console, summary: Mapping[str, Any]) -> None:
     """Print a run of some stages."""
     console.print(times_table(summary["stages"]))
     name, last = summary["subject"], summary["stages"][-1]["stage"]
-    _print_fact(console, "Output", f"work/{name}/{last}")
+    print_fact(console, "Output", f"work/{name}/{last}")
     _show_set(console, summary)
     _show_next(console, [f"dreambooth run {name}", f"dreambooth status {name}"])
 
@@ -142,7 +143,7 @@ def times_table(stages: Sequence[Mapping[str, Any]]) -> Table:
 
 def show_page(console: Console, page: Path) -> None:
     """Print the URL of the report."""
-    _print_fact(console, "Report", page.as_uri())
+    print_fact(console, "Report", page.as_uri())
 
 
 def show_gate(console: Console, report: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ def changed_view(
     """The subject's settings with the changes. Raises SettingsError, naming the key at fault.
 
     `source` is where the user has written the changes, for messages.
-   """
+    """
     if not changes:
         return load_view(workspace, subject)
     raw = read_yaml(workspace.params)
@@ -60,7 +60,7 @@ def changed_overrides(
                 hint="edit params.yaml for any other setting",
             )
         fields = overrides.setdefault(section, {})
-        values = in_force[section] or {}
+        values = mapping(in_force[section])
         for name in path[:-1]:
             values = mapping(mapping(values).get(name))
             fields[name] = dict(mapping(fields.get(name)) or values)
