@@ -270,7 +270,8 @@ def _database_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, NoSuchModuleError) as error:
-        missing = getattr(error, "name", None) or str(error)
+        cause = error.__cause__ or error  # Optuna's own ImportError names no package
+        missing = getattr(cause, "name", None) or str(cause)
         raise SettingsError(
             f"the storage {shown} needs a driver that is not installed",
             got=f"no package {missing}",
@@ -285,6 +286,6 @@ def _database_errors(uri: str) -> Iterator[None]:
             allowed="postgresql://USER:PASSWORD@HOST/NAME, sqlite:///PATH",
             hint=hint,
         ) from None
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         text = scrubbed(str(error), uri).splitlines()[0][:300]
         raise SettingsError(f"the storage {shown} cannot be opened", got=text, hint=hint) from None

@@ -6,6 +6,7 @@ and the training ends soon after its first checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import config, files
+from dreambooth_core.evaluation.selection import Limits
 from dreambooth_core.pipeline import StageContext, early_stopping, run_stage, train
-from dreambooth_core.records import TrainingRun
+from dreambooth_core.records import CheckpointScore, TrainingRun
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT
@@ -97,6 +99,23 @@ def test_decision_after_the_whole_training_gives_the_same_bytes(
     workspace: Workspace, stopped: tuple[list[int], dict[str, str]]
 ) -> None:
     assert "step-00000012" in _states(workspace)  # the test before has trained to the end
+    assert _train(workspace, patience=2) == stopped
+
+
+def test_what_a_score_raises_ends_the_stage(
+    workspace: Workspace, stopped: tuple[list[int], dict[str, str]]
+) -> None:
+    seen: list[int | None] = []
+
+    def prune(row: CheckpointScore, _limits: Limits) -> None:
+        seen.append(row.step)
+        raise RuntimeError("pruned")
+
+    workspaces.change(workspace.root, "select.early_stopping_patience", 2)
+    context = dataclasses.replace(_context(workspace), on_score=prune)
+    with pytest.raises(RuntimeError, match="pruned"):
+        run_stage(context, "train")
+    assert seen == [2]
     assert _train(workspace, patience=2) == stopped
 
 

@@ -16,6 +16,8 @@ from dreambooth_core.evaluation.selection import (
     flat_metrics,
     further_steps_are_futile,
     limits_of,
+    merit,
+    merit_so_far,
     next_round,
     select_best,
 )
@@ -334,3 +336,25 @@ def test_the_rules_are_imported_without_torch(module: str) -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_merit_orders_checkpoints_as_the_rule_does() -> None:
+    rows = [
+        checkpoint(1, clip_t=0.30, dino=0.60),
+        checkpoint(2, clip_t=0.30, dino=0.80),
+        checkpoint(3, clip_t=0.20, dino=0.95),
+        checkpoint(4, clip_t=0.10, dino=0.99),
+    ]
+    ranked = sorted(select(*rows).ranked, key=merit, reverse=True)
+    assert [one.step for one in ranked] == [2, 1, 3, 4]
+    assert merit(ranked[0]) == 0.8
+    assert merit(ranked[2]) == pytest.approx(0.2 - 3)
+
+
+def test_merit_so_far_forgives_what_may_be_noise() -> None:
+    limits = limits_of([BASE, real_row()], SELECT, text_range=0.1)
+    near = raced(60, 0.7, 0.8, 0.75, clip_t=0.285, spread=0.1)
+    assert not select(near).qualified
+    assert merit_so_far(near, limits) == pytest.approx(0.75)
+    far = raced(60, 0.7, 0.8, 0.75, clip_t=0.1)
+    assert merit_so_far(far, limits) == pytest.approx(0.1 - 3)
