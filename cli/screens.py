@@ -5,15 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.disk_usage import Usage
 from dreambooth_core import config
 from dreambooth_core.records import SCORES
+
+if TYPE_CHECKING:
+    from cli.disk_usage import Usage
 
 _LABEL_WIDTH, _VERSION_WIDTH = 26, 24
 """Columns of a terminal that the names and a version need in `compare`."""

@@ -15,8 +15,7 @@ from pathlib import Path
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.pipeline.common import StageContext, publishing
-from dreambooth_core.pipeline.registered import selected
-from dreambooth_core.records import TrainingRun
+from dreambooth_core.records import Selection, TrainingRun
 from dreambooth_core.workspace import Places
 
 _CHECKPOINTS = "checkpoints"
@@ -41,19 +40,21 @@ def weights_dir(places: Places, training: TrainingRun, name: str) -> Path:
 
 def has_unselected(context: StageContext) -> bool:
     """Whether the output of the train stage has other weights than the selected ones."""
-    _, checkpoint = selected(context)
+    best = _selected(context.places)
     folder = context.places.stage_dir("train")
-    return [path.name for path in _checkpoints(folder)] != [checkpoint.name]
+    return best is not None and [path.name for path in _checkpoints(folder)] != [best]
 
 
 def keep_selected(context: StageContext) -> None:
     """Publish the training again, with the weights of the selected checkpoint alone."""
     places = context.places
     folder = places.stage_dir("train")
-    _, checkpoint = selected(context)
-    weights = weights_dir(places, TrainingRun.read(folder), checkpoint.name)
+    best = _selected(places)
+    if best is None:
+        return  # `register` says so
+    weights = weights_dir(places, TrainingRun.read(folder), best)
     with publishing(places, "train") as out:
-        files.copy_tree(weights, out / checkpoint.name)
+        files.copy_tree(weights, out / best)
         for path in folder.iterdir():
             if path.is_file():
                 shutil.copyfile(path, out / path.name)
@@ -76,6 +77,11 @@ def subject_of(training: Path) -> str | None:
         return json.loads((training / "job.json").read_text())["subject"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _selected(places: Places) -> str | None:
+    """The name of the selected checkpoint."""
+    return Selection.read(places.stage_dir("select")).best
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:
