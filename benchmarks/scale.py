@@ -1,8 +1,7 @@
-"""How the services answer when they hold much: `python -m benchmarks.scale PART`.
+"""How the services answer when they hold much: `python -m benchmarks.scale mlflow|prefect`.
 
-`mlflow` and `prefect` start PostgreSQL, fill it with rows like those that runs leave, and measure
-the calls that the pipeline and its pages make. `subjects` copies one finished tiny subject 200
-times.
+Both start PostgreSQL, fill it with rows like those that runs leave, and measure the calls that the
+pipeline and its pages make.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -201,76 +199,10 @@ def _wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-def subjects() -> dict[str, Any]:
-    """One finished tiny subject, 200 times: photos, outputs and lines of dvc.lock."""
-    from tests.flow import workspaces
-
-    with tempfile.TemporaryDirectory() as name:
-        root = workspaces.build(Path(name) / "project").root
-        environment = workspaces.environment(root)
-
-        def seconds(*command: str) -> float:
-            start = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-m", *command], cwd=root, env=environment, text=True,
-                capture_output=True, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr[-2000:]
-            return round(time.perf_counter() - start, 1)
-
-        seconds("cli", "run", "mug")
-        commands = {
-            "dvc status, s": ("dvc", "status"),
-            "dreambooth status, s": ("cli", "status"),
-            "dreambooth plan mug, s": ("cli", "plan", "mug"),
-            "dreambooth compare mug, s": ("cli", "compare", "mug"),
-            "dreambooth run mug with nothing to do, s": ("cli", "run", "mug"),
-        }
-        one = {label: seconds(*command) for label, command in commands.items()}
-        _copy_subject(root)
-        first = {"first dvc status (hashes all files), s": seconds("dvc", "status")}
-        many = {label: seconds(*command) for label, command in commands.items()}
-        return {"1 subject": one, f"{SUBJECTS} subjects": first | many}
-
-
-def _copy_subject(root: Path) -> None:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    params, lock = (yaml.load((root / name).read_text()) for name in ("params.yaml", "dvc.lock"))
-    for number in range(1, SUBJECTS):
-        name = f"mug{number}"
-        shutil.copytree(root / "work" / "mug", root / "work" / name, copy_function=os.link)
-        shutil.copytree(root / "data/instance/mug", root / "data/instance" / name)
-        text = (root / "data/instance/mug.dvc").read_text().replace("path: mug", f"path: {name}")
-        (root / "data/instance" / f"{name}.dvc").write_text(text)
-        own = dict(params["subjects"]["mug"])
-        own["instance_dir"] = f"data/instance/{name}"
-        params["subjects"][name] = own
-    for stage in [stage for stage in lock["stages"] if stage.endswith("@mug")]:
-        for number in range(1, SUBJECTS):
-            lock["stages"][f"{stage}{number}"] = _renamed(lock["stages"][stage], f"mug{number}")
-    for file, content in (("params.yaml", params), ("dvc.lock", lock)):
-        with (root / file).open("w") as stream:
-            yaml.dump(content, stream)
-
-
-def _renamed(entry: Any, name: str) -> Any:
-    if isinstance(entry, dict):
-        return {_renamed(key, name): _renamed(value, name) for key, value in entry.items()}
-    if isinstance(entry, list):
-        return [_renamed(value, name) for value in entry]
-    if not isinstance(entry, str):
-        return entry
-    for before, after in (("/mug", f"/{name}"), ("subjects.mug", f"subjects.{name}")):
-        entry = entry.replace(before, after)
-    return entry.replace("--subject mug", f"--subject {name}")
-
-
 def main() -> None:
     """Measure one part and write benchmarks/results/scale-PART.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parts = {"mlflow": mlflow, "prefect": prefect, "subjects": subjects}
+    parts = {"mlflow": mlflow, "prefect": prefect}
     parser.add_argument("part", choices=parts)
     part = parser.parse_args().part
     load = os.getloadavg()[0]
