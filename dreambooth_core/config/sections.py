@@ -350,12 +350,12 @@ class SubjectSettings(Section):
     @property
     def instance_prompt(self) -> str:
         """The prompt of the instance images (paper, section 3.2)."""
-        return f"a photo of {self.identifier} {self.class_noun}"
+        return f"a photo of {self.identifier} {self.class_noun}".rstrip()
 
     @property
     def class_prompt(self) -> str:
         """The prompt of the class images (paper, section 3.3)."""
-        return f"a photo of {self.class_noun}"
+        return f"a photo of {self.class_noun}".rstrip()
 
 
 OVERRIDABLE = ("data", "prior", "train", "evaluate", "select")

@@ -1,0 +1,87 @@
+"""Folders of many subjects, laid out like the public data set of the DreamBooth paper.
+
+    ROOT/prompts_and_classes.txt    "subject_name,class", then one line per subject, then a blank one
+    ROOT/SUBJECT/*.jpg              the photos of a subject
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core import files
+from dreambooth_core.config import check_name
+from dreambooth_core.errors import DataError
+
+CLASSES_FILE = "prompts_and_classes.txt"
+_HEADER = "subject_name,class"
+_EXAMPLE = f"{_HEADER}\nbackpack,backpack\ncat2,cat"
+
+
+@dataclass(frozen=True)
+class SubjectFolder:
+    """A subject: its name, the folder of its photos, and the noun of its class."""
+
+    name: str
+    folder: Path
+    class_noun: str
+
+
+def read_subjects(root: Path) -> list[SubjectFolder]:
+    """The subjects below `root`, sorted by name.
+
+    Raises DataError if the file of classes is missing or wrong, and for a folder without a class
+    or a class without a folder.
+    """
+    if not root.is_dir():
+        raise DataError("no folder of subjects", got=str(root), hint="--subjects-root FOLDER")
+    classes = _read_classes(root / CLASSES_FILE)
+    folders = {entry.name for entry in root.iterdir() if _is_subject(entry)}
+    problems = [f"{name} has a class but no folder" for name in sorted(classes.keys() - folders)]
+    problems += [f"{name} has no class" for name in sorted(folders - classes.keys())]
+    for name in sorted(classes.keys() & folders):
+        try:
+            check_name(name)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise DataError(
+            f"folders and {CLASSES_FILE} of {root} do not match",
+            got="; ".join(problems),
+            allowed="one folder per line of the file",
+        )
+    return [SubjectFolder(name, root / name, classes[name]) for name in sorted(classes)]
+
+
+def write_classes(root: Path, classes: Mapping[str, str]) -> None:
+    """Write the file that `read_subjects` reads: the class of each subject."""
+    lines = [f"{name},{noun}" for name, noun in classes.items()]
+    files.write_text(root / CLASSES_FILE, "\n".join(["Classes", "", _HEADER, *lines, "", ""]))
+
+
+def _is_subject(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataError(
+            f"{path} cannot be read", got=reason, hint=f"write it like this:\n{_EXAMPLE}"
+        ) from None
+    start = lines.index(_HEADER) + 1 if _HEADER in lines else len(lines)
+    end = lines.index("", start) if "" in lines[start:] else len(lines)
+    rows = [[part.strip() for part in line.split(",")] for line in lines[start:end]]
+    classes = {row[0]: row[-1] for row in rows}
+    bad = [line for line, row in zip(lines[start:end], rows, strict=True) if len(row) != 2]
+    if not rows or bad or not all(all(row) for row in rows) or len(classes) != len(rows):
+        raise DataError(
+            f"{path} lists no class for every subject",
+            got="; ".join(bad) or f"{len(rows)} lines below {_HEADER!r}",
+            allowed="lines of two words, each subject once",
+            hint=f"write it like this:\n{_EXAMPLE}",
+        )
+    return classes
