@@ -1,7 +1,7 @@
 """Folders of many subjects, laid out like the public data set of the DreamBooth paper.
 
-    ROOT/prompts_and_classes.txt    "subject_name,class", then one line per subject, then a blank one
-    ROOT/SUBJECT/*.jpg              the photos of a subject
+ROOT/prompts_and_classes.txt    "subject_name,class", then one line per subject, then a blank one
+ROOT/SUBJECT/*.jpg              the photos of a subject
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SubjectFolder:
 
 
 def read_subjects(root: Path) -> list[SubjectFolder]:
-    """The subjects below `root`, sorted by name.
+    """The subjects below `root`, in the order of the file.
 
     Raises DataError if the file of classes is missing or wrong, and for a folder without a class
     or a class without a folder.
@@ -51,7 +51,7 @@ def read_subjects(root: Path) -> list[SubjectFolder]:
             got="; ".join(problems),
             allowed="one folder per line of the file",
         )
-    return [SubjectFolder(name, root / name, classes[name]) for name in sorted(classes)]
+    return [SubjectFolder(name, root / name, classes[name]) for name in classes]
 
 
 def write_classes(root: Path, classes: Mapping[str, str]) -> None:

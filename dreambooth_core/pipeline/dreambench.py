@@ -4,6 +4,7 @@
     OUT/runs/SUBJECT/CONDITION/STAGE/        outputs of the stages
     OUT/runs/SUBJECT/CONDITION/scores/       the scores of the finished case (`CaseScores`)
     OUT/store/                               everything that survives a kill
+    OUT/results.json, OUT/results.md         the tables, once every case has finished
 
 The first condition trains and selects as `dreambooth run` does. The others train to the step that
 it has selected for the same subject, so all are scored after equally many steps, on images of the
@@ -14,26 +15,39 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core import files
 from dreambooth_core.config import Settings, SubjectView, with_strategy
+from dreambooth_core.data import gate
 from dreambooth_core.data.subject_folders import SubjectFolder
-from dreambooth_core.errors import SettingsError, StageError
-from dreambooth_core.evaluation.dreambench import CaseScores
+from dreambooth_core.errors import DataError, SettingsError, StageError
+from dreambooth_core.evaluation import paper_tables
+from dreambooth_core.evaluation.paper_tables import (
+    ABLATIONS,
+    NO_NOUN,
+    NO_PRIOR,
+    SHIPPED,
+    WRONG_NOUN,
+    CaseScores,
+)
 from dreambooth_core.evaluation.suites import load_suite
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.pipeline import run_stage
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import REAL, STEP_0, Evaluation, Record, Selection, TrainingRun
-from dreambooth_core.training.checkpoints.published import checkpoint_name
+from dreambooth_core.records import (
+    REAL,
+    STEP_0,
+    Evaluation,
+    GateReport,
+    Record,
+    Selection,
+    TrainingRun,
+)
 from dreambooth_core.workspace import Places, Workspace
-
-SHIPPED, NO_PRIOR, NO_NOUN, WRONG_NOUN = "shipped", "no-prior", "no-noun", "wrong-noun"
-ABLATIONS = (NO_PRIOR, NO_NOUN, WRONG_NOUN)
-"""The paper's ablations: without prior preservation, without a class noun, with a wrong one."""
 
 IMAGES = 100
 """Images per subject and checkpoint: 25 prompts with 4 seeds in the paper."""
@@ -47,7 +61,7 @@ _UNCOMPARED = ("runtime", "registry")
 
 
 class BenchSubject(Record):
-    """A subject: its photos, its words, the prompts of its images, and its conditions."""
+    """A subject: its photos with their sha256, its words, its prompts, and its conditions."""
 
     name: str
     folder: str
@@ -55,12 +69,13 @@ class BenchSubject(Record):
     class_noun: str
     wrong_noun: str
     suite: str
+    num_prompts: int
     images_per_prompt: int
     conditions: tuple[str, ...]
 
 
 class BenchPlan(Record):
-    """Everything that the scores depend on: subjects with the sha256 of their photos, settings."""
+    """Everything that the scores depend on: the subjects and the settings."""
 
     subjects: tuple[BenchSubject, ...]
     settings: dict[str, Any]
@@ -70,10 +85,30 @@ class BenchPlan(Record):
         return next(subject for subject in self.subjects if subject.name == name)
 
     def cases(self) -> list[tuple[str, str]]:
-        """(subject, condition) of every case: the first condition of all subjects comes first."""
+        """(subject, condition) of every case: first the first condition of all subjects."""
         return [(s.name, SHIPPED) for s in self.subjects] + [
             (s.name, condition) for s in self.subjects for condition in s.conditions[1:]
         ]
+
+    @property
+    def num_images(self) -> int:
+        """Images of subjects that the benchmark scores, without those of classes and selection."""
+        counts = [len(s.conditions) * s.num_prompts * s.images_per_prompt for s in self.subjects]
+        return sum(counts)
+
+
+def inspect(
+    folders: Sequence[SubjectFolder], settings: Settings, scratch: Path
+) -> list[GateReport]:
+    """The data gate's verdict on the photos of every subject."""
+    reports: list[GateReport] = []
+    for subject in folders:
+        with files.scratch_dir(scratch, subject.name) as copies:
+            inspection = gate.inspect_folder(
+                subject.folder, settings.data, subject=subject.name, scratch=copies
+            )
+            reports.append(inspection.report)
+    return reports
 
 
 def make_plan(
@@ -81,38 +116,53 @@ def make_plan(
     folders: Sequence[SubjectFolder],
     *,
     root: Path,
-    photos: dict[str, dict[str, str]],
+    reports: Sequence[GateReport],
+    names: Sequence[str] = (),
     num_ablated: int = 0,
 ) -> BenchPlan:
-    """The plan for subjects whose photos have these sha256; the first `num_ablated` are ablated.
+    """The plan for the subjects `names` of the folders (by default all), with their gate reports.
 
-    Raises SettingsError if there is no other class for a wrong noun.
+    The first `num_ablated` subjects have the ablations too. Raises DataError for a subject without
+    usable photos, and SettingsError for an unknown one or if no other class has a noun to use.
     """
     nouns = sorted({folder.class_noun for folder in folders})
     if num_ablated and len(nouns) < 2:
         raise SettingsError(
             "the ablation of the class noun needs subjects of two classes", got=", ".join(nouns)
         )
+    unknown = sorted(set(names) - {folder.name for folder in folders})
+    if unknown:
+        raise SettingsError(
+            f"no subject has the name {', '.join(unknown)}",
+            allowed=", ".join(folder.name for folder in folders),
+        )
+    chosen = [f for f in zip(folders, reports, strict=True) if not names or f[0].name in names]
     subjects: list[BenchSubject] = []
-    for index, folder in enumerate(folders):
-        others = [noun for noun in nouns if noun != folder.class_noun]
-        wrong = others[derive_seed(0, "wrong-noun", index) % len(others)] if others else ""
+    for index, (folder, report) in enumerate(chosen):
+        gate.require_usable(report)
         suite = _suite_of(settings, folder)
         num_prompts = len(load_suite(suite, root=root).templates)
         subjects.append(
             BenchSubject(
                 name=folder.name,
                 folder=str(folder.folder),
-                photos=photos[folder.name],
+                photos={image.name: image.sha256 for image in report.accepted},
                 class_noun=folder.class_noun,
-                wrong_noun=wrong,
+                wrong_noun=_wrong_noun(folder, nouns),
                 suite=suite,
+                num_prompts=num_prompts,
                 images_per_prompt=max(1, round(IMAGES / num_prompts)),
                 conditions=(SHIPPED, *(ABLATIONS if index < num_ablated else ())),
             )
         )
     dumped = settings.model_dump(mode="json", by_alias=True, exclude={"subjects"})
     return BenchPlan(subjects=tuple(subjects), settings=dumped)
+
+
+def _wrong_noun(folder: SubjectFolder, nouns: Sequence[str]) -> str:
+    """The noun of another class, chosen at random by the subject's name."""
+    others = [noun for noun in nouns if noun != folder.class_noun]
+    return others[derive_seed(0, f"wrong-noun-{folder.name}") % len(others)] if others else ""
 
 
 def _suite_of(settings: Settings, folder: SubjectFolder) -> str:
@@ -123,46 +173,51 @@ def _suite_of(settings: Settings, folder: SubjectFolder) -> str:
 
 
 def store_plan(out: Path, plan: BenchPlan) -> None:
-    """Write the plan, which may add conditions to the known one.
+    """Write the plan, which may have other subjects and conditions than the known one.
 
-    Raises SettingsError if `out` has the results of other subjects or settings.
+    Raises SettingsError if settings or photos differ from those of results in `out`.
     """
-    known = read_plan(out)
-    if known is not None and _compared(known) != _compared(plan):
-        old, new = _compared(known), _compared(plan)
-        what = [key for key in new["settings"] if new["settings"][key] != old["settings"].get(key)]
-        what += ["the subjects"] if old["subjects"] != new["subjects"] else []
+    known = BenchPlan.read_if_there(out, _PLAN)
+    changed = _changes(known, plan) if known is not None else []
+    if changed:
         raise SettingsError(
             f"{out} has the results of another benchmark",
-            got=f"other values of {', '.join(what)}",
+            got=f"other values of {', '.join(changed)}",
             hint="choose another folder with --out, or restore the settings and photos",
         )
     plan.write(out, _PLAN)
 
 
-def read_plan(out: Path) -> BenchPlan | None:
-    """The plan of a folder, or None."""
-    return BenchPlan.read_if_there(out, _PLAN)
+def _changes(known: BenchPlan, plan: BenchPlan) -> list[str]:
+    """The sections and the subjects that differ between two plans and count for the scores."""
+    old, new = known.settings, plan.settings
+    keys = [key for key in {**old, **new} if key not in _UNCOMPARED]
+    free: Mapping[str, Any] = {"conditions": ()}
+    subjects = {subject.name: subject.model_copy(update=free) for subject in known.subjects}
+    return [key for key in keys if old.get(key) != new.get(key)] + [
+        subject.name
+        for subject in plan.subjects
+        if subjects.get(subject.name) not in (None, subject.model_copy(update=free))
+    ]
 
 
-def _compared(plan: BenchPlan) -> dict[str, Any]:
-    dumped: dict[str, Any] = plan.to_json()
-    for section in _UNCOMPARED:
-        dumped["settings"].pop(section, None)
-    for subject in dumped["subjects"]:
-        del subject["conditions"]
-    return dumped
-
-
-@dataclasses.dataclass(frozen=True)
 class Bench:
-    """A benchmark in its folder, and what its caller provides for every stage."""
+    """A benchmark in its folder, and what its caller provides for every stage.
 
-    root: Path
-    out: Path
-    plan: BenchPlan
-    should_stop: StopSignal = never_stop
-    lock_fd: int | None = None
+    Not a dataclass: Prefect walks through those (and copies them) in search of futures.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        out: Path,
+        plan: BenchPlan,
+        *,
+        should_stop: StopSignal = never_stop,
+        lock_fd: int | None = None,
+    ) -> None:
+        self.root, self.out, self.plan = root, out, plan
+        self._should_stop, self._lock_fd = should_stop, lock_fd
 
     def places(self, subject: str, condition: str) -> Places:
         """The folders of a case."""
@@ -176,13 +231,13 @@ class Bench:
     def context(
         self, subject: str, condition: str, progress: Progress = no_progress
     ) -> StageContext:
-        """The context of a case's stages. Raises StageError for one that has no step yet."""
+        """The context of a case's stages. Raises StageError for an ablation without its step."""
         return StageContext(
             self._view(subject, condition),
             self.places(subject, condition),
             progress=progress,
-            should_stop=self.should_stop,
-            lock_fd=self.lock_fd,
+            should_stop=self._should_stop,
+            lock_fd=self._lock_fd,
             env={"DVC_EXP_NAME": "dreambench"},  # registers nothing
         )
 
@@ -220,45 +275,69 @@ def train(context: StageContext) -> None:
         run_stage(context, stage)
 
 
+def select(context: StageContext) -> None:
+    """Publish the scores of all checkpoints, and select one."""
+    for stage in ("evaluate", "select"):
+        run_stage(context, stage)
+
+
 def finish(bench: Bench, subject: str, condition: str, progress: Progress = no_progress) -> None:
-    """Score the case's checkpoint on fresh seeds, and remove its weights."""
-    from dreambooth_core.pipeline import evaluate
+    """Score the checkpoint of a case on fresh seeds."""
+    from dreambooth_core.pipeline import evaluate  # loads the scorers' libraries
 
     context = bench.context(subject, condition, progress)
-    places = context.places
-    selection = Selection.read_if_there(places.stage_dir("select"))
+    view, places = context.settings, context.places
     run = TrainingRun.read(places.stage_dir("train"))
-    name = (selection.best if selection else None) or checkpoint_name(run.checkpoints[-1].step)
-    scoring = with_images(context, bench.plan.subject(subject).images_per_prompt)
+    selection = Selection.read(places.stage_dir("select")) if condition == SHIPPED else None
+    name = selection.best if selection else run.checkpoints[-1].name
+    checkpoint = next((c for c in run.checkpoints if c.name == name), None)
+    if checkpoint is None:
+        raise DataError(f"no checkpoint of {subject} was selected")
+    scoring = _with_images(context, bench.plan.subject(subject).images_per_prompt)
     others = (STEP_0, REAL) if condition == SHIPPED else ()
-    rows = tuple(evaluate.score_row(scoring, row, role="confirm") for row in (name, *others))
-    assert rows[0].text_range is not None and rows[0].step is not None  # noqa: S101, PT018
-    evaluation = Evaluation(
-        harness=evaluate.open_resident(scoring).evaluators["confirm"].harness,
-        text_range=rows[0].text_range,
-        rows=rows,
-    )
+    rows = [evaluate.score_row(scoring, row, role="confirm") for row in (checkpoint.name, *others)]
     CaseScores(
         subject=subject,
         condition=condition,
-        identifier=context.settings.subject.identifier,
-        class_noun=context.settings.subject.class_noun,
-        step=rows[0].step,
+        identifier=view.subject.identifier,
+        class_noun=view.subject.class_noun,
+        step=checkpoint.step,
         qualified=selection.qualified if selection else None,
         base_model=run.base_model,
-        evaluation=evaluation,
+        evaluation=Evaluation(
+            harness=evaluate.open_resident(scoring).evaluators["confirm"].harness,
+            text_range=rows[0].text_range or 0.0,
+            rows=tuple(rows),
+        ),
     ).write(places.stage_dir("scores"))
-    _remove_weights(places, run.fingerprint)
 
 
-def with_images(context: StageContext, images_per_prompt: int) -> StageContext:
-    """The context with another number of images per prompt."""
+def _with_images(context: StageContext, images_per_prompt: int) -> StageContext:
     view = context.settings
     more = view.evaluate.model_copy(update={"images_per_prompt": images_per_prompt})
     return dataclasses.replace(context, settings=view.model_copy(update={"evaluate": more}))
 
 
-def _remove_weights(places: Places, fingerprint: str) -> None:
+def remove_weights(places: Places) -> None:
     """Remove the checkpoints of a finished case: those of all cases would fill a disk."""
-    for folder in (places.stage_dir("train"), places.store_dir("train", fingerprint)):
-        shutil.rmtree(folder, ignore_errors=True)
+    run = TrainingRun.read_if_there(places.stage_dir("train"))
+    if run is not None:
+        shutil.rmtree(places.store_dir("train", run.fingerprint), ignore_errors=True)
+        shutil.rmtree(places.stage_dir("train"))
+
+
+def write_results(bench: Bench) -> paper_tables.BenchResults:
+    """Write the tables, each file completely or not at all. Raises StageError before the end."""
+    found = {case: bench.finished(*case) for case in bench.plan.cases()}
+    cases = {case: scores for case, scores in found.items() if scores is not None}
+    if len(cases) < len(found):
+        raise StageError(f"{len(found) - len(cases)} of {len(found)} cases have not finished")
+    evaluate = bench.plan.settings["evaluate"]
+    results = paper_tables.results_of(
+        cases,
+        bench.plan.settings,
+        paper_tables.Resampling(evaluate["bootstrap_samples"], evaluate["seed"]),
+    )
+    results.write(bench.out, "results.json")
+    files.write_text(bench.out / "results.md", paper_tables.markdown(results))
+    return results
