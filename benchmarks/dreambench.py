@@ -20,14 +20,14 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from benchmarks import common
-from dreambooth_core import config, files
-from dreambooth_core.data.subject_folders import read_subjects, write_classes
+from dreambooth_core import files
+from dreambooth_core.data.subject_folders import write_classes
 from dreambooth_core.evaluation import paper_tables
 from dreambooth_core.pipeline import dreambench
 from tools.pocket.drawing import render
 from tools.pocket.world import PLACES, Scene, draw_individual, draw_pose, generator
 
-SEED, NUM_PHOTOS, SIDE = 31_337, 4, 256
+SEED, NUM_SUBJECTS, NUM_PHOTOS, SIDE = 31_337, 12, 4, 256
 NOUNS = ("mug", "car", "cat", "robot", "backpack", "duck")
 RESULTS = common.ROOT / "benchmarks" / "results" / "dreambench.json"
 
@@ -51,13 +51,14 @@ def draw(folder: Path, index: int) -> str:
     return individual.thing
 
 
-def draw_all(root: Path, num_subjects: int) -> None:
-    """Draw the subjects and write their classes."""
+def draw_all(root: Path) -> list[str]:
+    """Draw the subjects and write their classes; returns the subjects' names."""
     classes: dict[str, str] = {}
-    for index in range(num_subjects):
+    for index in range(NUM_SUBJECTS):
         name = f"{NOUNS[index % len(NOUNS)]}{index // len(NOUNS) + 1}"
         classes[name] = draw(root / name, index)
     write_classes(root, classes)
+    return list(classes)
 
 
 def run_case(bench: dreambench.Bench, subject: str, condition: str) -> None:
@@ -80,23 +81,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workspace", type=Path, default=common.ROOT / ".state" / "dreambench")
-    parser.add_argument("--subjects", type=int, default=12)
+    parser.add_argument("--subjects", type=int, default=NUM_SUBJECTS, help="only the first")
     parser.add_argument("--ablated", type=int, default=6, help="subjects with ablations")
     parser.add_argument("--draw-only", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     workspace = arguments.workspace.resolve()
-    draw_all(workspace / "subjects", arguments.subjects)
+    names = draw_all(workspace / "subjects")[: arguments.subjects]
     if arguments.draw_only:
         return
-    settings = config.load_settings(common.ROOT / "params.yaml")
-    folders = read_subjects(workspace / "subjects")
-    plan = dreambench.make_plan(
-        settings,
-        folders,
-        root=common.ROOT,
-        reports=dreambench.inspect(folders, settings, workspace / "out" / "store"),
+    plan, _ = dreambench.plan_for(
+        common.ROOT,
+        workspace / "subjects",
+        scratch=workspace / "out" / "store" / "validate",
+        names=names,
         num_ablated=arguments.ablated,
     )
     dreambench.store_plan(workspace / "out", plan)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from cli import (
+    commands_bench,
     commands_models,
     commands_plan,
     commands_run,
@@ -29,7 +30,7 @@ from dreambooth_core.errors import DreamBoothError, file_error
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
-    "Run": ("run", "sweep", "status", "report"),
+    "Run": ("run", "sweep", "dreambench", "status", "report"),
     "Use the result": ("generate", "compare", "promote", "rollback"),
     "Services and storage": ("up", "clean"),
 }
@@ -97,6 +98,7 @@ def _global_options(
 
 commands_run.add_to(app)
 commands_sweep.add_to(app)
+commands_bench.add_to(app)
 commands_workspace.add_to(app)
 commands_settings.add_to(app)
 commands_plan.add_to(app)

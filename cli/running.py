@@ -1,4 +1,4 @@
-"""The work of `dreambooth run`: one subject or all of them, a whole run or some stages."""
+"""Runs flows for the command line: one subject or all, a whole run or some stages, a benchmark."""
 
 from __future__ import annotations
 
@@ -125,6 +125,17 @@ def _flow(session: Session, subject: str, order: Order, api_url: Any) -> dict[st
             else run_stages(subject, order.last, root, changes)
         )
     return {**summary, "set": dict(order.changes)}
+
+
+def run_bench(
+    session: Session, *, subjects_root: str, out: str, subjects: list[str], ablations: int
+) -> dict[str, Any]:
+    """Run the flow `dreambench`, and return the tables and their files."""
+    root = str(session.workspace.root)
+    with open_api(session) as api_url, in_flow(session, api_url):
+        from flows.dreambench import dreambench
+
+        return dreambench(subjects_root, out, subjects, ablations, root)
 
 
 @contextlib.contextmanager

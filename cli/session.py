@@ -49,8 +49,10 @@ def make_console(*, stderr: bool) -> Console:
     )
 
 
-def user_path(text: str) -> Path:
+def user_path(text: str | Path) -> Path:
     """The path that a user names; ~ is the home folder. Raises BadParameter."""
+    if isinstance(text, Path):  # a default: Typer parses those too
+        return text
     if not text.strip() or "\0" in text:
         raise typer.BadParameter("the path is empty" if not text.strip() else "not a path")
     try:

@@ -33,7 +33,7 @@ ROW_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 """Runs the mapped rows, with one worker per device of the process."""
 
 
-def _is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
+def is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     """Whether a retry may help: not for wrong input, wrong settings or a stop."""
     try:
         state.result()
@@ -55,7 +55,7 @@ def _options(
         "timeout_seconds": None if hours is None else int(hours * _HOUR),
         "retries": retries,
         "retry_delay_seconds": [5, 30][:retries] or None,
-        "retry_condition_fn": _is_worth_retrying,
+        "retry_condition_fn": is_worth_retrying,
         "tags": tags or [],
     }
 

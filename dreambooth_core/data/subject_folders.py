@@ -29,29 +29,30 @@ class SubjectFolder:
 
 
 def read_subjects(root: Path) -> list[SubjectFolder]:
-    """The subjects below `root`, in the order of the file.
+    """The subjects below `root` that have photos, in the order of the file.
 
-    Raises DataError if the file of classes is missing or wrong, and for a folder without a class
-    or a class without a folder.
+    Raises DataError if the file of classes is missing or wrong, and for a folder without a class.
     """
-    if not root.is_dir():
-        raise DataError("no folder of subjects", got=str(root), hint="--subjects-root FOLDER")
-    classes = _read_classes(root / CLASSES_FILE)
-    folders = {entry.name for entry in root.iterdir() if _is_subject(entry)}
-    problems = [f"{name} has a class but no folder" for name in sorted(classes.keys() - folders)]
-    problems += [f"{name} has no class" for name in sorted(folders - classes.keys())]
+    classes, folders = _read_classes(root), _folders(root)
+    problems = [f"{name} has no class" for name in sorted(folders - classes.keys())]
     for name in sorted(classes.keys() & folders):
         try:
             check_name(name)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-    if problems:
+    if problems or not folders:
         raise DataError(
-            f"folders and {CLASSES_FILE} of {root} do not match",
-            got="; ".join(problems),
+            f"the folders in {root} do not match {CLASSES_FILE}",
+            got="; ".join(problems) or "no folder",
             allowed="one folder per line of the file",
         )
-    return [SubjectFolder(name, root / name, classes[name]) for name in classes]
+    return [SubjectFolder(name, root / name, classes[name]) for name in classes if name in folders]
+
+
+def missing_subjects(root: Path) -> list[str]:
+    """The subjects that have a class but no folder."""
+    folders = _folders(root)
+    return [name for name in _read_classes(root) if name not in folders]
 
 
 def write_classes(root: Path, classes: Mapping[str, str]) -> None:
@@ -60,11 +61,14 @@ def write_classes(root: Path, classes: Mapping[str, str]) -> None:
     files.write_text(root / CLASSES_FILE, "\n".join(["Classes", "", _HEADER, *lines, "", ""]))
 
 
-def _is_subject(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _folders(root: Path) -> set[str]:
+    return {e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".")}
 
 
-def _read_classes(path: Path) -> dict[str, str]:
+def _read_classes(root: Path) -> dict[str, str]:
+    if not root.is_dir():
+        raise DataError("no folder of subjects", got=str(root), hint="--subjects-root FOLDER")
+    path = root / CLASSES_FILE
     try:
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core import files
-from dreambooth_core.config import Settings, SubjectView, with_strategy
+from dreambooth_core.config import Settings, SubjectView, load_settings, with_strategy
 from dreambooth_core.data import gate
-from dreambooth_core.data.subject_folders import SubjectFolder
+from dreambooth_core.data.subject_folders import SubjectFolder, read_subjects
 from dreambooth_core.errors import DataError, SettingsError, StageError
 from dreambooth_core.evaluation import paper_tables
 from dreambooth_core.evaluation.paper_tables import (
@@ -57,6 +57,7 @@ LIVE_CLASSES = ("cat", "dog")
 """The classes that have the prompts of live subjects in the paper."""
 _PAPER_SUITES = ("objects", "live")
 _PLAN = "plan.json"
+RESULTS, PAGE = "results.json", "results.md"
 _UNCOMPARED = ("runtime", "registry")
 
 
@@ -97,49 +98,68 @@ class BenchPlan(Record):
         return sum(counts)
 
 
-def inspect(
-    folders: Sequence[SubjectFolder], settings: Settings, scratch: Path
-) -> list[GateReport]:
-    """The data gate's verdict on the photos of every subject."""
-    reports: list[GateReport] = []
-    for subject in folders:
-        with files.scratch_dir(scratch, subject.name) as copies:
-            inspection = gate.inspect_folder(
-                subject.folder, settings.data, subject=subject.name, scratch=copies
-            )
-            reports.append(inspection.report)
-    return reports
-
-
-def make_plan(
-    settings: Settings,
-    folders: Sequence[SubjectFolder],
-    *,
+def plan_for(
     root: Path,
-    reports: Sequence[GateReport],
+    subjects_root: Path,
+    *,
+    scratch: Path,
     names: Sequence[str] = (),
     num_ablated: int = 0,
-) -> BenchPlan:
-    """The plan for the subjects `names` of the folders (by default all), with their gate reports.
+) -> tuple[BenchPlan, list[GateReport]]:
+    """The plan for a folder of subjects with the settings of `root`, and the gate's reports.
 
-    The first `num_ablated` subjects have the ablations too. Raises DataError for a subject without
-    usable photos, and SettingsError for an unknown one or if no other class has a noun to use.
+    `names` are the subjects, by default all; the first `num_ablated` of them have the ablations
+    too. Raises DataError for unusable folders and photos, and SettingsError for unknown names.
     """
+    settings = load_settings(Workspace(root).params)
+    folders = read_subjects(subjects_root)
     nouns = sorted({folder.class_noun for folder in folders})
-    if num_ablated and len(nouns) < 2:
-        raise SettingsError(
-            "the ablation of the class noun needs subjects of two classes", got=", ".join(nouns)
-        )
+    chosen = _named(folders, names)
+    reports = [_inspect(folder, settings, scratch) for folder in chosen]
+    return make_plan(
+        settings, chosen, reports, nouns=nouns, root=root, num_ablated=num_ablated
+    ), reports
+
+
+def _named(folders: Sequence[SubjectFolder], names: Sequence[str]) -> list[SubjectFolder]:
     unknown = sorted(set(names) - {folder.name for folder in folders})
     if unknown:
         raise SettingsError(
             f"no subject has the name {', '.join(unknown)}",
             allowed=", ".join(folder.name for folder in folders),
         )
-    chosen = [f for f in zip(folders, reports, strict=True) if not names or f[0].name in names]
+    return [folder for folder in folders if not names or folder.name in names]
+
+
+def _inspect(subject: SubjectFolder, settings: Settings, scratch: Path) -> GateReport:
+    """The data gate's verdict on a subject's photos. Raises DataError if none is usable."""
+    with files.scratch_dir(scratch, subject.name) as copies:
+        report = gate.inspect_folder(
+            subject.folder, settings.data, subject=subject.name, scratch=copies
+        ).report
+    gate.require_usable(report)
+    return report
+
+
+def make_plan(
+    settings: Settings,
+    folders: Sequence[SubjectFolder],
+    reports: Sequence[GateReport],
+    *,
+    nouns: Sequence[str],
+    root: Path,
+    num_ablated: int = 0,
+) -> BenchPlan:
+    """The plan for subjects and their gate reports; `nouns` are those of all known classes.
+
+    Raises SettingsError for ablations without a wrong noun to use.
+    """
+    if num_ablated and len(nouns) < 2:
+        raise SettingsError(
+            "the ablation of the class noun needs subjects of two classes", got=", ".join(nouns)
+        )
     subjects: list[BenchSubject] = []
-    for index, (folder, report) in enumerate(chosen):
-        gate.require_usable(report)
+    for index, (folder, report) in enumerate(zip(folders, reports, strict=True)):
         suite = _suite_of(settings, folder)
         num_prompts = len(load_suite(suite, root=root).templates)
         subjects.append(
@@ -338,6 +358,6 @@ def write_results(bench: Bench) -> paper_tables.BenchResults:
         bench.plan.settings,
         paper_tables.Resampling(evaluate["bootstrap_samples"], evaluate["seed"]),
     )
-    results.write(bench.out, "results.json")
-    files.write_text(bench.out / "results.md", paper_tables.markdown(results))
+    results.write(bench.out, RESULTS)
+    files.write_text(bench.out / PAGE, paper_tables.markdown(results))
     return results

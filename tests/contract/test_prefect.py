@@ -17,11 +17,12 @@ DEPLOYMENTS = {
     f"{d['flow_name']}/{d['name']}": d
     for d in config.read_yaml(ROOT / "prefect.yaml")["deployments"]
 }
-FLOW_FILES = ("train_subject.py", "retrain_all.py")
+FLOW_FILES = ("train_subject.py", "retrain_all.py", "dreambench.py")
 
 
 def test_deployments_named_by_the_documentation_exist() -> None:
-    assert set(DEPLOYMENTS) == {"train-subject/local", "sweep/local", "retrain-all/nightly"}
+    local = {"train-subject/local", "sweep/local", "dreambench/local"}
+    assert set(DEPLOYMENTS) == {*local, "retrain-all/nightly"}
     assert DEPLOYMENTS["retrain-all/nightly"]["schedules"][0]["cron"] == "0 2 * * *"
 
 
@@ -34,13 +35,14 @@ def test_entrypoint_is_a_flow_that_takes_its_parameters(name: str) -> None:
 
 
 def test_form_offers_the_subjects_and_describes_every_parameter() -> None:
+    from flows.dreambench import dreambench
     from flows.retrain_all import retrain_all
     from flows.sweep import sweep
     from flows.train_subject import train_subject
 
     subjects = sorted(config.read_yaml(ROOT / "params.yaml")["subjects"])
     assert train_subject.parameters.properties["subject"]["enum"] == subjects
-    for flow in (train_subject, retrain_all, sweep):
+    for flow in (train_subject, retrain_all, sweep, dreambench):
         assert all(p["description"] for p in flow.parameters.properties.values())
 
 
