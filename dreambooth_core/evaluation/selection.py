@@ -33,6 +33,8 @@ _NEAR = 0.9
 """Part of the way from the DINO of step 0 to that of the real photos."""
 _Z_95 = 1.96
 """Standard errors that a 95 % interval reaches to each side."""
+_LEAST = 1e-6
+"""A limit that allows nothing still has a scale."""
 _BELOW_EVERY_DINO = 3.0
 """More than two cosines can differ by: it puts every CLIP-T below every DINO."""
 
@@ -98,22 +100,26 @@ def select_best(evaluation: Evaluation, settings: SelectSettings) -> Selection:
 def next_round(rows: Sequence[CheckpointScore], limits: Limits) -> tuple[CheckpointScore, ...]:
     """The rows that get another round of images, in order of steps; none once the race is decided.
 
-    `rows` are the checkpoints that have all rounds so far, in order of steps. A row leaves if it
-    breaks a limit by more than the noise, if its DINO is lower than the leader's by more than the
-    noise, or if it belongs to the lower half (sequential halving: Karnin et al., ICML 2013; paired
-    intervals, as in F-Race: Birattari et al., GECCO 2002). The earliest row within the noise of the
-    leader always stays.
+    `rows` are the checkpoints that have all rounds so far, in order of steps. The leader has the
+    highest DINO of those that qualify so far: a row that breaks a limit within the noise may still
+    win, but sends no other away. A row leaves if it breaks a limit by more than the noise, if its
+    DINO is lower than the leader's by more than the noise, or if it belongs to the lower half
+    (sequential halving: Karnin et al., ICML 2013; paired intervals, as in F-Race: Birattari et al.,
+    GECCO 2002). The leader and the earliest row within its noise always stay.
     """
     alive = [row for row in rows if _may_qualify(row, limits)]
     if not alive:
         return ()
-    leader = max(alive, key=_dino)
-    alive = [row for row in alive if row is leader or _may_lead(row, leader)]
-    winner = earliest_within_noise(alive)
-    if winner is leader and winner is alive[0]:
+    qualified = [row for row in alive if _judge(row, limits).qualified]
+    leader = max(qualified or alive, key=_dino)
+    if qualified:
+        alive = [row for row in alive if row is leader or _may_lead(row, leader)]
+    winner = earliest_within_noise([row for row in alive if _dino(row) <= _dino(leader)])
+    if winner is leader and winner is alive[0] and leader is max(alive, key=_dino):
         return ()
-    best = sorted(alive, key=_dino, reverse=True)[: -(-len(rows) // 2)]
-    kept = [row for row in alive if row in best or row is winner]
+    # Breaking a limit by little may be noise, so the rows nearest to the limits come next.
+    best = sorted(alive, key=lambda row: (_excess(row, limits), -_dino(row)))[: -(-len(rows) // 2)]
+    kept = [row for row in alive if row in best or row is winner or row is leader]
     return tuple(kept) if len(kept) > 1 else ()
 
 
@@ -271,6 +277,14 @@ def _may_qualify(row: CheckpointScore, limits: Limits) -> bool:
     change_N = _paired(_clip_t_of_images(row), _clip_t_of_images(limits.base))
     gain_K = _paired(row.class_dino, limits.base.class_dino)
     return _upper(change_N) >= -limits.max_clip_t_loss and -_upper(-gain_K) <= limits.max_pres_gain
+
+
+def _excess(row: CheckpointScore, limits: Limits) -> float:
+    """How far the means break the limits, in multiples of what the limits allow; 0 within them."""
+    clip_t, pres = _mean(row.clip_t, row=row.name), _mean(row.pres, row=row.name)
+    lost = (limits.min_clip_t(row) - clip_t) / max(limits.max_clip_t_loss, _LEAST)
+    gained = (pres - limits.max_pres(row)) / max(limits.max_pres_gain, _LEAST)
+    return max(0.0, lost, gained)
 
 
 def _may_lead(row: CheckpointScore, leader: CheckpointScore) -> bool:

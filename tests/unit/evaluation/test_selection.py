@@ -163,6 +163,16 @@ def test_race_keeps_the_better_half_and_the_earliest_within_the_noise() -> None:
     assert names(*rows) == ["checkpoint-100", "checkpoint-300", "checkpoint-400"]
 
 
+def test_race_keeps_the_rows_nearest_to_the_limits_before_any_qualifies() -> None:
+    """Overfitted rows lead by DINO; with few images the noise hides that they break a limit."""
+    noise = {"clip_t": 0.288, "spread": 0.03}
+    near = raced(120, 0.60, 0.62, 0.61, 0.63, pres=0.53, spread=0.03)
+    overfitted = [raced(step, 0.75, 0.77, 0.76, 0.75, **noise) for step in (180, 240, 300)]
+    kept = names(near, *overfitted)
+    assert near.name in kept
+    assert len(kept) == 2
+
+
 def test_race_goes_on_after_a_single_image() -> None:
     """Its standard error is infinite, so no difference is beyond the noise."""
     assert names(raced(100, 0.5), raced(200, 0.9)) == ["checkpoint-100", "checkpoint-200"]
