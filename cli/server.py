@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.metadata
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
+from dreambooth_core import files, locks
 from dreambooth_core.errors import StageError
 from dreambooth_core.masking import (
     scrubbed,
@@ -70,6 +72,7 @@ class _TemporaryServer:
 
     def __init__(self, env: Mapping[str, str], log: Path) -> None:
         self._env, self._log, self._port = env, log, free_port()
+        self._database = _Database(env)
         self._process = self._start()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="prefect-server", daemon=True)
@@ -89,6 +92,7 @@ class _TemporaryServer:
                 got=self._log.read_text(errors="replace")[-800:],
                 hint="`dreambooth doctor` checks the installed versions",
             )
+        self._database.is_ready()
         if not is_kept:
             self._keeper.start()
         return url
@@ -96,6 +100,7 @@ class _TemporaryServer:
     def stop(self) -> None:
         """Stop the server."""
         self._stop.set()
+        self._database.close()
         if self._keeper.is_alive():
             self._keeper.join()
         stop_group(self._process, grace_s=_STOP_TIMEOUT_S)
@@ -108,6 +113,36 @@ class _TemporaryServer:
     def _start(self) -> subprocess.Popen[bytes]:
         env = {**self._env, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
         return start_logged(_command(self._port), self._log, env=env)
+
+
+class _Database:
+    """Keeps servers apart while one of them creates or migrates the database in PREFECT_HOME.
+
+    Two at once would leave tables of which some columns are missing.
+    """
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        home = Path(env.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        self._note, self._version = home / "migrated", importlib.metadata.version("prefect")
+        self._lock = contextlib.ExitStack()
+        if not self._is_migrated():
+            lock = locks.hold(home / "migrate.lock", timeout_s=_START_TIMEOUT_S)
+            self._lock.enter_context(lock)
+            if self._is_migrated():
+                self.close()
+
+    def is_ready(self) -> None:
+        """Let other servers start: this one answers."""
+        if not self._is_migrated():
+            files.write_text(self._note, self._version)
+        self.close()
+
+    def close(self) -> None:
+        """Let other servers start."""
+        self._lock.close()
+
+    def _is_migrated(self) -> bool:
+        return self._note.is_file() and self._note.read_text() == self._version
 
 
 def _require_api(url: str, env: Mapping[str, str]) -> None:

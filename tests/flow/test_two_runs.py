@@ -1,4 +1,4 @@
-"""Two runs of one subject: the second waits, says for whom, and outlives a killed owner."""
+"""Runs at the same time: two of one subject, and eight of eight subjects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_core import config, files
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
 from tests.flow.workspaces import SUBJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(3600)]
+
+EIGHT = tuple(f"subject-{letter}" for letter in "abcdefgh")
 
 
 def start(workspace: Workspace, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -59,3 +62,22 @@ def test_second_run_names_the_first_and_starts_once_that_is_killed(tmp_path: Pat
     first.wait()
     assert second.wait(120) == 0, (tmp_path / "second").read_text()
     assert workspace.stage_dir(SUBJECT, "validate").is_dir()
+
+
+def test_eight_subjects_at_once_end_with_the_bytes_of_one_by_one(tmp_path: Path) -> None:
+    in_turn, at_once = (
+        workspaces.build(tmp_path / name, subjects=EIGHT) for name in ("in-turn", "at-once")
+    )
+    logs = {subject: tmp_path / f"{subject}.log" for subject in EIGHT}
+    runs = {
+        subject: start(at_once, log, subject, "--stage", "evaluate")
+        for subject, log in logs.items()
+    }
+    for subject, process in runs.items():
+        assert process.wait() == 0, logs[subject].read_text()
+    log = tmp_path / "in-turn.log"
+    assert start(in_turn, log, "--all", "--stage", "evaluate").wait() == 0, log.read_text()
+    outputs = [files.tree_hashes(workspace.root / "work") for workspace in (at_once, in_turn)]
+    assert outputs[0] == outputs[1]
+    locks = [(workspace.root / "dvc.lock").read_text() for workspace in (at_once, in_turn)]
+    assert config.parse_yaml(locks[0]) == config.parse_yaml(locks[1])
