@@ -187,14 +187,28 @@ class Checkpoint(Record):
     files: dict[str, str]
 
 
-class TrainingRun(Record):
-    """What a training published: every checkpoint, in order of steps."""
+class InitialWeights(Record):
+    """The weights that a training started from: the name of their model or folder, and their hash.
+
+    The hash is that of the checkpoint which a version holds, whatever the version's number.
+    """
+
+    name: str
+    sha256: str
+
+
+class TrainingRun(_WithOptionalFields):
+    """What a training published: every checkpoint, in order of steps.
+
+    `init_from` is absent if the training started from the base model.
+    """
 
     fingerprint: str
     base_model: BaseModelIdentity
     method: Method
     max_train_steps: int
     checkpoints: tuple[Checkpoint, ...]
+    init_from: InitialWeights | None = None
 
 
 # ---- evaluate, select ---------------------------------------------------------------------------

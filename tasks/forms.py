@@ -15,7 +15,7 @@ from dreambooth_core.workspace import Workspace, find_workspace
 
 _OFFERED = (
     *("train.learning_rate", "train.max_train_steps", "train.checkpointing_steps"),
-    *("train.train_batch_size", "train.method", "train.seed"),
+    *("train.train_batch_size", "train.method", "train.init_from", "train.seed"),
     *("prior.num_class_images", "evaluate.images_per_prompt"),
 )
 """The settings that the form of a run offers by name."""

@@ -65,6 +65,7 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
         values.pop("data.masks", None)
         values.get("data", {}).pop("masks", None)
     if stage == "train":
+        values["train"].pop("init_from")  # its content counts, which the stage adds
         values["train"].pop("strategy")  # follows from accelerate_config and num_processes
         if view.train.method == "full":
             values["train"]["lora"] = None  # unused until method becomes lora

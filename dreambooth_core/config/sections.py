@@ -146,6 +146,10 @@ class TrainSettings(Section):
 
     method: Literal["full", "lora"] = setting("Train all weights (full), or LoRA adapters.")
     train_text_encoder: bool = setting("Also train the text encoders.", default=False)
+    init_from: words.Weights | None = setting(
+        "Start from models:/NAME@champion, or a checkpoint's folder. Null: from the base model.",
+        default=None,
+    )
     learning_rate: PositiveFloat = setting("Peak learning rate. Lower it if training diverges.")
     text_encoder_lr: PositiveFloat | None = setting(
         "Peak learning rate of the text encoders. Null uses learning_rate.", default=None

@@ -61,6 +61,12 @@ def _check_path(path: str) -> str:
     return path
 
 
+def _check_weights(text: str) -> str:
+    if text.startswith("models:") and not re.fullmatch(r"models:/[^/@]+(@[\w-]+|/\d+)", text):
+        raise ValueError("not a version; use models:/NAME@champion or models:/NAME/3")
+    return _check_path(text)
+
+
 def _check_folder(path: str) -> str:
     parts = PurePosixPath(_check_path(path)).parts
     if not parts or set(parts) <= {".", ".."}:
@@ -89,4 +95,5 @@ Name = Annotated[str, AfterValidator(check_name), _NAME_SCHEMA]
 Identifier = Annotated[str, AfterValidator(_check_identifier), _WORD_SCHEMA]
 Noun = Annotated[str, AfterValidator(_check_noun), _WORD_SCHEMA]
 PhotoFolder = Annotated[str, AfterValidator(_check_folder)]
+Weights = Annotated[str, AfterValidator(_check_weights)]
 SuitePath = Annotated[str, AfterValidator(_check_path)]

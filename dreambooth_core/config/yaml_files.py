@@ -253,8 +253,32 @@ def _block(value: Any) -> str:
 def _flow(value: Any) -> str:
     yaml, text = _yaml(), io.StringIO()
     yaml.default_flow_style = True
-    yaml.dump(value, text)
+    yaml.representer.add_representer(_Quoted, _Quoted.represent)
+    yaml.dump(_quoted(value), text)
     return text.getvalue().strip()[1:-1]
+
+
+class _Quoted(str):
+    """A text that is written in quotes."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def represent(representer: Any, text: _Quoted) -> Any:
+        """The node of the text."""
+        return representer.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
+
+
+def _quoted(value: Any) -> Any:
+    """The value with quotes around texts with a colon, as in models:/NAME@champion.
+
+    DVC's parser refuses a plain one between braces.
+    """
+    if isinstance(value, dict):
+        return {key: _quoted(inner) for key, inner in mapping(value).items()}
+    if isinstance(value, list):
+        return [_quoted(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
+    return _Quoted(value) if isinstance(value, str) and ":" in value else value
 
 
 def _yaml() -> Any:

@@ -118,7 +118,7 @@ def applied(
     own = {c: {k: v.clone() for k, v in m.state_dict().items()} for c, m in models.items()}
     try:
         for component, model in models.items():
-            _copy_weights(model, checkpoint_dir / component)
+            copy_weights(model, checkpoint_dir / component)
         yield pipe
     finally:
         for component, model in models.items():
@@ -145,7 +145,7 @@ def _components_of(checkpoint: Checkpoint) -> list[str]:
     return [component for component in COMPONENTS if component in folders]
 
 
-def _copy_weights(model: torch.nn.Module, folder: Path) -> None:
+def copy_weights(model: torch.nn.Module, folder: Path) -> None:
     """Copy saved weights into the model's own memory. Raises CorruptRecordError."""
     weights: dict[str, torch.Tensor] = {}
     for name in source.matching_files(folder, ("*.safetensors",)):
@@ -214,7 +214,7 @@ def _export_full(
 ) -> None:
     pipe = load.load_pipeline(settings, root, device=torch.device("cpu"))
     for component in _components_of(checkpoint):
-        _copy_weights(getattr(pipe, component), checkpoint_dir / component)
+        copy_weights(getattr(pipe, component), checkpoint_dir / component)
     write_pipeline(pipe, out)
 
 

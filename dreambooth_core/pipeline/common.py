@@ -176,6 +176,8 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
     # accelerate_config and num_processes imply the strategy.
     dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
+    if view.train.init_from is None:
+        dumped["train"].pop("init_from")  # so that pages and versions without one stay the same
     return {section: dumped[section] for section in sections}
 
 

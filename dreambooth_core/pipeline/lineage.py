@@ -50,6 +50,8 @@ def lineage_names(places: Places, training: TrainingRun) -> dict[str, str]:
         "photos": data_sha256(places),
         "training": training.fingerprint,
     }
+    if training.init_from:
+        names[f"initial weights {training.init_from.name}"] = training.init_from.sha256
     if base.revision:
         names["base model commit"] = base.revision
     commit = git_commit(places.root)

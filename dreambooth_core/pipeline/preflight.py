@@ -98,6 +98,10 @@ def _machine_checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> It
         from dreambooth_core.training.optim.deepspeed import check_deepspeed
 
         yield Check(stages, check_deepspeed)
+    if train.init_from is not None:
+        from dreambooth_core.pipeline import init_from
+
+        yield Check(("train",), lambda: init_from.check(root, view, env))
     if train.num_processes > 1 and compute.device != "cpu":
         yield Check(stages, lambda: _gpus(root, view))
     yield Check(stages, lambda: _node(root, view, env))

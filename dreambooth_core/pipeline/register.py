@@ -7,7 +7,7 @@ from pathlib import Path
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
 from dreambooth_core.models import load, weights
-from dreambooth_core.pipeline import lineage, retention
+from dreambooth_core.pipeline import init_from, lineage, retention
 from dreambooth_core.pipeline.common import (
     StageContext,
     confirmation_of,
@@ -75,8 +75,8 @@ def _record_run(context: StageContext, tracking: Tracking) -> runs.RunRef:
     )
     runs.log_params(tracking, run_ref, settings_that_count(view))
     commit = lineage.git_commit(places.root)
-    if commit is not None:
-        runs.log_tags(tracking, run_ref, {runs.GIT_COMMIT: commit})
+    tags = init_from.parent_tags(tracking, training)
+    runs.log_tags(tracking, run_ref, tags | ({runs.GIT_COMMIT: commit} if commit else {}))
     runs.log_dataset(
         tracking,
         run_ref,
@@ -146,7 +146,7 @@ def _candidate(context: StageContext, version: ModelVersion, *, export: Path) ->
         selection=selection,
         export=export,
         serving=_serving(context, training.base_model),
-        lineage=lineage_of(context, training.base_model),
+        lineage=lineage_of(context, training),
         card=card.render_card(content),
         description=card.render_text(content),
         prompt=f"a photo of {view.subject.identifier} {view.subject.class_noun}",
@@ -169,15 +169,16 @@ def _serving(context: StageContext, identity: BaseModelIdentity) -> Serving:
     )
 
 
-def lineage_of(context: StageContext, identity: BaseModelIdentity) -> versions.Lineage:
+def lineage_of(context: StageContext, training: TrainingRun) -> versions.Lineage:
     """The origin of a version: enough to reproduce it."""
     return versions.Lineage(
         settings=settings_that_count(context.settings),
         data_sha256=lineage.data_sha256(context.places),
-        base_model=identity,
+        base_model=training.base_model,
         dvc_hashes=lineage.dvc_hashes(context.places.root, context.settings.name),
         git_commit=lineage.git_commit(context.places.root),
         flow_run=context.flow_run,
+        parent=init_from.parent_tags(tracking_of(context), training),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from dreambooth_core import files
 from dreambooth_core.config import read_launch_config
@@ -21,6 +22,9 @@ from dreambooth_core.training.launch import launcher
 from dreambooth_core.training.launch.accelerate_config import node_of
 from dreambooth_core.training.launch.launcher import TrainingOutcome
 from dreambooth_core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dreambooth_core.pipeline.init_from import Found
 
 _COPIES_OF_CHECKPOINTS = 3
 """In the store, in the stage's output and in DVC's cache; a disk with reflinks stores one."""
@@ -67,6 +71,7 @@ def make_job(context: StageContext) -> TrainJob:
     view, places, workspace = context.settings, context.places, Workspace(context.places.root)
     identity = base_identity(context)
     cache_dir = places.stage_dir("cache")
+    initial = _initial_weights(context)
     launched = read_launch_config(workspace, view.train)
     own = context.fingerprint(
         "train",
@@ -75,6 +80,7 @@ def make_job(context: StageContext) -> TrainJob:
             "machine": machine(view.compute),
             "cache": LatentCache.read(cache_dir).fingerprint,
             **({"launch": launched.to_json()} if launched else {}),
+            **({"init_from": initial.weights.sha256} if initial else {}),
         },
     )
     state = places.store_dir("train", own)
@@ -94,8 +100,18 @@ def make_job(context: StageContext) -> TrainJob:
         out_dir=state / "out",
         copies_of_checkpoints=_COPIES_OF_CHECKPOINTS,
         launch=launched,
+        init_from=initial.weights if initial else None,
+        init_dir=initial.folder if initial else None,
         log_file=places.log_file("train"),
         # An experiment of DVC's leaves no trace in the registry's store. The store's address goes
         # by the environment, as it may hold a password and the job is a file.
         tracking={} if context.is_experiment else {"name": view.model_name},
     )
+
+
+def _initial_weights(context: StageContext) -> Found | None:
+    if context.settings.train.init_from is None:
+        return None
+    from dreambooth_core.pipeline import init_from  # MLflow takes seconds to import
+
+    return init_from.find(context)

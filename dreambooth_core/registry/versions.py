@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class Lineage:
     git_commit: str | None
     flow_run: str | None = None
     """The address of the Prefect run, if a server keeps it."""
+    parent: Mapping[str, str] = field(default_factory=dict)
+    """Tags that name the weights which the training started from."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "base_model_sha256": lineage.base_model.sha256,
         "git_commit": lineage.git_commit or "",
         FLOW_RUN: lineage.flow_run or "",
+        **lineage.parent,
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
         _INTERVALS: files.canonical_json(candidate.row.to_json()),

@@ -16,7 +16,7 @@ from dreambooth_core.config import (
     LaunchConfig,
     TrainSettings,
 )
-from dreambooth_core.records import BaseModelIdentity, Record
+from dreambooth_core.records import BaseModelIdentity, InitialWeights, Record
 
 _JOB = "job.json"
 _ENDED = "ended.json"
@@ -31,7 +31,8 @@ class TrainJob(Record):
     the job's path. `copies_of_checkpoints` is the number of copies of each checkpoint on disk after
     the run. `ends_at` is the step of an early stop; the learning rate keeps to the schedule of
     `max_train_steps`. `dry_run` enables the dry run before a new training. `seconds_between_lines`
-    is the interval of the progress lines.
+    is the interval of the progress lines. `init_from` are the weights to start from, in the folder
+    `init_dir`; None starts from the base model.
     """
 
     subject: str
@@ -55,6 +56,8 @@ class TrainJob(Record):
     ends_at: int | None = None
     dry_run: bool = True
     seconds_between_lines: float = 0.5
+    init_from: InitialWeights | None = None
+    init_dir: Path | None = None
 
     @property
     def resume_dir(self) -> Path:

@@ -13,6 +13,7 @@ from torch import nn
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.models import text
 from dreambooth_core.models.denoiser import Denoiser
+from dreambooth_core.models.initial_weights import load_initial_weights
 from dreambooth_core.models.kernels import compile_blocks, use_xformers
 from dreambooth_core.models.load import load_component, load_text_encoders
 from dreambooth_core.models.lora import add_adapter, require_layers, write_adapter
@@ -85,6 +86,8 @@ def load_trainable_model(job: TrainJob, *, device: torch.device) -> TrainableMod
             module.requires_grad_(True)
         if job.train.gradient_checkpointing:
             _checkpoint_gradients(module)
+    if job.init_dir is not None:
+        load_initial_weights(denoiser.parts, job.init_dir, job.train)
     for parameter in text.unread_parameters(denoiser.text_encoders):
         parameter.requires_grad_(False)
     if job.train.compile_blocks:

@@ -58,6 +58,7 @@ TABLE: dict[str, set[str]] = {
     "prior.prior_loss_weight": {"class-images", "train"},
     "train.learning_rate": {"train"},
     "train.train_text_encoder": {"train"},
+    "train.init_from": {"train"},
     "train.checkpointing_steps": {"train"},
     "evaluate.seed": {"train", "evaluate", "confirm"},
     "select.max_pres_gain": {"train", "evaluate", "select"},

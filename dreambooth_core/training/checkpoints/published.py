@@ -70,6 +70,7 @@ def assemble(job: TrainJob, *, metrics: str) -> TrainingRun:
             method=job.train.method,
             max_train_steps=job.last_step,
             checkpoints=tuple(checkpoints),
+            init_from=job.init_from,
         )
         run.write(aside)
     return run
