@@ -125,9 +125,7 @@ def _print_plan(console: Console, result: dict[str, Any]) -> None:
             conditions,
         )  # fmt: skip
     console.print(table)
-    console.print(
-        f"{len(result['subjects'])} subjects, {result['images']} images of subjects to score"
-    )
+    console.print(f"subjects: {len(result['subjects'])}, images to score: {result['images']}")
     for subject in result["subjects"]:
         for text in (*subject["rejected"], *subject["warnings"]):
             console.print(f"{subject['name']}: {text}", style="yellow")

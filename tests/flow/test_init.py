@@ -31,6 +31,13 @@ def test_project_has_settings_without_subjects_and_dvc_accepts_it(tmp_path: Path
     assert workspaces.run_in(root, "git", "status", "--short").stdout
 
 
+def test_command_without_a_folder_makes_the_project_here(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-m", "cli", "init"]
+    subprocess.run(call, cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "params.yaml").is_file()
+
+
 def test_every_dependency_of_a_stage_is_in_the_project(tmp_path: Path) -> None:
     workspace_setup.init(tmp_path / "mine")
     stages = config.read_yaml(tmp_path / "mine" / "dvc.yaml")["stages"].values()
