@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,12 @@ import sqlalchemy as sa
 
 from dreambooth_core import files
 from dreambooth_core.supervision import free_port
+from tests.postgres import postgres
 
 RESULTS = Path(__file__).parent / "results"
-NOBODY = 65534
 MODELS, VERSIONS_EACH, TAGS_EACH = 200, 50, 20
 RUNS = 10_000
 SUBJECTS = 200
-
-
-@contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """The address of an empty database `postgres` in a server that ends with the block."""
-    user = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        there, quiet = ["-D", f"{name}/data"], {"stdout": subprocess.DEVNULL, "cwd": name, **user}
-        subprocess.run(["initdb", *there, "-A", "trust", "-U", "ada"], check=True, **quiet)
-        server = ["-o", f"-p {port} -k {name} -h 127.0.0.1", "-l", f"{name}/log", "-w"]
-        subprocess.run(["pg_ctl", *there, *server, "start"], check=True, **quiet)
-        try:
-            yield f"postgresql://ada@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run(["pg_ctl", *there, "-m", "immediate", "stop"], check=True, **quiet)
 
 
 def milliseconds(call: Callable[[], Any], *, times: int = 9) -> float:

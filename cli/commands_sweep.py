@@ -12,9 +12,10 @@ from rich.table import Table
 from cli import running, screens
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.records import SCORES
 
 _STORAGE = "DREAMBOOTH_SWEEP_STORAGE"
-_SCORES = {"dino": "DINO", "clip_t": "CLIP-T", "pres": "PRES"}
+_SCORES = {key: SCORES[key] for key in ("dino", "clip_t", "pres")}
 
 
 def add_to(app: typer.Typer) -> None:

@@ -64,10 +64,12 @@ class ScoreStore:
         key, requests = plan.sampling_key(model_sha256), dict[int, tuple[str, int]]()
         ranges: list[range] = []
         rounds_after: dict[int, int] = {}
+        suite: set[int] = set()
         for number in range(rounds):
             first, own = plan.round(number)
             end = first + len(own)
             requests |= zip(range(first, end), own, strict=True)
+            suite |= set(range(first, first + len(plan.prompts)))
             # No block holds images of two rounds.
             ranges += [
                 range(start, min(start + plan.batch_size, end))
@@ -93,11 +95,6 @@ class ScoreStore:
             show=show,
         )
         paths = {index: image.path for index, image in zip(requests, images, strict=True)}
-        suite = {
-            index
-            for first in (plan.round(number)[0] for number in range(rounds))
-            for index in range(first, first + len(plan.prompts))
-        }
         return RowImages(
             suite=tuple(path for index, path in paths.items() if index in suite),
             class_prompt=tuple(path for index, path in paths.items() if index not in suite),

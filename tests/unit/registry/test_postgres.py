@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +14,8 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.registry import aliases, runs, versions
 from dreambooth_core.registry.aliases import PARITY, PARITY_PASSED, Decision
 from dreambooth_core.registry.tracking import Tracking, resolve_tracking
-from dreambooth_core.supervision import free_port
 from dreambooth_core.workspace import Workspace
+from tests.postgres import postgres
 from tests.unit.registry import examples
 from tests.unit.registry.examples import MODEL
 
@@ -31,25 +28,11 @@ pytestmark = [
     ),
 ]
 
-NOBODY = 65534
-
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A PostgreSQL server on loopback, which refuses to run as root."""
-    user = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        there = ["-D", f"{name}/data"]
-        options = {"cwd": name, "stdout": subprocess.DEVNULL, **user}
-        subprocess.run(["initdb", *there, "-A", "trust", "-U", "ada"], check=True, **options)
-        server = ["-o", f"-p {port} -k {name} -h 127.0.0.1", "-l", f"{name}/log", "-w"]
-        subprocess.run(["pg_ctl", *there, *server, "start"], check=True, **options)
-        try:
-            yield f"postgresql://ada:pl4nted@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run(["pg_ctl", *there, "-m", "immediate", "stop"], check=True, **options)
+    with postgres() as address:
+        yield address
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from dreambooth_core.registry.store_uri import sqlite_uri
 from dreambooth_core.search import study as studies
 from dreambooth_core.search.space import Choices, Range
 from dreambooth_core.search.study import Attempt, Study
-from dreambooth_core.supervision import free_port
 from dreambooth_core.waiting import wait_until
 from tests.paths import ROOT
+from tests.postgres import postgres
 
 RATE, ENCODER = "train.learning_rate", "train.train_text_encoder"
 SPACE = {RATE: Range(1e-5, 1e-3), ENCODER: Choices((False, True))}
-NOBODY = 65534
 
 WORKER = """
 import sys, time
@@ -189,20 +187,8 @@ def _share(uri: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A PostgreSQL server on loopback, which refuses to run as root."""
-    user = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        there = ["-D", f"{name}/data"]
-        options = {"cwd": name, "stdout": subprocess.DEVNULL, **user}
-        subprocess.run(["initdb", *there, "-A", "trust", "-U", "ada"], check=True, **options)
-        server = ["-o", f"-p {port} -k {name} -h 127.0.0.1", "-l", f"{name}/log", "-w"]
-        subprocess.run(["pg_ctl", *there, *server, "start"], check=True, **options)
-        try:
-            yield f"postgresql://ada:pl4nted@127.0.0.1:{port}/postgres"
-        finally:
-            subprocess.run(["pg_ctl", *there, "-m", "immediate", "stop"], check=True, **options)
+    with postgres() as address:
+        yield address
 
 
 @pytest.mark.service
