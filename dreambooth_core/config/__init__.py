@@ -1,7 +1,7 @@
 """The settings. Torch-free.
 
-`sections` declares the settings, `compatibility` the rules for their combinations, and `effects`
-the settings that each stage reads. `loading` reads params.yaml and reports its mistakes.
+`sections` and `runtime` declare the settings, `compatibility` the rules for their combinations, and
+`effects` the settings that each stage reads. `loading` reads params.yaml and reports its mistakes.
 """
 
 # The imports are the names that this package offers.
@@ -24,6 +24,7 @@ from dreambooth_core.config.loading import (
     load_view,
     with_strategy,
 )
+from dreambooth_core.config.runtime import RuntimeSettings
 from dreambooth_core.config.sections import (
     OVERRIDABLE,
     BaseModelSettings,
@@ -36,7 +37,6 @@ from dreambooth_core.config.sections import (
     LoraSettings,
     LrScheduler,
     PriorSettings,
-    RuntimeSettings,
     Section,
     SelectSettings,
     Settings,

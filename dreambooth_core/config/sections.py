@@ -22,6 +22,7 @@ from pydantic import (
 
 from dreambooth_core.config import compatibility, words
 from dreambooth_core.config.fields import Beta, Effect, Fraction, Section, setting
+from dreambooth_core.config.runtime import RuntimeSettings
 
 
 class BaseModelSettings(Section):
@@ -288,32 +289,6 @@ class RegistrySettings(Section):
 
     model_name_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)] = setting(
         "Models are registered as PREFIX-SUBJECT."
-    )
-
-
-class RuntimeSettings(Section):
-    """Settings that never change a result: logging, time limits, disk space."""
-
-    log_every_steps: PositiveInt = setting("Log metrics every N steps.", effect=Effect.NONE)
-    stop_grace_s: PositiveFloat = setting(
-        "Seconds a stopped trainer may save before it is killed; two saves if asynchronous.",
-        effect=Effect.NONE,
-    )
-    async_checkpointing: bool = setting(
-        "Save in the background. A kill may then lose up to twice checkpointing_steps.",
-        effect=Effect.NONE,
-        default=False,
-    )
-    keep_store_days: PositiveInt = setting(
-        "`dreambooth clean` deletes store entries older than N days.", effect=Effect.NONE
-    )
-    keep_store_gib: PositiveFloat = setting(
-        "`dreambooth clean` shrinks the store to this size, in GiB.", effect=Effect.NONE
-    )
-    keep_checkpoints: Literal["selected", "all"] = setting(
-        "Checkpoints to keep in a finished training's output: all, or the selected one.",
-        effect=Effect.NONE,
-        default="all",
     )
 
 

@@ -1,0 +1,35 @@
+"""The section `runtime` of params.yaml: settings that never change a result."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from dreambooth_core.config.fields import Effect, Section, setting
+
+
+class RuntimeSettings(Section):
+    """Settings that never change a result: logging, time limits, disk space."""
+
+    log_every_steps: PositiveInt = setting("Log metrics every N steps.", effect=Effect.NONE)
+    stop_grace_s: PositiveFloat = setting(
+        "Seconds a stopped trainer may save before it is killed; two saves if asynchronous.",
+        effect=Effect.NONE,
+    )
+    async_checkpointing: bool = setting(
+        "Save in the background. A kill may then lose up to twice checkpointing_steps.",
+        effect=Effect.NONE,
+        default=False,
+    )
+    keep_store_days: PositiveInt = setting(
+        "`dreambooth clean` deletes store entries older than N days.", effect=Effect.NONE
+    )
+    keep_store_gib: PositiveFloat = setting(
+        "`dreambooth clean` shrinks the store to this size, in GiB.", effect=Effect.NONE
+    )
+    keep_checkpoints: Literal["selected", "all"] = setting(
+        "Checkpoints to keep in a finished training's output: all, or the selected one.",
+        effect=Effect.NONE,
+        default="all",
+    )
