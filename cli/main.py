@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from cli import (
+    commands_app,
     commands_bench,
     commands_models,
     commands_plan,
@@ -32,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
     "Run": ("run", "sweep", "dreambench", "status", "report"),
     "Use the result": ("generate", "compare", "promote", "rollback"),
-    "Services and storage": ("up", "clean"),
+    "Services and storage": ("app", "up", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""
 
@@ -103,6 +104,7 @@ commands_workspace.add_to(app)
 commands_settings.add_to(app)
 commands_plan.add_to(app)
 commands_models.add_to(app)
+commands_app.add_to(app)
 
 
 def run(arguments: list[str]) -> int:

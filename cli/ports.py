@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dreambooth_core.errors import SettingsError
@@ -21,18 +22,22 @@ class Ports:
 
     def require_free(self) -> None:
         """Raise SettingsError, with the next free port, for a port that another program has."""
-        options = {"--prefect-port": self.prefect, "--mlflow-port": self.mlflow}
         if self.prefect == self.mlflow:
             raise SettingsError(
                 f"both servers would listen on port {self.mlflow}",
                 hint=_hint("--mlflow-port", _next_free(self.mlflow + 1)),
             )
-        for option, port in options.items():
-            if not is_free(port):
-                others = set(options.values())
-                raise SettingsError(
-                    f"port {port} is taken", hint=_hint(option, _next_free(port + 1, others))
-                )
+        require_free({"--prefect-port": self.prefect, "--mlflow-port": self.mlflow})
+
+
+def require_free(options: Mapping[str, int]) -> None:
+    """Raise SettingsError, with the next free port, for a port that another program has."""
+    for option, port in options.items():
+        if not is_free(port):
+            others = set(options.values())
+            raise SettingsError(
+                f"port {port} is taken", hint=_hint(option, _next_free(port + 1, others))
+            )
 
 
 def is_free(port: int) -> bool:

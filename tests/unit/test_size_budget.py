@@ -14,7 +14,7 @@ from tests.paths import ROOT
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
-INSTALLED = ("cli", "flows", "tasks", "dreambooth_core")
+INSTALLED = ("app", "cli", "flows", "tasks", "dreambooth_core")
 PACKAGES = (*INSTALLED, "tools")
 #: Basenames that one package tree may use more than once, each with the reason.
 SHARED_BASENAMES = {

@@ -1,0 +1,212 @@
+"""The frame of every room: header, navigation, skip link, messages; and the few parts they share.
+
+How to add a room:
+
+1. Write `app/rooms/NAME.py` with `add_to(site)`. In it, decorate one function per page with
+   `@ui.page("/NAME/{subject}")`; the page reads the workspace each time it is opened, so a reload
+   shows the present state. Nothing is kept in the browser or in `ui.storage`.
+2. Put the content into `with room(site, "Title", current="/NAME"):`. It gives the header and an
+   `h1`.
+3. Add the module to ROOMS in `app/server.py`, and its link to NAVIGATION below.
+
+Rules:
+
+- Build pages from `tag(...)`: plain HTML that `static/app.css` and the report's own style sheet
+  (loaded first) give their look. Texts are escaped; never use `ui.html` for a user's text.
+- Call the command line for all work: `await commands.call(site, "promote", ...)` runs `dreambooth`
+  in a process of its own and raises its error; quick reads of files go through
+  `await run.io_bound(...)`. Nothing slow on the event loop, no torch in this process.
+- Show errors with `problem(error)`, the result of an action with `say(text)` (a live region).
+- Poll with `ui.timer(seconds, ...)` and redraw only what has changed, so that the focus stays.
+- Pictures: `pictures.url_of(site, path)` for files below work/ and the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nicegui import app as web
+from nicegui import ui
+from nicegui.element import Element
+from nicegui.elements.mixins.text_element import TextElement
+from starlette.responses import Response
+
+from app.access import LOGOUT
+from app.site import Site
+from dreambooth_core.errors import DreamBoothError
+
+NAVIGATION = {"/": "Subjects", "/train": "Train", "/settings": "Settings"}
+"""The links of the header."""
+
+_STATIC = Path(__file__).parent / "static"
+_LOOK = "/look/"
+
+
+def add_look() -> None:
+    """Load the report's style sheet and the app's own on every page."""
+    web.add_static_files("/static", _STATIC)
+    report = resources.files("dreambooth_core.report") / "templates" / "page.css"
+    text = report.read_text("utf-8")
+
+    @web.get(f"{_LOOK}page.css")
+    def page_css() -> Response:
+        return Response(text, media_type="text/css")
+
+    ui.add_head_html(
+        f'<link rel="stylesheet" href="{_LOOK}page.css">'
+        '<link rel="stylesheet" href="/static/app.css">'
+        '<script src="/static/app.js" defer></script>',
+        shared=True,
+    )
+
+
+def tag(name: str, text: str = "", *, classes: str = "", **attributes: Any) -> TextElement:
+    """An HTML element with an escaped text. Names end in _ or have _ for -: for_, aria_label.
+
+    An attribute that is None or False is left out.
+    """
+    made = TextElement(tag=name, text=text)
+    made.classes(classes)
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            made.props[key.rstrip("_").replace("_", "-")] = value
+    return made
+
+
+def link(text: str, to: str, *, classes: str = "") -> TextElement:
+    """A link to a page of the app."""
+    return tag("a", text, href=to, classes=classes)
+
+
+def button(
+    text: str, on_click: Callable[[], Awaitable[None] | None], *, classes: str = "", **more: Any
+) -> TextElement:
+    """A button. It is disabled while its handler runs, so that a second click does nothing."""
+    made = tag("button", text, classes=f"act {classes}", type="button", **more)
+
+    async def run() -> None:
+        if made.props.get("disabled"):
+            return
+        made.props["disabled"] = True
+        made.update()
+        try:
+            result = on_click()
+            if result is not None:
+                await result
+        except DreamBoothError as error:
+            say(str(error), is_problem=True)
+        finally:
+            if not made.is_deleted:
+                made.props.pop("disabled", None)
+                made.update()
+
+    made.on("click", run, args=[])
+    return made
+
+
+def field(
+    label: str,
+    value: str = "",
+    *,
+    on_change: Callable[[str], Any] | None = None,
+    hint: str = "",
+    **attributes: Any,
+) -> Field:
+    """A text field with its label, a hint and a place for its error."""
+    return Field(label, value, on_change=on_change, hint=hint, **attributes)
+
+
+class Field:
+    """A text field; `value` follows what is typed."""
+
+    def __init__(
+        self,
+        label: str,
+        value: str,
+        *,
+        on_change: Callable[[str], Any] | None,
+        hint: str,
+        **attributes: Any,
+    ) -> None:
+        self.value = value
+        self._on_change = on_change
+        with tag("div", classes="field") as self.box:
+            caption = tag("label", label)
+            self.input = tag(
+                "input", type="text", value=value, autocomplete="off", spellcheck="false",
+                **attributes,
+            )  # fmt: skip
+            caption.props["for"] = self.input.html_id
+            self.hint = tag("p", hint, classes="small")
+            self.error = tag("p", classes="wrong", role="alert")
+        described = f"{self.hint.html_id} {self.error.html_id}"
+        self.input.props["aria-describedby"] = described
+        self.input.on("input", self._typed, js_handler="(e) => emit(e.target.value)")
+
+    async def _typed(self, event: Any) -> None:
+        self.value = str(event.args)
+        if self._on_change is not None:
+            result = self._on_change(self.value)
+            if isinstance(result, Awaitable):
+                await result
+
+    def show_error(self, text: str | None) -> None:
+        """Show what is wrong with the value, or None."""
+        self.error.set_text(text or "")
+        self.input.props["aria-invalid"] = "true" if text else "false"
+        self.input.update()
+
+
+def problem(error: DreamBoothError | str) -> Element:
+    """An error in words: what was wrong, what was found, what to do."""
+    with tag("div", classes="problem", role="alert") as box:
+        if isinstance(error, str):
+            tag("p", error)
+            return box
+        parts = {"": error.what, "Found: ": error.got, "Allowed: ": error.allowed}
+        for name, text in {**parts, "What to do: ": error.hint}.items():
+            if text:
+                tag("p", f"{name}{text}")
+    return box
+
+
+def say(text: str, *, is_problem: bool = False) -> None:
+    """Show and announce the result of an action, below the header of this page."""
+    ui.run_javascript(f"dreambooth.say({_js(text)}, {_js(is_problem)})")
+
+
+def go(to: str) -> None:
+    """Open another page of the app."""
+    ui.navigate.to(to)
+
+
+def _js(value: object) -> str:
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+@contextmanager
+def room(site: Site, title: str, *, current: str, eyebrow: str = "") -> Iterator[Element]:
+    """The frame of a page; `current` is the link of NAVIGATION that it belongs to."""
+    ui.page_title(f"{title} - DreamBooth")
+    with ui.header(fixed=False, bordered=False, elevated=False, wrap=False).classes("top"):
+        link("Skip to the content", "#content", classes="skip")
+        link("DreamBooth", "/", classes="brand")
+        with tag("nav", aria_label="Rooms"), tag("ul"):
+            for to, name in NAVIGATION.items():
+                with tag("li"):
+                    shown = link(name, to)
+                    if to == current:
+                        shown.props["aria-current"] = "page"
+        if site.password is not None:
+            link("Log out", LOGOUT, classes="out")
+    tag("div", id="said", classes="said", role="status", aria_live="polite")
+    with tag("div", id="content", classes="room", tabindex="-1") as content:
+        if eyebrow:
+            tag("p", eyebrow, classes="eyebrow")
+        tag("h1", title)
+        yield content
