@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 from cli import (
     commands_app,
+    commands_automation,
     commands_bench,
     commands_models,
     commands_plan,
@@ -33,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
     "Run": ("run", "sweep", "dreambench", "status", "report"),
     "Use the result": ("generate", "compare", "promote", "rollback"),
-    "Services and storage": ("app", "up", "clean"),
+    "Services and storage": ("app", "up", "watch", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""
 
@@ -105,6 +106,7 @@ commands_settings.add_to(app)
 commands_plan.add_to(app)
 commands_models.add_to(app)
 commands_app.add_to(app)
+commands_automation.add_to(app)
 
 
 def run(arguments: list[str]) -> int:

@@ -67,6 +67,17 @@ def prefect_api(
         server.stop()
 
 
+def lasting_api(env: Mapping[str, str], *, running: str | None) -> str:
+    """The URL of a Prefect API that stays: PREFECT_API_URL, or `running`. Raises StageError."""
+    given = env.get("PREFECT_API_URL") or running
+    if not given:
+        raise StageError(
+            "no Prefect server runs", hint="start `dreambooth up`, or set PREFECT_API_URL"
+        )
+    _require_api(given, env)
+    return given
+
+
 class _TemporaryServer:
     """A Prefect server for one run, started again if it ends: the client waits for that."""
 

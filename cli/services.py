@@ -64,8 +64,9 @@ class Service:
 
     @property
     def may_restart(self) -> bool:
-        """Whether it is a server that has run for a while; its clients wait for it."""
-        return "health" in self.spec and time.monotonic() - self._began > _STEADY_S
+        """Whether it has run for a while, and its end costs no work: clients wait for a server."""
+        is_replaceable = "health" in self.spec or "restart" in self.spec
+        return is_replaceable and time.monotonic() - self._began > _STEADY_S
 
 
 class Services:

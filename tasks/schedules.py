@@ -1,4 +1,4 @@
-"""A step of prefect.yaml that keeps the schedules of a deployment when it is deployed again."""
+"""Steps of prefect.yaml that keep what a user changed when a deployment is deployed again."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ def keep_schedules(deployment: str) -> dict[str, str]:
                     found.id, uuid.UUID(str(schedule.id)), slug=f"added-{schedule.id}"
                 )
     return {}
+
+
+def keep_automation(name: str) -> dict[str, bool]:
+    """Whether an automation is enabled, for the `enabled` of a trigger. A new one is.
+
+    Prefect replaces the automations of a deployment, so one that a user paused would work again.
+    """
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.read_automations_by_name(name)
+    return {"enabled": all(automation.enabled for automation in found)}

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from dreambooth_core.config.fields import Effect, Section, setting
+from dreambooth_core.config.quiet_hours import QuietHoursText
 
 
 class RuntimeSettings(Section):
@@ -32,4 +33,16 @@ class RuntimeSettings(Section):
         "Checkpoints to keep in a finished training's output: all, or the selected one.",
         effect=Effect.NONE,
         default="all",
+    )
+    retrain_every_h: PositiveFloat | None = setting(
+        "Retrain a subject whose photos changed, at most once per N hours, while `dreambooth up` "
+        "or `dreambooth watch` runs. Null: never.",
+        effect=Effect.NONE,
+        default=None,
+    )
+    quiet_hours: QuietHoursText | None = setting(
+        "Start no such run in this time of the day, such as 22:00-06:00 Europe/Berlin (without a "
+        "zone: UTC). Changes wait for its end.",
+        effect=Effect.NONE,
+        default=None,
     )

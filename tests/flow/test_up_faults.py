@@ -26,6 +26,7 @@ from tests.flow.workspaces import SUBJECT
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1500)]
 
 NIGHTLY = "retrain-all/nightly"
+WATCHER = "train a subject whose photos changed"
 _STARTS = re.compile(r"training starts after step (\d+)")
 
 
@@ -211,7 +212,7 @@ def test_killed_prefect_server_starts_again_and_the_run_goes_on(
         assert "the run in work was stopped" in up.printed()
 
 
-def test_run_after_all_of_these_completes_and_schedules_survive_redeploy(
+def test_next_run_completes_and_redeploy_keeps_what_a_user_paused(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     workspaces.change(workspace.root, "train.max_train_steps", 4)
@@ -222,8 +223,10 @@ def test_run_after_all_of_these_completes_and_schedules_survive_redeploy(
             (nightly,) = client.read_deployment_by_name(NIGHTLY).schedules
         up.prefect("deployment", "schedule", "pause", NIGHTLY, str(nightly.id))
         up.prefect("deployment", "schedule", "create", NIGHTLY, "--interval", "86400")
+        up.prefect("automation", "pause", WATCHER)
         up.prefect("deploy", "--all")
         with up.client() as client:
+            assert [each.enabled for each in client.read_automations_by_name(WATCHER)] == [False]
             found = client.read_deployment_by_name(NIGHTLY).schedules
         assert sorted(each.active for each in found) == [False, True]
         assert [each.id for each in found if not each.active] == [nightly.id]
