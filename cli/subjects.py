@@ -130,6 +130,7 @@ def _entry(workspace: Workspace, new: NewSubject, images: Path) -> dict[str, Any
         "class_noun": new.class_noun,
         "prompts": None,
         "overrides": {},
+        "choice": None,
     }
     problems: list[Problem] = []
     try:

@@ -1,7 +1,8 @@
 """The settings. Torch-free.
 
-`sections` and `runtime` declare the settings, `compatibility` the rules for their combinations, and
-`effects` the settings that each stage reads. `loading` reads params.yaml and reports its mistakes.
+`sections`, `judging` and `runtime` declare the settings, `compatibility` the rules for their
+combinations, and `effects` the settings that each stage reads. `loading` reads params.yaml and
+reports its mistakes.
 """
 
 # The imports are the names that this package offers.
@@ -9,6 +10,12 @@
 # pyright: reportUnusedImport=false
 
 from dreambooth_core.config.effects import STAGE_SETTINGS, dvc_params, effect_of, settings_of
+from dreambooth_core.config.judging import (
+    WEIGHTS_LETTERS,
+    Choice,
+    CompareSettings,
+    check_reason,
+)
 from dreambooth_core.config.keys import flatten, nearest, problems_of, similar
 from dreambooth_core.config.launching import (
     LaunchConfig,
@@ -59,5 +66,6 @@ from dreambooth_core.config.yaml_files import (
     replace_section,
     replace_text,
     replace_value,
+    set_value,
     value_text,
 )

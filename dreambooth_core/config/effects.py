@@ -7,6 +7,9 @@ from typing import Any
 
 from dreambooth_core.config.sections import OVERRIDABLE, Effect, Section, SubjectView
 
+_SUBJECT = "subjects.${key}"
+"""The entry of a subject in params.yaml, with dvc.yaml's `foreach` variable."""
+
 _SUBJECT_WORDS = ("subject.identifier", "subject.class_noun")
 
 STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -25,7 +28,7 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("base_model", "compute", "evaluate", "select", "data.resolution"),
         *("subject.prompts", *_SUBJECT_WORDS),
     ),
-    "select": ("select",),
+    "select": ("select", "subject.choice"),
     "confirm": (
         *("base_model", "compute", "evaluate", "data.resolution"),
         *("subject.prompts", *_SUBJECT_WORDS),
@@ -44,15 +47,19 @@ early. Its checkpoints stay in the store, so a change costs no training twice.""
 def dvc_params(stage: str) -> list[str]:
     """The keys of params.yaml that `dvc.yaml` must list for a stage, with its `foreach` variable.
 
-    `prior` may be null, and DVC refuses missing keys, so the whole section is listed.
+    DVC refuses missing keys. `prior` may be null and older files have no `choice`, so that the
+    whole section or subject is listed.
     """
-    keys = {
-        "prior" if key.startswith("prior.") else key.replace("subject.", "subjects.${key}.", 1)
-        for key in (*STAGE_SETTINGS[stage], *_DECIDING.get(stage, ()))
-    }
-    if any(key.split(".")[0] in OVERRIDABLE for key in keys):
-        keys.add("subjects.${key}.overrides")
+    keys = {_dvc_key(key) for key in (*STAGE_SETTINGS[stage], *_DECIDING.get(stage, ()))}
+    if _SUBJECT not in keys and any(key.split(".")[0] in OVERRIDABLE for key in keys):
+        keys.add(f"{_SUBJECT}.overrides")
     return sorted({*keys, f"versions.{stage.replace('-', '_')}"})
+
+
+def _dvc_key(key: str) -> str:
+    if key.startswith("prior."):
+        return "prior"
+    return _SUBJECT if key == "subject.choice" else key.replace("subject.", f"{_SUBJECT}.", 1)
 
 
 def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
@@ -64,6 +71,8 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
         # Absent while off, so that results without masks stay valid.
         values.pop("data.masks", None)
         values.get("data", {}).pop("masks", None)
+    if view.subject.choice is None:
+        values.pop("subject.choice", None)
     if stage == "train":
         values["train"].pop("init_from")  # its content counts, which the stage adds
         values["train"].pop("strategy")  # follows from accelerate_config and num_processes

@@ -149,7 +149,8 @@ def _bounds(option: _Schema) -> str:
 def _stages_of(key: str) -> tuple[str, ...]:
     """The stages with a parameter in dvc.yaml that this key is part of, or that is part of it."""
     if key == f"subjects.{NAME}.instance_dir":
-        return ("validate",)  # the photos are a dependency there
+        # The photos are a dependency of validate; select depends on the whole entry of a subject.
+        return ("validate", "select")
 
     def watches(stage: str) -> bool:
         params = [param.replace("${key}", NAME) for param in dvc_params(stage)]

@@ -22,6 +22,7 @@ from pydantic import (
 
 from dreambooth_core.config import compatibility, words
 from dreambooth_core.config.fields import Beta, Effect, Fraction, Section, setting
+from dreambooth_core.config.judging import Choice, CompareSettings
 from dreambooth_core.config.runtime import RuntimeSettings
 
 
@@ -325,6 +326,10 @@ class SubjectSettings(Section):
     overrides: dict[str, dict[str, Any]] = setting(
         "This subject's values for other sections, such as {train: {learning_rate: 1.0e-5}}."
     )
+    choice: Choice | None = setting(
+        "Checkpoint chosen by hand; `dreambooth choose` writes it. Null: the rule selects.",
+        default=None,
+    )
 
     @property
     def instance_prompt(self) -> str:
@@ -350,6 +355,7 @@ class _SharedSettings(Section):
     train: TrainSettings
     evaluate: EvaluateSettings
     select: SelectSettings
+    compare: CompareSettings = CompareSettings()
     registry: RegistrySettings
     runtime: RuntimeSettings
     versions: Versions

@@ -100,6 +100,15 @@ def replace_text(text: str, keys: Sequence[str], value: str) -> str:
     return text[: node.start_mark.index] + value + text[_end_of(node) :]
 
 
+def set_value(text: str, keys: Sequence[str], value: dict[str, Any] | None) -> str:
+    """Set a mapping, or null, at `keys`; a missing last key is appended to its block."""
+    *parents, last = keys
+    _, block = _find(text, parents)
+    if not any(key.value == last for key, _ in block.value):
+        text = _append(text, parents, {last: None})
+    return replace_text(text, keys, "null" if value is None else flow_text(value))
+
+
 def flow_text(value: dict[str, Any]) -> str:
     """A mapping on one line, such as {train: {max_train_steps: 100}}."""
     return f"{{{_flow(value)}}}"
@@ -117,12 +126,12 @@ def replace_section(text: str, key: str, other: str) -> str:
 
 def add_entry(text: str, section: str, name: str, value: dict[str, Any]) -> str:
     """Append an entry to a top-level mapping."""
-    return _append(text, section, {name: value})
+    return _append(text, [section], {name: value})
 
 
 def add_item(text: str, section: str, item: dict[str, Any]) -> str:
     """Append an item to a top-level list."""
-    return _append(text, section, [item])
+    return _append(text, [section], [item])
 
 
 def with_comments(text: str, comment_of: Callable[[str], str | None]) -> str:
@@ -189,8 +198,8 @@ def _end_after(key: _Node, value: _Node) -> int:
     return key.end_mark.index if is_empty else _end_of(value)
 
 
-def _append(text: str, section: str, entry: dict[str, Any] | list[Any]) -> str:
-    key, node = _find(text, [section])
+def _append(text: str, keys: Sequence[str], entry: dict[str, Any] | list[Any]) -> str:
+    key, node = _find(text, keys)
     newline = "\r\n" if "\r\n" in text else "\n"
     if node.flow_style and node.value:
         end = node.end_mark.index - 1

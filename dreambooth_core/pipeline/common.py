@@ -174,8 +174,9 @@ def machine(compute: ComputeSettings) -> list[str | int]:
 def settings_that_count(view: SubjectView) -> dict[str, Any]:
     """The settings behind a result, for the page, MLflow's params and a version's tags."""
     sections = ("base_model", "compute", "data", "prior", "train", "evaluate", "select", "subject")
-    # accelerate_config and num_processes imply the strategy.
-    dumped = view.model_dump(mode="json", by_alias=True, exclude={"train": {"strategy"}})
+    # accelerate_config and num_processes imply the strategy; a choice is a fact about one training.
+    left_out = {"train": {"strategy"}, "subject": {"choice"}}
+    dumped = view.model_dump(mode="json", by_alias=True, exclude=left_out)
     if view.train.init_from is None:
         dumped["train"].pop("init_from")  # so that pages and versions without one stay the same
     return {section: dumped[section] for section in sections}

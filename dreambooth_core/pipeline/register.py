@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dreambooth_core import files
 from dreambooth_core.errors import StageError
+from dreambooth_core.evaluation import by_hand
 from dreambooth_core.models import load, weights
 from dreambooth_core.pipeline import init_from, lineage, retention
 from dreambooth_core.pipeline.common import (
@@ -179,7 +180,16 @@ def lineage_of(context: StageContext, training: TrainingRun) -> versions.Lineage
         git_commit=lineage.git_commit(context.places.root),
         flow_run=context.flow_run,
         parent=init_from.parent_tags(tracking_of(context), training),
+        choice=_choice_tags(context),
     )
+
+
+def _choice_tags(context: StageContext) -> dict[str, str]:
+    """Who chose the checkpoint by hand, as the tags of a decision; none if the rule did."""
+    choice = context.settings.subject.choice
+    if choice is None or not by_hand.holds(choice, evaluation_of(context)):
+        return {}
+    return {f"chosen.{key}": getattr(choice, key) for key in ("who", "when", "why")}
 
 
 def _check_parity(context: StageContext, tracking: Tracking, version: RegisteredVersion) -> None:

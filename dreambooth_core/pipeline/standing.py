@@ -11,8 +11,8 @@ from dreambooth_core.registry.verdicts import verdict_of
 from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.report.live import Command, Standing
 
-_DECISIONS = ("promoted", "restored", "rolled_back")
-"""The tags of decisions, as `registry.aliases` writes them."""
+_DECISIONS = ("promoted", "restored", "rolled_back", "chosen")
+"""The tags of decisions, as `registry.aliases` and `pipeline.register` write them."""
 
 UNREACHABLE = Standing(
     "Registry unreachable",

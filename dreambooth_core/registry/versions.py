@@ -65,6 +65,8 @@ class Lineage:
     """The address of the Prefect run, if a server keeps it."""
     parent: Mapping[str, str] = field(default_factory=dict)
     """Tags that name the weights which the training started from."""
+    choice: Mapping[str, str] = field(default_factory=dict)
+    """Tags that say who chose the checkpoint by hand, when and why."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "git_commit": lineage.git_commit or "",
         FLOW_RUN: lineage.flow_run or "",
         **lineage.parent,
+        **lineage.choice,
         **{f"dvc.{name}": digest for name, digest in lineage.dvc_hashes.items()},
         **logged_models.score_tags(candidate.row),
         _INTERVALS: files.canonical_json(candidate.row.to_json()),

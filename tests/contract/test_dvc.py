@@ -68,9 +68,11 @@ TABLE: dict[str, set[str]] = {
     "runtime.keep_checkpoints": set(),
     "versions.train": {"train"},
     "versions.report": {"report"},
-    "subjects.mug.identifier": {"cache", "train", "evaluate", "confirm"},
-    "subjects.mug.class_noun": {"class-images", "cache", "train", "evaluate", "confirm"},
-    "subjects.mug.prompts": {"train", "evaluate", "confirm"},
+    "subjects.mug.identifier": {"cache", "train", "evaluate", "select", "confirm"},
+    "subjects.mug.class_noun": set(STAGES[1:7]),
+    "subjects.mug.prompts": {"train", "evaluate", "select", "confirm"},
+    "subjects.mug.choice": {"select"},
+    "compare.min_votes": set(),
 }
 
 

@@ -65,7 +65,7 @@ def test_new_subject_only_adds_lines(workspace: Workspace, photos: Path) -> None
     subjects.add(workspace, new, photos, Dvc(workspace, env=env))
     assert workspace.params.read_text() == (
         text + "  cup:\n    instance_dir: data/instance/cup\n    identifier: sks\n"
-        "    class_noun: cup\n    prompts: null\n    overrides: {}\n"
+        "    class_noun: cup\n    prompts: null\n    overrides: {}\n    choice: null\n"
     )
     assert (root / "dvc.yaml").read_text() == (
         plots + "  - work/cup/train/metrics.csv:\n      x: step\n      y: loss\n"
@@ -151,3 +151,26 @@ def test_file_that_is_not_utf_8_is_a_settings_error(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes("a: \u00fc".encode("utf-16"))
     with pytest.raises(SettingsError, match=r"^params.yaml is not UTF-8 text"):
         config.read_yaml(tmp_path / "params.yaml")
+
+
+CHOICE = {"step": 4, "when": "2026-11-29T10:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a:\n  m:\n    c: null  # why\n", 'a:\n  m:\n    c: {step: 4, when: "%s"}  # why\n'),
+        ("a:\n  m:\n    c: {step: 2}\nb: 1\n", 'a:\n  m:\n    c: {step: 4, when: "%s"}\nb: 1\n'),
+        (
+            "a:\n  m:\n    p: 1\n  n: 2\n",
+            'a:\n  m:\n    p: 1\n    c: {step: 4, when: "%s"}\n  n: 2\n',
+        ),
+        ("a: {m: {p: 1}}\n", 'a: {m: {p: 1, c: {step: 4, when: "%s"}}}\n'),
+    ],
+)
+def test_value_is_set_at_a_key_that_is_there_or_missing(before: str, after: str) -> None:
+    keys = ("a", "m", "c")
+    text = config.set_value(before, keys, CHOICE)
+    assert text == after % CHOICE["when"]
+    assert config.parse_yaml(text)["a"]["m"]["c"] == CHOICE
+    assert config.parse_yaml(config.set_value(text, keys, None))["a"]["m"]["c"] is None
