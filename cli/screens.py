@@ -198,6 +198,9 @@ def _versions_table(
         cells = [_difference(version, key) for version in versions]
         if any(cells):
             table.add_row(f"{title}, paired difference", *cells)
+    votes = [_votes(version) for version in versions]
+    if any(votes):
+        table.add_row("votes won (95 % interval)", *votes)
     table.add_section()
     for key in ("checkpoint", "data_sha256", "base_model", "git_commit", "verdict"):
         table.add_row(key, *(str(version["tags"].get(key, "")) for version in versions))
@@ -224,6 +227,17 @@ def _difference(version: Mapping[str, Any], key: str) -> str:
     champion = str(verdict["champion"]).rsplit("/", 1)[-1]
     bounds = f"({interval['low']:+.3f} to {interval['high']:+.3f})"
     return f"{interval['mean']:+.3f} {bounds} from version {champion}"
+
+
+def _votes(version: Mapping[str, Any]) -> str:
+    """How many decided votes a version won against each other one that people compared it with."""
+    lines: list[str] = []
+    for other, count in version["votes"].items():
+        decided, share = count["wins"] + count["losses"], count["share"]
+        bounds = f" ({share['low']:.2f} to {share['high']:.2f})" if share else ""
+        ties = f", {count['ties']} ties" if count["ties"] else ""
+        lines.append(f"{count['wins']} of {decided}{bounds}{ties} against version {other}")
+    return "\n".join(lines)
 
 
 def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dreambooth_core.config import SelectSettings
 from dreambooth_core.errors import StageError
+from dreambooth_core.evaluation.preference import Preference
 from dreambooth_core.numerics.similarity import mean_estimate
 from dreambooth_core.records import CheckpointScore, Harness, ImageScore, Interval, Verdict
 
@@ -38,12 +39,21 @@ class Noise:
     text_range: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class VoteRule:
+    """What people prefer so far, and how many votes have to decide before a promotion."""
+
+    preference: Preference
+    min_votes: int
+
+
 def compare(
     challenger: Contender,
     champion: Contender | None,
     *,
     settings: SelectSettings,
     noise: Noise,
+    votes: VoteRule | None = None,
 ) -> Verdict:
     """Decide whether the challenger replaces the champion, with the reason as a sentence.
 
@@ -58,6 +68,8 @@ def compare(
         difference = paired_difference(challenger, champion, noise=noise)
         tolerance = settings.max_clip_t_loss * max(0.0, noise.text_range)
         promote, why = _decide(challenger, champion, difference=difference, tolerance=tolerance)
+        if promote and votes is not None:
+            promote, why = _ask_people(challenger, champion, votes, why=why)
     return Verdict(
         challenger=challenger.name,
         champion=None if champion is None else champion.name,
@@ -136,6 +148,25 @@ def _decide(
         f"{challenger.name} replaces {champion.name}: {numbers}, so it is more like the subject by "
         f"more than the noise, and its CLIP-T is not worse than tolerated ({tolerance:.4f})."
     )
+
+
+def _ask_people(
+    challenger: Contender, champion: Contender, votes: VoteRule, *, why: str
+) -> tuple[bool, str]:
+    """Whether people agree with a promotion that the scores allow."""
+    stays = (
+        f"{challenger.name} stays a challenger to {champion.name}: its scores are better by more "
+        "than the noise, but"
+    )
+    said = votes.preference.in_words()
+    if votes.preference.decided < votes.min_votes:
+        return False, (
+            f"{stays} compare.min_votes asks for {votes.min_votes} votes that prefer one side, and "
+            f"so far there are {votes.preference.decided} ({said})."
+        )
+    if votes.preference.prefers_champion:
+        return False, f"{stays} people prefer the champion: {said}."
+    return True, f"{why} People do not prefer the champion: {said}."
 
 
 def _spell(interval: Interval) -> str:

@@ -6,15 +6,13 @@ No DVC stage: which version is the champion is a fact of the registry (docs/adr/
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
-import getpass
 from typing import TYPE_CHECKING
 
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
-from dreambooth_core.evaluation.comparison import Contender, Noise
-from dreambooth_core.pipeline import duel, registered, report
+from dreambooth_core.evaluation.comparison import Contender, Noise, VoteRule
+from dreambooth_core.pipeline import decisions, duel, registered, report, voting
 from dreambooth_core.pipeline.common import StageContext, confirmation_of
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore, Duel, RegisteredVersion, Verdict
@@ -39,6 +37,7 @@ def run(context: StageContext) -> Verdict:
         rival,
         settings=context.settings.select,
         noise=_noise(context),
+        votes=_votes(context, champion, challenger),
     )
     if champion is None or rival is None:
         _carry_out(tracking, challenger, verdict, champion)
@@ -50,8 +49,7 @@ def run(context: StageContext) -> Verdict:
 
 def decision(why: str) -> Decision:
     """A decision by the account of this process, now."""
-    now = datetime.datetime.now(datetime.UTC)  # noqa: TID251 - a tag of the registry, not an output
-    return Decision(who=getpass.getuser(), when=now.isoformat(timespec="seconds"), why=why)
+    return Decision(who=decisions.account(), when=decisions.now(), why=why)
 
 
 def _contender(
@@ -143,6 +141,17 @@ def _noise(context: StageContext) -> Noise:
         seed=context.settings.evaluate.seed,
         text_range=confirmation_of(context).text_range,
     )
+
+
+def _votes(
+    context: StageContext, champion: VersionInfo | None, challenger: RegisteredVersion
+) -> VoteRule | None:
+    """What people say about the two, if the settings ask for their votes."""
+    min_votes = context.settings.compare.min_votes
+    if min_votes is None or champion is None:
+        return None
+    pair = voting.Pair(challenger.version, champion.version.version)
+    return VoteRule(preference=voting.preference_of(context, pair), min_votes=min_votes)
 
 
 def _carry_out(
