@@ -1,4 +1,4 @@
-"""The commands generate, compare, promote and rollback."""
+"""The commands choose, generate, export, vote, compare, promote and rollback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cli.progress import TerminalReporter
 from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
 from dreambooth_core import config
 from dreambooth_core.config import fields
+from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import StageContext
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ GuidanceOption = Annotated[
         help="Guidance scale. Default: evaluate.guidance_scale.",
     ),
 ]
+StrengthOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=fields.MAX_STRENGTH,
+        help="Strength of the training: 0 is the base model, 1 the trained one.",
+    ),
+]
 BatchOption = Annotated[
     int | None,
     typer.Option(
@@ -65,7 +74,10 @@ BatchOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command()(choose)
     app.command()(generate)
+    app.command()(export)
+    app.command()(vote)
     app.command()(compare)
     app.command()(promote)
     app.command()(rollback)
@@ -74,6 +86,37 @@ def add_to(app: typer.Typer) -> None:
 def _context(session: Session, subject: str) -> StageContext:
     view = config.load_view(session.workspace, subject)
     return StageContext(view, session.workspace.places(subject), env=session.env)
+
+
+def choose(
+    subject: SubjectArgument,
+    step: Annotated[
+        int | None, typer.Argument(help="Step of the checkpoint.", show_default=False)
+    ] = None,
+    *,
+    why: Annotated[str, typer.Option(help="Reason, saved with the choice.")] = "",
+    by_rule: Annotated[
+        bool, typer.Option("--by-rule", help="Take the choice back: the rule selects again.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Choose a checkpoint by hand; the next run registers and compares it."""
+    from dreambooth_core.pipeline import choose as choices
+
+    session = open_session(as_json=json)
+    if by_rule == (step is not None):
+        steps = ", ".join(map(str, choices.options(session.workspace, subject).steps))
+        raise SettingsError("choose takes a step or --by-rule", allowed=f"{steps}, or --by-rule")
+    if step is None:
+        before = choices.choose_by_rule(session.workspace, subject)
+        chosen, said = None, f"the rule selects again, instead of step {before.step}"
+    else:
+        chosen = choices.choose(session.workspace, subject, step, why=why).to_json()
+        said = f"chosen: {chosen['name']} ({chosen['why']})"
+    session.terminal.finish(
+        {"subject": subject, "chosen": chosen},
+        lambda console: console.print(f"{said}\nnext: dreambooth run {subject}"),
+    )
 
 
 def generate(  # noqa: PLR0913 - one parameter per option
@@ -93,6 +136,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option(help="Type of the weights; fp16 needs a GPU.")
     ] = "fp32",
+    strength: StrengthOption = 1.0,
     sheet: Annotated[bool, typer.Option(help="Also write a contact sheet of the images.")] = True,
     json: JsonOption = False,
 ) -> None:
@@ -111,6 +155,7 @@ def generate(  # noqa: PLR0913 - one parameter per option
         device=device,
         dtype=dtype,
         with_sheet=sheet,
+        strength=strength,
     )
     with TerminalReporter(make_console(stderr=True)) as shown:
         result = generation.generate(
@@ -122,6 +167,59 @@ def generate(  # noqa: PLR0913 - one parameter per option
             progress=shown.progress("images"),
         )
     session.terminal.finish(result, lambda console: screens.show_images(console, result))
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model, as `generate --model` takes it.")],
+    *,
+    form: Annotated[
+        Literal["lora", "kohya", "pipeline"],
+        typer.Option(
+            "--as",
+            help="An adapter for diffusers (lora), for kohya and ComfyUI (kohya), or all weights.",
+        ),
+    ],
+    out: OutOption,
+    json: JsonOption = False,
+) -> None:
+    """Write a model for another program: an adapter file, or the folder of a pipeline."""
+    session = open_session(as_json=json)
+    from cli import exporting  # imports torch
+
+    uri = session.env.get("MLFLOW_TRACKING_URI")
+    made = exporting.export(session.workspace, model, form, out, tracking_uri=uri)
+    session.terminal.finish(made, lambda console: console.print(made["path"]))
+
+
+def vote(
+    subject: SubjectArgument,
+    winner: Annotated[
+        Literal["challenger", "champion", "tie"], typer.Argument(help="The better picture.")
+    ],
+    *,
+    prompt: Annotated[str, typer.Option(help="The prompt of both pictures.")],
+    seed: Annotated[int, typer.Option(min=0, max=fields.MAX_SEED, help="Their seed.")],
+    challenger: Annotated[
+        int | None, typer.Option(min=1, help="Version. Default: the alias challenger.")
+    ] = None,
+    champion: Annotated[
+        int | None, typer.Option(min=1, help="Version. Default: the alias champion.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Record which of two versions drew the better picture of a prompt and seed."""
+    from dreambooth_core.pipeline import voting
+
+    session = open_session(as_json=json)
+    context = _context(session, subject)
+    pair = voting.pair_of(context, challenger, champion)
+    made = voting.cast(context, pair, prompt=prompt, seed=seed, winner=winner)
+    found = voting.preference_of(context, pair)
+    said = f"version {pair.challenger} against {pair.champion}: {found.in_words()}"
+    session.terminal.finish(
+        {"subject": subject, "vote": made.to_json(), "preference": found.to_json()},
+        lambda console: console.print(said),
+    )
 
 
 def compare(
@@ -139,14 +237,16 @@ def compare(
     session = open_session(as_json=json)
     wanted = [*(versions or ()), *(more or ())]
     found = stage.side_by_side(_context(session, subject), wanted or None)
-    rows = [_as_row(info) for info in found]
+    every = stage.side_by_side(_context(session, subject)) if wanted else found
+    rows = [_as_row(info, every) for info in found]
     session.terminal.finish(
         {"subject": subject, "versions": rows},
         lambda console: screens.show_versions(console, rows),
     )
 
 
-def _as_row(info: VersionInfo) -> dict[str, Any]:
+def _as_row(info: VersionInfo, every: list[VersionInfo]) -> dict[str, Any]:
+    from dreambooth_core.registry import votes
     from dreambooth_core.registry.verdicts import verdict_of
 
     verdict = verdict_of(info)
@@ -157,7 +257,13 @@ def _as_row(info: VersionInfo) -> dict[str, Any]:
         "intervals": {name: value.to_json() for name, value in info.intervals.items()},
         "verdict": verdict.to_json() if verdict else None,
         "settings": dict(info.settings),
-        "tags": dict(info.tags),
+        "tags": votes.without_votes(info.tags),
+        "votes": {
+            str(other): votes.preference(
+                every, challenger=info.version.version, champion=other
+            ).to_json()
+            for other in votes.opponents_of(info, every)
+        },
         "run_id": info.run_id,
     }
 

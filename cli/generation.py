@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,9 @@ from dreambooth_core.workspace import Workspace
 _PACKAGE = "dreambooth-pipeline"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Opener = Callable[..., contextlib.AbstractContextManager[OpenModel]]
+"""Opens a model as `open_model` does."""
+
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -44,6 +49,7 @@ class Request:
     device: Device | None
     dtype: Dtype
     with_sheet: bool
+    strength: float = 1.0
 
 
 def generate(
@@ -54,11 +60,12 @@ def generate(
     *,
     tracking_uri: str | None,
     progress: Progress = no_progress,
+    opener: Opener | None = None,
 ) -> dict[str, Any]:
     """Write one PNG per image and a contact sheet into `out`; return the files and settings.
 
     No file in `out` is changed. Raises SettingsError for what cannot be done, before the model is
-    loaded if possible, and RegistryError for an unknown version.
+    loaded if possible, and RegistryError for an unknown version. `opener` may keep models open.
     """
     prompts.require_text("--prompt", request.prompt)
     settings = config.load_settings(workspace.params)
@@ -67,13 +74,14 @@ def generate(
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
     with (
         picture_folder.opened(out),
-        open_model(
+        (opener or open_model)(
             workspace,
             settings,
             model,
             device=device,
             store=store,
             dtype=_DTYPES[request.dtype],
+            strength_of_training=request.strength,
         ) as ready,
     ):
         named = {"--prompt": request.prompt, "--negative-prompt": request.negative_prompt}
@@ -83,7 +91,7 @@ def generate(
     sheet = _write_sheet(written, blank, out) if request.with_sheet and request.num > 1 else None
     return {
         "model": model,
-        **{key: value for key, value in vars(blank).items() if key not in ("seed", "model")},
+        **{key: value for key, value in blank.to_json().items() if key not in ("seed", "model")},
         "model_facts": dict(blank.model),
         "images": [str(path) for path in written],
         "seeds": [request.seed + index for index in range(request.num)],
@@ -131,6 +139,7 @@ def _record(ready: OpenModel, request: Request, device: torch.device) -> ImageRe
         dtype=request.dtype,
         model=ready.facts,
         program=f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)}",
+        strength=request.strength,
     )
 
 

@@ -33,7 +33,7 @@ from dreambooth_core.errors import DreamBoothError, file_error
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
     "Run": ("run", "sweep", "dreambench", "status", "report"),
-    "Use the result": ("generate", "compare", "promote", "rollback"),
+    "Use the result": ("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
     "Services and storage": ("app", "up", "watch", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""

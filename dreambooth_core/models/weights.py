@@ -25,8 +25,10 @@ COMPONENTS = ("unet", *TEXT_ENCODERS)
 BASE_REFERENCE = "base_model.json"
 """The file of an exported adapter that names its base model."""
 
+ADAPTER = "checkpoint"
+"""The name of a loaded adapter in its pipeline."""
+
 _IS_DEEPSPEED_AVAILABLE = accelerate_unwrapping.is_deepspeed_available
-_ADAPTER = "checkpoint"
 _LOCAL_KEYS = ("_name_or_path",)
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _HALF_DTYPES = ("bfloat16", "float16")
@@ -135,7 +137,7 @@ def _applied_lora(pipe: Pipeline, folder: Path) -> Iterator[None]:
 
 
 def _load_adapter(pipe: Pipeline, folder: Path) -> None:
-    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=_ADAPTER)
+    pipe.load_lora_weights(str(folder), weight_name=lora.LORA_FILE, adapter_name=ADAPTER)
     for part in (pipe.unet, *text_encoders_of(pipe).values()):
         part.eval()  # a new adapter's dropout is in training mode
 

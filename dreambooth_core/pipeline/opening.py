@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dreambooth_core.config import Settings
-from dreambooth_core.models import load, weights
+from dreambooth_core.config import BaseModelSettings, Settings
+from dreambooth_core.errors import SettingsError
+from dreambooth_core.models import load, strength, weights
 from dreambooth_core.models.families import Pipeline
 from dreambooth_core.pipeline import model_references
 from dreambooth_core.records import Checkpoint
@@ -38,33 +40,63 @@ def open_model(
     device: torch.device,
     store: Tracking,
     dtype: torch.dtype = torch.float32,
+    strength_of_training: float = 1.0,
 ) -> Iterator[OpenModel]:
     """Load the pipeline of a registry reference, a subject's name or a folder.
 
-    Raises SettingsError if `model` is not a model, RegistryError for an unknown version.
+    `strength_of_training` weakens or exaggerates what was learned. Raises SettingsError if `model`
+    is not a model, RegistryError for an unknown version.
     """
     root, cache = workspace.root, workspace.hash_cache
     folder = Path(model)
+    load_base = functools.partial(
+        load.load_pipeline, settings.base_model, root, device=torch.device("cpu"), dtype=dtype
+    )
+    blend = functools.partial(strength.set_strength, strength=strength_of_training)
     if checkpoint := Checkpoint.read_if_there(folder):
         pipe = load.load_pipeline(settings.base_model, root, device=device, dtype=dtype)
         facts = {"name": folder.resolve().name, "sha256": checkpoint.sha256}
         with weights.applied(pipe, folder, checkpoint):
+            blend(pipe, load_base=load_base)
             yield OpenModel(pipe, facts, settings)
     elif (folder / "model_index.json").is_file() or (folder / weights.BASE_REFERENCE).is_file():
         pipe = weights.load_exported(folder, root, device=device, dtype=dtype, hash_cache=cache)
+        blend(pipe, load_base=load_base)
         yield OpenModel(pipe, {"name": folder.resolve().name}, settings)
     else:
         info = model_references.find(store, model, settings)
         exported = versions.fetch(store, info.uri)
         pipe = weights.load_exported(exported, root, device=device, dtype=dtype, hash_cache=cache)
-        facts = {
-            "name": info.version.name,
-            "version": str(info.version.version),
-            "run_id": info.run_id or "",
-            "checkpoint": info.version.checkpoint,
-            "sha256": info.version.sha256,
-        }
-        yield OpenModel(pipe, facts, _as_registered(settings, info))
+        blend(pipe, load_base=lambda: _base_of(info, settings, workspace, dtype))
+        yield OpenModel(pipe, _facts_of(info), _as_registered(settings, info))
+
+
+def _facts_of(info: VersionInfo) -> dict[str, str]:
+    """The facts that identify a version in the file of an image."""
+    return {
+        "name": info.version.name,
+        "version": str(info.version.version),
+        "run_id": info.run_id or "",
+        "checkpoint": info.version.checkpoint,
+        "sha256": info.version.sha256,
+    }
+
+
+def _base_of(
+    info: VersionInfo, settings: Settings, workspace: Workspace, dtype: torch.dtype
+) -> Pipeline:
+    """The base model that a version was trained from. Raises SettingsError if it is not here."""
+    own = info.settings.get("base_model")
+    base = BaseModelSettings.model_validate(own) if own else settings.base_model
+    found = load.resolve_base_model(base, workspace.root, hash_cache=workspace.hash_cache)
+    wanted = info.tags.get("base_model_sha256")
+    if wanted is not None and found.sha256 != wanted:
+        raise SettingsError(
+            f"--strength: the base model {found.name} is not the one that {info.uri} started from",
+            got=f"sha256 {found.sha256[:16]}",
+            allowed=f"sha256 {wanted[:16]}",
+        )
+    return load.load_pipeline(base, workspace.root, device=torch.device("cpu"), dtype=dtype)
 
 
 def _as_registered(settings: Settings, info: VersionInfo) -> Settings:

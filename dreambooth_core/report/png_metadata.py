@@ -40,13 +40,19 @@ class ImageRecord:
     dtype: str
     model: Mapping[str, str]
     program: str
+    strength: float = 1.0
+    """How much of the training the model shows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record; a strength of 1 is left out."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("strength", 1.0)}
 
 
 def encode_png(image: Image.Image, record: ImageRecord) -> bytes:
     """The image as a PNG with its record in both forms; text of any script is kept."""
     info = PngImagePlugin.PngInfo()
     info.add_text(PARAMETERS, parameters_of(record))
-    info.add_text(RECORD, files.canonical_json(asdict(record)))
+    info.add_text(RECORD, files.canonical_json(record.to_json()))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
@@ -63,6 +69,7 @@ def parameters_of(record: ImageRecord) -> str:
         "Model hash": record.model.get("sha256", "")[:_HASH_LETTERS],
         "Model": record.model["name"] + (f" {v}" if (v := record.model.get("version")) else ""),
         "Run": record.model.get("run_id", ""),
+        "Strength": "" if record.strength == 1.0 else f"{record.strength:g}",
         "Version": record.program,
     }
     last = ", ".join(
