@@ -246,6 +246,7 @@ def compare(
 
 
 def _as_row(info: VersionInfo, every: list[VersionInfo]) -> dict[str, Any]:
+    from dreambooth_core.pipeline.voting import Pair, preference_among
     from dreambooth_core.registry import votes
     from dreambooth_core.registry.verdicts import verdict_of
 
@@ -259,9 +260,7 @@ def _as_row(info: VersionInfo, every: list[VersionInfo]) -> dict[str, Any]:
         "settings": dict(info.settings),
         "tags": votes.without_votes(info.tags),
         "votes": {
-            str(other): votes.preference(
-                every, challenger=info.version.version, champion=other
-            ).to_json()
+            str(other): preference_among(every, Pair(info.version.version, other)).to_json()
             for other in votes.opponents_of(info, every)
         },
         "run_id": info.run_id,

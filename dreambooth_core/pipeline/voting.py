@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dreambooth_core.errors import RegistryError, SettingsError
@@ -9,6 +10,7 @@ from dreambooth_core.evaluation.preference import Preference
 from dreambooth_core.pipeline import decisions, registered
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.registry import aliases, versions, votes
+from dreambooth_core.registry.versions import VersionInfo
 from dreambooth_core.registry.votes import Vote, Winner
 
 
@@ -77,4 +79,10 @@ def preference_of(context: StageContext, pair: Pair) -> Preference:
     infos = versions.list_versions(
         registered.tracking_of(context), name=context.settings.model_name
     )
-    return votes.preference(infos, challenger=pair.challenger, champion=pair.champion)
+    return preference_among(infos, pair)
+
+
+def preference_among(infos: Iterable[VersionInfo], pair: Pair) -> Preference:
+    """What people prefer, according to all versions of a subject."""
+    found = votes.counts(infos, challenger=pair.challenger, champion=pair.champion)
+    return Preference(wins=found["challenger"], losses=found["champion"], ties=found["tie"])

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.evaluation.preference import Preference
 from dreambooth_core.records import Record
 from dreambooth_core.registry import aliases
 from dreambooth_core.registry.tracking import Tracking
@@ -69,17 +68,17 @@ def without_votes(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in tags.items() if not key.startswith(TAG)}
 
 
-def preference(infos: Iterable[VersionInfo], *, challenger: int, champion: int) -> Preference:
-    """What people prefer of two versions, from the votes on both: roles may have changed since."""
-    counts = {"challenger": 0, "champion": 0, "tie": 0}
-    other = {"challenger": "champion", "champion": "challenger", "tie": "tie"}
+def counts(infos: Iterable[VersionInfo], *, challenger: int, champion: int) -> Mapping[Winner, int]:
+    """The votes between two versions, also those from times when their roles were exchanged."""
+    found: dict[Winner, int] = {"challenger": 0, "champion": 0, "tie": 0}
+    other: dict[Winner, Winner] = {"challenger": "champion", "champion": "challenger", "tie": "tie"}
     for info in infos:
         for vote in votes_of(info):
             if (vote.challenger, vote.champion) == (challenger, champion):
-                counts[vote.winner] += 1
+                found[vote.winner] += 1
             elif (vote.challenger, vote.champion) == (champion, challenger):
-                counts[other[vote.winner]] += 1
-    return Preference(wins=counts["challenger"], losses=counts["champion"], ties=counts["tie"])
+                found[other[vote.winner]] += 1
+    return found
 
 
 def opponents_of(info: VersionInfo, infos: Iterable[VersionInfo]) -> list[int]:

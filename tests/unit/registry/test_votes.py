@@ -10,6 +10,7 @@ import pytest
 
 from dreambooth_core.errors import SettingsError, UnknownModelError
 from dreambooth_core.evaluation.preference import Preference
+from dreambooth_core.pipeline import voting
 from dreambooth_core.registry import versions, votes
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.votes import Vote, Winner
@@ -37,7 +38,7 @@ def _vote(winner: Winner, *, challenger: int = 2, champion: int = 1, prompt: str
 
 def _count(tracking: Tracking, challenger: int = 2, champion: int = 1) -> Preference:
     infos = versions.list_versions(tracking, name=MODEL)
-    return votes.preference(infos, challenger=challenger, champion=champion)
+    return voting.preference_among(infos, voting.Pair(challenger, champion))
 
 
 def test_vote_is_read_back_as_it_was_cast(two: Tracking) -> None:
