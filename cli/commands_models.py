@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from cli import screens
 from cli.progress import TerminalReporter
+from cli.services import running_api
 from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
 from dreambooth_core import config
 from dreambooth_core.config import fields
@@ -278,8 +280,10 @@ def promote(
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
-    info = stage.promote(_context(session, subject), version, why=why)
-    _report_champion(session, info)
+    context = _context(session, subject)
+    _change_champion(
+        session, context, "promote", why, lambda: stage.promote(context, version, why=why)
+    )
 
 
 def rollback(
@@ -289,11 +293,30 @@ def rollback(
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
-    info = stage.rollback(_context(session, subject), why=why)
-    _report_champion(session, info)
+    context = _context(session, subject)
+    _change_champion(session, context, "rollback", why, lambda: stage.rollback(context, why=why))
 
 
-def _report_champion(session: Session, info: Any) -> None:
+def _change_champion(
+    session: Session,
+    context: StageContext,
+    how: Literal["promote", "rollback"],
+    why: str,
+    change: Callable[[], VersionInfo],
+) -> None:
+    """Change the champion, print it, and send the event if a Prefect server runs."""
+    from dreambooth_core.pipeline import registered
+
+    previous = registered.aliases_now(context).get("champion")
+    info = change()
+    url = session.env.get("PREFECT_API_URL") or running_api(session.workspace)
+    if url and previous != info.version.version:
+        from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+        from tasks import events
+
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 1}):
+            events.report_champion(context.settings.name, info, previous=previous, how=how, why=why)
     champion = {"name": info.version.name, "champion": info.version.version}
     session.terminal.finish(
         champion,

@@ -34,7 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
     "Run": ("run", "sweep", "dreambench", "status", "report"),
     "Use the result": ("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
-    "Services and storage": ("app", "up", "watch", "clean"),
+    "Services and storage": ("app", "up", "watch", "notify", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from dreambooth_core.registry.versions import VersionInfo
 
 PHOTOS_CHANGED = "dreambooth.photos.changed"
+CHAMPION_CHANGED = "dreambooth.champion.changed"
+
+logger = logging.getLogger("dreambooth")
 
 
 def emit(event: str, subject: str, payload: Mapping[str, Any]) -> None:
@@ -25,3 +32,32 @@ def emit(event: str, subject: str, payload: Mapping[str, Any]) -> None:
     )
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[made.model_dump(mode="json")])
+
+
+def report_champion(
+    subject: str,
+    info: VersionInfo,
+    *,
+    previous: int | None,
+    how: Literal["comparison", "promote", "rollback"],
+    why: str,
+) -> None:
+    """Send the event of a new champion. If Prefect does not take it, log that: the alias has moved.
+
+    `how` is what decided: the comparison of a run, or a command.
+    """
+    from httpx import HTTPError  # with Prefect, takes a second
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    payload = {
+        "model": info.version.name,
+        "version": info.version.version,
+        "previous": previous,
+        "how": how,
+        "why": why,
+        "scores": dict(info.scores),
+    }
+    try:
+        emit(CHAMPION_CHANGED, subject, payload)
+    except (HTTPError, PrefectHTTPStatusError) as error:
+        logger.warning("Prefect did not take the event of the new champion: %s", error)

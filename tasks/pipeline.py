@@ -23,7 +23,7 @@ from dreambooth_core.errors import DataError, SettingsError, Stopped
 from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Scores, Selection, Verdict
-from tasks import artifacts, retention
+from tasks import artifacts, events, retention
 from tasks.run import SubjectRun
 from tasks.stage_guard import bring_up_to_date, commit_photos
 
@@ -192,8 +192,21 @@ def compare(run: SubjectRun) -> Verdict:
     with run.timed("compare") as ran:
         verdict = compare.run(run.context("compare"))
         ran.append(True)
+    if verdict.promote:
+        _report_champion(run, verdict)
     artifacts.verdict(run, verdict)
     return verdict
+
+
+def _report_champion(run: SubjectRun, verdict: Verdict) -> None:
+    from dreambooth_core.pipeline import registered
+
+    info = registered.info_of(run.context("compare"))
+    if info is not None:
+        previous = verdict.champion and int(verdict.champion.rpartition("/")[2])
+        events.report_champion(
+            run.subject, info, previous=previous or None, how="comparison", why=verdict.why
+        )
 
 
 @task(**_options("report", hours=1))

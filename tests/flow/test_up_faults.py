@@ -5,27 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from cli.server import answers
-from dreambooth_core.supervision import free_port
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
+from tests.flow.running_up import NIGHTLY, Up, running, wait_for
 from tests.flow.workspaces import SUBJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1500)]
 
-NIGHTLY = "retrain-all/nightly"
 WATCHER = "train a subject whose photos changed"
 _STARTS = re.compile(r"training starts after step (\d+)")
 
@@ -38,98 +32,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspaces.change(built.root, "train.checkpointing_steps", 10_000)
     (built.root / "flows").symlink_to(workspaces.REPOSITORY / "flows")
     return built
-
-
-@dataclass
-class Up:
-    """A running `dreambooth up`, and what a user sees and asks."""
-
-    workspace: Workspace
-    process: subprocess.Popen[bytes]
-    log: Path
-    api: str
-
-    def printed(self) -> str:
-        return self.log.read_text()
-
-    def prefect(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        env = {**workspaces.environment(self.workspace.root), "PREFECT_API_URL": self.api}
-        done = subprocess.run(
-            command, cwd=self.workspace.root, env=env, capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    def client(self) -> Any:
-        from prefect.client.orchestration import SyncPrefectClient
-
-        return SyncPrefectClient(self.api)
-
-    def tick(self) -> uuid.UUID:
-        """Start a run of the nightly deployment, as its schedule does."""
-        with self.client() as client:
-            found = client.read_deployment_by_name(NIGHTLY)
-            return client.create_flow_run_from_deployment(found.id).id
-
-    def states(self, run: uuid.UUID) -> set[str]:
-        """The states of a run and of those that it started."""
-        from prefect.client.schemas import filters
-
-        parent = filters.FlowRunFilterParentFlowRunId(any_=[run])
-        with self.client() as client:
-            below = client.read_flow_runs(
-                flow_run_filter=filters.FlowRunFilter(parent_flow_run_id=parent)
-            )
-            return {str(each.state_name) for each in (client.read_flow_run(run), *below)}
-
-    def slots(self) -> int:
-        """The taken slots of the nightly deployment."""
-        with self.client() as client:
-            found = client.read_deployment_by_name(NIGHTLY)
-            return client.read_global_concurrency_limit_by_name(
-                f"deployment:{found.id}"
-            ).active_slots
-
-    def processes(self, word: str) -> list[psutil.Process]:
-        """The processes of this project with a word in their command line."""
-        root, found = str(self.workspace.root), list[psutil.Process]()
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.cwd() == root and word in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
-
-
-@contextlib.contextmanager
-def running(workspace: Workspace, log: Path) -> Iterator[Up]:
-    """`dreambooth up` of a workspace, deployed."""
-    prefect, mlflow = free_port(), free_port()
-    options = ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "up", *options],
-            cwd=workspace.root,
-            env=workspaces.environment(workspace.root),
-            stdout=sink,
-            stderr=sink,
-            start_new_session=True,
-        )
-    up = Up(workspace, process, log, f"http://127.0.0.1:{prefect}/api")
-    try:
-        wait_for(lambda: "runs are listed below" in up.printed() or process.poll() is not None)
-        assert process.poll() is None, up.printed()
-        up.prefect("deploy", "--all")
-        yield up
-    finally:
-        process.terminate()
-        process.wait(120)
-
-
-def wait_for(condition: Callable[[], object], *, timeout_s: float = 180) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
 
 
 def train_until_it_works(up: Up) -> uuid.UUID:
