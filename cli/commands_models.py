@@ -1,4 +1,4 @@
-"""The commands choose, generate, export, vote, compare, promote and rollback."""
+"""Commands of models: choose, generate, export, vote, compare, promote, rollback, evaluate-again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli import screens
+from cli import running, screens
 from cli.progress import TerminalReporter
 from cli.services import running_api
 from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
@@ -83,6 +83,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(promote)
     app.command()(rollback)
+    app.command()(evaluate_again)
 
 
 def _context(session: Session, subject: str) -> StageContext:
@@ -322,3 +323,23 @@ def _change_champion(
         champion,
         lambda console: console.print(f"champion of {info.version.name}: {info.version.version}"),
     )
+
+
+def evaluate_again(
+    subject: Annotated[
+        str | None, typer.Argument(help="Name of a subject in params.yaml.", show_default=False)
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Evaluate every subject.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Score all registered versions with the present suite, scorers and photos.
+
+    The registry keeps the scores of their registration.
+    """
+    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
+    names = running.subjects_of(session, subject, every=every, command="evaluate-again")
+    for name in names:
+        config.load_view(session.workspace, name)
+    result = running.run_evaluation(session, names)
+    session.terminal.finish(result, lambda console: screens.show_evaluations(console, result))

@@ -33,7 +33,10 @@ from dreambooth_core.errors import DreamBoothError, file_error
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
     "Run": ("run", "sweep", "dreambench", "status", "report"),
-    "Use the result": ("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
+    "Use the result": (
+        *("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
+        "evaluate-again",
+    ),
     "Services and storage": ("app", "up", "watch", "notify", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""

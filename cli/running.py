@@ -30,6 +30,9 @@ STAGES_BY_NAME = STAGES[:-1]
 """What `--stage` takes. The report ends a whole run, after the comparison."""
 
 
+_ADD = "add one with `dreambooth subject add`"
+
+
 @dataclass(frozen=True)
 class Order:
     """What to run: up to which stage (None: everything), with which changed settings."""
@@ -38,20 +41,22 @@ class Order:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def subjects_of(session: Session, name: str | None, *, every: bool) -> list[str]:
-    """The subjects to run. Raises SettingsError unless it is one by name, or all."""
+def subjects_of(
+    session: Session, name: str | None, *, every: bool, command: str = "run"
+) -> list[str]:
+    """The subjects of a command. Raises SettingsError unless it is one by name, or all."""
     names = list(config.load_settings(session.workspace.params).subjects)
     if (name is None) == (not every):
         raise SettingsError(
-            "run takes the name of one subject, or --all",
+            f"{command} takes the name of one subject, or --all",
             got="both" if every else "neither",
             allowed=", ".join(names) or None,
-            hint=f"dreambooth run {names[0]}" if names else "add one with `dreambooth subject add`",
+            hint=f"dreambooth {command} {names[0]}"
+            if names
+            else "add one with `dreambooth subject add`",
         )
     if every and not names:
-        raise SettingsError(
-            "params.yaml has no subjects", hint="add one with `dreambooth subject add`"
-        )
+        raise SettingsError("params.yaml has no subjects", hint=_ADD)
     return names if name is None else [name]
 
 
@@ -136,6 +141,15 @@ def run_bench(
         from flows.dreambench import dreambench
 
         return dreambench(subjects_root, out, subjects, ablations, root)
+
+
+def run_evaluation(session: Session, subjects: list[str]) -> dict[str, Any]:
+    """Run the flow `evaluate-again`, and return the scores by subject."""
+    root = str(session.workspace.root)
+    with open_api(session) as api_url, in_flow(session, api_url):
+        from flows.evaluate_again import evaluate_again
+
+        return evaluate_again(subjects, root)
 
 
 @contextlib.contextmanager

@@ -173,6 +173,26 @@ def show_images(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"sheet: {result['sheet']}")
 
 
+def show_evaluations(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the scores of every version on the present harness."""
+    for name, evaluated in result["subjects"].items():
+        if not evaluated["versions"]:
+            console.print(f"{name}: no version is registered yet")
+            continue
+        table = Table(title=f"{name} (scores {evaluated['harness']})")
+        for title in ("version", *SCORES.values(), ""):
+            table.add_column(title, overflow="fold")
+        for version in evaluated["versions"]:
+            marks = ", ".join(version["aliases"])
+            cells = [_number(version["scores"].get(key)) for key in SCORES]
+            table.add_row(f"{version['version']} {marks}".strip(), *cells, version["state"])
+        console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def show_versions(console: Console, versions: Sequence[Mapping[str, Any]]) -> None:
     """Print versions side by side, as many as fit: scores, paired differences, settings."""
     per_table = max(1, (console.width - _LABEL_WIDTH) // _VERSION_WIDTH)

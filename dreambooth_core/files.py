@@ -83,9 +83,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def pretty_json(value: Any) -> str:
+    """Serialize `value` as indented JSON with sorted keys. Raises ValueError on NaN."""
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys (the same value gives the same bytes)."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")
+    write_text(path, pretty_json(value))
 
 
 @contextlib.contextmanager

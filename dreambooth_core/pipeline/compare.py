@@ -5,14 +5,10 @@ No DVC stage: which version is the champion is a fact of the registry (docs/adr/
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from typing import TYPE_CHECKING
-
 from dreambooth_core.errors import UnknownModelError
 from dreambooth_core.evaluation import comparison
 from dreambooth_core.evaluation.comparison import Contender, Noise, VoteRule
-from dreambooth_core.pipeline import decisions, duel, registered, report, voting
+from dreambooth_core.pipeline import decisions, duel, registered, report, rescore, voting
 from dreambooth_core.pipeline.common import StageContext, confirmation_of
 from dreambooth_core.pipeline.registered import tracking_of
 from dreambooth_core.records import CheckpointScore, Duel, RegisteredVersion, Verdict
@@ -20,9 +16,6 @@ from dreambooth_core.registry import aliases, verdicts, versions
 from dreambooth_core.registry.aliases import Decision
 from dreambooth_core.registry.tracking import Tracking
 from dreambooth_core.registry.versions import VersionInfo
-
-if TYPE_CHECKING:
-    from dreambooth_core.models.families import Pipeline
 
 
 def run(context: StageContext) -> Verdict:
@@ -75,39 +68,8 @@ def _champion(
     if version.version == challenger.version:
         row = confirmation_of(context).row(version.checkpoint)
     else:
-        row = _rescore(context, champion)
+        row = rescore.score_version(context, champion)
     return _contender(context, version, row)
-
-
-def _rescore(context: StageContext, info: VersionInfo) -> CheckpointScore:
-    """The row of a registered version on the present suite, seeds, scorers and photos.
-
-    The store has its images if the same base model made them on a machine like this one. If it
-    lacks some, the version is downloaded from the registry and sampled.
-    """
-    from dreambooth_core.models import weights  # torch, for scoring alone
-    from dreambooth_core.pipeline import evaluate
-
-    resident, version = evaluate.open_resident(context), info.version
-
-    @functools.cache
-    def pipeline() -> Pipeline:
-        return weights.load_exported(
-            versions.fetch(tracking_of(context), info.uri),
-            context.places.root,
-            device=resident.device,
-            hash_cache=context.places.hash_cache,
-        )
-
-    model = resident.model(
-        version.checkpoint,
-        step=int(version.checkpoint.rsplit("-", 1)[-1]),
-        checkpoint_sha256=version.sha256,
-        base_sha256=info.tags.get("base_model_sha256"),
-    )
-    return resident.score(
-        context, model, role="confirm", borrow=lambda: contextlib.nullcontext(pipeline())
-    )
 
 
 def _keep_pictures(

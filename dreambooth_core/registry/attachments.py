@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from dreambooth_core import files
 from dreambooth_core.records import RegisteredVersion
 from dreambooth_core.registry import runs
 from dreambooth_core.registry.tracking import Tracking, connect, registry_errors
@@ -27,8 +27,8 @@ def attach(tracking: Tracking, registered: RegisteredVersion, candidate: Candida
     if version.run_id is None:
         return
     records = {
-        "scores.json": _json_text(candidate.scores.to_json()),
-        "selection.json": _json_text(candidate.selection.to_json()),
+        "scores.json": files.pretty_json(candidate.scores.to_json()),
+        "selection.json": files.pretty_json(candidate.selection.to_json()),
         "README.md": candidate.card,
     }
     for name, text in records.items():
@@ -44,7 +44,3 @@ def _link_model(client: MlflowClient, version: MlflowVersion) -> None:
     if entry not in known:
         tags = {MLFLOW_MODEL_VERSIONS: json.dumps([*known, entry])}
         client.set_logged_model_tags(model_id, tags)
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, indent=2) + "\n"

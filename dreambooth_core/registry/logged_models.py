@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.time import get_current_time_millis
 
 from dreambooth_core import files
-from dreambooth_core.records import REAL, Checkpoint, ScoreRow, Scores, Selection
+from dreambooth_core.records import REAL, Checkpoint, Harness, ScoreRow, Scores, Selection
 from dreambooth_core.registry import package, runs
 from dreambooth_core.registry.runs import RunRef
 from dreambooth_core.registry.tracking import Tracking, connect, mlflow_lock, registry_errors
@@ -53,7 +53,9 @@ def record_scores(
         model = find_or_create_model(tracking, run, checkpoint)
         models[checkpoint.name] = model.model_id
         if checkpoint.name in rows:
-            _log_model_scores(tracking, run, model, rows[checkpoint.name], scores)
+            log_model_scores(
+                tracking, run.run_id, model.model_id, rows[checkpoint.name], scores.harness
+            )
     if grid is not None:
         last = max((checkpoint.step for checkpoint in checkpoints), default=0)
         runs.log_image(tracking, run, grid.read_bytes(), name="grid", step=last)
@@ -185,35 +187,35 @@ def _finish_upload(
 # ---- scores -------------------------------------------------------------------------------------
 
 
-def harness_digest(scores: Scores) -> str:
+def harness_digest(harness: Harness) -> str:
     """Hash the harness, which keeps rows of two harnesses apart."""
-    return files.digest_of(scores.harness.to_json())[: runs.DIGEST_LENGTH]
+    return files.digest_of(harness.to_json())[: runs.DIGEST_LENGTH]
 
 
-def _log_model_scores(
-    tracking: Tracking, run: RunRef, model: LoggedModel, row: ScoreRow, scores: Scores
+def log_model_scores(
+    tracking: Tracking, run_id: str, model_id: str, row: ScoreRow, harness: Harness
 ) -> None:
     """Log a row's scores into its model, linked to the harness, unless they exist."""
-    client, digest = connect(tracking), harness_digest(scores)
+    client, digest = connect(tracking), harness_digest(harness)
     with registry_errors(tracking, doing=f"writing the scores of {row.name}"):
         there = {
             (metric.key, metric.value)
-            for metric in client.get_logged_model(model.model_id).metrics or ()
+            for metric in client.get_logged_model(model_id).metrics or ()
             if metric.dataset_digest == digest
         }
         values = {f"{_SCORE}/{name}": value for name, value in _with_bounds(row).items()}
         new = {k: v for k, v in values.items() if (k, v) not in there}
         now = get_current_time_millis()
         client.log_batch(
-            run.run_id,
+            run_id,
             metrics=[
                 Metric(
                     key,
                     value,
                     now,
                     row.step or 0,
-                    model_id=model.model_id,
-                    dataset_name=scores.harness.suite,
+                    model_id=model_id,
+                    dataset_name=harness.suite,
                     dataset_digest=digest,
                 )
                 for key, value in new.items()

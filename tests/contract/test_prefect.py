@@ -17,11 +17,11 @@ DEPLOYMENTS = {
     f"{d['flow_name']}/{d['name']}": d
     for d in config.read_yaml(ROOT / "prefect.yaml")["deployments"]
 }
-FLOW_FILES = ("train_subject.py", "retrain_all.py", "dreambench.py")
+FLOW_FILES = ("train_subject.py", "retrain_all.py", "dreambench.py", "evaluate_again.py")
 
 
 def test_deployments_named_by_the_documentation_exist() -> None:
-    local = {"train-subject/local", "sweep/local", "dreambench/local"}
+    local = {f"{flow}/local" for flow in ("train-subject", "sweep", "dreambench", "evaluate-again")}
     assert set(DEPLOYMENTS) == {*local, "retrain-all/nightly"}
     assert DEPLOYMENTS["retrain-all/nightly"]["schedules"][0]["cron"] == "0 2 * * *"
 
@@ -36,13 +36,14 @@ def test_entrypoint_is_a_flow_that_takes_its_parameters(name: str) -> None:
 
 def test_form_offers_the_subjects_and_describes_every_parameter() -> None:
     from flows.dreambench import dreambench
+    from flows.evaluate_again import evaluate_again
     from flows.retrain_all import retrain_all
     from flows.sweep import sweep
     from flows.train_subject import train_subject
 
     subjects = sorted(config.read_yaml(ROOT / "params.yaml")["subjects"])
     assert train_subject.parameters.properties["subject"]["enum"] == subjects
-    for flow in (train_subject, retrain_all, sweep, dreambench):
+    for flow in (train_subject, retrain_all, sweep, dreambench, evaluate_again):
         assert all(p["description"] for p in flow.parameters.properties.values())
 
 
@@ -77,9 +78,14 @@ def test_no_task_uses_prefect_result_cache() -> None:
     from prefect import Task
     from prefect.cache_policies import NO_CACHE
 
-    from tasks import changes, pipeline
+    from tasks import changes, evaluate_again, pipeline
 
-    tasks = [v for m in (pipeline, changes) for v in vars(m).values() if isinstance(v, Task)]
+    tasks = [
+        v
+        for m in (pipeline, changes, evaluate_again)
+        for v in vars(m).values()
+        if isinstance(v, Task)
+    ]
     assert len(tasks) >= 11
     assert [task.name for task in tasks if task.cache_policy != NO_CACHE] == []
 
