@@ -1,4 +1,4 @@
-"""Commands of models: choose, generate, export, vote, compare, promote, rollback, evaluate-again."""
+"""The commands that use models: choose, generate, export, vote, compare, promote and so on."""
 
 from __future__ import annotations
 

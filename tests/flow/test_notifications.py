@@ -92,6 +92,7 @@ def test_webhook_hears_of_promotions_and_of_a_failed_run(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.service
+@pytest.mark.timeout(900)
 def test_promotion_succeeds_without_prefect_and_says_what_was_not_sent(tmp_path: Path) -> None:
     workspace = workspaces.build(tmp_path / "checkout")
     workspaces.run_in(workspace.root, sys.executable, "-m", "cli", "run", SUBJECT)
