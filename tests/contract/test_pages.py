@@ -26,7 +26,7 @@ _FILE = re.compile(
 _FUNCTION = re.compile(r"`([\w/.-]+\.py):(\w+)`")
 _FOLDER = re.compile(r"`((?:dreambooth_core|cli|flows|tasks|tests|tools|benchmarks)/[\w/]*)`")
 _SETTING = re.compile(r"`(\w+(?:\.\w+)+)(?:: [^`]*)?`")
-_COMMAND = re.compile(r"(?:^|`|bin/|&& )dreambooth ([a-z]+(?: [a-z]+)?)", re.MULTILINE)
+_COMMAND = re.compile(r"(?:^|`|bin/|&& )dreambooth ([a-z]+(?:-[a-z]+)*(?: [a-z]+)?)", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 each_page = pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
