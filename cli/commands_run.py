@@ -1,4 +1,4 @@
-"""The commands run, status, report and up."""
+"""The commands run, status, report, up and metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from cli.ports import Ports
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, run_stage
+from dreambooth_core.supervision import stop_on_signals
 from tasks import this_run
+
+_METRICS_PORT = 9464
+"""The usual port of an exporter that is no part of Prometheus."""
+
+MetricsPort = Annotated[
+    int, typer.Option(min=1, max=65535, help="Port of the metrics for Prometheus.")
+]
 
 _NOT_IN_NAMES = frozenset("/%&<>")
 
@@ -23,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(status)
     app.command()(report)
     app.command()(up)
+    app.command()(metrics)
 
 
 def run(
@@ -116,11 +125,38 @@ def up(
     mlflow_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")
     ] = 5000,
+    metrics_port: MetricsPort = _METRICS_PORT,
     json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, an MLflow server and a worker; stop them with Ctrl-C."""
     session = open_session(as_json=json)
-    ports = Ports(prefect=prefect_port, mlflow=mlflow_port)
+    ports = Ports(prefect=prefect_port, mlflow=mlflow_port, metrics=metrics_port)
     local = services.Services(session.workspace, session.env, ports, pool=pool)
     ended = local.serve(session.terminal.say)
     session.terminal.finish({"stopped": True, "services": ended}, lambda _: None)
+
+
+def metrics(
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")
+    ] = "127.0.0.1",
+    port: MetricsPort = _METRICS_PORT,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the metrics, and serve nothing.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Serve metrics for Prometheus: runs, training, queue, disk and memory."""
+    from cli import metrics as exporter
+
+    session = open_session(as_json=json)
+    if once:
+        text = exporter.text_of(session.workspace, session.env)
+        session.terminal.finish({"metrics": text}, lambda _: session.terminal.print_raw(text))
+        return
+    stop = stop_on_signals()
+    with exporter.served(session.workspace, session.env, host=host, port=port) as url:
+        session.terminal.say(f"metrics: {url}; stop with Ctrl-C")
+        stop.wait()
+    session.terminal.finish({"stopped": True}, lambda _: None)

@@ -37,7 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
         "evaluate-again",
     ),
-    "Services and storage": ("app", "up", "watch", "notify", "clean"),
+    "Services and storage": ("app", "up", "watch", "notify", "metrics", "clean"),
 }
 """The commands by the group that `--help` shows them in, in the order a user needs them."""
 

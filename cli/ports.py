@@ -19,15 +19,22 @@ class Ports:
 
     prefect: int
     mlflow: int
+    metrics: int
 
     def require_free(self) -> None:
         """Raise SettingsError, with the next free port, for a port that another program has."""
-        if self.prefect == self.mlflow:
-            raise SettingsError(
-                f"both servers would listen on port {self.mlflow}",
-                hint=_hint("--mlflow-port", _next_free(self.mlflow + 1)),
-            )
-        require_free({"--prefect-port": self.prefect, "--mlflow-port": self.mlflow})
+        options = {
+            "--prefect-port": self.prefect,
+            "--mlflow-port": self.mlflow,
+            "--metrics-port": self.metrics,
+        }
+        for option, port in reversed(options.items()):
+            if list(options.values()).count(port) > 1:
+                raise SettingsError(
+                    f"two servers would listen on port {port}",
+                    hint=_hint(option, _next_free(port + 1, set(options.values()))),
+                )
+        require_free(options)
 
 
 def require_free(options: Mapping[str, int]) -> None:

@@ -17,6 +17,7 @@ from cli.stuck_runs import tags_of_process
 from dreambooth_core import config
 from dreambooth_core.config.changes import changed_view
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.logs import logger
 from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.pipeline import STAGES, check_stage, input_checks
 from tasks.progress import reporter
@@ -112,6 +113,28 @@ def open_api(session: Session) -> Any:
     return prefect_api(session.workspace, session.env, running=running)
 
 
+class _Warnings(logging.Handler):
+    """Shows warnings in the terminal. Errors are not: the command ends with them."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(logging.WARNING)
+        self._terminal = session.terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message without the fields of a log line."""
+        if record.levelno < logging.ERROR:
+            self._terminal.warn(getattr(record, "plain", record.getMessage()))
+
+
+def _show_warnings(session: Session) -> None:
+    """Show the log's warnings as those of the command, and nothing else of it."""
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    for handler in [each for each in logger.handlers if isinstance(each, _Warnings)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_Warnings(session))
+
+
 def _has_lasting_api(session: Session) -> bool:
     """Whether the Prefect server starts again if it ends: that of this run or of `up` does."""
     given = session.env.get("PREFECT_API_URL")
@@ -160,15 +183,28 @@ def in_flow(session: Session, api_url: Any) -> Iterator[None]:
     """
     from httpx import TransportError
     from prefect import tags
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
 
-    logging.getLogger("dreambooth").setLevel(logging.WARNING)
+    _show_warnings(session)
     # Its threads log an error for each event that a server misses.
     logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
     url, retries = api_url(), _LONG_RETRIES if _has_lasting_api(session) else _SHORT_RETRIES
+    # Nobody can look at the pages of a server that ends with the run.
+    to_api = bool(session.env.get("PREFECT_API_URL") or services.running_api(session.workspace))
     with (
         TerminalReporter(session.terminal.console) as shown,
-        temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: retries}),
+        temporary_settings(
+            {
+                PREFECT_API_URL: url,
+                PREFECT_CLIENT_MAX_RETRIES: retries,
+                PREFECT_LOGGING_TO_API_ENABLED: to_api,
+            }
+        ),
         tags(*tags_of_process(os.getpid())),
     ):
         reporter.set(shown)

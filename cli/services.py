@@ -85,6 +85,7 @@ class Services:
             "pool": pool,
             "prefect_port": str(ports.prefect),
             "mlflow_port": str(ports.mlflow),
+            "metrics_port": str(ports.metrics),
         }
         self._spec = read_yaml(workspace.root / "infra" / "local" / "services.yaml")
         self._env = {**env, **self._fill_all(self._spec["env"])}
@@ -119,8 +120,14 @@ class Services:
                 for line in self._spec["next"]:
                     say(self._fill(line))
                 started.enter_context(FlowRunLog(self._api, self._pool, say))
+                started.enter_context(self._metrics())
             self._watch(running, say)
         return [service.name for service in running]
+
+    def _metrics(self) -> contextlib.AbstractContextManager[str]:
+        from cli import metrics  # imports what nothing else in this process needs
+
+        return metrics.served(self._workspace, self._env, port=self._ports.metrics)
 
     def _fill(self, text: str) -> str:
         return text.format(**self._values)

@@ -19,7 +19,7 @@ from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext
 from dreambooth_core.records import RECORD_NAME, Selection
 from dreambooth_core.workspace import STAGES, Workspace
-from tasks import this_run
+from tasks import run_progress, this_run
 from tasks.staleness import all_stages_ahead
 
 _SQLITE = "sqlite:///"
@@ -49,6 +49,7 @@ def _subject(workspace: Workspace, view: SubjectView, ahead: Mapping[str, str]) 
     return {
         "subject": view.name,
         "running": locks.holder_of(workspace.subject_lock(view.name)),
+        "progress": _progress(workspace, view.name),
         "last_run": max(filter(None, finished.values()), default=None),
         "stages": {
             stage: {"state": _state(ahead[stage], finished[stage]), "finished": finished[stage]}
@@ -60,6 +61,14 @@ def _subject(workspace: Workspace, view: SubjectView, ahead: Mapping[str, str]) 
     }
 
 
+def _progress(workspace: Workspace, subject: str) -> str | None:
+    """How far the run of a subject is, in words."""
+    found = run_progress.read(workspace, subject)
+    if found is None:
+        return None
+    return f"{found.stage}: {found.done} of {found.total} {found.text}".rstrip()
+
+
 def _state(ahead: str, finished: str | None) -> str:
     if finished is None:
         return "not run yet"
@@ -68,12 +77,19 @@ def _state(ahead: str, finished: str | None) -> str:
 
 def _finished(workspace: Workspace, subject: str, stage: str) -> str | None:
     """When the stage last wrote its output (ISO 8601), or None without one."""
-    name = "index.html" if stage == "report" else RECORD_NAME
-    path = workspace.stage_dir(subject, stage) / name
-    if not path.is_file():
+    at = finished_at(workspace, subject, stage)
+    if at is None:
         return None
-    written = datetime.datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-    return written.isoformat(timespec="seconds")
+    return datetime.datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")
+
+
+def finished_at(workspace: Workspace, subject: str, stage: str) -> float | None:
+    """When the stage last wrote its output, in seconds since 1970, or None without one."""
+    name = "index.html" if stage == "report" else RECORD_NAME
+    try:
+        return (workspace.stage_dir(subject, stage) / name).stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _versions(
@@ -137,6 +153,8 @@ def _notes(row: Mapping[str, Any]) -> list[str]:
         lines.append(f"registry: {row['registry']}")
     if row["running"]:
         lines.append(f"{row['running']} works on it now")
+        if row["progress"]:
+            lines.append(row["progress"])
     elif row["set_for_one_run"]:
         lines.append(
             "params.yaml still holds the settings of a run with --set that was killed; "

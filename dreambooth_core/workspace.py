@@ -133,6 +133,15 @@ class Workspace:
         _require_name(subject)
         return self.state / "locks" / f"subject-{subject}.lock"
 
+    def run_progress(self, subject: str) -> Path:
+        """The note of how far the run of a subject is; only a running one has it."""
+        _require_name(subject)
+        return self.state / "progress" / f"{subject}.json"
+
+    def run_log(self, subject: str) -> Path:
+        """The log of all runs of a subject."""
+        return self.places(subject).log_file("run")
+
     @property
     def workspace_lock(self) -> Path:
         """The lock held for seconds, around DVC status, publish, DVC commit and every edit of

@@ -18,12 +18,13 @@ from prefect.utilities.annotations import unmapped
 
 from dreambooth_core import files, locks
 from dreambooth_core.evaluation.paper_tables import SHIPPED
+from dreambooth_core.logs import log_fields
 from dreambooth_core.pipeline import dreambench
 from dreambooth_core.pipeline.dreambench import Bench
 from dreambooth_core.ports import no_progress
 from dreambooth_core.supervision import stop_event
 from tasks.pipeline import is_worth_retrying
-from tasks.progress import StageTime, current
+from tasks.progress import StageTime, finished, progress_of, this_flow_run
 
 _LOCK_TIMEOUT_S = 10.0
 _OPTIONS: Any = {
@@ -61,11 +62,12 @@ def run_cases(bench: Bench) -> None:
     """Train and score every case that has not finished."""
     for subject, condition in bench.plan.cases():
         began, is_done = time.monotonic(), bench.finished(subject, condition) is not None
-        if not is_done:
-            _run_case(bench, subject, condition)
-        dreambench.remove_weights(bench.places(subject, condition))
-        name = f"{subject}, {condition}"
-        current().finished(StageTime(name, time.monotonic() - began, skipped=is_done))
+        with log_fields(**this_flow_run(), subject=subject, stage=condition):
+            if not is_done:
+                _run_case(bench, subject, condition)
+            dreambench.remove_weights(bench.places(subject, condition))
+            name = f"{subject}, {condition}"
+            finished(StageTime(name, time.monotonic() - began, skipped=is_done))
 
 
 def _run_case(bench: Bench, subject: str, condition: str) -> None:
@@ -90,7 +92,7 @@ def _score_checkpoints(bench: Bench, subject: str) -> None:
 @task(name="train case", task_run_name="train {subject} {condition}", **_OPTIONS)
 def train_case(bench: Bench, subject: str, condition: str) -> None:
     """Run the stages of a case up to the training; a retry resumes from the store."""
-    progress = current().progress(f"{subject}, {condition}")
+    progress = progress_of(f"{subject}, {condition}")
     dreambench.train(bench.context(subject, condition, progress))
 
 
@@ -99,7 +101,7 @@ def score_checkpoint(bench: Bench, subject: str, row: str, rounds: int) -> None:
     """Score the first rounds of a checkpoint and save them in the store."""
     from dreambooth_core.pipeline import evaluate
 
-    progress = current().progress(f"{subject}, {row}")
+    progress = progress_of(f"{subject}, {row}")
     evaluate.score_row(bench.context(subject, SHIPPED, progress), row, rounds=rounds)
 
 
@@ -112,7 +114,7 @@ def select_checkpoint(bench: Bench, subject: str) -> None:
 @task(name="score case", task_run_name="score {subject} {condition}", **_OPTIONS)
 def score_case(bench: Bench, subject: str, condition: str) -> None:
     """Score the checkpoint of a case on fresh seeds."""
-    dreambench.finish(bench, subject, condition, current().progress(f"{subject}, {condition}"))
+    dreambench.finish(bench, subject, condition, progress_of(f"{subject}, {condition}"))
 
 
 @task(name="tables", **_OPTIONS)

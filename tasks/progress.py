@@ -1,15 +1,15 @@
-"""Reports the progress of a run: to the log, or to the terminal that started it."""
+"""Reports the progress of a run: to the log, and to the terminal that started it."""
 
 from __future__ import annotations
 
-import logging
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from dreambooth_core.ports import Progress, Throttle
+from prefect.runtime import flow_run
 
-logger = logging.getLogger("dreambooth")
+from dreambooth_core.logs import logger
+from dreambooth_core.ports import Progress, Throttle
 
 _LOG_EVERY_S = 15.0
 
@@ -63,15 +63,38 @@ def spell(time: StageTime) -> str:
     return "up to date" if time.skipped else f"done in {time.seconds:.1f} s"
 
 
-reporter: ContextVar[Reporter] = ContextVar("reporter")
-"""The reporter of the current run; the command line sets its own before it starts a flow."""
+reporter: ContextVar[Reporter | None] = ContextVar("reporter")
+"""Shows the current run as well; the command line sets its own before it starts a flow."""
 
 
 def is_logged() -> bool:
-    """Whether the run reports to the log; the command line shows what it knows by itself."""
-    return current() is _LOG
+    """Whether only the log shows the run; the command line shows what it knows by itself."""
+    return reporter.get(None) is None
 
 
-def current() -> Reporter:
-    """The reporter of the current run; by default the log."""
-    return reporter.get(_LOG)
+def this_flow_run() -> dict[str, str]:
+    """The id of the present flow run as a field of the log; nothing outside of a flow."""
+    return {"run": flow_run.id} if flow_run.id else {}
+
+
+def _reporters() -> list[Reporter]:
+    """The log, and what the command line shows."""
+    given = reporter.get(None)
+    return [_LOG] if given is None else [_LOG, given]
+
+
+def progress_of(stage: str, *others: Progress) -> Progress:
+    """The Progress of a stage of the current run, which also tells `others`."""
+    every = [*(each.progress(stage) for each in _reporters()), *others]
+
+    def show(done: int, total: int, text: str = "") -> None:
+        for each in every:
+            each(done, total, text)
+
+    return show
+
+
+def finished(time: StageTime) -> None:
+    """Report the end of a stage of the current run."""
+    for each in _reporters():
+        each.finished(time)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,20 +14,21 @@ from prefect.settings import PREFECT_API_URL
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
 from dreambooth_core.config.changes import Changes, changed_view
+from dreambooth_core.logs import log_fields, logged_to, logger
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.pipeline import StageContext, input_checks
 from dreambooth_core.pipeline.common import FLOW_RUN
 from dreambooth_core.pipeline.full_disk import full_disk_explained
+from dreambooth_core.ports import Progress
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
 from tasks.dvc import Dvc
-from tasks.progress import StageTime, current, is_logged
+from tasks.progress import StageTime, finished, is_logged, progress_of, this_flow_run
+from tasks.run_progress import ProgressArtifact, ProgressNote, noted
 from tasks.staleness import Staleness, refuse_the_impossible
 from tasks.subject_lock import SubjectLock
 from tasks.this_run import applied
-
-logger = logging.getLogger("dreambooth")
 
 
 class SubjectRun:
@@ -44,8 +44,11 @@ class SubjectRun:
         *,
         stop: threading.Event,
         env: Mapping[str, str],
+        note: ProgressNote,
     ) -> None:
         self.workspace, self.lock, self.stop, self.env = workspace, lock, stop, env
+        self._note = note
+        self._artifact = ProgressArtifact(lock.subject) if FLOW_RUN in env else None
         self.subject = lock.subject
         self.places = workspace.places(self.subject)
         self.store = without_secrets(env.get("MLFLOW_TRACKING_URI") or "mlflow.db")
@@ -67,21 +70,26 @@ class SubjectRun:
         return StageContext(
             self.settings(),
             self.places,
-            progress=current().progress(stage),
+            progress=self._progress(stage),
             should_stop=self.stop.is_set,
             lock_fd=self.lock.fd,
             env=self.env,
         )
 
+    def _progress(self, stage: str) -> Progress:
+        others = [self._note] if self._artifact is None else [self._note, self._artifact]
+        return progress_of(stage, *(each.progress(stage) for each in others))
+
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[list[bool]]:
         """Measure a stage; the block appends to the yielded list whether the stage ran."""
         start, ran = time.monotonic(), list[bool]()
-        with full_disk_explained(self.places, stage):
-            yield ran
-        taken = StageTime(stage, time.monotonic() - start, skipped=not any(ran))
-        self.times.append(taken)
-        current().finished(taken)
+        with log_fields(stage=stage):
+            with full_disk_explained(self.places, stage):
+                yield ran
+            taken = StageTime(stage, time.monotonic() - start, skipped=not any(ran))
+            self.times.append(taken)
+            finished(taken)
 
 
 def log_warnings(workspace: Workspace, view: SubjectView) -> None:
@@ -113,14 +121,30 @@ def subject_run(
     files.remove_abandoned(workspace.state)
     files.remove_abandoned(workspace.root, levels=0)  # of params.yaml and the like
     with (
+        log_fields(subject=subject, **this_flow_run()),
+        logged_to(workspace.run_log(subject)),
         stop_event() as stop,
         SubjectLock(workspace, subject) as lock,
+        noted(workspace, subject=subject, run=str(flow_run.id or "")) as note,
         applied(workspace, subject, changes or {}),
     ):
-        run = SubjectRun(workspace, lock, stop=stop, env={**env, **_flow_run(workspace, env)})
+        env = {**env, **_flow_run(workspace, env)}
+        run = SubjectRun(workspace, lock, stop=stop, env=env, note=note)
         end_abandoned_runs(run.context("train"))
         photos.restore(workspace, run.settings(), run.dvc)
-        yield run
+        with _end_logged():
+            yield run
+
+
+@contextlib.contextmanager
+def _end_logged() -> Iterator[None]:
+    """Log what ended the run, if it was not its own end."""
+    try:
+        yield
+    except BaseException as error:
+        logger.error("the run failed: %s", str(error) or type(error).__name__)
+        raise
+    logger.info("the run is complete")
 
 
 def _flow_run(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str]:

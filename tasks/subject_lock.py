@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from typing import Self, TypeVar
@@ -11,10 +10,9 @@ from typing import Self, TypeVar
 from prefect.runtime import flow_run
 
 from dreambooth_core import locks
+from dreambooth_core.logs import logger
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Busy
-
-logger = logging.getLogger("dreambooth")
 
 T = TypeVar("T")
 

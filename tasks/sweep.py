@@ -16,12 +16,13 @@ from dreambooth_core import config, files, locks
 from dreambooth_core.config.changes import Changes, changed_overrides
 from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.logs import log_fields, logger
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos, this_run
 from tasks.dvc import Dvc
-from tasks.progress import StageTime, current
+from tasks.progress import StageTime, finished, progress_of, this_flow_run
 from tasks.run import log_warnings
 from tasks.subject_lock import SubjectLock
 
@@ -95,7 +96,7 @@ def open_sweep(
             order,
             env=env,
             should_stop=stop.is_set,
-            progress=lambda stage: current().progress(stage),
+            progress=progress_of,
         )
 
 
@@ -108,16 +109,17 @@ def _shared_lock(workspace: Workspace, subject: str) -> Iterator[None]:
 
 
 def _say_waiting(holder: str) -> None:
-    this_run.logger.warning("waiting for %s, which works on the subject", holder)
+    logger.warning("waiting for %s, which works on the subject", holder)
 
 
 @task(name="trial", cache_policy=NO_CACHE, persist_result=False, tags=["device"])
 def run_trial(sweep: Sweep) -> None:
     """Run the next trial of the study."""
     start = time.monotonic()
-    trial = sweep.run_next()
-    name = f"trial {trial.number} {trial.state}"
-    current().finished(StageTime(name, time.monotonic() - start, skipped=False))
+    with log_fields(**this_flow_run(), subject=sweep.view.name, stage="trial"):
+        trial = sweep.run_next()
+        name = f"trial {trial.number} {trial.state}"
+        finished(StageTime(name, time.monotonic() - start, skipped=False))
 
 
 @task(name="decide", cache_policy=NO_CACHE, persist_result=False, tags=["device"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ from typing import Any
 from dreambooth_core import config, files, locks
 from dreambooth_core.config.changes import Changes, changed_overrides, changed_view
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.logs import logger
 from dreambooth_core.workspace import Workspace
 
 _LOCK_TIMEOUT_S = 60.0
 _EXAMPLE = "--set train.max_train_steps=100"
-
-logger = logging.getLogger("dreambooth")
 
 
 def parse(assignments: Sequence[str]) -> dict[str, Any]:

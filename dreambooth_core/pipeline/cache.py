@@ -8,6 +8,7 @@ import torch
 
 from dreambooth_core.data import cache, captions, duplicates
 from dreambooth_core.data.cache import Encoders, ImageSet
+from dreambooth_core.logs import logger
 from dreambooth_core.models import load
 from dreambooth_core.models.denoiser import Denoiser
 from dreambooth_core.models.identifier import split_identifier
@@ -18,7 +19,6 @@ from dreambooth_core.pipeline.common import (
     RunContext,
     StageContext,
     base_identity,
-    logger,
     machine,
     publishing,
 )

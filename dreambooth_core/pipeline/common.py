@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,8 +36,6 @@ PUBLISH_TIMEOUT_S = 120.0
 
 _MAX_LANES = 4
 """Each lane needs the memory of a block."""
-
-logger = logging.getLogger("dreambooth")
 
 OnScore = Callable[[CheckpointScore, "Limits"], None]
 """Receives every checkpoint that is scored during the training; what it raises ends the stage."""

@@ -6,6 +6,7 @@ the deciding checkpoint, and its output leaves out everything after that.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from typing import Self
 
 from dreambooth_core.errors import Stopped
 from dreambooth_core.evaluation import selection
+from dreambooth_core.logs import logger
 from dreambooth_core.pipeline import evaluate
-from dreambooth_core.pipeline.common import StageContext, logger
+from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.ports import StopSignal, no_progress
 from dreambooth_core.records import REAL, RECORD_NAME, SCORES, STEP_0, CheckpointScore
 from dreambooth_core.training.checkpoints import published
@@ -78,7 +80,7 @@ class Judge:
             self._context, checkpoint, find=lambda: folder / checkpoint.name, rounds=1
         )
         self._rows.append(row)
-        logger.info("%s", _line(row))
+        logger.info("%s", _line(row), extra={"step": checkpoint.step})
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
             self.last_step = checkpoint.step
             logger.info("the training ends at step %d: further steps gain nothing", self.last_step)
@@ -139,7 +141,13 @@ class _Scoring:
         self._judge, self._pauses_training = judge, pauses_training
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="judge", daemon=True)
+        self._thread = threading.Thread(
+            # Its lines of the log name the same run.
+            target=contextvars.copy_context().run,
+            args=(self._work,),
+            name="judge",
+            daemon=True,
+        )
 
     def _work(self) -> None:
         try:

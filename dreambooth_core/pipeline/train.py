@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from dreambooth_core import files
 from dreambooth_core.config import read_launch_config
 from dreambooth_core.errors import Stopped
+from dreambooth_core.logs import logger
 from dreambooth_core.pipeline.common import (
     StageContext,
     base_identity,
-    logger,
     machine,
     publishing,
 )
@@ -55,11 +55,18 @@ def run(context: StageContext) -> TrainingRun:
 
 def launch(context: StageContext, job: TrainJob, should_stop: StopSignal) -> TrainingOutcome:
     """Run the trainer until it has finished or stopped. Raises StageError and SettingsError."""
+    reached: int | None = None
+
+    def show(done: int, total: int, text: str = "") -> None:
+        nonlocal reached
+        reached = done
+        context.progress(done, total, text)
+
     return launcher.run_trainer(
         job,
         grace_s=context.settings.runtime.stop_grace_s,
-        on_line=logger.info,
-        progress=context.progress,
+        on_line=lambda line: logger.info("%s", line, extra={"step": reached}),
+        progress=show,
         should_stop=should_stop,
         node=node_of(context.env),
         lock_fd=context.lock_fd,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dreambooth_core.errors import CorruptRecordError, SettingsError, StageError, Stopped
+from dreambooth_core.logs import logger
 from dreambooth_core.pipeline import train
-from dreambooth_core.pipeline.common import StageContext, logger
+from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.job import TrainJob
 from dreambooth_core.training.launch import launcher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
 import time
@@ -15,6 +14,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.time import get_current_time_millis
 
 from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.logs import logger
 from dreambooth_core.masking import scrubbed
 from dreambooth_core.registry import runs, store_opening
 from dreambooth_core.registry.runs import RunRef
@@ -25,7 +25,6 @@ RETRY_EVERY_S = 10.0
 CLOSE_TIMEOUT_S = 15.0
 
 _MAX_BATCH = 500
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class MlflowSink:
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            _LOG.warning("MLflow is slow: the last metrics follow with the registration")
+            logger.warning("MLflow is slow: the last metrics follow with the registration")
         self._thread = None
 
     # ---- in the thread --------------------------------------------------------------------------
@@ -102,14 +101,14 @@ class MlflowSink:
             if is_last and self._run is not None:
                 runs.set_status(self._tracking, self._run, self._status)
             if self._failed_at is not None:
-                _LOG.warning("MLflow answers again and has all metrics")
+                logger.warning("MLflow answers again and has all metrics")
             self._failed_at = None
         except Exception as error:  # MLflow raises many types, and none may stop the training
             if self._failed_at is None:
                 text = str(error)
                 if not isinstance(error, DreamBoothError):
                     text = scrubbed(f"{type(error).__name__}: {error}", self._tracking.uri)
-                _LOG.warning("the metrics wait until MLflow answers again: %s", text)
+                logger.warning("the metrics wait until MLflow answers again: %s", text)
             self._failed_at = time.monotonic()
             self._known.clear()  # a failed call may have arrived
 

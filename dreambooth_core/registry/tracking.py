@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlflow.tracking._tracking_service.utils import _use_tracking_uri
 
 from dreambooth_core import files, locks
 from dreambooth_core.errors import RegistryError, SettingsError
+from dreambooth_core.logs import logger
 from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.registry import location, store_opening
 from dreambooth_core.registry.store_uri import ARTIFACTS, SQLITE, STORE, sqlite_file, sqlite_uri
@@ -25,7 +25,6 @@ LOCK_TIMEOUT_S = 120.0
 
 _SERVERS = ("http://", "https://")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,4 +188,4 @@ def mlflow_lock(tracking: Tracking) -> Iterator[None]:
 
 
 def _log_waiting(holder: str) -> None:
-    _LOG.debug("waiting for %s, which writes to MLflow", holder)
+    logger.debug("waiting for %s, which writes to MLflow", holder)

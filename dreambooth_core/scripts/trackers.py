@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dreambooth_core.logs import logger
 from dreambooth_core.scripts.flags import TRACKER_PACKAGES
 
 PROJECT = "dreambooth"
@@ -20,7 +20,6 @@ PROJECT = "dreambooth"
 
 _CLOSE_TIMEOUT_S = 30.0
 _RENAMED = {"learning_rate": "lr"}
-_LOG = logging.getLogger(__name__)
 
 
 class TrackerSink:
@@ -54,7 +53,7 @@ class TrackerSink:
         self._jobs.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            _LOG.warning("a tracker is slow: its last numbers may be missing (%s)", status)
+            logger.warning("a tracker is slow: its last numbers may be missing (%s)", status)
 
     def _ask(self, job: Callable[[Any], None]) -> None:
         """Queue a job for the thread if there is a tracker."""
@@ -71,7 +70,7 @@ class TrackerSink:
                 tracker.finish()
         except Exception as error:
             # A broken tracker must not end the training.
-            _LOG.warning("nothing is tracked from here on: %s: %s", type(error).__name__, error)
+            logger.warning("nothing is tracked from here on: %s: %s", type(error).__name__, error)
 
     def _start(self, name: str) -> Any:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS

@@ -97,6 +97,19 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(found[1]), int(found[2]), found[3]) if found else None
 
 
+_NUMBERS = {
+    "loss": re.compile(r"\bloss (\S+)"),
+    "learning_rate": re.compile(r"\blr (\S+)"),
+    "steps_per_second": re.compile(r"(\S+) steps/s"),
+}
+
+
+def numbers_in(text: str) -> dict[str, float]:
+    """The loss, learning rate and steps per second of a progress line's text, if it has them."""
+    found = {name: pattern.search(text) for name, pattern in _NUMBERS.items()}
+    return {name: float(match[1]) for name, match in found.items() if match}
+
+
 class ProgressReporter:
     """Reports progress in the main process; does nothing in the others."""
 

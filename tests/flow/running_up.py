@@ -91,6 +91,7 @@ def running(workspace: Workspace, log: Path) -> Iterator[Up]:
     """`dreambooth up` of a workspace, deployed."""
     prefect, mlflow = free_port(), free_port()
     options = ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
+    options += ["--metrics-port", str(free_port())]
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli", "up", *options],

@@ -16,7 +16,7 @@ def test_warnings_of_settings_are_logged_only_without_a_terminal(caplog, is_logg
     view = config.load_view(Workspace(ROOT), "mug")
     subject = view.subject.model_copy(update={"class_noun": "dog"})
     caplog.set_level(logging.INFO, logger="dreambooth")
-    token = progress.reporter.set(progress._LOG if is_logged else progress.LogReporter())
+    token = progress.reporter.set(None if is_logged else progress.LogReporter())
     try:
         log_warnings(Workspace(ROOT), view.model_copy(update={"subject": subject}))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from prefect import flow, get_client
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from cli.flow_runs import FlowRunLog
@@ -22,6 +23,7 @@ from dreambooth_core.records import TrainingRun
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import STAGES, Workspace
 from flows.train_subject import train_subject
+from tasks import run_progress
 from tasks.run import subject_run
 from tasks.stage_guard import bring_up_to_date
 from tests.flow import workspaces
@@ -96,6 +98,42 @@ def test_artifacts_show_pictures_and_describe_themselves(first: dict[str, Any]) 
     assert "](data:image/webp;base64," in str(shown[f"{SUBJECT}-grid"].data)
     assert not any("file://" in str(artifact.data) for artifact in shown.values())
     assert first["report"] in str(shown[f"{SUBJECT}-page"].data)
+
+
+def test_every_line_of_the_log_names_run_subject_and_stage(
+    first: dict[str, Any], prepared: Workspace
+) -> None:
+    lines = prepared.run_log(SUBJECT).read_text().splitlines()
+    start = rf"\S+\+00:00 (INFO|WARNING) run=[0-9a-f-]{{36}} subject={SUBJECT} (stage=(\S+) )?"
+    found = [re.match(start, line) for line in lines]
+    assert all(found), lines
+    assert {each[3] for each in found if each} == {None, *STAGES, "compare"}
+    assert lines[-1].endswith("the run is complete")
+    scored = re.search(r"stage=train step=(\d+) checkpoint-(\d+), ", "\n".join(lines))
+    assert scored is not None
+    assert scored[1] == scored[2]
+    assert run_progress.read(prepared, SUBJECT) is None
+
+
+def test_progress_is_an_artifact_until_the_server_is_gone(harness: None) -> None:
+    @flow
+    def report() -> None:
+        show = run_progress.ProgressArtifact("a_mug").progress("train")
+        show(1, 4, "loss 0.5")
+        show(4, 4, "loss 0.4")
+
+    report()
+    with get_client(sync_client=True) as client:
+        shown = {a.key: a for a in client.read_artifacts() if a.key}["a-mug-train-progress"]
+    assert (shown.type, shown.data, shown.description) == ("progress", 100, "4 of 4 loss 0.4")
+    gone: Any = {
+        PREFECT_API_URL: "http://127.0.0.1:9/api",
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+    }
+    with temporary_settings(gone):
+        show = run_progress.ProgressArtifact("a_mug").progress("train")
+        show(1, 4)
+        show(4, 4)
 
 
 def test_one_line_is_printed_for_each_state_of_a_flow_run(harness: None) -> None:

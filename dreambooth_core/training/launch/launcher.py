@@ -21,6 +21,7 @@ import psutil
 
 from dreambooth_core.environment import SPINNING
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
+from dreambooth_core.logs import timed_line, with_fields
 from dreambooth_core.ports import Progress, StopSignal, Throttle, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.supervision import supervised
@@ -85,7 +86,7 @@ def run_trainer(
     if node is None or node.rank == 0:
         job_files.clear_exit(job.state_dir)
     with log_file.open("a", encoding="utf-8") as log:
-        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.subject} {job.fingerprint}\n")
+        log.write(timed_line(with_fields(f"the training {job.fingerprint} starts")) + "\n")
         output = Output(log, on_line=on_line, progress=progress)
         launch = _start(job, node=node, lock_fd=lock_fd)
         try:
@@ -280,6 +281,7 @@ class Output:
         self._log, self._on_line, self._progress = log, on_line, progress
         self._partial = b""
         self._is_open = True
+        self._step: int | None = None
         self._shown = 0.0
         self._throttle = Throttle(_SECONDS_BETWEEN_LOGGED_PROGRESS)
         self._last_lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
@@ -318,8 +320,9 @@ class Output:
             return
         step = parse_progress(line)
         is_last = step is not None and step.done == step.total
+        self._step = self._step if step is None else step.done
         if step is None or is_last or self._throttle.is_due():
-            self._log.write(line + "\n")
+            self._log.write(timed_line(with_fields(line, step=self._step)) + "\n")
             self._log.flush()
         self._last_lines.append(line)
         if step is None:

@@ -24,7 +24,7 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def test_a_taken_port_is_refused_with_a_free_one_to_try(taken: int) -> None:
     with pytest.raises(SettingsError, match=f"port {taken} is taken") as caught:
-        Ports(prefect=free_port(), mlflow=taken).require_free()
+        Ports(prefect=free_port(), mlflow=taken, metrics=free_port()).require_free()
     option, port = str(caught.value.hint).removeprefix("try ").split()
     assert option == "--mlflow-port"
     assert is_free(int(port))
@@ -32,12 +32,14 @@ def test_a_taken_port_is_refused_with_a_free_one_to_try(taken: int) -> None:
 
 def test_one_port_for_both_servers_is_refused() -> None:
     port = free_port()
-    with pytest.raises(SettingsError, match=r"both servers.*--mlflow-port"):
-        Ports(prefect=port, mlflow=port).require_free()
+    with pytest.raises(SettingsError, match=r"two servers.*--mlflow-port"):
+        Ports(prefect=port, mlflow=port, metrics=free_port()).require_free()
+    with pytest.raises(SettingsError, match=r"two servers.*--metrics-port"):
+        Ports(prefect=port, mlflow=free_port(), metrics=port).require_free()
 
 
 def test_free_ports_are_left_free() -> None:
-    ports = Ports(prefect=free_port(), mlflow=free_port())
+    ports = Ports(prefect=free_port(), mlflow=free_port(), metrics=free_port())
     ports.require_free()
     assert is_free(ports.prefect)
     assert is_free(ports.mlflow)
