@@ -8,15 +8,12 @@ from typing import Annotated
 import typer
 
 from cli import running, screens, services
-from cli.ports import Ports
+from cli.ports import DEFAULT_PORTS, Ports
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, run_stage
 from dreambooth_core.supervision import stop_on_signals
 from tasks import this_run
-
-_METRICS_PORT = 9464
-"""The usual port of an exporter that is no part of Prometheus."""
 
 MetricsPort = Annotated[
     int, typer.Option(min=1, max=65535, help="Port of the metrics for Prometheus.")
@@ -121,11 +118,11 @@ def up(
     ] = "local",
     prefect_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")
-    ] = 4200,
+    ] = DEFAULT_PORTS["--prefect-port"],
     mlflow_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the MLflow server.")
-    ] = 5000,
-    metrics_port: MetricsPort = _METRICS_PORT,
+    ] = DEFAULT_PORTS["--mlflow-port"],
+    metrics_port: MetricsPort = DEFAULT_PORTS["--metrics-port"],
     json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, an MLflow server and a worker; stop them with Ctrl-C."""
@@ -141,7 +138,7 @@ def metrics(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines too.")
     ] = "127.0.0.1",
-    port: MetricsPort = _METRICS_PORT,
+    port: MetricsPort = DEFAULT_PORTS["--metrics-port"],
     once: Annotated[
         bool, typer.Option("--once", help="Print the metrics, and serve nothing.")
     ] = False,

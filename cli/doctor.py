@@ -8,31 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from cli import services
-from cli.server import answers
-from cli.stuck_runs import stuck_runs
-from dreambooth_core import config, environment
+from cli import server_checks, subject_checks
+from cli.finding import Check, check
+from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.masking import without_secrets
 from dreambooth_core.workspace import Workspace
-
-if TYPE_CHECKING:
-    from dreambooth_core.registry.tracking import Tracking
-
-Check = dict[str, str]
 
 _DISTRIBUTION = "dreambooth-pipeline"
 _WANTED_GIB = 10.0
-
-
-def check(what: str, found: str, *, state: str = "ok", hint: str = "") -> Check:
-    """The result of one check; `state` is ok, warning or wrong, and ok needs no hint."""
-    return {"what": what, "found": found, "state": state, "hint": "" if state == "ok" else hint}
 
 
 def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
@@ -43,7 +29,8 @@ def examine(workspace: Workspace, env: Mapping[str, str]) -> list[Check]:
         lambda: _disk(workspace),
         lambda: settings(workspace),
         lambda: _repository(workspace),
-        lambda: _servers(workspace, env),
+        lambda: subject_checks.examine(workspace),
+        lambda: server_checks.examine(workspace, env),
     ]
     return [finding for probe in probes for finding in probe()]
 
@@ -142,54 +129,10 @@ def _repository(workspace: Workspace) -> Iterator[Check]:
         yield check("git", "not a repository, or no commit yet", state="wrong", hint=hint)
 
 
-def _servers(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
-    from dreambooth_core.registry import tracking
-
-    api = env.get("PREFECT_API_URL") or services.running_api(workspace)
-    if api is None:
-        yield check("Prefect server", "not running; `dreambooth run` starts its own")
-    elif answers(f"{api}/health"):
-        yield check("Prefect server", f"{without_secrets(api)} ({_named(api, env)})")
-        yield from _flow_runs(api)
-    else:
-        yield check("Prefect server", f"{without_secrets(api)} does not answer", state="wrong",
-                    hint="start it (`dreambooth up`), or unset PREFECT_API_URL")  # fmt: skip
-    try:
-        yield check("MLflow", tracking.examine(_store(workspace, env)))
-    except DreamBoothError as error:
-        found = error.what if error.got is None else f"{error.what}: {error.got}"
-        yield check("MLflow", found, state="wrong", hint=error.hint or "")
-
-
-def _flow_runs(api: str) -> Iterator[Check]:
-    """Look for stuck runs of a server on this machine; others have their processes elsewhere."""
-    if urlsplit(api).hostname not in environment.LOOPBACK:
-        return
-    from prefect.client.orchestration import SyncPrefectClient
-
-    with SyncPrefectClient(api) as client:
-        names = [run.name for run in stuck_runs(client)]
-    if names:
-        found = f"no process works on {', '.join(names)}"
-        hint = "`dreambooth up` ends them when it starts, and within a minute while it runs"
-        yield check("Prefect runs", found, state="warning", hint=hint)
-
-
-def _named(api: str, env: Mapping[str, str]) -> str:
-    """Where the address of the Prefect server comes from."""
-    return "from PREFECT_API_URL" if api == env.get("PREFECT_API_URL") else "of `dreambooth up`"
-
-
-def _store(workspace: Workspace, env: Mapping[str, str]) -> Tracking:
-    from dreambooth_core.registry import tracking
-
-    return tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
-
-
 def repair(workspace: Workspace, env: Mapping[str, str]) -> list[str]:
     """Record this workspace in a MLflow store that was moved or copied; return what was done."""
     from dreambooth_core.registry import tracking
 
-    store = _store(workspace, env)
+    store = server_checks.store(workspace, env)
     moved = tracking.move_here(store)
     return [f"MLflow: files found in {store.artifact_root}, no longer in {root}" for root in moved]

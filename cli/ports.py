@@ -13,6 +13,14 @@ _KNOCK_S = 1.0
 _LAST = 65535
 
 
+DEFAULT_PORTS: Mapping[str, int] = {
+    "--prefect-port": 4200,
+    "--mlflow-port": 5000,
+    "--metrics-port": 9464,  # the usual one of exporters that are no part of Prometheus
+}
+"""The ports of `dreambooth up`, by option."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """Ports on the loopback interface."""
@@ -23,11 +31,7 @@ class Ports:
 
     def require_free(self) -> None:
         """Raise SettingsError, with the next free port, for a port that another program has."""
-        options = {
-            "--prefect-port": self.prefect,
-            "--mlflow-port": self.mlflow,
-            "--metrics-port": self.metrics,
-        }
+        options = dict(zip(DEFAULT_PORTS, (self.prefect, self.mlflow, self.metrics), strict=True))
         for option, port in reversed(options.items()):
             if list(options.values()).count(port) > 1:
                 raise SettingsError(

@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from prefect.runtime import flow_run
-
 from dreambooth_core.logs import logger
 from dreambooth_core.ports import Progress, Throttle
 
@@ -74,6 +72,8 @@ def is_logged() -> bool:
 
 def this_flow_run() -> dict[str, str]:
     """The id of the present flow run as a field of the log; nothing outside of a flow."""
+    from prefect.runtime import flow_run  # takes seconds
+
     return {"run": flow_run.id} if flow_run.id else {}
 
 

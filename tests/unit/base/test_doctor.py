@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import doctor
+from cli.finding import check
 from dreambooth_core.masking import without_secrets
 from dreambooth_core.workspace import Workspace
 from tests.paths import ROOT
@@ -15,9 +16,9 @@ from tests.paths import ROOT
 
 def test_advice_stands_only_where_something_is_wrong(tmp_path: Path) -> None:
     found = doctor.examine(Workspace(ROOT), {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/m.db"})
-    assert {check["what"] for check in found} >= {"packages", "free disk", "Prefect server"}
-    assert [check for check in found if check["state"] == "ok" and check["hint"]] == []
-    wrong = doctor.check("disk", "1 GiB", state="warning", hint="dreambooth clean")
+    assert {each["what"] for each in found} >= {"packages", "free disk", "Prefect server"}
+    assert [each for each in found if each["state"] == "ok" and each["hint"]] == []
+    wrong = check("disk", "1 GiB", state="warning", hint="dreambooth clean")
     assert wrong["hint"] == "dreambooth clean"
 
 
@@ -29,9 +30,9 @@ def test_servers_in_use_are_shown_without_their_passwords() -> None:
         "PREFECT_API_URL": f"http://anna:secret@127.0.0.1:{port}/api",
         "MLFLOW_TRACKING_URI": f"http://token-secret@127.0.0.1:{port}",
     }
-    shown = [check for check in doctor.examine(Workspace(ROOT), env) if "127.0.0.1" in str(check)]
+    shown = [each for each in doctor.examine(Workspace(ROOT), env) if "127.0.0.1" in str(each)]
     assert len(shown) == 2
-    assert all(check["state"] == "wrong" and check["hint"] for check in shown)
+    assert all(each["state"] == "wrong" and each["hint"] for each in shown)
     assert "secret" not in str(shown)
     assert f"http://anna:***@127.0.0.1:{port}/api" in str(shown)
 
