@@ -14,12 +14,13 @@ from cli.stuck_runs import stuck_runs
 from dreambooth_core import environment
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.masking import without_secrets
-from dreambooth_core.registry import tracking
 from dreambooth_core.workspace import Workspace
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import WorkPool
+
+    from dreambooth_core.registry.tracking import Tracking
 
 _DEPLOY = "PREFECT_API_URL={api} prefect --no-prompt deploy --all"
 
@@ -40,6 +41,8 @@ def examine(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
             state="wrong",
             hint="start it (`dreambooth up`), or unset PREFECT_API_URL",
         )
+    from dreambooth_core.registry import tracking  # imports MLflow
+
     try:
         yield check("MLflow", tracking.examine(store(workspace, env)))
     except DreamBoothError as error:
@@ -47,8 +50,10 @@ def examine(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
         yield check("MLflow", found, state="wrong", hint=error.hint or "")
 
 
-def store(workspace: Workspace, env: Mapping[str, str]) -> tracking.Tracking:
+def store(workspace: Workspace, env: Mapping[str, str]) -> Tracking:
     """The MLflow store of a workspace."""
+    from dreambooth_core.registry import tracking
+
     return tracking.resolve_tracking(workspace, uri=env.get("MLFLOW_TRACKING_URI"))
 
 

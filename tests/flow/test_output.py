@@ -45,6 +45,7 @@ def version(number, verdict):
         "aliases": [],
         "scores": {"dino": 0.5, "clip_t": 0.3},
         "intervals": {"dino": INTERVAL},
+        "votes": {"1": {"wins": 6, "losses": 2, "ties": 1, "share": {"low": 0.35, "high": 0.97}}},
         "verdict": {"champion": "dreambooth-mug/1", "difference": difference},
         "tags": {"verdict": verdict},
         "settings": {"train": {"learning_rate": number}},
@@ -64,6 +65,7 @@ def test_comparison_of_versions_cuts_no_text(capsys):
     assert "0.500 (0.450 to 0.550)" in shown
     assert "0.300" in shown
     assert "+0.012 (-0.004 to +0.029) from version 1" in shown
+    assert "6 of 8 (0.35 to 0.97), 1 ties against version 1" in shown
 
 
 def test_comparison_of_many_versions_shows_a_few_at_a_time(capsys):
