@@ -124,6 +124,20 @@ def _not_running(workspace: Workspace, name: str) -> Iterator[None]:
 
 def _entry(workspace: Workspace, new: NewSubject, images: Path) -> dict[str, Any]:
     """The entry for params.yaml. Raises SettingsError with the option of every mistake."""
+    raw, problems = entry_of(workspace, new)
+    try:
+        intake.check_folder(images)
+    except DataError as error:
+        if not problems:
+            raise
+        problems.append(Problem(str(error)))
+    if problems:
+        raise SettingsError.of(problems)
+    return raw
+
+
+def entry_of(workspace: Workspace, new: NewSubject) -> tuple[dict[str, Any], list[Problem]]:
+    """The entry for params.yaml, and its mistakes: one without an option is about the name."""
     raw: dict[str, Any] = {
         "instance_dir": workspace.instance_dir(new.name),
         "identifier": new.identifier,
@@ -144,15 +158,7 @@ def _entry(workspace: Workspace, new: NewSubject, images: Path) -> dict[str, Any
         problems += config.problems_of(
             error, config.SubjectSettings, lambda at: f"--{at[0]}".replace("_", "-")
         )
-    try:
-        intake.check_folder(images)
-    except DataError as error:
-        if not problems:
-            raise
-        problems.append(Problem(str(error)))
-    if problems:
-        raise SettingsError.of(problems)
-    return raw
+    return raw, problems
 
 
 def _check_workspace(workspace: Workspace) -> None:

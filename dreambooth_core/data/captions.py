@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core import files
 from dreambooth_core.data import messages
 from dreambooth_core.data.listing import printable
 from dreambooth_core.errors import DataError
@@ -50,6 +51,24 @@ def read_captions(folder: Path, photos: Sequence[Path]) -> Captions:
         files=frozenset(sources),
         warnings=tuple(messages.CAPTION_OF_NOTHING.format(name=printable(n)) for n in unknown),
     )
+
+
+def write_caption(folder: Path, photo: str, caption: str) -> None:
+    """Write the caption of a photo where it has one, else next to it; an empty one removes it.
+
+    Raises DataError if the folder's captions cannot be read.
+    """
+    text, metadata = _words(caption), folder / METADATA
+    listed = dict(_listed(metadata)) if metadata.is_file() else {}
+    if photo in listed:
+        kept = {**listed, photo: text} if text else {k: v for k, v in listed.items() if k != photo}
+        lines = [json.dumps({"file_name": name, "text": own}) for name, own in kept.items()]
+        files.write_text(metadata, "".join(f"{line}\n" for line in lines))
+    beside = (folder / photo).with_suffix(".txt")
+    if text and photo not in listed:
+        files.write_text(beside, f"{text}\n")
+    elif beside.is_file():  # one caption is enough
+        beside.unlink()
 
 
 def _is_own_file(path: Path, folder: Path) -> bool:

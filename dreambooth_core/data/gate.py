@@ -59,7 +59,16 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class _Photo:
+class Contents:
+    """The entries of a folder of photos, their captions and masks."""
+
+    listing: Listing
+    captions: Captions
+    masks: Masks
+
+
+@dataclass(frozen=True)
+class Photo:
     """A usable photo, unless it is a duplicate."""
 
     accepted: AcceptedImage
@@ -87,36 +96,72 @@ def inspect_folder(
     are invalid, and Stopped between photos. The report may lack accepted photos: `require_usable`
     raises for those.
     """
+    contents = read_folder(folder, settings, subject=subject, cache=cache)
+    scratch.mkdir(parents=True, exist_ok=True)
+    examined: list[Photo | RejectedFile] = []
+    for index, path in enumerate(contents.listing.photos):
+        if should_stop():
+            raise Stopped("the data gate stopped; the next run starts over")
+        copy = scratch / f"{index:05d}.png"
+        examined.append(examine(path, contents, settings, copy=copy))
+        progress(index + 1, len(contents.listing.photos), printable(path.name))
+    return conclude(contents, examined, settings, subject=subject)
+
+
+def read_folder(
+    folder: Path, settings: DataSettings, *, subject: str, cache: CacheDir = no_cache
+) -> Contents:
+    """List the photos of a folder with their captions and masks. Raises DataError."""
     listing = list_folder(folder, subject=subject, cache=cache)
     captions = _captions(folder, listing, settings)
     found = Masks()
     if settings.masks == "files":
         found = masks.list_masks(folder, listing.photos, subject=subject, cache=cache)
-    scratch.mkdir(parents=True, exist_ok=True)
-    photos: list[_Photo] = []
+    return Contents(listing, captions, found)
+
+
+def examine(
+    path: Path, contents: Contents, settings: DataSettings, *, copy: Path
+) -> Photo | RejectedFile:
+    """Check one photo of a folder without the others, and write its normalised copy."""
+    caption, mask = contents.captions.by_name.get(path.name), contents.masks.file_of(path)
+    try:
+        return _examine(path, settings, copy=copy, caption=caption, mask_file=mask)
+    except DataError as error:
+        return RejectedFile(name=printable(path.name), reason=error.what)
+
+
+def conclude(
+    contents: Contents,
+    examined: Iterable[Photo | RejectedFile],
+    settings: DataSettings,
+    *,
+    subject: str,
+) -> Inspection:
+    """The report on a folder of which every photo was examined: also rejects duplicates."""
+    photos: list[Photo] = []
     rejected: list[RejectedFile] = []
-    for index, path in enumerate(listing.photos):
-        if should_stop():
-            raise Stopped("the data gate stopped; the next run starts over")
-        name = printable(path.name)
-        try:
-            copy, caption = scratch / f"{index:05d}.png", captions.by_name.get(path.name)
-            mask = found.file_of(path)
-            photos.append(_examine(path, settings, copy=copy, caption=caption, mask_file=mask))
-        except DataError as error:
-            rejected.append(RejectedFile(name=name, reason=error.what))
-        progress(index + 1, len(listing.photos), name)
+    for each in examined:
+        if isinstance(each, Photo):
+            photos.append(each)
+        else:
+            rejected.append(each)
     alike = duplicates(
         (photo.hashes for photo in photos), distance=settings.near_duplicate_distance
     )
     rejected += (RejectedFile(name=name, reason=reason) for name, reason in alike.items())
     kept = [photo for photo in photos if photo.accepted.name not in alike]
+    captions = contents.captions
     report = GateReport(
         subject=subject,
         accepted=tuple(photo.accepted for photo in kept),
         rejected=tuple(sorted(rejected, key=lambda each: each.name)),
-        skipped=tuple(_relabel(each, captions, settings) for each in listing.skipped),
-        warnings=(*_report_warnings(kept, settings), *captions.warnings, *found.warnings),
+        skipped=tuple(_relabel(each, captions, settings) for each in contents.listing.skipped),
+        warnings=(
+            *_report_warnings(kept, settings),
+            *captions.warnings,
+            *contents.masks.warnings,
+        ),
     )
     return Inspection(
         report=report,
@@ -145,7 +190,7 @@ def _relabel(skipped: RejectedFile, captions: Captions, settings: DataSettings) 
 
 def _examine(
     path: Path, settings: DataSettings, *, copy: Path, caption: str | None, mask_file: Path | None
-) -> _Photo:
+) -> Photo:
     """Check one photo and write its normalised copy. Raises DataError with the reason."""
     decoded = decode(
         path,
@@ -168,7 +213,7 @@ def _examine(
         warnings=(*decoded.notes, *quality_warnings(image.size, grey, settings)),
     )
     hashes = hashes_of(image, name=name, grey=grey)
-    return _Photo(
+    return Photo(
         accepted=accepted,
         hashes=hashes,
         edge=edge_colours(image),
@@ -197,7 +242,7 @@ def _write_mask(
     return target
 
 
-def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[str, ...]:
+def _report_warnings(kept: Iterable[Photo], settings: DataSettings) -> tuple[str, ...]:
     photos = list(kept)
     found: list[str] = []
     if 0 < len(photos) < settings.min_photos:
@@ -218,7 +263,7 @@ def _report_warnings(kept: Iterable[_Photo], settings: DataSettings) -> tuple[st
     return tuple(found)
 
 
-def _shared_background(photos: Sequence[_Photo]) -> list[str]:
+def _shared_background(photos: Sequence[Photo]) -> list[str]:
     """The warning that all photos show one background, if they do."""
     if len(photos) < 2:
         return []

@@ -21,6 +21,13 @@ _LEAST_SHARE = 0.01
 _OPAQUE = 255
 
 
+def own_file(folder: Path, photo: str) -> Path:
+    """The mask file of a photo: the one that is there, or where to put one."""
+    stem = Path(photo).stem
+    there = [path for path in (folder / FOLDER).glob("*") if path.stem == stem and path.is_file()]
+    return min(there, default=folder / FOLDER / f"{stem}.png")
+
+
 @dataclass(frozen=True)
 class Masks:
     """Mask files by the stem of their photo's name, and warnings."""

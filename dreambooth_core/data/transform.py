@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from dreambooth_core.config import DataSettings
-from dreambooth_core.numerics.seeding import generator_for
+
+if TYPE_CHECKING:
+    import torch
 
 # V views, R resolution in pixels
 
@@ -44,6 +46,10 @@ def views_of(size: tuple[int, int], settings: DataSettings, *, sha256: str) -> t
 
 def _corner(room: tuple[int, int], *, sha256: str, crop: int) -> tuple[int, int]:
     """The top left corner of random crop `crop`, uniform on each axis."""
+    import torch  # takes seconds, and centre crops need none
+
+    from dreambooth_core.numerics.seeding import generator_for
+
     generator = generator_for(int(sha256[:15], 16), "crop", crop)
     left, top = (int(torch.randint(free + 1, (), generator=generator)) for free in room)
     return left, top
@@ -67,6 +73,8 @@ def cut(image: Image.Image, view: View, *, resolution: int) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB image as fp32 [3, height, width] in [-1, 1], the input of the VAE."""
+    import torch
+
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
 
@@ -74,6 +82,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 def sizes_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
     """SDXL's size conditioning per view, in pixels, fp32 [V, 4]: height and width of the image,
     top and left of the crop in the scaled image (in its mirror image, for a mirrored view)."""
+    import torch
+
     width, _ = scaled_size(image.size, resolution=settings.resolution)
     last = width - settings.resolution
     return torch.tensor(
@@ -87,6 +97,8 @@ def sizes_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torc
 
 def tensors_of(image: Image.Image, settings: DataSettings, *, sha256: str) -> torch.Tensor:
     """All views of an image: fp32 [V, 3, R, R] in [-1, 1]."""
+    import torch
+
     views = views_of(image.size, settings, sha256=sha256)
     cuts = (cut(image, view, resolution=settings.resolution) for view in views)
     return torch.stack([to_tensor(square) for square in cuts])

@@ -15,6 +15,9 @@ from tokenizers import Tokenizer
 from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.models import source
 
+END_OF_WORD = "</w>"
+"""What CLIP's vocabulary has at the end of a word's last token."""
+
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 """The folders of a pipeline's tokenizers, each with that of its text encoder."""
@@ -99,6 +102,12 @@ class SavedTokenizer:
         if self._fast is None:
             return self._whole.tokenize(text)
         return self._fast.encode(text, add_special_tokens=False).tokens
+
+    def words(self) -> list[str]:
+        """The whole words of the vocabulary, in its order: from frequent to rare."""
+        known = (self._fast or self._whole).get_vocab()
+        whole = [word for word in known if word.endswith(END_OF_WORD)]
+        return [word.removesuffix(END_OF_WORD) for word in sorted(whole, key=known.__getitem__)]
 
     @functools.cached_property
     def _fast(self) -> Tokenizer | None:

@@ -7,7 +7,12 @@ import pytest
 
 from dreambooth_core.config import DataSettings, load_settings
 from dreambooth_core.data import gate
-from dreambooth_core.data.captions import METADATA, read_captions, without_identifier
+from dreambooth_core.data.captions import (
+    METADATA,
+    read_captions,
+    without_identifier,
+    write_caption,
+)
 from dreambooth_core.errors import DataError
 from dreambooth_core.records import Manifest, ManifestImage
 from tests import tiny_models
@@ -117,3 +122,17 @@ def test_a_caption_that_does_not_name_the_subject_is_told() -> None:
     ]
     (warning,) = without_identifier(images, "sks")
     assert warning.startswith("the caption of 1.png does not name the identifier 'sks'")
+
+
+def test_written_caption_is_read_again_where_the_photo_has_one(photos: Path) -> None:
+    names = sorted(path.name for path in photos.glob("*.png"))
+    metadata = photos / METADATA
+    metadata.write_text(json.dumps({"file_name": names[0], "text": "old"}) + "\n")
+    for name in names[:2]:
+        write_caption(photos, name, " sks mug\non grass ")
+    assert not (photos / names[0]).with_suffix(".txt").exists()
+    found = read_captions(photos, [photos / name for name in names])
+    assert found.by_name == dict.fromkeys(names[:2], "sks mug on grass")
+    for name in names[:2]:
+        write_caption(photos, name, "  ")
+    assert read_captions(photos, [photos / n for n in names]).by_name == {}

@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 from dreambooth_core import config
-from dreambooth_core.models.identifier import split_identifier, tokenizers_on_disk
+from dreambooth_core.models.identifier import (
+    pieces_of,
+    rare_words,
+    split_identifier,
+    tokenizers_on_disk,
+)
 from tests.paths import PARAMS, ROOT
 
 
@@ -35,3 +40,12 @@ def test_check_imports_neither_torch_nor_transformers() -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_rare_words_have_one_piece_and_begin_with_sks() -> None:
+    tokenizers = tokenizers_on_disk(config.load_settings(PARAMS).base_model, ROOT)
+    words = rare_words(tokenizers, limit=4)
+    assert words[0] == "sks"
+    assert len(set(words)) == len(words) == 4
+    assert {len(pieces_of(word, tokenizers[0])) for word in words} == {1}
+    assert rare_words([], limit=4) == []
