@@ -109,57 +109,68 @@ def button(
     return made
 
 
-def field(
-    label: str,
-    value: str = "",
-    *,
-    on_change: Callable[[str], Any] | None = None,
-    hint: str = "",
-    **attributes: Any,
-) -> Field:
-    """A text field with its label, a hint and a place for its error."""
-    return Field(label, value, on_change=on_change, hint=hint, **attributes)
+OnValue = Callable[[str], Awaitable[None] | None]
+"""Receives the value of a field."""
 
 
 class Field:
-    """A text field; `value` follows what is typed."""
+    """A text field with its label, a hint and a place for its error; `value` follows the typing.
+
+    `on_change` gets the value while it is typed, `on_commit` when the field is left.
+    """
 
     def __init__(
         self,
         label: str,
-        value: str,
+        value: str = "",
         *,
-        on_change: Callable[[str], Any] | None,
-        hint: str,
+        on_change: OnValue | None = None,
+        on_commit: OnValue | None = None,
+        hint: str = "",
         **attributes: Any,
     ) -> None:
         self.value = value
-        self._on_change = on_change
-        with tag("div", classes="field") as self.box:
+        with tag("div", classes="field"):
             caption = tag("label", label)
             self.input = tag(
-                "input", type="text", value=value, autocomplete="off", spellcheck="false",
-                **attributes,
-            )  # fmt: skip
+                "input", type="text", value=value, autocomplete="off", spellcheck="false"
+            )
+            for name, own in attributes.items():
+                self.input.props[name.rstrip("_").replace("_", "-")] = own
             caption.props["for"] = self.input.html_id
             self.hint = tag("p", hint, classes="small")
             self.error = tag("p", classes="wrong", role="alert")
         described = f"{self.hint.html_id} {self.error.html_id}"
         self.input.props["aria-describedby"] = described
-        self.input.on("input", self._typed, js_handler="(e) => emit(e.target.value)")
+        for event, handler in {"input": on_change, "change": on_commit}.items():
+            self._listen(event, handler)
 
-    async def _typed(self, event: Any) -> None:
-        self.value = str(event.args)
-        if self._on_change is not None:
-            result = self._on_change(self.value)
-            if isinstance(result, Awaitable):
+    def _listen(self, event: str, handler: OnValue | None) -> None:
+        async def receive(told: Any) -> None:
+            self.value = str(told.args)
+            result = handler(self.value) if handler is not None else None
+            if result is not None:
                 await result
+
+        self.input.on(event, receive, js_handler="(e) => emit(e.target.value)")
+
+    def set_value(self, value: str) -> None:
+        """Replace what stands in the field."""
+        self.value = value
+        script = f"document.getElementById({_js(self.input.html_id)}).value = {_js(value)}"
+        ui.run_javascript(script)
+
+    def focus(self) -> None:
+        """Move the keyboard's focus here."""
+        ui.run_javascript(f"document.getElementById({_js(self.input.html_id)}).focus()")
 
     def show_error(self, text: str | None) -> None:
         """Show what is wrong with the value, or None."""
         self.error.set_text(text or "")
-        self.input.props["aria-invalid"] = "true" if text else "false"
-        self.input.update()
+        ui.run_javascript(
+            f"document.getElementById({_js(self.input.html_id)})"
+            f".setAttribute('aria-invalid', {_js('true' if text else 'false')})"
+        )
 
 
 def problem(error: DreamBoothError | str) -> Element:

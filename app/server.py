@@ -5,12 +5,12 @@ from __future__ import annotations
 from nicegui import app as web
 from nicegui import ui
 
-from app import layout, pictures
+from app import layout, pictures, uploads
 from app.access import AccessControl
-from app.rooms import subjects
+from app.rooms import add_subject, settings, subjects, train
 from app.site import Site
 
-ROOMS = (subjects,)
+ROOMS = (subjects, add_subject, train, settings)
 """The modules of the rooms: each adds its pages with `add_to(site)`."""
 
 _ICON = (
@@ -24,6 +24,7 @@ def serve(site: Site) -> None:
     """Serve the app until Ctrl-C or SIGTERM."""
     layout.add_look()
     pictures.add_to(site)
+    uploads.add_to(site)
     for room in ROOMS:
         room.add_to(site)
     web.add_middleware(AccessControl, password=site.password)

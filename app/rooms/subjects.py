@@ -1,4 +1,4 @@
-"""The room Subjects: the list, and a page for each subject."""
+"""The room Subjects: the list, a page for each subject, and its removal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from typing import Any
 
 from nicegui import run, ui
 
-from app.layout import link, problem, room, tag
+from app import commands, looks, pictures, uploads
+from app.layout import Field, button, go, link, problem, room, say, tag
+from app.photo_list import PhotoList
+from app.rooms.add_subject import drop_zone
 from app.site import Site
+from dreambooth_core import config, locks
+from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import DreamBoothError
+
+_STRIP = 4
+_POLL_S = 1.0
+_LOOKED_AT = 12
+_LOCK_TIMEOUT_S = 30.0
 
 
 def add_to(site: Site) -> None:
@@ -17,12 +27,28 @@ def add_to(site: Site) -> None:
     @ui.page("/")
     async def start() -> None:
         with room(site, "Subjects", current="/"):
+            drop_zone(uploads.new_draft(), text="Drop 3 to 6 photos of a new subject here")
             try:
-                found = await run.io_bound(_rows, site)
+                found = await run.io_bound(_rows, site) or []
             except DreamBoothError as error:
                 problem(error)
                 return
-            _show_list(found or [])
+            _show_list(site, found)
+
+    @ui.page("/subjects/{name}")
+    async def subject(name: str) -> None:
+        with room(site, name, current="/", eyebrow="Subject"):
+            try:
+                view = config.load_view(site.workspace, name)
+            except DreamBoothError as error:
+                problem(error)
+                return
+            await _show_subject(site, view)
+
+    @ui.page("/subjects/{name}/remove")
+    def removal(name: str) -> None:
+        with room(site, f"Remove {name}?", current="/", eyebrow="Subject"):
+            _show_removal(site, name)
 
 
 def _rows(site: Site) -> list[dict[str, Any]]:
@@ -31,15 +57,151 @@ def _rows(site: Site) -> list[dict[str, Any]]:
     return subject_table.rows(site.workspace)
 
 
-def _show_list(rows: list[dict[str, Any]]) -> None:
+def _show_list(site: Site, rows: list[dict[str, Any]]) -> None:
     if not rows:
-        with tag("div", classes="empty"):
-            tag("p", "No subjects yet. Add one from 3 to 6 photos.")
+        tag("p", "No subjects yet.", classes="lead")
         return
     with tag("ul", classes="shelf"):
-        for row in rows:
+        for number, row in enumerate(rows):
             with tag("li", classes="subject"):
+                place = looks.of_subject(site, row["name"], row["instance_dir"])
+                if number < _LOOKED_AT:
+                    looks.start(site, place)
+                _Strip(site, place)
                 with tag("h2"):
                     link(row["name"], f"/subjects/{row['name']}")
                 tag("p", f"{row['identifier']} {row['class_noun']}, {row['photos']} photos")
-                tag("p", f"last run: {row['last_run']}")
+                tag("p", f"Last run: {row['last_run']}")
+                with tag("div", classes="acts"):
+                    link("Train", f"/train/{row['name']}", classes="act").props["aria-label"] = (
+                        f"Train {row['name']}"
+                    )
+
+
+class _Strip:
+    """The first squares of a subject, as soon as they are made."""
+
+    def __init__(self, site: Site, place: tuple[Any, Any, str]) -> None:
+        self._site, self._place, self._shown = site, place, 0
+        self._box = tag("div", classes="mini")
+        self._timer = ui.timer(_POLL_S, self._poll)
+        self._poll()
+
+    def _poll(self) -> None:
+        look = looks.read(self._site, self._place)
+        rows = [row for row in look.rows if row.get("squares")][:_STRIP]
+        with self._box:
+            for row in rows[self._shown :]:
+                source = pictures.url_of(self._site, look.folder / row["squares"][0]["file"])
+                tag("img", src=source, alt="", loading="lazy")
+        self._shown = len(rows)
+        if look.is_done or self._shown == _STRIP:
+            self._timer.deactivate()
+
+
+async def _show_subject(site: Site, view: SubjectView) -> None:
+    subject = view.subject
+    tag("p", f"Prompts name it {subject.identifier} {subject.class_noun}.", classes="lead")
+    with tag("div", classes="acts"):
+        link("Train", f"/train/{view.name}", classes="act main")
+        link("Remove", f"/subjects/{view.name}/remove", classes="act danger")
+    with tag("section"):
+        tag("h2", "Photos")
+        tag("p", _how_words(view), classes="small")
+        place = looks.of_subject(site, view.name, subject.instance_dir)
+        listed: list[PhotoList] = []
+        listed.append(
+            PhotoList(site, place, extra=lambda row: _show_edits(site, view, row, listed))
+        )
+
+
+def _how_words(view: SubjectView) -> str:
+    captions = "used" if view.data.captions else "not used (data.captions is off)"
+    masks = {"files": "used", "auto": "made by the base model (data.masks is auto)"}
+    said = masks.get(view.data.masks or "", "not used (data.masks is off)")
+    return f"The frame marks the square that training sees. Captions: {captions}. Masks: {said}."
+
+
+def _show_edits(site: Site, view: SubjectView, row: dict[str, Any], listed: list[Any]) -> None:
+    folder = site.workspace.resolve(view.subject.instance_dir)
+
+    async def save(text: str) -> None:
+        def write() -> None:
+            from dreambooth_core.data.captions import write_caption
+
+            with locks.hold(site.workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
+                write_caption(folder, row["file"], text)
+
+        try:
+            await run.io_bound(write)
+            say(f"The caption of {row['name']} is saved.")
+        except DreamBoothError as error:
+            say(str(error), is_problem=True)
+
+    Field(
+        "Caption",
+        _caption_of(folder, row["file"]),
+        on_commit=save,
+        placeholder=view.subject.instance_prompt,
+        aria_label=f"Caption of {row['name']}",
+    )
+    _show_mask_edit(view, row, folder, listed)
+
+
+def _show_mask_edit(view: SubjectView, row: dict[str, Any], folder: Any, listed: list[Any]) -> None:
+    from dreambooth_core.data import masks
+
+    own = masks.own_file(folder, row["file"])
+    with tag("div", classes="acts small-acts"):
+        with tag("label", "Upload a mask", classes="act small-act choose"):
+            tag(
+                *("input",),
+                type="file",
+                accept="image/*",
+                classes="unseen",
+                data_mask=view.name,
+                data_photo=row["file"],
+            )
+
+        def remove() -> None:
+            own.unlink(missing_ok=True)
+            for each in listed:
+                each.look_again()
+
+        if own.is_file():
+            button("Remove the mask", remove, classes="small-act")
+
+
+def _caption_of(folder: Any, photo: str) -> str:
+    from dreambooth_core.data.captions import read_captions
+
+    try:
+        return read_captions(folder, [folder / photo]).by_name.get(photo, "")
+    except DreamBoothError:
+        return ""
+
+
+def _show_removal(site: Site, name: str) -> None:
+    tag(
+        "p",
+        "This takes the subject out of params.yaml. Its results and registered versions stay.",
+        classes="lead",
+    )
+    chosen = {"photos": False}
+
+    async def remove() -> None:
+        options = ["--photos"] if chosen["photos"] else []
+        await commands.call(site, "subject", "remove", name, *options)
+        go("/")
+
+    with tag("label", classes="tick"):
+        box = tag("input", type="checkbox")
+        tag("span", "Also delete the copies of its photos")
+    box.on(
+        "change",
+        lambda event: chosen.update(photos=bool(event.args)),
+        js_handler="(e) => emit(e.target.checked)",
+    )
+    with tag("div", classes="acts"):
+        button("Remove", remove, classes="danger")
+        link("Keep it", f"/subjects/{name}", classes="act")

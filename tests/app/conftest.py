@@ -24,6 +24,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 _START_S = 60.0
+_PAGE_MS = 120_000
 _IN_TEST = "PYTEST_CURRENT_TEST"  # with it, NiceGUI behaves differently
 
 
@@ -82,6 +83,7 @@ def opened(browser: Any) -> Iterator[Any]:
 
     def open_page(url: str, **options: Any) -> Any:
         context = browser.new_context(viewport=options.pop("viewport", DESKTOP), **options)
+        context.set_default_timeout(_PAGE_MS)
         contexts.append(context)
         page = context.new_page()
         own = tuple(f"{scheme}://{url.split('/')[2]}" for scheme in ("http", "ws"))
