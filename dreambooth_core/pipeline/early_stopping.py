@@ -15,7 +15,7 @@ from typing import Self
 from dreambooth_core.errors import Stopped
 from dreambooth_core.evaluation import selection
 from dreambooth_core.logs import logger
-from dreambooth_core.pipeline import evaluate
+from dreambooth_core.pipeline import evaluate, live_scores
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.ports import StopSignal, no_progress
 from dreambooth_core.records import REAL, RECORD_NAME, SCORES, STEP_0, CheckpointScore
@@ -79,6 +79,7 @@ class Judge:
         row = evaluate.score_checkpoint(
             self._context, checkpoint, find=lambda: folder / checkpoint.name, rounds=1
         )
+        self._note(row)
         self._rows.append(row)
         logger.info("%s", _line(row), extra={"step": checkpoint.step})
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
@@ -89,7 +90,19 @@ class Judge:
 
     def _score_references(self) -> selection.Limits:
         base, real = (evaluate.score_row(self._context, name) for name in (STEP_0, REAL))
+        self._note(base)
         return evaluate.limits_from(self._context, base, real)
+
+    def _note(self, row: CheckpointScore) -> None:
+        """Let whoever watches the training see the row."""
+        resident = evaluate.open_resident(self._context)
+        live_scores.write(
+            self._job.state_dir,
+            row,
+            resident.images(row).suite,
+            prompts=resident.evaluators["evaluate"].plan.prompts,
+            root=self._context.places.root,
+        )
 
 
 def train_until_decided(

@@ -1,0 +1,202 @@
+"""Starts and stops runs. A run belongs to no browser and not to the app: it outlives both.
+
+Where `dreambooth up` runs, a run is one of its deployment; otherwise it is `dreambooth run` in a
+session of its own. The subject's lock tells whether one is at work, whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.commands import command
+from app.site import Site
+from dreambooth_core import files, locks
+from dreambooth_core.errors import StageError
+
+Phase = Literal["idle", "queued", "starting", "running", "stopping"]
+
+_DEPLOYMENT = "train-subject/local"
+_TIMEOUT_S = 20.0
+_HOLDER = re.compile(r"process (\d+)")
+_QUEUED = ["SCHEDULED", "PENDING"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the app started last for a subject."""
+
+    pid: int | None = None
+    created: float = 0.0
+    flow_run: str | None = None
+    api: str | None = None
+    is_stopping: bool = False
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a subject's run is at work, and who works."""
+
+    phase: Phase
+    holder: str | None
+
+
+def log_of(site: Site, subject: str) -> Path:
+    """The output of the runs that the app started in processes."""
+    return site.files / "runs" / f"{subject}.log"
+
+
+def status(site: Site, subject: str) -> Status:
+    """The present state, from the lock and the process or flow run that the app started."""
+    holder, note = locks.holder_of(site.workspace.subject_lock(subject)), _read(site, subject)
+    at_work = _is_alive(note)
+    if note.is_stopping and (holder or at_work):
+        return Status("stopping", holder)
+    if holder is not None:
+        return Status("running", holder)
+    if at_work:
+        return Status("starting", None)
+    if note.flow_run is not None and _state_of(note) in _QUEUED:
+        return Status("queued", None)
+    return Status("idle", None)
+
+
+def start(site: Site, subject: str) -> str:
+    """Start a run unless one is at work; return what happened, as a sentence."""
+    from cli import services
+
+    with locks.hold(site.files / "runs" / f"{subject}.lock", timeout_s=_TIMEOUT_S):
+        present = status(site, subject)
+        if present.phase != "idle":
+            return f"A run of {subject} is already at work: nothing was started."
+        api = services.running_api(site.workspace)
+        note = _deploy(api, subject) if api else None
+        if note is None:
+            note = _launch(site, subject)
+        files.write_json(_file(site, subject), asdict(note))
+    where = "The worker of `dreambooth up` takes it on." if note.flow_run else ""
+    return f"The run of {subject} is started. {where}".rstrip()
+
+
+def stop(site: Site, subject: str) -> str:
+    """Stop the run as Ctrl-C does: it saves first, and the next run continues it."""
+    note, found = _read(site, subject), status(site, subject)
+    if found.phase == "queued":
+        _ask(f"{note.api}/flow_runs/{note.flow_run}/set_state", {"state": {"type": "CANCELLED"}})
+        return "The run is taken from the queue."
+    import psutil
+
+    worker = _HOLDER.search(found.holder or "")
+    pids = {int(worker[1])} if worker else set[int]()
+    pids |= {note.pid} if note.pid and _is_alive(note) else set[int]()
+    if not pids:
+        return f"No run of {subject} is at work."
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).terminate()
+    files.write_json(_file(site, subject), {**asdict(note), "is_stopping": True})
+    return "Stopping. The run saves its work first; the next run continues it."
+
+
+def memory_of(site: Site, subject: str) -> int:
+    """Bytes of memory that the processes of a run hold."""
+    import psutil
+
+    worker = _HOLDER.search(locks.holder_of(site.workspace.subject_lock(subject)) or "")
+    if worker is None:
+        return 0
+    with contextlib.suppress(psutil.Error):
+        first = psutil.Process(int(worker[1]))
+        sizes = list[int]()
+        for process in (first, *first.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                sizes.append(process.memory_info().rss)
+        return sum(sizes)
+    return 0
+
+
+def _launch(site: Site, subject: str) -> Note:
+    """Run in a session of its own, so that neither Ctrl-C nor the end of the app reaches it."""
+    import psutil
+
+    log = log_of(site, subject)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command("run", subject),
+            cwd=site.workspace.root,
+            env=dict(site.env),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
+    return Note(pid=process.pid, created=psutil.Process(process.pid).create_time())
+
+
+def _deploy(api: str, subject: str) -> Note | None:
+    """Create a run of the deployment; None if it is not deployed. Raises StageError."""
+    found = _ask(f"{api}/deployments/name/{_DEPLOYMENT}")
+    if found is None:
+        return None
+    made = _ask(
+        f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": {"subject": subject}}
+    )
+    if made is None:
+        raise StageError("Prefect did not create the run", hint=f"see {api}")
+    return Note(flow_run=made["id"], api=api)
+
+
+def _state_of(note: Note) -> str | None:
+    with contextlib.suppress(StageError):
+        found = _ask(f"{note.api}/flow_runs/{note.flow_run}")
+        return found["state"]["type"] if found else None
+    return None
+
+
+def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Call Prefect's API on this machine; None for a thing that it does not have."""
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise StageError("Prefect refused the request", got=f"status {error.code}") from None
+    except (OSError, ValueError) as error:
+        raise StageError("Prefect does not answer", got=str(error)) from None
+
+
+def _is_alive(note: Note) -> bool:
+    if note.pid is None:
+        return False
+    import psutil
+
+    try:
+        process = psutil.Process(note.pid)
+        same = abs(process.create_time() - note.created) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _file(site: Site, subject: str) -> Path:
+    return site.files / "runs" / f"{subject}.json"
+
+
+def _read(site: Site, subject: str) -> Note:
+    try:
+        return Note(**json.loads(_file(site, subject).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return Note()

@@ -1,0 +1,125 @@
+"""What the files of a workspace say of a training: steps, losses, scored checkpoints, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.runs import log_of
+from app.site import Site
+from dreambooth_core.pipeline import live_scores
+from dreambooth_core.pipeline.live_scores import ScoredRow
+from dreambooth_core.records import RECORD_NAME, Selection
+from dreambooth_core.workspace import STAGES
+
+_TAIL = 200_000
+_LINE = re.compile(r"step (\d+)/(\d+)  loss ([\d.naif+-]+) .*?([\d.]+) steps/s  (\d+):(\d\d) left")
+_STAGE_LINE = re.compile(r"  ([a-z][a-z0-9 -]*?) (\d+)/(\d+)\b ?(.*)")
+_ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The newest training of a subject."""
+
+    step: int
+    total: int
+    rate: float | None
+    left_s: int | None
+    losses: list[tuple[int, float]]
+    scored: list[ScoredRow]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Changes when the curve or the checkpoints do."""
+        return len(self.losses), len(self.scored)
+
+
+def training_of(site: Site, subject: str) -> Training | None:
+    """The training that was started last, or None."""
+    found = _newest_job(site, subject)
+    if found is None:
+        return None
+    folder, job = found
+    last = job.get("ends_at") or job["train"]["max_train_steps"]
+    lines = _progress_lines(site, subject, job["fingerprint"])
+    losses = _losses(folder, lines)
+    step = losses[-1][0] if losses else 0
+    rate = float(lines[-1][4]) if lines else None
+    left = int(lines[-1][5]) * 60 + int(lines[-1][6]) if lines else None
+    return Training(step, last, rate, left, losses, live_scores.read(folder))
+
+
+def stage_now(site: Site, subject: str) -> str | None:
+    """The last progress that a run of the app's printed, such as "class-images 16/128"."""
+    found = _STAGE_LINE.findall(_tail(log_of(site, subject)))
+    return " ".join((found[-1][0], f"{found[-1][1]} of {found[-1][2]}")) if found else None
+
+
+def error_of(site: Site, subject: str) -> str | None:
+    """Why the last run of the app's failed; None if it did not, or was stopped."""
+    found = _ERROR.search(_tail(log_of(site, subject)))
+    if found is None or found[1].startswith("stopped;"):
+        return None
+    return found[1].strip()
+
+
+def finished_stages(site: Site, subject: str) -> dict[str, float]:
+    """When each stage last wrote its output, in seconds since the epoch."""
+    found: dict[str, float] = {}
+    for stage in STAGES:
+        name = "index.html" if stage == "report" else RECORD_NAME
+        with contextlib.suppress(OSError):
+            path = site.workspace.stage_dir(subject, stage) / name
+            found[stage] = path.stat().st_mtime
+    return found
+
+
+def selected(site: Site, subject: str) -> str | None:
+    """The name of the selected checkpoint."""
+    found = Selection.read_if_there(site.workspace.stage_dir(subject, "select"))
+    return found.best if found else None
+
+
+def _newest_job(site: Site, subject: str) -> tuple[Path, dict[str, Any]] | None:
+    paths = site.workspace.state.glob("train/*/job.json")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            job = json.loads(path.read_bytes())
+            if job["subject"] == subject:
+                return path.parent, job
+    return None
+
+
+def _progress_lines(site: Site, subject: str, fingerprint: str) -> list[re.Match[str]]:
+    """The progress of the last start of a training."""
+    text = _tail(site.workspace.places(subject).log_file("train"))
+    own = text.rpartition(f"{subject} {fingerprint}\n")[2]
+    return list(_LINE.finditer(own))
+
+
+def _losses(folder: Path, lines: Sequence[re.Match[str]]) -> list[tuple[int, float]]:
+    """Each saved update's loss, then those of the progress lines."""
+    tables = [*folder.glob("resume/*/metrics.csv"), *folder.glob("out/metrics.csv")]
+    found: dict[int, float] = {}
+    for table in sorted(tables, key=lambda path: path.stat().st_size)[-1:]:
+        for line in table.read_text().splitlines()[1:]:
+            step, loss, *_ = line.split(",")
+            found[int(step)] = float(loss)
+    for line in lines:
+        found.setdefault(int(line[1]), float(line[3]))
+    return sorted(found.items())
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - _TAIL))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
