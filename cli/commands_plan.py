@@ -10,9 +10,11 @@ from rich.table import Table
 
 from cli.session import JsonOption, Session, open_session
 from dreambooth_core import config
+from dreambooth_core.config.changes import changed_view
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.pipeline import input_checks, preflight
-from tasks.staleness import refuse_the_impossible, stages_ahead
+from tasks import this_run
+from tasks.staleness import refuse_the_impossible, stages_ahead_of_changes
 
 if TYPE_CHECKING:
     from dreambooth_core.planning.speed import Device
@@ -40,6 +42,14 @@ def plan(
         float | None,
         typer.Option(min=1, max=10_000, help="Plan for a GPU with this memory, not this machine."),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Plan with a changed setting, as `run --set` runs with it; repeat for more.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Predict a run: stages to run or skip, memory, time, and the presets that fit."""
@@ -49,7 +59,7 @@ def plan(
 
     session = open_session(as_json=json)
     name = subject or _only_subject(session.workspace)
-    view = config.load_view(session.workspace, name)
+    view = changed_view(session.workspace, name, this_run.parse(changes or ()))
     _refuse_the_impossible(session, view, on_this_machine=card_gib is None)
     root = session.workspace.root
     device, have_mib = _device(view, card_gib)
@@ -59,7 +69,7 @@ def plan(
     footprint = fit.memory_of(view, root, kind=device.kind)
     launch = launch_of(view.train, root)
     base = view.base_model.pretrained_model_name_or_path
-    stages = stages_ahead(session.workspace, view, env=session.env)
+    stages = stages_ahead_of_changes(session.workspace, view, env=session.env)
     result = {
         "subject": name,
         "base_model": base,

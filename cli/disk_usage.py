@@ -20,6 +20,7 @@ _STORE = (
     ("class images", ("class-images",), "another training of the class reuses them", _OLD),
     ("latents", ("cache",), "another training with these images reuses them", _OLD),
     ("downloaded versions", ("models",), "`dreambooth generate` loads them", _OLD),
+    ("photos in the app", ("app",), "uploads that are no subject yet, and small copies", _OLD),
     ("logs and notes", (".",), "for you to read", ""),
 )
 

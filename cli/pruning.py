@@ -19,7 +19,7 @@ _DAY_S = 86400.0
 _LOCK_TIMEOUT_S = 1.0
 _GROUPS = (
     *("class-images/*", "train/*", "validate/*", "upload/*", "models/*"),
-    *("evaluate/images/*", "cache/??/*"),
+    *("evaluate/images/*", "cache/??/*", "app/drafts/*", "app/looks/*"),
 )
 """Patterns of the store's entries, each of which a run can make again.
 

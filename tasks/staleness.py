@@ -76,6 +76,25 @@ def stages_ahead(
     return all_stages_ahead(workspace, [settings], env=env)[settings.name]
 
 
+def stages_ahead_of_changes(
+    workspace: Workspace, settings: SubjectView, *, env: Mapping[str, str]
+) -> dict[str, str]:
+    """`stages_ahead` for settings that differ from params.yaml (`run --set`). Raises Busy."""
+    ahead = stages_ahead(workspace, settings, env=env)
+    return _with_changes(ahead, config.load_view(workspace, settings.name), settings)
+
+
+def _with_changes(
+    ahead: Mapping[str, str], in_file: SubjectView, settings: SubjectView
+) -> dict[str, str]:
+    """The stages ahead, where the first stage whose settings differ and all later ones run."""
+    changed, found = False, dict[str, str]()
+    for stage, does in ahead.items():
+        changed |= config.settings_of(in_file, stage) != config.settings_of(settings, stage)
+        found[stage] = "run" if changed else does
+    return found
+
+
 def all_stages_ahead(
     workspace: Workspace, subjects: Sequence[SubjectView], *, env: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
@@ -118,10 +137,6 @@ def refuse_the_impossible(
         return
     except DreamBoothError:  # DVC cannot read what a setting names
         ahead = dict.fromkeys(STAGES, "run")
-    in_file = config.load_view(workspace, settings.name)
-    changed, runs = False, list[str]()
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        changed |= config.settings_of(in_file, stage) != config.settings_of(settings, stage)
-        if changed or ahead[stage] == "run":
-            runs.append(stage)
-    preflight.refuse(found, runs)
+    ahead = _with_changes(ahead, config.load_view(workspace, settings.name), settings)
+    up_to_last = STAGES[: STAGES.index(last) + 1]
+    preflight.refuse(found, [stage for stage in up_to_last if ahead[stage] == "run"])

@@ -39,6 +39,8 @@ class Entry:
     effect: Effect
     stages: tuple[str, ...]
     """The stages that DVC runs again after a change; later ones follow if their input changes."""
+    schema: Mapping[str, Any]
+    """The JSON Schema of its values."""
     _default: Any = _REQUIRED
 
     @property
@@ -100,6 +102,7 @@ def _entry(key: str, field: _Schema, inner: _Schema | None, *, is_required: bool
         allowed="this section, or null" if inner else _allowed(field),
         effect=Effect(field.get("effect", Effect.RESULT)),
         stages=_stages_of(key),
+        schema=field,
         _default=_REQUIRED if is_required else field.get("default"),
     )
 

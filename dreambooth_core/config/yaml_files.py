@@ -100,13 +100,18 @@ def replace_text(text: str, keys: Sequence[str], value: str) -> str:
     return text[: node.start_mark.index] + value + text[_end_of(node) :]
 
 
-def set_value(text: str, keys: Sequence[str], value: dict[str, Any] | None) -> str:
-    """Set a mapping, or null, at `keys`; a missing last key is appended to its block."""
+def set_value(text: str, keys: Sequence[str], value: Any) -> str:
+    """Set the value at `keys`, on one line; a missing last key is appended to its block.
+
+    Raises SettingsError if there is no such block.
+    """
     *parents, last = keys
     _, block = _find(text, parents)
+    if block.id != "mapping":
+        raise SettingsError("missing", key=".".join(keys))
     if not any(key.value == last for key, _ in block.value):
         text = _append(text, parents, {last: None})
-    return replace_text(text, keys, "null" if value is None else flow_text(value))
+    return replace_text(text, keys, _flow({"x": value}).removeprefix("x:").strip())
 
 
 def flow_text(value: dict[str, Any]) -> str:

@@ -104,3 +104,16 @@ def test_wrong_input_is_refused_with_its_value(root: Path, options: Any, message
     done = plan(root, *options)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
+
+
+def test_changed_settings_are_planned_as_a_run_with_set_would_do_them(root: Path) -> None:
+    with_preset(root, "pocket")
+    options = ("--set", "train.max_train_steps=300", "--set", "data.resolution=128", "--json")
+    unchanged, changed = (
+        json.loads(plan(root, SUBJECT, *more).stdout) for more in (["--json"], options)
+    )
+    assert changed["memory"]["peak_mib"] > unchanged["memory"]["peak_mib"]
+    assert (root / "params.yaml").read_text().count("max_train_steps: 300") == 0
+    refused = plan(root, SUBJECT, "--set", "train.max_train_steps=no")
+    assert refused.returncode == 2
+    assert "--set: train.max_train_steps" in refused.stderr

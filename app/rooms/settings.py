@@ -1,0 +1,269 @@
+"""The room Settings: a form of params.yaml, the presets, and the plan of a run beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from nicegui import run, ui
+
+from app import commands
+from app.layout import Field, button, problem, room, say, tag
+from app.setting_fields import SettingField
+from app.site import Site
+from dreambooth_core import config
+from dreambooth_core.config import OVERRIDABLE, reference
+from dreambooth_core.errors import DreamBoothError, Problem
+
+_BASIC = (
+    *("base_model.pretrained_model_name_or_path", "data.resolution", "data.captions"),
+    *("data.masks", "prior.num_class_images", "train.method", "train.max_train_steps"),
+    *("train.checkpointing_steps", "train.learning_rate", "train.train_batch_size"),
+    *("train.mixed_precision", "train.lora.rank", "train.lora.learning_rate", "evaluate.suite"),
+    "select.early_stopping_patience",
+)
+"""The settings that a first user may want to change."""
+
+_ELSEWHERE = ("subjects", "versions")
+_QUIET_S = 0.8
+_GIB = 1024
+
+
+def add_to(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/settings")
+    async def settings() -> None:
+        with room(site, "Settings", current="/settings"):
+            try:
+                raw = config.read_yaml(site.workspace.params)
+                subjects = list(config.load_settings(site.workspace.params).subjects)
+            except DreamBoothError as error:
+                problem(error)
+                return
+            with tag("div", classes="beside"):
+                with tag("div"):
+                    form = _Form(site, config.flatten(raw))
+                with tag("aside", aria_label="Plan"):
+                    form.plan = _Plan(site, subjects)
+            ui.timer(0.1, form.plan.show, once=True)
+
+
+class _Form:
+    """The fields. What is changed waits for Save; the file's own check marks mistakes at once."""
+
+    def __init__(self, site: Site, values: dict[str, Any]) -> None:
+        self._site, self._changes = site, dict[str, Any]()
+        self._word, self._shows_all = "", False
+        self.plan: _Plan | None = None
+        tag("p", "Settings of all subjects, in params.yaml.", classes="lead")
+        with tag("div", classes="search"):
+            Field("Search", on_change=self._search, hint="A key or a word, such as noise.")
+        with tag("label", classes="tick"):
+            box = tag("input", type="checkbox")
+            tag("span", "Show every setting")
+        box.on("change", self._show_all, js_handler="(e) => emit(e.target.checked)")
+        self._problems = tag("div")
+        self._fields: dict[str, SettingField] = {}
+        self._sections: dict[str, Any] = {}
+        for name, meaning in reference.section_meanings().items():
+            if name not in _ELSEWHERE:
+                self._show_section(name, meaning, values)
+        with tag("div", classes="savebar") as self._bar:
+            self._count = tag("p", "", role="status")
+            with tag("div", classes="acts"):
+                button("Save", self._save, classes="main")
+                button("Undo", ui.navigate.reload)
+        self._bar.set_visibility(False)
+        self._filter()
+
+    def _show_section(self, name: str, meaning: str, values: dict[str, Any]) -> None:
+        entries = [each for each in reference.entries() if each.section == name]
+        with tag("section") as box:
+            tag("h2", name)
+            tag("p", meaning, classes="small")
+            for entry in entries:
+                is_open = _parent(entry.key) in {_parent(key) for key in values}
+                if entry.key in values or (entry.has_default and is_open):
+                    value = values.get(entry.key, entry.default)
+                    self._fields[entry.key] = SettingField(entry, value, self._change)
+        self._sections[name] = box
+
+    async def _search(self, word: str) -> None:
+        self._word = word.strip()
+        self._filter()
+
+    def _show_all(self, event: Any) -> None:
+        self._shows_all = bool(event.args)
+        self._filter()
+
+    def _filter(self) -> None:
+        """Show what is searched for, else the basic settings or all."""
+        shown = set[str]()
+        for key, field in self._fields.items():
+            is_wanted = (
+                field.matches(self._word) if self._word else self._shows_all or key in _BASIC
+            )
+            is_shown = is_wanted or key in self._changes
+            field.box.set_visibility(is_shown)
+            shown |= {field.entry.section} if is_shown else set()
+        for name, box in self._sections.items():
+            box.set_visibility(name in shown)
+
+    async def _change(self, key: str, value: Any) -> None:
+        self._changes[key] = value
+        found = await run.io_bound(_problems, self._site, self._changes) or []
+        self._show(found)
+        if self.plan is not None and not found:
+            await self.plan.show(self._changes)
+
+    def _show(self, found: list[Problem]) -> None:
+        texts: dict[str, str] = {}
+        for each in found:
+            texts.setdefault(each.key or "", each.text)
+        for key, field in self._fields.items():
+            field.show_error(texts.get(key))
+        self._problems.clear()
+        with self._problems:
+            for each in found:
+                if each.key not in self._fields:
+                    problem(str(each))
+        count = len(self._changes)
+        self._bar.set_visibility(True)
+        wrong = f", {len(found)} wrong" if found else ""
+        self._count.set_text(f"{count} change{'s' if count > 1 else ''} not saved{wrong}")
+        self._filter()
+
+    async def _save(self) -> None:
+        found = await run.io_bound(_problems, self._site, self._changes) or []
+        if found:
+            self._show(found)
+            say("Nothing is saved: correct the marked settings first.", is_problem=True)
+            return
+        await run.io_bound(_save, self._site, dict(self._changes))
+        self._changes.clear()
+        self._bar.set_visibility(False)
+        say("Saved in params.yaml.")
+        if self.plan is not None:
+            await self.plan.show()
+
+
+def _parent(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _problems(site: Site, changes: dict[str, Any]) -> list[Problem]:
+    from cli import settings_file
+
+    return settings_file.problems_of(site.workspace, changes)
+
+
+def _save(site: Site, changes: dict[str, Any]) -> None:
+    from cli import settings_file
+
+    settings_file.save(site.workspace, changes)
+
+
+class _Plan:
+    """What `dreambooth plan` predicts with the settings on the page."""
+
+    def __init__(self, site: Site, subjects: list[str]) -> None:
+        self._site, self._subject = site, next(iter(subjects), None)
+        self._asked = 0
+        self._changes: dict[str, Any] = {}
+        tag("h2", "Plan")
+        if self._subject is None:
+            tag("p", "Add a subject to see which stages a run would have, and whether it fits.")
+        if len(subjects) > 1:
+            with tag("div", classes="field"):
+                label = tag("label", "Subject")
+                with tag("select") as box:
+                    for name in subjects:
+                        tag("option", name, value=name)
+                label.props["for"] = box.html_id
+            box.on("change", self._choose, js_handler="(e) => emit(e.target.value)")
+        self._state = tag("p", "", classes="small", role="status")
+        self._box = tag("div")
+
+    async def _choose(self, event: Any) -> None:
+        self._subject = str(event.args)
+        await self.show(self._changes)
+
+    async def show(self, changes: dict[str, Any] | None = None) -> None:
+        """Plan anew with unsaved changes, once they have settled."""
+        if self._subject is None:
+            return
+        self._changes = dict(changes or {})
+        self._asked += 1
+        mine = self._asked
+        self._state.set_text("Planning.")
+        await asyncio.sleep(_QUIET_S)
+        if mine != self._asked:
+            return
+        known = {k: v for k, v in self._changes.items() if k.partition(".")[0] in OVERRIDABLE}
+        options = [f"--set={key}={json.dumps(value)}" for key, value in known.items()]
+        try:
+            found = await commands.call(self._site, "plan", self._subject, *options)
+        except DreamBoothError as error:
+            found = error
+        if mine != self._asked or self._box.is_deleted:
+            return
+        rest = [key for key in self._changes if key not in known]
+        self._state.set_text(f"Without {', '.join(rest)}, until it is saved." if rest else "")
+        self._box.clear()
+        with self._box:
+            if isinstance(found, DreamBoothError):
+                problem(found)
+            else:
+                _show_plan(self._site, found)
+
+
+def _show_plan(site: Site, plan: dict[str, Any]) -> None:
+    memory, fits = plan["memory"], plan["memory"]["fits"]
+    verdict = {True: "It fits.", False: "It does not fit."}.get(fits, "Whether it fits is unknown.")
+    tag("p", verdict, classes="good" if fits else "bad" if fits is False else "")
+    with tag("dl", classes="lineage"):
+        _fact("Device", f"{plan['device']}, {memory['have_mib'] / _GIB:.1f} GiB")
+        peak = memory["peak_mib"]
+        _fact("Memory", "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB in training")
+        _fact("Time", _time_of(plan["time"]))
+        runs = [stage for stage, does in plan["stages"].items() if does == "run"]
+        _fact("Runs again", ", ".join(runs) or "nothing: all is up to date")
+    for warning in plan["warnings"]:
+        with tag("div", classes="notice"):
+            tag("p", warning)
+    tag("h3", "Presets for this machine")
+    with tag("ul", classes="presets"):
+        for preset in plan["presets"]:
+            _show_preset(site, preset)
+
+
+def _fact(name: str, value: str) -> None:
+    with tag("div"):
+        tag("dt", name)
+        tag("dd", value)
+
+
+def _time_of(time: dict[str, Any]) -> str:
+    total = time["total_seconds"]
+    if total is None:
+        return "not measured on this device"
+    minutes, seconds = divmod(round(total), 60)
+    return f"about {minutes} min {seconds:02d} s, as on {time['measured_on']}"
+
+
+def _show_preset(site: Site, preset: dict[str, Any]) -> None:
+    fits = {True: "fits", False: "does not fit", None: "unknown"}[preset["fits"]]
+    peak = preset["peak_mib"]
+    size = "" if peak is None else f", {peak / _GIB:.1f} GiB"
+
+    async def use() -> None:
+        await commands.call(site, "preset", "use", preset["name"])
+        ui.navigate.reload()
+
+    with tag("li"):
+        with tag("div"):
+            tag("strong", preset["name"])
+            tag("p", f"{preset['base_model']}: {fits}{size}", classes="small")
+        button("Use", use, classes="small-act", aria_label=f"Use the preset {preset['name']}")
