@@ -35,7 +35,7 @@ def problems_of(workspace: Workspace, values: Mapping[str, Any]) -> list[Problem
 
 
 def changed_text(text: str, values: Mapping[str, Any]) -> str:
-    """A settings file with other values. Raises SettingsError for a key in a section that is off."""
+    """A settings file with other values. Raises SettingsError for a section that is off."""
     for key, value in values.items():
         text = config.set_value(text, key.split("."), value)
     return text
