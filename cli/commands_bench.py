@@ -61,7 +61,7 @@ def dreambench(
     json: JsonOption = False,
 ) -> None:
     """Train many subjects and score them with the protocol of the DreamBooth paper."""
-    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
+    session = open_session(as_json=json, **running.SILENT_PREFECT)
     root = subjects_root.absolute()
     names = [name.strip() for name in (subjects or "").split(",") if name.strip()]
     if plan:

@@ -337,7 +337,7 @@ def evaluate_again(
 
     The registry keeps the scores of their registration.
     """
-    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
+    session = open_session(as_json=json, **running.SILENT_PREFECT)
     names = running.subjects_of(session, subject, every=every, command="evaluate-again")
     for name in names:
         config.load_view(session.workspace, name)

@@ -52,8 +52,7 @@ def run(
     json: JsonOption = False,
 ) -> int:
     """Run the whole pipeline: from photos to the best checkpoint in the registry."""
-    # The command itself reports a failure; Prefect's log would repeat it.
-    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
+    session = open_session(as_json=json, **running.SILENT_PREFECT)
     order = running.Order(stage, this_run.parse(changes or ()))
     names = running.subjects_of(session, subject, every=every)
     if every:

@@ -60,7 +60,7 @@ def sweep(
     json: JsonOption = False,
 ) -> int:
     """Search better settings for a subject, and compare the winner on fresh seeds."""
-    session = open_session(as_json=json, PREFECT_LOGGING_LEVEL="CRITICAL")
+    session = open_session(as_json=json, **running.SILENT_PREFECT)
     from tasks import sweep as work  # Prefect takes seconds to import
 
     work.check_request(trials)

@@ -27,6 +27,14 @@ from tasks.staleness import refuse_the_impossible
 # for 6 s.
 _LONG_RETRIES, _SHORT_RETRIES = 6, 2
 
+SILENT_PREFECT: Mapping[str, str] = {
+    # The command itself reports a failure; Prefect's log would repeat it.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    # Its threads log an error for each event that a server misses.
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+}
+"""Environment variables of commands that start a flow themselves."""
+
 STAGES_BY_NAME = STAGES[:-1]
 """What `--stage` takes. The report ends a whole run, after the comparison."""
 
@@ -191,18 +199,15 @@ def in_flow(session: Session, api_url: Any) -> Iterator[None]:
     )
 
     _show_warnings(session)
-    # Its threads log an error for each event that a server misses.
-    logging.getLogger("prefect._internal").setLevel(logging.CRITICAL)
     url, retries = api_url(), _LONG_RETRIES if _has_lasting_api(session) else _SHORT_RETRIES
-    # Nobody can look at the pages of a server that ends with the run.
-    to_api = bool(session.env.get("PREFECT_API_URL") or services.running_api(session.workspace))
     with (
         TerminalReporter(session.terminal.console) as shown,
         temporary_settings(
             {
                 PREFECT_API_URL: url,
                 PREFECT_CLIENT_MAX_RETRIES: retries,
-                PREFECT_LOGGING_TO_API_ENABLED: to_api,
+                # The terminal and run.log have the lines; a server that is gone would add errors.
+                PREFECT_LOGGING_TO_API_ENABLED: False,
             }
         ),
         tags(*tags_of_process(os.getpid())),
