@@ -21,6 +21,7 @@ from dreambooth_core.registry.store_uri import ARTIFACTS, STORE, sqlite_uri
 from dreambooth_core.supervision import start_logged, stop_group, stop_on_signals
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
+from tasks.device_slot import create_limit
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 8.0
@@ -104,6 +105,7 @@ class Services:
             for spec in self._spec["services"]:
                 if spec.get("runs_flows"):
                     self._end_stuck_runs(say)
+                    create_limit(self._api)
                 service = self._started(spec)
                 started.callback(service.stop)
                 self._wait_until_ready(service)

@@ -32,10 +32,10 @@ def dreambench(
         workspace: Project folder; by default the one that the worker runs in.
     """
     root = find_workspace(Path(workspace or "."))
-    environment.set_defaults(root)
+    env = environment.set_defaults(root)
     with bench_tasks.bench_run(
         root, root.joinpath(subjects_root), root.joinpath(out), names=subjects or [],
         num_ablated=ablations,
     ) as bench:  # fmt: skip
-        bench_tasks.run_cases(bench)
+        bench_tasks.run_cases(bench, env)
         return bench_tasks.write_tables(bench)

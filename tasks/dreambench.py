@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from dreambooth_core.pipeline import dreambench
 from dreambooth_core.pipeline.dreambench import Bench
 from dreambooth_core.ports import no_progress
 from dreambooth_core.supervision import stop_event
+from dreambooth_core.workspace import Workspace
+from tasks.device_slot import device_slot
 from tasks.pipeline import is_worth_retrying
 from tasks.progress import StageTime, finished, progress_of, this_flow_run
 
@@ -58,13 +60,15 @@ def bench_run(
         yield Bench(root, out, plan, should_stop=stop.is_set, lock_fd=fd)
 
 
-def run_cases(bench: Bench) -> None:
+def run_cases(bench: Bench, env: Mapping[str, str]) -> None:
     """Train and score every case that has not finished."""
     for subject, condition in bench.plan.cases():
         began, is_done = time.monotonic(), bench.finished(subject, condition) is not None
         with log_fields(**this_flow_run(), subject=subject, stage=condition):
             if not is_done:
-                _run_case(bench, subject, condition)
+                device = bench.context(subject, condition).settings.compute.device
+                with device_slot(Workspace(bench.root), env, device=device):
+                    _run_case(bench, subject, condition)
             dreambench.remove_weights(bench.places(subject, condition))
             name = f"{subject}, {condition}"
             finished(StageTime(name, time.monotonic() - began, skipped=is_done))

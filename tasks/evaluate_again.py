@@ -60,7 +60,7 @@ def score_versions(run: SubjectRun) -> dict[str, Any]:
     from dreambooth_core.pipeline import rescore  # torch
 
     context = run.context("evaluate again")
-    with run.timed("evaluate again") as ran:
+    with run.timed("evaluate again") as ran, run.device():
         found = rescore.run(context)
         ran.append(any(each.state == "scored" for each in found))
     return {

@@ -7,6 +7,7 @@ mapped to other threads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from tasks.run import SubjectRun
 from tasks.stage_guard import bring_up_to_date, commit_photos
 
 _HOUR = 3600
+_ON_DEVICE = ("class-images", "cache", "train", "confirm", "register")
 
 ROW_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 """Runs the mapped rows, with one worker per device of the process."""
@@ -70,7 +72,8 @@ def _run_stage(
     """Bring a stage up to date, then publish its artifact."""
 
     def work() -> None:
-        pipeline.run_stage(run.context(stage), stage)
+        with run.device() if stage in _ON_DEVICE else contextlib.nullcontext():
+            pipeline.run_stage(run.context(stage), stage)
 
     with run.timed(stage) as ran:
         ran.append(bring_up_to_date(run, stage, work, is_lost=is_lost))
@@ -135,8 +138,10 @@ def evaluate(run: SubjectRun) -> State[Any]:
         def prepare(rows: Sequence[str], rounds: int) -> None:
             score_row.map(list(rows), unmapped(rounds), unmapped(run)).result()
 
-        evaluate.race(dataclasses.replace(run.context("evaluate"), progress=no_progress), prepare)
-        gather_scores(run)
+        with run.device():
+            context = dataclasses.replace(run.context("evaluate"), progress=no_progress)
+            evaluate.race(context, prepare)
+            gather_scores(run)
 
     with run.timed("evaluate") as ran:
         ran.append(bring_up_to_date(run, "evaluate", work))
@@ -189,7 +194,7 @@ def compare(run: SubjectRun) -> Verdict:
     """Compare challenger and champion; never skipped, as DVC does not track the champion."""
     from dreambooth_core.pipeline import compare
 
-    with run.timed("compare") as ran:
+    with run.timed("compare") as ran, run.device():
         verdict = compare.run(run.context("compare"))
         ran.append(True)
     if verdict.promote:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
@@ -23,6 +22,7 @@ from dreambooth_core.ports import Progress
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
+from tasks.device_slot import device_slot, is_lasting
 from tasks.dvc import Dvc
 from tasks.progress import StageTime, finished, is_logged, progress_of, this_flow_run
 from tasks.run_progress import ProgressArtifact, ProgressNote, noted
@@ -75,6 +75,11 @@ class SubjectRun:
             lock_fd=self.lock.fd,
             env=self.env,
         )
+
+    def device(self) -> contextlib.AbstractContextManager[None]:
+        """The slot of the accelerator, held while the block works."""
+        device = self.settings().compute.device
+        return device_slot(self.workspace, self.env, device=device)
 
     def _progress(self, stage: str) -> Progress:
         others = [self._note] if self._artifact is None else [self._note, self._artifact]
@@ -149,7 +154,6 @@ def _end_logged() -> Iterator[None]:
 
 def _flow_run(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str]:
     """The address of the present flow run, if its server is one that stays."""
-    api = PREFECT_API_URL.value()
-    if not flow_run.id or api not in (env.get("PREFECT_API_URL"), workspace.service("prefect_api")):
+    if not flow_run.id or not is_lasting(workspace, env):
         return {}
     return {FLOW_RUN: without_secrets(flow_run.ui_url)}

@@ -21,6 +21,7 @@ from dreambooth_core.pipeline import preflight
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos, this_run
+from tasks.device_slot import device_slot
 from tasks.dvc import Dvc
 from tasks.progress import StageTime, finished, progress_of, this_flow_run
 from tasks.run import log_warnings
@@ -116,16 +117,25 @@ def _say_waiting(holder: str) -> None:
 def run_trial(sweep: Sweep) -> None:
     """Run the next trial of the study."""
     start = time.monotonic()
-    with log_fields(**this_flow_run(), subject=sweep.view.name, stage="trial"):
+    with log_fields(**this_flow_run(), subject=sweep.view.name, stage="trial"), _device(sweep):
         trial = sweep.run_next()
         name = f"trial {trial.number} {trial.state}"
         finished(StageTime(name, time.monotonic() - start, skipped=False))
 
 
+def _device(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
+    return device_slot(sweep.workspace, sweep.env, device=sweep.view.compute.device)
+
+
+def _device(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
+    return device_slot(sweep.workspace, sweep.env, device=sweep.view.compute.device)
+
+
 @task(name="decide", cache_policy=NO_CACHE, persist_result=False, tags=["device"])
 def decide(sweep: Sweep) -> dict[str, Any]:
     """Score the best trial on fresh seeds, against the unchanged settings."""
-    outcome = sweep.decide()
+    with _device(sweep):
+        outcome = sweep.decide()
     overrides = changed_overrides(sweep.view, outcome["changes"])
     return {**outcome, "overrides": config.flow_text(overrides), "applied": None}
 

@@ -68,8 +68,8 @@ class Sweep:
         should_stop: StopSignal,
         progress: Progresses,
     ) -> None:
-        self.subject, self._order, self._workspace = view.name, order, workspace
-        self.view, self._env, self._should_stop = view, env, should_stop
+        self.subject, self._order, self.workspace = view.name, order, workspace
+        self.view, self.env, self._should_stop = view, env, should_stop
         self._progress = progress
         self._folder = workspace.state / "sweep" / view.name
         self.space = spaces.make_space(workspace, view, order.params)
@@ -91,7 +91,7 @@ class Sweep:
             space=self.space,
             unchanged={key: spaces.value_of(self.view, key) for key in self.space},
             pruner=self._order.pruner,
-            lock=self._workspace.state / "locks" / f"sweep-{self.subject}.lock",
+            lock=self.workspace.state / "locks" / f"sweep-{self.subject}.lock",
         )
 
     @property
@@ -127,7 +127,7 @@ class Sweep:
         """Do the work of a trial and return the merit of its checkpoint."""
         attempt.note(changes=dict(attempt.changes))
         name = f"trial-{attempt.number:03d}"
-        view = changed_view(self._workspace, self.subject, attempt.changes, source="trial")
+        view = changed_view(self.workspace, self.subject, attempt.changes, source="trial")
 
         def report(row: CheckpointScore, limits: Limits) -> None:
             attempt.report(selection.merit_so_far(row, limits), step=row.step or 0)
@@ -179,7 +179,7 @@ class Sweep:
             self._run(dataclasses.replace(context, lock_fd=fd), "train", number)
 
     def _training_lock(self, fingerprint: str) -> Path:
-        return self._workspace.state / "locks" / f"train-{fingerprint[:16]}.lock"
+        return self.workspace.state / "locks" / f"train-{fingerprint[:16]}.lock"
 
     def _run(self, context: StageContext, stage: str, number: int) -> object:
         progress = self._progress(f"trial {number} {stage}")
@@ -187,9 +187,9 @@ class Sweep:
 
     def _context(self, name: str, view: SubjectView, **more: Any) -> StageContext:
         """The context of a folder of the search: its own outputs, the store of the workspace."""
-        root, state = self._workspace.root, self._workspace.state
+        root, state = self.workspace.root, self.workspace.state
         places = Places(root, self._folder / self._name_of_folder(name), state, self.subject)
-        return StageContext(view, places, should_stop=self._should_stop, env=self._env, **more)
+        return StageContext(view, places, should_stop=self._should_stop, env=self.env, **more)
 
     def _name_of_folder(self, name: str) -> str:
         return name if name == "photos" else f"{self.name}/{name}"
@@ -207,13 +207,13 @@ class Sweep:
         """Remove trainings from the store that can no longer win; their trials are recorded."""
         trials = self.trials()
         best, unchanged = best_of(trials), _unchanged_of(trials)
-        published = TrainingRun.read_if_there(self._workspace.stage_dir(self.subject, "train"))
+        published = TrainingRun.read_if_there(self.workspace.stage_dir(self.subject, "train"))
         kept = {trial.notes.get("training") for trial in (best, unchanged) if trial}
         kept |= {trial.notes.get("training") for trial in trials if trial.state == "running"}
         kept |= {published.fingerprint} if published else set()
         ended = {str(trial.notes["training"]) for trial in trials if "training" in trial.notes}
         for fingerprint in ended - kept:
-            folder = self._workspace.state / "train" / fingerprint
+            folder = self.workspace.state / "train" / fingerprint
             if folder.is_dir():
                 with locks.hold(self._training_lock(fingerprint), timeout_s=_TRAINING_TIMEOUT_S):
                     shutil.rmtree(folder)
@@ -274,7 +274,7 @@ class Sweep:
 
     def _contender(self, trial: Trial) -> Contender:
         """A trial's checkpoint on fresh seeds; what its stages need comes from the store."""
-        view = changed_view(self._workspace, self.subject, trial.notes["changes"], source="trial")
+        view = changed_view(self.workspace, self.subject, trial.notes["changes"], source="trial")
         context = self._context(f"trial-{trial.number:03d}", view)
         with self._dropping_outputs(context):
             for stage in _PREPARE:

@@ -87,8 +87,8 @@ class Up:
 
 
 @contextlib.contextmanager
-def running(workspace: Workspace, log: Path) -> Iterator[Up]:
-    """`dreambooth up` of a workspace, deployed."""
+def running(workspace: Workspace, log: Path, *, deploy: bool = True) -> Iterator[Up]:
+    """`dreambooth up` of a workspace, by default with its deployments."""
     prefect, mlflow = free_port(), free_port()
     options = ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
     options += ["--metrics-port", str(free_port())]
@@ -105,7 +105,8 @@ def running(workspace: Workspace, log: Path) -> Iterator[Up]:
     try:
         wait_for(lambda: "runs are listed below" in up.printed() or process.poll() is not None)
         assert process.poll() is None, up.printed()
-        up.prefect("deploy", "--all")
+        if deploy:
+            up.prefect("deploy", "--all")
         yield up
     finally:
         process.terminate()
