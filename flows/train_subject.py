@@ -46,4 +46,5 @@ def train_subject(
         pipeline.register(run)
         verdict = pipeline.compare(run)
         pipeline.report(run)
+        pipeline.record_results(run)
         return pipeline.summarize(run, verdict)

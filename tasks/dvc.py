@@ -60,6 +60,11 @@ class Dvc:
         """Track a file or folder in place; the caller holds the workspace lock."""
         self._call("add", "--quiet", path)
 
+    def push(self, *targets: str) -> None:
+        """Upload the files of stages, or of a .dvc file, to the remote. Raises Busy, StageError."""
+        with self._locked():
+            self._call("push", "--quiet", *targets)
+
     def fetch(self, target: str) -> bool:
         """Restore the files of a .dvc file from the cache or the remote; False on failure."""
         with self._locked():

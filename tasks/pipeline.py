@@ -24,7 +24,7 @@ from dreambooth_core.errors import DataError, SettingsError, Stopped
 from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Scores, Selection, Verdict
-from tasks import artifacts, events, retention
+from tasks import artifacts, events, results, retention
 from tasks.run import SubjectRun
 from tasks.stage_guard import bring_up_to_date, commit_photos
 
@@ -218,6 +218,12 @@ def _report_champion(run: SubjectRun, verdict: Verdict) -> None:
 def report(run: SubjectRun) -> State[Any]:
     """Render the report, also after a new verdict."""
     return _run_stage(run, "report", show=artifacts.page, is_lost=lambda: not _is_page_current(run))
+
+
+@task(**_options("record results", hours=6, retries=2))
+def record_results(run: SubjectRun) -> State[Any]:
+    """Commit and push the results, if the settings say so."""
+    return _state("record results", ran=results.record_results(run))
 
 
 def _is_version_lost(run: SubjectRun) -> bool:

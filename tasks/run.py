@@ -21,7 +21,7 @@ from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.ports import Progress
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
-from tasks import photos
+from tasks import photos, results_branch
 from tasks.device_slot import device_slot, is_lasting
 from tasks.dvc import Dvc
 from tasks.progress import StageTime, finished, is_logged, progress_of, this_flow_run
@@ -122,6 +122,8 @@ def subject_run(
     view = changed_view(workspace, subject, changes or {}, source="changes")
     refuse_the_impossible(workspace, view, env=env, last=last)
     require_store(workspace, env)
+    if view.runtime.commit_results is not None and last == STAGES[-1]:
+        results_branch.open_branch(root, env, push=view.runtime.commit_results == "push")
     log_warnings(workspace, view)
     files.remove_abandoned(workspace.state)
     files.remove_abandoned(workspace.root, levels=0)  # of params.yaml and the like

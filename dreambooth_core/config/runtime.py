@@ -46,3 +46,9 @@ class RuntimeSettings(Section):
         effect=Effect.NONE,
         default=None,
     )
+    commit_results: Literal["commit", "push"] | None = setting(
+        "After a run, commit its dvc.lock and scores to the branch dreambooth-results; push: also "
+        "`dvc push` its files and push the branch. Null: neither.",
+        effect=Effect.NONE,
+        default=None,
+    )
