@@ -127,10 +127,6 @@ def _device(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
     return device_slot(sweep.workspace, sweep.env, device=sweep.view.compute.device)
 
 
-def _device(sweep: Sweep) -> contextlib.AbstractContextManager[None]:
-    return device_slot(sweep.workspace, sweep.env, device=sweep.view.compute.device)
-
-
 @task(name="decide", cache_policy=NO_CACHE, persist_result=False, tags=["device"])
 def decide(sweep: Sweep) -> dict[str, Any]:
     """Score the best trial on fresh seeds, against the unchanged settings."""
