@@ -38,7 +38,8 @@ class Note:
     created: float = 0.0
     flow_run: str | None = None
     api: str | None = None
-    is_stopping: bool = False
+    stopping: tuple[int, ...] = ()
+    """The processes that were asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def status(site: Site, subject: str) -> Status:
     """The present state, from the lock and the process or flow run that the app started."""
     holder, note = locks.holder_of(site.workspace.subject_lock(subject)), _read(site, subject)
     at_work = _is_alive(note)
-    if note.is_stopping and (holder or at_work):
+    worker = _pid_of(holder)
+    if (worker in note.stopping) or (at_work and note.pid in note.stopping):
         return Status("stopping", holder)
     if holder is not None:
         return Status("running", holder)
@@ -67,6 +69,11 @@ def status(site: Site, subject: str) -> Status:
     if note.flow_run is not None and _state_of(note) in _QUEUED:
         return Status("queued", None)
     return Status("idle", None)
+
+
+def is_own(site: Site, subject: str) -> bool:
+    """Whether a process that the app started for the subject is at work."""
+    return _is_alive(_read(site, subject))
 
 
 def start(site: Site, subject: str) -> str:
@@ -94,15 +101,15 @@ def stop(site: Site, subject: str) -> str:
         return "The run is taken from the queue."
     import psutil
 
-    worker = _HOLDER.search(found.holder or "")
-    pids = {int(worker[1])} if worker else set[int]()
+    worker = _pid_of(found.holder)
+    pids = {worker} if worker else set[int]()
     pids |= {note.pid} if note.pid and _is_alive(note) else set[int]()
     if not pids:
         return f"No run of {subject} is at work."
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).terminate()
-    files.write_json(_file(site, subject), {**asdict(note), "is_stopping": True})
+    files.write_json(_file(site, subject), {**asdict(note), "stopping": sorted(pids)})
     return "Stopping. The run saves its work first; the next run continues it."
 
 
@@ -110,17 +117,22 @@ def memory_of(site: Site, subject: str) -> int:
     """Bytes of memory that the processes of a run hold."""
     import psutil
 
-    worker = _HOLDER.search(locks.holder_of(site.workspace.subject_lock(subject)) or "")
+    worker = _pid_of(locks.holder_of(site.workspace.subject_lock(subject)))
     if worker is None:
         return 0
     with contextlib.suppress(psutil.Error):
-        first = psutil.Process(int(worker[1]))
+        first = psutil.Process(worker)
         sizes = list[int]()
         for process in (first, *first.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 sizes.append(process.memory_info().rss)
         return sum(sizes)
     return 0
+
+
+def _pid_of(holder: str | None) -> int | None:
+    found = _HOLDER.search(holder or "")
+    return int(found[1]) if found else None
 
 
 def _launch(site: Site, subject: str) -> Note:

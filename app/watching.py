@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.runs import log_of
+from app.runs import is_own, log_of
 from app.site import Site
 from dreambooth_core.pipeline import live_scores
 from dreambooth_core.pipeline.live_scores import ScoredRow
@@ -56,15 +56,19 @@ def training_of(site: Site, subject: str) -> Training | None:
 
 
 def stage_now(site: Site, subject: str) -> str | None:
-    """The last progress that a run of the app's printed, such as "class-images 16/128"."""
+    """What the run does now, such as "class-images 16 of 128", if the app started it."""
+    if not is_own(site, subject):
+        return None
     found = _STAGE_LINE.findall(_tail(log_of(site, subject)))
     return " ".join((found[-1][0], f"{found[-1][1]} of {found[-1][2]}")) if found else None
 
 
 def error_of(site: Site, subject: str) -> str | None:
     """Why the last run of the app's failed; None if it did not, or was stopped."""
-    found = _ERROR.search(_tail(log_of(site, subject)))
-    if found is None or found[1].startswith("stopped;"):
+    log = log_of(site, subject)
+    found = _ERROR.search(_tail(log))
+    later = max(finished_stages(site, subject).values(), default=0.0)
+    if found is None or later > log.stat().st_mtime or found[1].startswith("stopped;"):
         return None
     return found[1].strip()
 

@@ -96,7 +96,8 @@ def _sentence(site: Site, name: str, status: Status) -> str:
     """What the run does now, in words."""
     if status.phase != "running":
         return _PHASES[status.phase]
-    return f"Running: {watching.stage_now(site, name) or 'at work'}."
+    stage = watching.stage_now(site, name)
+    return f"Running: {stage}." if stage else "Running."
 
 
 class _Watch:
