@@ -181,7 +181,7 @@ def _commit_onto(git: Git, base: str, subject: str, contents: Mapping[str, str])
 
 @contextlib.contextmanager
 def _scratch_index(git: Git, base: str) -> Iterator[dict[str, str]]:
-    """An index of its own with the files of `base`: that of the checkout stays as it is."""
+    """A temporary index with the files of `base`: that of the checkout stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": os.path.join(folder, "index")}  # noqa: PTH118 - a variable
         git.run("read-tree", base, env=index)
