@@ -29,7 +29,7 @@ class Rescored:
 
 
 def run(context: StageContext) -> list[Rescored]:
-    """Score every registered version of a subject, and record the scores in addition to its earlier ones.
+    """Score every registered version of a subject; record the scores next to its earlier ones.
 
     Versions that the registry has with the present harness are not scored again. One that fails
     does not keep the others from being scored. Raises Stopped.
