@@ -109,6 +109,13 @@ def button(
     return made
 
 
+def text_input(value: str) -> TextElement:
+    """A text field without a label. What is typed stays when the page is drawn again."""
+    made = tag("input", type="text", autocomplete="off", spellcheck="false")
+    made.props["^value"] = value  # the attribute: Vue would write a property anew each time
+    return made
+
+
 OnValue = Callable[[str], Awaitable[None] | None]
 """Receives the value of a field."""
 
@@ -132,9 +139,7 @@ class Field:
         self.value = value
         with tag("div", classes="field"):
             caption = tag("label", label)
-            self.input = tag(
-                "input", type="text", value=value, autocomplete="off", spellcheck="false"
-            )
+            self.input = text_input(value)
             for name, own in attributes.items():
                 self.input.props[name.rstrip("_").replace("_", "-")] = own
             caption.props["for"] = self.input.html_id

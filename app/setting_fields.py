@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.layout import tag
+from app.layout import tag, text_input
 from dreambooth_core.config.reference import Entry
 
 _OFF = "null"
@@ -20,13 +20,7 @@ class SettingField:
         with tag("div", classes="field setting") as self.box:
             label = tag("label", entry.key)
             tag("p", entry.meaning, classes="meaning")
-            self.input = _choices(entry, value) or tag(
-                *("input",),
-                type="text",
-                value=_spell(value),
-                autocomplete="off",
-                spellcheck="false",
-            )
+            self.input = _choices(entry, value) or text_input(_spell(value))
             label.props["for"] = self.input.html_id
             hint = tag("p", _hint(entry), classes="small")
             self.error = tag("p", "", classes="wrong", role="alert")

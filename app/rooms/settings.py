@@ -15,6 +15,7 @@ from app.site import Site
 from dreambooth_core import config
 from dreambooth_core.config import OVERRIDABLE, reference
 from dreambooth_core.errors import DreamBoothError, Problem
+from dreambooth_core.workspace import STAGES
 
 _BASIC = (
     *("base_model.pretrained_model_name_or_path", "data.resolution", "data.captions"),
@@ -228,7 +229,7 @@ def _show_plan(site: Site, plan: dict[str, Any]) -> None:
         peak = memory["peak_mib"]
         _fact("Memory", "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB in training")
         _fact("Time", _time_of(plan["time"]))
-        runs = [stage for stage, does in plan["stages"].items() if does == "run"]
+        runs = [stage for stage in STAGES if plan["stages"][stage] == "run"]
         _fact("Runs again", ", ".join(runs) or "nothing: all is up to date")
     for warning in plan["warnings"]:
         with tag("div", classes="notice"):

@@ -48,6 +48,7 @@ def test_change_is_checked_planned_and_saved(app: RunningApp, opened: Any) -> No
     steps.fill("no")
     page.keyboard.press("Tab")
     page.get_by_text("1 change not saved, 1 wrong").wait_for()
+    assert steps.input_value() == "no"
     assert "valid integer" in page.locator(".setting .wrong:not(:empty)").inner_text()
     assert serious(page) == []
     before = app.workspace.params.read_text()

@@ -115,6 +115,7 @@ def test_two_browsers_start_one_run_which_survives_the_app(app: RunningApp, open
             page.get_by_role("button", name="Start training").click()
         pages[1].get_by_text("already at work").wait_for()
         assert len(runs_of(app, "mug")) == 1
+        pages[1].close()
     assert len(runs_of(app, "mug")) == 1
     pages[0].get_by_role("button", name="Stop").wait_for()
     end(app, "mug", pages[0])
