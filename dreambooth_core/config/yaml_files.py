@@ -96,7 +96,10 @@ def value_text(text: str, keys: Sequence[str]) -> str:
 
 def replace_text(text: str, keys: Sequence[str], value: str) -> str:
     """Replace the text of the value at `keys`; the inverse takes what `value_text` gave."""
-    _, node = _find(text, keys)
+    key, node = _find(text, keys)
+    if node.start_mark.index == node.end_mark.index:  # nothing behind the colon
+        colon = text.index(":", key.end_mark.index) + 1
+        return f"{text[:colon]} {value}{text[colon:]}"
     return text[: node.start_mark.index] + value + text[_end_of(node) :]
 
 

@@ -115,4 +115,5 @@ def _write(workspace: Workspace, subject: str, choice: Choice | None) -> None:
         text = config.read_text(workspace.params)
         value = None if choice is None else choice.model_dump(mode="json")
         changed = config.set_value(text, ("subjects", subject, "choice"), value)
+        config.check_settings(config.parse_yaml(changed), file=workspace.params.name)
         files.write_bytes(workspace.params, changed.encode())

@@ -160,6 +160,8 @@ CHOICE = {"step": 4, "when": "2026-11-29T10:00:00+00:00"}
     ("before", "after"),
     [
         ("a:\n  m:\n    c: null  # why\n", 'a:\n  m:\n    c: {step: 4, when: "%s"}  # why\n'),
+        ("a:\n  m:\n    c:\n  n: 2\n", 'a:\n  m:\n    c: {step: 4, when: "%s"}\n  n: 2\n'),
+        ("a:\n  m:\n    c:  # why\nb: 1", 'a:\n  m:\n    c: {step: 4, when: "%s"}  # why\nb: 1'),
         ("a:\n  m:\n    c: {step: 2}\nb: 1\n", 'a:\n  m:\n    c: {step: 4, when: "%s"}\nb: 1\n'),
         (
             "a:\n  m:\n    p: 1\n  n: 2\n",
