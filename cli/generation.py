@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import io
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from cli import picture_folder
+from cli import picture_folder, session
+from cli.open_models import OpenModels
 from dreambooth_core import config
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import load, prompts, sampling
@@ -27,9 +29,6 @@ from dreambooth_core.workspace import Workspace
 
 _PACKAGE = "dreambooth-pipeline"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-Opener = Callable[..., contextlib.AbstractContextManager[OpenModel]]
-"""Opens a model as `open_model` does."""
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -60,12 +59,11 @@ def generate(
     *,
     tracking_uri: str | None,
     progress: Progress = no_progress,
-    opener: Opener | None = None,
 ) -> dict[str, Any]:
     """Write one PNG per image and a contact sheet into `out`; return the files and settings.
 
     No file in `out` is changed. Raises SettingsError for what cannot be done, before the model is
-    loaded if possible, and RegistryError for an unknown version. `opener` may keep models open.
+    loaded if possible, and RegistryError for an unknown version.
     """
     prompts.require_text("--prompt", request.prompt)
     settings = config.load_settings(workspace.params)
@@ -74,7 +72,7 @@ def generate(
     store = tracking.resolve_tracking(workspace, uri=tracking_uri)
     with (
         picture_folder.opened(out),
-        (opener or open_model)(
+        _opener()(
             workspace,
             settings,
             model,
@@ -97,6 +95,16 @@ def generate(
         "seeds": [request.seed + index for index in range(request.num)],
         "sheet": None if sheet is None else str(sheet),
     }
+
+
+def _opener() -> Callable[..., contextlib.AbstractContextManager[OpenModel]]:
+    """What opens models: in a process that stays, they do too."""
+    return _open_models().opened if session.keeps_models.get() else open_model
+
+
+@functools.cache
+def _open_models() -> OpenModels:
+    return OpenModels()
 
 
 def _device(compute: config.ComputeSettings, request: Request) -> torch.device:

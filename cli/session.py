@@ -116,6 +116,8 @@ class Session:
 
 
 workspace_option: ContextVar[Path | None] = ContextVar("workspace_option", default=None)
+keeps_models: ContextVar[bool] = ContextVar("keeps_models", default=False)
+"""Whether this process runs more commands, so that the models of one serve the next."""
 _terminal: ContextVar[Terminal | None] = ContextVar("terminal", default=None)
 
 
@@ -129,6 +131,14 @@ def open_session(*, as_json: bool, **more: str) -> Session:
 def terminal() -> Terminal:
     """The terminal of this call; a plain one if the command has not opened its own yet."""
     return _terminal.get() or open_terminal(as_json=False)
+
+
+def close_terminal() -> None:
+    """Close the terminal, so that the next command of this process opens its own."""
+    opened = _terminal.get()
+    if opened is not None:
+        os.close(opened.stdout_fd)
+        _terminal.set(None)
 
 
 def open_terminal(*, as_json: bool) -> Terminal:
