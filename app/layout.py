@@ -40,7 +40,14 @@ from app.access import LOGOUT
 from app.site import Site
 from dreambooth_core.errors import DreamBoothError
 
-NAVIGATION = {"/": "Subjects", "/train": "Train", "/settings": "Settings"}
+NAVIGATION = {
+    "/": "Subjects",
+    "/train": "Train",
+    "/settings": "Settings",
+    "/result": "Result",
+    "/judge": "Judge",
+    "/registry": "Registry",
+}
 """The links of the header."""
 
 _STATIC = Path(__file__).parent / "static"
@@ -60,7 +67,9 @@ def add_look() -> None:
     ui.add_head_html(
         f'<link rel="stylesheet" href="{_LOOK}page.css">'
         '<link rel="stylesheet" href="/static/app.css">'
-        '<script src="/static/app.js" defer></script>',
+        '<link rel="stylesheet" href="/static/judging.css">'
+        '<script src="/static/app.js" defer></script>'
+        '<script src="/static/gallery.js" defer></script>',
         shared=True,
     )
 

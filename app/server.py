@@ -7,10 +7,18 @@ from nicegui import ui
 
 from app import layout, pictures, uploads
 from app.access import AccessControl
-from app.rooms import add_subject, settings, subjects, train
+from app.rooms import (
+    add_subject,
+    judge,
+    registry,
+    result,
+    settings,
+    subjects,
+    train,
+)
 from app.site import Site
 
-ROOMS = (subjects, add_subject, train, settings)
+ROOMS = (subjects, add_subject, train, settings, result, judge, registry)
 """The modules of the rooms: each adds its pages with `add_to(site)`."""
 
 _ICON = (
