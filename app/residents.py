@@ -91,7 +91,8 @@ def _result(words: tuple[str, ...], answer: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(answer["output"])
     except ValueError:
         last = answer["messages"].strip().splitlines()[-1:]
-        raise CommandError(f"dreambooth {words[0]} failed", got="; ".join(last)) from None
+        said = "".join(last).removeprefix("Error: ")
+        raise CommandError(said or f"dreambooth {words[0]} failed") from None
     if answer["exit_code"] == 0:
         return result
     error = result["error"]

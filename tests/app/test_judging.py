@@ -244,7 +244,9 @@ def test_playground_keeps_the_settings_in_the_file(
     page.get_by_role("button", name="Draw", exact=True).wait_for(timeout=WAIT)
     page.get_by_label("Steps").fill("0")
     press(page, "Draw")
-    page.locator("#said").get_by_text("0 is not in the range").wait_for(timeout=WAIT)
+    page.locator("#said").get_by_text(
+        "'--steps': Input should be greater than or equal to 1"
+    ).wait_for(timeout=WAIT)
     for label, value in {"Prompt to draw": "a red cat", "Seed": "41", "Steps": "2",
                          "Guidance": "1.5", "Strength": "0.5"}.items():  # fmt: skip
         page.get_by_label(label, exact=True).fill(value)
@@ -308,7 +310,7 @@ def test_unknown_subject_and_missing_run_are_sentences(
     for room in ROOMS:
         page = opened(f"{app.url}/{room}/dog")
         page.get_by_text("no subject has the name 'dog'").wait_for()
-    photos = workspace.root / "data" / "instance" / SUBJECT
+    photos = ROOT / "examples" / "mug-stripes"
     dreambooth(workspace, "subject", "add", "dog", "--class-noun", "dog", "--images", str(photos))
     sentences = {"result": "no scored checkpoints yet", "judge": "no model 'dreambooth-dog'"}
     for room, sentence in sentences.items():
