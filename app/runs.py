@@ -21,6 +21,7 @@ from app.commands import command
 from app.site import Site
 from dreambooth_core import files, locks
 from dreambooth_core.errors import StageError
+from tasks import run_progress
 
 Phase = Literal["idle", "queued", "starting", "running", "stopping"]
 
@@ -71,11 +72,6 @@ def status(site: Site, subject: str) -> Status:
     return Status("idle", None)
 
 
-def is_own(site: Site, subject: str) -> bool:
-    """Whether a process that the app started for the subject is at work."""
-    return _is_alive(_read(site, subject))
-
-
 def start(site: Site, subject: str) -> str:
     """Start a run unless one is at work; return what happened, as a sentence."""
     from cli import services
@@ -115,19 +111,8 @@ def stop(site: Site, subject: str) -> str:
 
 def memory_of(site: Site, subject: str) -> int:
     """Bytes of memory that the processes of a run hold."""
-    import psutil
-
     worker = _pid_of(locks.holder_of(site.workspace.subject_lock(subject)))
-    if worker is None:
-        return 0
-    with contextlib.suppress(psutil.Error):
-        first = psutil.Process(worker)
-        sizes = list[int]()
-        for process in (first, *first.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                sizes.append(process.memory_info().rss)
-        return sum(sizes)
-    return 0
+    return 0 if worker is None else run_progress.memory_of(worker)
 
 
 def _pid_of(holder: str | None) -> int | None:

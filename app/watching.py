@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.runs import is_own, log_of
+from app.runs import log_of
 from app.site import Site
 from dreambooth_core.pipeline import live_scores
 from dreambooth_core.pipeline.live_scores import ScoredRow
 from dreambooth_core.records import RECORD_NAME, Selection
+from dreambooth_core.training.progress import ProgressLine, numbers_in, read_log
 from dreambooth_core.workspace import STAGES
+from tasks import run_progress
 
 _TAIL = 200_000
-_LINE = re.compile(r"step (\d+)/(\d+)  loss ([\d.naif+-]+) .*?([\d.]+) steps/s  (\d+):(\d\d) left")
-_STAGE_LINE = re.compile(r"  ([a-z][a-z0-9 -]*?) (\d+)/(\d+)\b ?(.*)")
 _ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)
 
 
@@ -47,20 +47,19 @@ def training_of(site: Site, subject: str) -> Training | None:
         return None
     folder, job = found
     last = job.get("ends_at") or job["train"]["max_train_steps"]
-    lines = _progress_lines(site, subject, job["fingerprint"])
+    lines = read_log(_tail(site.workspace.places(subject).log_file("train")), job["fingerprint"])
     losses = _losses(folder, lines)
     step = losses[-1][0] if losses else 0
-    rate = float(lines[-1][4]) if lines else None
-    left = int(lines[-1][5]) * 60 + int(lines[-1][6]) if lines else None
+    numbers = numbers_in(lines[-1].text) if lines else {}
+    rate = numbers.get("steps_per_second")
+    left = int(numbers["seconds_left"]) if "seconds_left" in numbers else None
     return Training(step, last, rate, left, losses, live_scores.read(folder))
 
 
 def stage_now(site: Site, subject: str) -> str | None:
-    """What the run does now, such as "class-images 16 of 128", if the app started it."""
-    if not is_own(site, subject):
-        return None
-    found = _STAGE_LINE.findall(_tail(log_of(site, subject)))
-    return " ".join((found[-1][0], f"{found[-1][1]} of {found[-1][2]}")) if found else None
+    """What the run does now, such as "class-images 16 of 128"."""
+    found = run_progress.read(site.workspace, subject)
+    return f"{found.stage} {found.done} of {found.total}" if found else None
 
 
 def error_of(site: Site, subject: str) -> str | None:
@@ -100,14 +99,7 @@ def _newest_job(site: Site, subject: str) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _progress_lines(site: Site, subject: str, fingerprint: str) -> list[re.Match[str]]:
-    """The progress of the last start of a training."""
-    text = _tail(site.workspace.places(subject).log_file("train"))
-    own = text.rpartition(f"{subject} {fingerprint}\n")[2]
-    return list(_LINE.finditer(own))
-
-
-def _losses(folder: Path, lines: Sequence[re.Match[str]]) -> list[tuple[int, float]]:
+def _losses(folder: Path, lines: Sequence[ProgressLine]) -> list[tuple[int, float]]:
     """Each saved update's loss, then those of the progress lines."""
     tables = [*folder.glob("resume/*/metrics.csv"), *folder.glob("out/metrics.csv")]
     found: dict[int, float] = {}
@@ -116,7 +108,9 @@ def _losses(folder: Path, lines: Sequence[re.Match[str]]) -> list[tuple[int, flo
             step, loss, *_ = line.split(",")
             found[int(step)] = float(loss)
     for line in lines:
-        found.setdefault(int(line[1]), float(line[3]))
+        numbers = numbers_in(line.text)
+        if "loss" in numbers:
+            found.setdefault(line.done, numbers["loss"])
     return sorted(found.items())
 
 

@@ -24,7 +24,6 @@ from dreambooth_core.records import Evaluation, Selection
 from dreambooth_core.training.progress import numbers_in
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import run_progress
-from tasks.run_progress import RunProgress
 
 _DISK_EVERY_S = 300.0
 
@@ -97,6 +96,9 @@ class WorkspaceCollector(Collector):
             "steps_per_second": _gauge(
                 "training_steps_per_second", "Optimizer updates per second", "subject"
             ),
+            "seconds_left": _gauge(
+                "training_left_seconds", "Estimated time to the last step", "subject"
+            ),
         }
         for subject in subjects:
             holder = locks.holder_of(self._workspace.subject_lock(subject))
@@ -107,7 +109,7 @@ class WorkspaceCollector(Collector):
             done.add_metric([subject, progress.stage], progress.done)
             total.add_metric([subject, progress.stage], progress.total)
             age.add_metric([subject], time.time() - progress.updated)
-            memory.add_metric([subject], _memory_of(progress))
+            memory.add_metric([subject], run_progress.memory_of(progress.process))
             for name, value in numbers_in(progress.text).items():
                 numbers[name].add_metric([subject], value)
         yield from (active, done, total, age, memory, *numbers.values())
@@ -148,23 +150,6 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 def _single(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"dreambooth_{name}", text, value=value)
-
-
-def _memory_of(progress: RunProgress) -> int:
-    """Bytes in RAM of a run's process and all its descendants, the trainers among them."""
-    try:
-        first = psutil.Process(progress.process)
-        family = [first, *first.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    return sum(_resident(process) for process in family)
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
 
 
 def _selected_scores(workspace: Workspace, subject: str) -> dict[str, float]:

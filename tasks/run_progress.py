@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
+import psutil
+
 from dreambooth_core import files, locks
 from dreambooth_core.logs import logger
 from dreambooth_core.ports import Progress, Throttle
@@ -46,6 +48,23 @@ def read(workspace: Workspace, subject: str) -> RunProgress | None:
         return RunProgress(**json.loads(workspace.run_progress(subject).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def memory_of(process: int) -> int:
+    """Bytes in RAM of a process and all its descendants, such as a run and its trainers."""
+    try:
+        first = psutil.Process(process)
+        family = [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    return sum(_resident(each) for each in family)
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 class ProgressNote:

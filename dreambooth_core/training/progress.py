@@ -97,6 +97,22 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(found[1]), int(found[2]), found[3]) if found else None
 
 
+_LOGGED = re.compile(rf"{_LINE.pattern}$")
+
+
+def start_line(fingerprint: str) -> str:
+    """What the log of a training says at each of its starts."""
+    return f"the training {fingerprint} starts"
+
+
+def read_log(text: str, fingerprint: str) -> list[ProgressLine]:
+    """The progress since the last start of a training, from the text of its log."""
+    _, found, own = text.rpartition(start_line(fingerprint))
+    matches = [_LOGGED.search(line) for line in own.splitlines()] if found else []
+    return [ProgressLine(int(m[1]), int(m[2]), m[3]) for m in matches if m]
+
+
+_TIME_LEFT = re.compile(r"(\d+):(\d\d) left")
 _NUMBERS = {
     "loss": re.compile(r"\bloss (\S+)"),
     "learning_rate": re.compile(r"\blr (\S+)"),
@@ -105,9 +121,11 @@ _NUMBERS = {
 
 
 def numbers_in(text: str) -> dict[str, float]:
-    """The loss, learning rate and steps per second of a progress line's text, if it has them."""
+    """The loss, learning rate, steps per second and seconds left that a progress line states."""
     found = {name: pattern.search(text) for name, pattern in _NUMBERS.items()}
-    return {name: float(match[1]) for name, match in found.items() if match}
+    numbers = {name: float(match[1]) for name, match in found.items() if match}
+    left = _TIME_LEFT.search(text)
+    return {**numbers, "seconds_left": 60.0 * int(left[1]) + int(left[2])} if left else numbers
 
 
 class ProgressReporter:

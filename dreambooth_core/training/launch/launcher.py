@@ -29,7 +29,7 @@ from dreambooth_core.training import job as job_files
 from dreambooth_core.training.checkpoints.published import finished_run
 from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.launch.accelerate_config import Node, accelerate_options
-from dreambooth_core.training.progress import parse_progress
+from dreambooth_core.training.progress import parse_progress, start_line
 from dreambooth_core.waiting import wait_until
 
 OnLine = Callable[[str], None]
@@ -86,7 +86,7 @@ def run_trainer(
     if node is None or node.rank == 0:
         job_files.clear_exit(job.state_dir)
     with log_file.open("a", encoding="utf-8") as log:
-        log.write(timed_line(with_fields(f"the training {job.fingerprint} starts")) + "\n")
+        log.write(timed_line(with_fields(start_line(job.fingerprint))) + "\n")
         output = Output(log, on_line=on_line, progress=progress)
         launch = _start(job, node=node, lock_fd=lock_fd)
         try:

@@ -15,8 +15,9 @@ from cli import metrics
 from dreambooth_core import locks
 from dreambooth_core.config import read_yaml
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.logs import log_fields, timed_line, with_fields
 from dreambooth_core.supervision import free_port
-from dreambooth_core.training.progress import numbers_in
+from dreambooth_core.training.progress import numbers_in, read_log, start_line
 from dreambooth_core.workspace import Workspace
 from tasks.run_progress import noted, read
 from tests.paths import ROOT
@@ -54,6 +55,7 @@ def test_a_run_in_progress_shows_stage_loss_rate_and_memory(workspace: Workspace
     assert found["dreambooth_training_loss", "mug"] == 0.125
     assert found["dreambooth_training_learning_rate", "mug"] == 2e-6
     assert found["dreambooth_training_steps_per_second", "mug"] == 3.5
+    assert found["dreambooth_training_left_seconds", "mug"] == 80
     assert found["dreambooth_run_memory_bytes", "mug"] > 1e6
     assert found["dreambooth_progress_age_seconds", "mug"] < 60
     after = samples(metrics.text_of(workspace, {}))
@@ -78,8 +80,30 @@ def test_the_note_of_a_killed_run_counts_for_nothing(workspace: Workspace) -> No
 
 
 def test_numbers_of_a_progress_line_are_read_back() -> None:
-    assert numbers_in(LINE) == {"loss": 0.125, "learning_rate": 2e-6, "steps_per_second": 3.5}
+    assert numbers_in(LINE) == {
+        "loss": 0.125,
+        "learning_rate": 2e-6,
+        "steps_per_second": 3.5,
+        "seconds_left": 80,
+    }
     assert numbers_in("cup.png") == {}
+
+
+def test_log_gives_the_progress_since_the_last_start() -> None:
+    def line(text: str, step: int | None = None) -> str:
+        with log_fields(subject="mug", stage="train"):
+            return timed_line(with_fields(text, step=step))
+
+    log = [
+        line(start_line("abc")),
+        line(f"step 60/600  {LINE}", 60),
+        line(start_line("abc")),
+        line("training starts after step 60 of 600"),
+        line(f"step 61/600  {LINE}", 61),
+        line("checkpoint-120 is saved", 61),
+    ]
+    assert read_log("\n".join(log), "abc") == [(61, 600, LINE)]
+    assert read_log("\n".join(log), "def") == []
 
 
 def test_served_metrics_are_read_over_http(workspace: Workspace) -> None:
