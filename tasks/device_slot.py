@@ -7,14 +7,12 @@ renews its lease; the slot of a killed one is free again after a minute.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 
+from dreambooth_core.logs import logger
 from dreambooth_core.workspace import Workspace
 
 LIMIT = "dreambooth-device"
-
-logger = logging.getLogger("dreambooth")
 
 _LEASE_S = 60.0
 # One attempt; in between, the main thread receives signals.

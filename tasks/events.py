@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+from dreambooth_core.logs import logger
 
 if TYPE_CHECKING:
     from dreambooth_core.registry.versions import VersionInfo
 
 PHOTOS_CHANGED = "dreambooth.photos.changed"
 CHAMPION_CHANGED = "dreambooth.champion.changed"
-
-logger = logging.getLogger("dreambooth")
 
 
 def emit(event: str, subject: str, payload: Mapping[str, Any]) -> None:
