@@ -1,5 +1,5 @@
-"""The web app `dreambooth app`: rooms that call what the command line calls.
+"""The web app `dreambooth app`: rooms that run the commands of the command line.
 
-It keeps no state in the browser: what a page shows comes from the workspace's files and from the
-servers, so a page that is opened again shows the present state.
+It keeps no state in the browser: pages show the workspace's files and the servers' answers, so a
+page that is opened again shows the present state.
 """

@@ -1,4 +1,4 @@
-"""Calls `dreambooth` in a process of its own: the same code and errors as on the command line."""
+"""Runs `dreambooth` as a child process: the same code and errors as on the command line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Rules:
 - Build pages from `tag(...)`: plain HTML that `static/app.css` and the report's own style sheet
   (loaded first) give their look. Texts are escaped; never use `ui.html` for a user's text.
 - Call the command line for all work: `await commands.call(site, "promote", ...)` runs `dreambooth`
-  in a process of its own and raises its error; quick reads of files go through
+  as a child process and raises its error; quick reads of files go through
   `await run.io_bound(...)`. Nothing slow on the event loop, no torch in this process.
 - Show errors with `problem(error)`, the result of an action with `say(text)` (a live region).
 - Poll with `ui.timer(seconds, ...)` and redraw only what has changed, so that the focus stays.
@@ -119,7 +119,7 @@ def button(
 
 
 def text_input(value: str) -> TextElement:
-    """A text field without a label. What is typed stays when the page is drawn again."""
+    """A text field without a label. Typed text survives updates of the page."""
     made = tag("input", type="text", autocomplete="off", spellcheck="false")
     made.props["^value"] = value  # the attribute: Vue would write a property anew each time
     return made
@@ -179,7 +179,7 @@ class Field:
         ui.run_javascript(f"document.getElementById({_js(self.input.html_id)}).focus()")
 
     def show_error(self, text: str | None) -> None:
-        """Show what is wrong with the value, or None."""
+        """Show the mistake in the value, or None."""
         self.error.set_text(text or "")
         ui.run_javascript(
             f"document.getElementById({_js(self.input.html_id)})"

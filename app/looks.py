@@ -1,4 +1,4 @@
-"""What is known of a folder of photos: verdicts, squares, the gate's report; kept on disk.
+"""The examination of a folder of photos: verdicts, squares, the gate's report; kept on disk.
 
 A look belongs to the files of a folder and the settings that judge them. A change of either makes a
 new one. One process at a time examines a folder, whatever the number of browsers.
@@ -56,7 +56,7 @@ def start(site: Site, place: tuple[Path, Path, str]) -> None:
 
 
 def read(site: Site, place: tuple[Path, Path, str]) -> Look:
-    """What is known so far."""
+    """The findings so far."""
     out = _folder(site, place)
     rows: list[dict[str, Any]] = []
     if (out / photo_check.VERDICTS).is_file():

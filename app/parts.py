@@ -15,7 +15,7 @@ from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
 
 ROOMS = {"/result": "Result", "/judge": "Judge", "/registry": "Registry"}
-"""The rooms about what a run gave, in the order of their use."""
+"""The rooms about the result of a run, in the order of their use."""
 
 Show = Callable[[str], Awaitable[None] | None]
 """Shows the room of a subject, inside the frame."""

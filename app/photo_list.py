@@ -20,7 +20,7 @@ Extra = Callable[[dict[str, Any]], None]
 
 
 class PhotoList:
-    """The list on a page. It grows while photos are examined, and is drawn again at the end."""
+    """The list on a page: it grows during the examination, and is final at its end."""
 
     def __init__(
         self, site: Site, place: tuple[Path, Path, str], *, extra: Extra | None = None

@@ -1,7 +1,7 @@
 """Two processes that run commands one after another: one draws pictures, one asks the registry.
 
 They load torch and MLflow once, when a room first needs them, and end after some idle minutes, so
-that the memory of models is free again. One picture is drawn at a time, whoever asked first.
+that the memory of models is free again. Pictures are sampled one by one, in the order of requests.
 """
 
 from __future__ import annotations

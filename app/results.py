@@ -1,4 +1,4 @@
-"""What a subject's last run left on disk: checkpoints, their pictures and scores, the choice."""
+"""Reads the output of a subject's last run: checkpoints, their pictures and scores, the choice."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _pictures(folder: Path, evaluation: Evaluation) -> dict[str, list[Picture]]:
 
 @dataclass(frozen=True)
 class MadePicture:
-    """A picture that was drawn in the app, with the settings in its file."""
+    """A picture made in the app, with the settings in its file."""
 
     path: Path
     record: dict[str, Any]

@@ -1,7 +1,7 @@
 """Starts and stops runs. A run belongs to no browser and not to the app: it outlives both.
 
 Where `dreambooth up` runs, a run is one of its deployment; otherwise it is `dreambooth run` in a
-session of its own. The subject's lock tells whether one is at work, whoever started it.
+new session. The subject's lock shows whether one is at work, whoever started it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _QUEUED = ["SCHEDULED", "PENDING"]
 
 @dataclass(frozen=True)
 class Note:
-    """What the app started last for a subject."""
+    """The last run that the app started for a subject."""
 
     pid: int | None = None
     created: float = 0.0
@@ -121,7 +121,7 @@ def _pid_of(holder: str | None) -> int | None:
 
 
 def _launch(site: Site, subject: str) -> Note:
-    """Run in a session of its own, so that neither Ctrl-C nor the end of the app reaches it."""
+    """Run in a new session, so that neither Ctrl-C nor the end of the app reaches it."""
     import psutil
 
     log = log_of(site, subject)

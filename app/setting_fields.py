@@ -31,7 +31,7 @@ class SettingField:
         await self._on_change(self.entry.key, parse(self.entry, str(event.args)))
 
     def show_error(self, text: str | None) -> None:
-        """Show what is wrong, or None."""
+        """Show the mistake, or None."""
         if self.error.text != (text or ""):
             self.error.set_text(text or "")
             self.input.props["aria-invalid"] = "true" if text else "false"

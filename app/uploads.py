@@ -88,7 +88,7 @@ def add_to(site: Site) -> None:
 
 
 def _problem_with(name: str) -> str | None:
-    """What is wrong with a file's name; `masks/photo.png` is one."""
+    """The mistake in a file's name, if any; `masks/photo.png` is a valid one."""
     path = Path(name)
     is_plain = path.name == name or (path.parent.name == "masks" and str(path) == name)
     if not is_plain or path.name in ("", ".", "..") or "\0" in name or files.is_aside(path.name):

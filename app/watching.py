@@ -1,4 +1,4 @@
-"""What the files of a workspace say of a training: steps, losses, scored checkpoints, the end."""
+"""Reads the state of a training from the workspace: steps, losses, scored checkpoints, the end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def training_of(site: Site, subject: str) -> Training | None:
 
 
 def stage_now(site: Site, subject: str) -> str | None:
-    """What the run does now, such as "class-images 16 of 128"."""
+    """The present stage and its progress, such as "class-images 16 of 128"."""
     found = run_progress.read(site.workspace, subject)
     return f"{found.stage} {found.done} of {found.total}" if found else None
 

@@ -74,7 +74,7 @@ class _Pieces:
 
 
 class _Words:
-    """The words of a draft. What is typed is kept in the draft, so that a reload shows it."""
+    """The words of a draft, which keeps them for a reload of the page."""
 
     def __init__(self, site: Site, draft: str, proposed: str) -> None:
         self._site, self._draft = site, draft
@@ -131,7 +131,7 @@ class _Words:
         await self._show_pieces()
 
     async def submit(self) -> None:
-        """Add the subject, or show what is wrong next to the field."""
+        """Add the subject, or show the mistake next to its field."""
         kept = self._kept
         wrong = await run.io_bound(_problems, self._site, kept) or {}
         for name, shown in self.fields.items():
@@ -171,7 +171,7 @@ class _Words:
 
 
 def _problems(site: Site, words: dict[str, str]) -> dict[str, str]:
-    """What is wrong with the words, by field, as `subject add` says it."""
+    """Mistakes in the words by field, in the sentences of `subject add`."""
     from cli import subjects  # the data gate's libraries, which would delay the start
 
     new = subjects.NewSubject(**words)

@@ -1,4 +1,4 @@
-"""The playground of the room Judge: draw any prompt with any version, and keep what was made."""
+"""The playground of the room Judge: sample any prompt with any version, and keep the pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NUMBERS = {
 
 
 class Playground:
-    """A form, and the pictures that were drawn in the app."""
+    """A form, and the pictures made in the app."""
 
     def __init__(
         self, site: Site, drawing: Resident, name: str, found: Versions, prompts: list[str]

@@ -73,7 +73,7 @@ class _Room:
             problem("No checkpoint was selected.")
 
     def _pending(self, found: Result) -> str | None:
-        """What the next run changes about the selection, in words."""
+        """The next run's change of the selection, in words."""
         best, choice = found.options.selection.best, found.choice
         if choice is None:
             taken_back = "by hand:" in found.options.selection.rule

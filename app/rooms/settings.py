@@ -1,4 +1,4 @@
-"""The room Settings: a form of params.yaml, the presets, and the plan of a run beside them."""
+"""The room Settings: a form of params.yaml, the presets, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_to(site: Site) -> None:
 
 
 class _Form:
-    """The fields. What is changed waits for Save; the file's own check marks mistakes at once."""
+    """The fields. Changes wait for Save; the file's own check marks mistakes at once."""
 
     def __init__(self, site: Site, values: dict[str, Any]) -> None:
         self._site, self._changes = site, dict[str, Any]()
@@ -100,7 +100,7 @@ class _Form:
         self._filter()
 
     def _filter(self) -> None:
-        """Show what is searched for, else the basic settings or all."""
+        """Show the matches of the search, else the basic settings or all."""
         shown = set[str]()
         for key, field in self._fields.items():
             is_wanted = (

@@ -93,7 +93,7 @@ class _Overview:
 
 
 def _sentence(site: Site, name: str, status: Status) -> str:
-    """What the run does now, in words."""
+    """The present work of the run, in words."""
     if status.phase != "running":
         return _PHASES[status.phase]
     stage = watching.stage_now(site, name)
