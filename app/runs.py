@@ -11,17 +11,20 @@ import json
 import re
 import subprocess
 import threading
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+from uuid import UUID
 
 from app.commands import command
 from app.site import Site
 from dreambooth_core import files, locks
 from dreambooth_core.errors import StageError
 from tasks import run_progress
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 Phase = Literal["idle", "queued", "starting", "running", "stopping"]
 
@@ -93,7 +96,7 @@ def stop(site: Site, subject: str) -> str:
     """Stop the run as Ctrl-C does: it saves first, and the next run continues it."""
     note, found = _read(site, subject), status(site, subject)
     if found.phase == "queued":
-        _ask(f"{note.api}/flow_runs/{note.flow_run}/set_state", {"state": {"type": "CANCELLED"}})
+        _cancel(str(note.api), str(note.flow_run))
         return "The run is taken from the queue."
     import psutil
 
@@ -142,36 +145,54 @@ def _launch(site: Site, subject: str) -> Note:
 
 def _deploy(api: str, subject: str) -> Note | None:
     """Create a run of the deployment; None if it is not deployed. Raises StageError."""
-    found = _ask(f"{api}/deployments/name/{_DEPLOYMENT}")
-    if found is None:
-        return None
-    made = _ask(
-        f"{api}/deployments/{found['id']}/create_flow_run", {"parameters": {"subject": subject}}
-    )
-    if made is None:
-        raise StageError("Prefect did not create the run", hint=f"see {api}")
-    return Note(flow_run=made["id"], api=api)
+    from prefect.exceptions import ObjectNotFound
+
+    with _prefect(api) as client:
+        try:
+            found = client.read_deployment_by_name(_DEPLOYMENT)
+        except ObjectNotFound:
+            return None
+        made = client.create_flow_run_from_deployment(found.id, parameters={"subject": subject})
+    return Note(flow_run=str(made.id), api=api)
+
+
+def _cancel(api: str, flow_run: str) -> None:
+    from prefect.states import Cancelled
+
+    with _prefect(api) as client:
+        client.set_flow_run_state(UUID(flow_run), Cancelled())
 
 
 def _state_of(note: Note) -> str | None:
-    with contextlib.suppress(StageError):
-        found = _ask(f"{note.api}/flow_runs/{note.flow_run}")
-        return found["state"]["type"] if found else None
+    from prefect.exceptions import ObjectNotFound
+
+    if note.api is None or note.flow_run is None:
+        return None
+    with contextlib.suppress(StageError, ObjectNotFound), _prefect(note.api) as client:
+        state = client.read_flow_run(UUID(note.flow_run)).state
+        return state.type.value if state else None
     return None
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Call Prefect's API on this machine; None for a thing that it does not have."""
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+@contextlib.contextmanager
+def _prefect(api: str) -> Iterator[SyncPrefectClient]:
+    """Prefect's client, which knows its server's protection against forged requests.
+
+    Raises StageError if the server refuses a request or does not answer.
+    """
+    from httpx import HTTPError
+    from prefect.client.orchestration import SyncPrefectClient  # takes two seconds
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
     try:
-        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:
-            return json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise StageError("Prefect refused the request", got=f"status {error.code}") from None
-    except (OSError, ValueError) as error:
+        with SyncPrefectClient(api) as client:
+            yield client
+    except ObjectNotFound:
+        raise
+    except PrefectHTTPStatusError as error:
+        found = f"status {error.response.status_code}"
+        raise StageError("Prefect refused the request", got=found) from None
+    except HTTPError as error:
         raise StageError("Prefect does not answer", got=str(error)) from None
 
 

@@ -165,7 +165,8 @@ def test_run_goes_to_the_worker_where_up_runs(app: RunningApp, opened: Any) -> N
     shutil.copytree(workspaces.REPOSITORY / "flows", app.workspace.root / "flows")
     from dreambooth_core.supervision import free_port, stop_group
 
-    ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    options = ("--prefect-port", "--mlflow-port", "--metrics-port")
+    ports = [word for option in options for word in (option, str(free_port()))]
     with (app.workspace.root / "up.log").open("wb") as sink:
         up = subprocess.Popen(
             [*command("up"), *ports],
