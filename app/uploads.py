@@ -25,6 +25,7 @@ MAX_DRAFT = 4 * 2**30
 """Bytes of one file and of all photos of a draft."""
 
 _MAX_NAME = 200
+_NO_NAMES = ("", ".", "..", "masks")
 _MAX_FILES = 500
 _KEEP_FREE = 2**30
 _KEEP_S = 3 * 24 * 3600.0
@@ -67,7 +68,7 @@ def add_to(site: Site) -> None:
     async def upload(draft: str, name: str, request: Request) -> Response:
         if not _ID.fullmatch(draft):
             return PlainTextResponse("no such draft", status_code=404)
-        problem = _problem_with(name) or _problem_of_size(site, draft, request)
+        problem = mistake_in(name) or _problem_of_size(site, draft, request)
         if problem is not None:
             return PlainTextResponse(problem, status_code=413 if "large" in problem else 400)
         folder = folder_of(site, draft)
@@ -82,16 +83,16 @@ def add_to(site: Site) -> None:
         except DreamBoothError as error:
             return PlainTextResponse(str(error), status_code=404)
         folder = site.workspace.resolve(view.subject.instance_dir)
-        if _problem_with(photo) or not (folder / photo).is_file():
+        if mistake_in(photo) or not (folder / photo).is_file():
             return PlainTextResponse("no such photo", status_code=404)
         return await receive(request, masks.own_file(folder, photo))
 
 
-def _problem_with(name: str) -> str | None:
+def mistake_in(name: str) -> str | None:
     """The mistake in a file's name, if any; `masks/photo.png` is a valid one."""
     path = Path(name)
-    is_plain = path.name == name or (path.parent.name == "masks" and str(path) == name)
-    if not is_plain or path.name in ("", ".", "..") or "\0" in name or files.is_aside(path.name):
+    is_plain = name in (path.name, f"masks/{path.name}")
+    if not is_plain or path.name in _NO_NAMES or "\0" in name or files.is_aside(path.name):
         return f"not a name for a photo: {name!r:.100}"
     if len(path.name.encode(errors="surrogateescape")) > _MAX_NAME:
         return f"the name is longer than {_MAX_NAME} bytes: {name[:60]}..."
