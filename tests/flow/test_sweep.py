@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from dreambooth_core import config
 from dreambooth_core.registry import runs, sweeps, versions
 from dreambooth_core.registry.tracking import connect, resolve_tracking
+from dreambooth_core.training.progress import start_line
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
@@ -43,7 +45,8 @@ def told(root: Path, *arguments: str) -> dict[str, Any]:
 
 def trained_steps(workspace: Workspace) -> int:
     """The starts of a trainer that the log has."""
-    return workspace.places("mug").log_file("train").read_text().count("--- ")
+    text = workspace.places("mug").log_file("train").read_text()
+    return len(re.findall(start_line("[0-9a-f]{64}"), text))
 
 
 def test_kill_in_a_trial_and_the_same_command_continues(built: Workspace) -> None:
