@@ -20,7 +20,7 @@ from cli import disk_usage, services, status
 from cli.run_counts import RunCounts
 from dreambooth_core import config, locks
 from dreambooth_core.errors import SettingsError
-from dreambooth_core.records import Evaluation, Selection
+from dreambooth_core.records import Scores, Selection
 from dreambooth_core.training.progress import numbers_in
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import run_progress
@@ -154,10 +154,8 @@ def _single(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 def _selected_scores(workspace: Workspace, subject: str) -> dict[str, float]:
     selection = Selection.read_if_there(workspace.stage_dir(subject, "select"))
-    table = Evaluation.read_if_there(workspace.stage_dir(subject, "evaluate"))
-    if selection is None or selection.best is None or table is None:
+    # Not the record, which has every image and is megabytes long.
+    table = Scores.read_if_there(workspace.stage_dir(subject, "evaluate"), "scores.json")
+    if selection is None or table is None:
         return {}
-    try:
-        return table.row(selection.best).means()
-    except KeyError:  # a new table, and the old selection
-        return {}
+    return next((row.means() for row in table.rows if row.name == selection.best), {})

@@ -57,22 +57,15 @@ def _photos(workspace: Workspace, view: SubjectView) -> Iterator[Check]:
 def _outputs(workspace: Workspace, name: str) -> Iterator[Check]:
     """Find published files that are missing or empty; reading all bytes would take minutes."""
     folder = workspace.stage_dir(name, "train")
-    try:
-        run = TrainingRun.read_if_there(folder)
-    except DreamBoothError as error:
-        yield _damaged(name, str(error))
-        return
+    run = TrainingRun.read_if_there(folder)
     if run is None:
         return
     paths = [folder / each.name / file for each in run.checkpoints for file in each.files]
     lost = [path for path in paths if not path.is_file() or path.stat().st_size == 0]
     if lost:
-        yield _damaged(name, f"{len(lost)} files are missing or empty, such as {lost[0]}")
-
-
-def _damaged(name: str, found: str) -> Check:
-    hint = f"dvc checkout --force train@{name}; if DVC's cache lacks it: dreambooth run {name}"
-    return check(f"checkpoints of {name}", found, state="wrong", hint=hint)
+        found = f"{len(lost)} files are missing or empty, such as {lost[0]}"
+        hint = f"dvc checkout --force train@{name}; if DVC's cache lacks it: dreambooth run {name}"
+        yield check(f"checkpoints of {name}", found, state="wrong", hint=hint)
 
 
 def _run(workspace: Workspace, name: str) -> Iterator[Check]:

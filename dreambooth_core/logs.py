@@ -16,7 +16,9 @@ logger = logging.getLogger("dreambooth")
 """The one logger of the project."""
 
 FIELDS = ("run", "subject", "stage", "step")
-"""What a line starts with, as `name=value`, in this order; a field without a value is left out."""
+"""What a line starts with, as `name=value`, in this order; a field without a value is left out.
+
+`step` is an optimizer update."""
 
 _MAX_BYTES, _OLD_FILES = 5_000_000, 2
 
@@ -33,9 +35,9 @@ def log_fields(**values: str) -> Iterator[None]:
         _fields.reset(token)
 
 
-def with_fields(message: str, *, step: int | None = None) -> str:
-    """A message after the present fields; `step` is an optimizer update."""
-    values = _fields.get() if step is None else {**_fields.get(), "step": str(step)}
+def with_fields(message: str) -> str:
+    """A message after the present fields."""
+    values = _fields.get()
     words = [f"{name}={_word(values[name])}" for name in FIELDS if name in values]
     return " ".join([*words, message])
 
@@ -51,7 +53,7 @@ class _Fields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         plain = record.getMessage()
         record.__dict__["plain"] = plain
-        record.msg = with_fields(plain, step=getattr(record, "step", None))
+        record.msg = with_fields(plain)
         record.args = ()
         return True
 

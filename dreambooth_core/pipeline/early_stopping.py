@@ -14,7 +14,7 @@ from typing import Self
 
 from dreambooth_core.errors import Stopped
 from dreambooth_core.evaluation import selection
-from dreambooth_core.logs import logger
+from dreambooth_core.logs import log_fields, logger
 from dreambooth_core.pipeline import evaluate, live_scores
 from dreambooth_core.pipeline.common import StageContext
 from dreambooth_core.ports import StopSignal, no_progress
@@ -81,7 +81,8 @@ class Judge:
         )
         self._note(row)
         self._rows.append(row)
-        logger.info("%s", _line(row), extra={"step": checkpoint.step})
+        with log_fields(step=str(checkpoint.step)):
+            logger.info("%s", _line(row))
         if selection.further_steps_are_futile(self._rows, self._limits, patience=self._patience):
             self.last_step = checkpoint.step
             logger.info("the training ends at step %d: further steps gain nothing", self.last_step)

@@ -55,18 +55,11 @@ def run(context: StageContext) -> TrainingRun:
 
 def launch(context: StageContext, job: TrainJob, should_stop: StopSignal) -> TrainingOutcome:
     """Run the trainer until it has finished or stopped. Raises StageError and SettingsError."""
-    reached: int | None = None
-
-    def show(done: int, total: int, text: str = "") -> None:
-        nonlocal reached
-        reached = done
-        context.progress(done, total, text)
-
     return launcher.run_trainer(
         job,
         grace_s=context.settings.runtime.stop_grace_s,
-        on_line=lambda line: logger.info("%s", line, extra={"step": reached}),
-        progress=show,
+        on_line=logger.info,
+        progress=context.progress,
         should_stop=should_stop,
         node=node_of(context.env),
         lock_fd=context.lock_fd,

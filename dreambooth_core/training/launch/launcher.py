@@ -21,7 +21,7 @@ import psutil
 
 from dreambooth_core.environment import SPINNING
 from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
-from dreambooth_core.logs import timed_line, with_fields
+from dreambooth_core.logs import log_fields, timed_line, with_fields
 from dreambooth_core.ports import Progress, StopSignal, Throttle, never_stop, no_progress
 from dreambooth_core.records import TrainingRun
 from dreambooth_core.supervision import supervised
@@ -281,7 +281,7 @@ class Output:
         self._log, self._on_line, self._progress = log, on_line, progress
         self._partial = b""
         self._is_open = True
-        self._step: int | None = None
+        self._reached: dict[str, str] = {}
         self._shown = 0.0
         self._throttle = Throttle(_SECONDS_BETWEEN_LOGGED_PROGRESS)
         self._last_lines: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
@@ -320,14 +320,15 @@ class Output:
             return
         step = parse_progress(line)
         is_last = step is not None and step.done == step.total
-        self._step = self._step if step is None else step.done
-        if step is None or is_last or self._throttle.is_due():
-            self._log.write(timed_line(with_fields(line, step=self._step)) + "\n")
-            self._log.flush()
+        self._reached = self._reached if step is None else {"step": str(step.done)}
+        with log_fields(**self._reached):
+            if step is None or is_last or self._throttle.is_due():
+                self._log.write(timed_line(with_fields(line)) + "\n")
+                self._log.flush()
+            if step is None and self._on_line is not None:
+                self._on_line(line)
         self._last_lines.append(line)
         if step is None:
-            if self._on_line is not None:
-                self._on_line(line)
             return
         now = time.monotonic()
         if now - self._shown >= _SECONDS_BETWEEN_PROGRESS or is_last:

@@ -19,8 +19,12 @@ def log(tmp_path: Path):
 
 def test_line_names_run_subject_stage_and_step_in_order(log):
     path, lines = log
-    with logged_to(path), log_fields(stage="train", subject="mug", run="1f2c"):
-        logger.info("loss %.1f", 0.5, extra={"step": 60})
+    with (
+        logged_to(path),
+        log_fields(stage="train", subject="mug", run="1f2c"),
+        log_fields(step="60"),
+    ):
+        logger.info("loss %.1f", 0.5)
     time, rest = lines()[0].split(" ", 1)
     assert datetime.datetime.fromisoformat(time).utcoffset() == datetime.timedelta(0)
     assert rest == "INFO run=1f2c subject=mug stage=train step=60 loss 0.5"

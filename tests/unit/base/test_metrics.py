@@ -91,8 +91,9 @@ def test_numbers_of_a_progress_line_are_read_back() -> None:
 
 def test_log_gives_the_progress_since_the_last_start() -> None:
     def line(text: str, step: int | None = None) -> str:
-        with log_fields(subject="mug", stage="train"):
-            return timed_line(with_fields(text, step=step))
+        reached = {} if step is None else {"step": str(step)}
+        with log_fields(subject="mug", stage="train", **reached):
+            return timed_line(with_fields(text))
 
     log = [
         line(start_line("abc")),
