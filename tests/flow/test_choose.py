@@ -28,9 +28,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A workspace after one run; its tests run in order."""
     root = tmp_path_factory.mktemp("workspace") / "checkout"
     with prefect_test_harness(server_startup_timeout=300), pytest.MonkeyPatch.context() as patch:
-        for name, value in workspaces.environment(root).items():
-            if name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
-                patch.setenv(name, value)
+        workspaces.use_environment(root, patch)
         built = workspaces.build(root)
         yield built
 

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from dreambooth_core.pipeline import input_checks
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import this_run
 from tests.flow import workspaces
-from tests.flow.workspaces import dvc
+from tests.flow.workspaces import answer, call, dvc
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -44,16 +43,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A checkout with two subjects; its tests run in order."""
     root = tmp_path_factory.mktemp("options") / "checkout"
     return workspaces.build(root, subjects=("mug", "robot"))
-
-
-def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return workspaces.run_in(root, sys.executable, "-m", "cli", *arguments, check=False)
-
-
-def told(root: Path, *arguments: str) -> dict[str, Any]:
-    done = command(root, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def params(workspace: Workspace) -> bytes:
@@ -148,14 +137,14 @@ def test_a_wrong_change_is_refused_by_its_name(small: Workspace, given: str, mes
 
 def test_a_run_with_changed_settings_is_recorded_with_them(built: Workspace) -> None:
     before = params(built)
-    result = told(built.root, "run", "mug", "--stage", "validate", "--set", "data.min_side=65")
+    result = answer(built.root, "run", "mug", "--stage", "validate", "--set", "data.min_side=65")
     assert params(built) == before
     assert result["set"] == {"data.min_side": 65}
     assert [s["stage"] for s in result["stages"]] == ["validate"]
     lock = config.read_yaml(built.root / "dvc.lock")["stages"]["validate@mug"]
     assert lock["params"]["params.yaml"]["subjects.mug.overrides"] == {"data": {"min_side": 65}}
     assert "validate@mug" in json.loads(dvc(built.root, "status", "--json").stdout)
-    again = told(built.root, "run", "mug", "--stage", "validate")
+    again = answer(built.root, "run", "mug", "--stage", "validate")
     assert [s["skipped"] for s in again["stages"]] == [False]
     assert "validate@mug" not in json.loads(dvc(built.root, "status", "--json").stdout)
 
@@ -166,7 +155,7 @@ def test_a_run_with_changed_settings_is_recorded_with_them(built: Workspace) -> 
 def test_status_tells_what_is_done_and_what_would_run(built: Workspace) -> None:
     store, aside = built.root / "mlflow.db", built.root / "mlflow.db.aside"
     store.rename(aside)
-    found = told(built.root, "status")
+    found = answer(built.root, "status")
     mug, robot = found["subjects"]
     assert mug["stages"]["validate"]["state"] == "up to date"
     assert mug["would_run"] == list(STAGES[1:])
@@ -176,7 +165,7 @@ def test_status_tells_what_is_done_and_what_would_run(built: Workspace) -> None:
     assert found["servers"] == {"prefect": None, "mlflow": None}
     assert not store.exists()
     aside.rename(store)
-    text = command(built.root, "status", "mug").stdout
+    text = call(built.root, "status", "mug").stdout
     assert "to bring it up to date: dreambooth run mug" in text
     assert "robot" not in text
 
@@ -192,7 +181,7 @@ def test_status_imports_no_torch(built: Workspace) -> None:
 def test_all_subjects_run_although_one_fails(built: Workspace) -> None:
     for photo in (built.root / "data/instance/mug").iterdir():
         photo.write_bytes(b"no photo")
-    done = command(built.root, "run", "--all", "--stage", "validate", "--json")
+    done = call(built.root, "run", "--all", "--stage", "validate", "--json")
     assert done.returncode == 1
     results = json.loads(done.stdout)["subjects"]
     assert list(results) == ["mug", "robot"]
@@ -213,7 +202,7 @@ def test_all_subjects_run_although_one_fails(built: Workspace) -> None:
 def test_wrong_orders_are_refused_before_anything_starts(
     built: Workspace, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = command(built.root, "run", *arguments)
+    done = call(built.root, "run", *arguments)
     assert done.returncode == 2
     assert re.search(message, done.stderr)
     assert "Traceback" not in done.stderr
@@ -250,7 +239,7 @@ def test_every_next_command_parses() -> None:
 
 
 def test_version_names_project_torch_and_python() -> None:
-    done = command(ROOT, "--version")
+    done = call(ROOT, "--version")
     assert done.returncode == 0
     project = re.match(r"dreambooth (\S+) \(torch (\S+), Python (\S+)\)$", done.stdout.strip())
     assert project

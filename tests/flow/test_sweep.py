@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +17,7 @@ from dreambooth_core.training.progress import start_line
 from dreambooth_core.waiting import wait_until
 from dreambooth_core.workspace import Workspace
 from tests.flow import workspaces
+from tests.flow.workspaces import answer, call
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -31,16 +29,6 @@ FIXED = ("--param", "prior.prior_loss_weight=1", "--param", "train.max_train_ste
 def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A checkout; its tests run in order."""
     return workspaces.build(tmp_path_factory.mktemp("sweep") / "checkout")
-
-
-def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return workspaces.run_in(root, sys.executable, "-m", "cli", *arguments, check=False)
-
-
-def told(root: Path, *arguments: str) -> dict[str, Any]:
-    done = command(root, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def trained_steps(workspace: Workspace) -> int:
@@ -63,7 +51,7 @@ def test_kill_in_a_trial_and_the_same_command_continues(built: Workspace) -> Non
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert begun
-    outcome = told(built.root, "sweep", "mug", "--trials", "3", *FIXED)
+    outcome = answer(built.root, "sweep", "mug", "--trials", "3", *FIXED)
     assert [trial["state"] for trial in outcome["trials"]] == ["complete"] * 3
     assert [trial["number"] for trial in outcome["trials"]][:1] == [0]
     assert outcome["trials"][-1]["number"] > 2
@@ -91,7 +79,7 @@ def test_every_trial_is_a_run_nested_in_the_search(built: Workspace) -> None:
 
 def test_finished_search_trains_nothing_and_apply_registers_one_version(built: Workspace) -> None:
     before, params = trained_steps(built), config.read_yaml(built.params)
-    outcome = told(built.root, "sweep", "mug", "--trials", "3", *FIXED, "--apply")
+    outcome = answer(built.root, "sweep", "mug", "--trials", "3", *FIXED, "--apply")
     assert trained_steps(built) == before
     overrides = config.read_yaml(built.params)["subjects"]["mug"]["overrides"]
     assert overrides == config.parse_yaml(outcome["overrides"])
@@ -104,13 +92,13 @@ def test_finished_search_trains_nothing_and_apply_registers_one_version(built: W
 
 
 def test_mistakes_are_sentences_with_exit_code_2(built: Workspace) -> None:
-    wrong = command(built.root, "sweep", "mug", "--param", "train.sed=1,2", "--param", "x")
+    wrong = call(built.root, "sweep", "mug", "--param", "train.sed=1,2", "--param", "x")
     assert wrong.returncode == 2
     assert "did you mean seed" in wrong.stderr
     assert "KEY=LOW..HIGH" in wrong.stderr
-    few = command(built.root, "sweep", "mug", "--trials", "1")
+    few = call(built.root, "sweep", "mug", "--trials", "1")
     assert (few.returncode, "at least 2 trials" in few.stderr) == (2, True)
-    unknown = command(built.root, "sweep", "mugg")
+    unknown = call(built.root, "sweep", "mugg")
     assert (unknown.returncode, "did you mean mug" in unknown.stderr) == (2, True)
 
 

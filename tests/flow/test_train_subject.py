@@ -67,9 +67,7 @@ def test_a_run_knows_its_page_on_a_server_that_stays(harness: None, prepared: Wo
 
 
 def _run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    for name, value in workspaces.environment(workspace.root).items():
-        if name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
-            monkeypatch.setenv(name, value)
+    workspaces.use_environment(workspace.root, monkeypatch)
     return train_subject(SUBJECT, str(workspace.root))
 
 

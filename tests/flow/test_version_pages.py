@@ -32,8 +32,7 @@ def workspace(tmp_path_factory):
 
 def run_flow(workspace):
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
-            patch.setenv(name, workspaces.environment(workspace.root)[name])
+        workspaces.use_environment(workspace.root, patch)
         return train_subject(SUBJECT, str(workspace.root))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
 
 from dreambooth_core.workspace import Workspace
@@ -127,3 +129,22 @@ def run_in(root: Path, *command: str, check: bool = True) -> subprocess.Complete
 def dvc(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run DVC in a workspace."""
     return run_in(root, sys.executable, "-m", "dvc", *arguments, check=check)
+
+
+def call(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `dreambooth` in a workspace."""
+    return run_in(root, sys.executable, "-m", "cli", *arguments, check=False)
+
+
+def answer(root: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON that a successful command prints."""
+    done = call(root, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def use_environment(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let flows of this process use the workspace's MLflow store and this checkout's code."""
+    for name, value in environment(root).items():
+        if name in ("MLFLOW_TRACKING_URI", "PYTHONPATH", "PATH"):
+            patch.setenv(name, value)
