@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app import photo_check
+from app.commands import run_child
 from app.site import Site
 from dreambooth_core import files, locks
 from dreambooth_core.errors import DreamBoothError, StageError
@@ -76,23 +76,13 @@ async def _examine(site: Site, photos: Path, out: Path, name: str) -> None:
                     if old.is_dir():
                         shutil.rmtree(old, ignore_errors=True)
                 out.mkdir()
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *("-m", "app.photo_check", str(site.workspace.root), name),
-                    *(str(photos), str(out)),
-                    cwd=site.workspace.root,
-                    env=dict(site.env),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                )
-                _, err = await process.communicate()
+                words = (str(site.workspace.root), name, str(photos), str(out))
+                _, last = await run_child(site, "app.photo_check", *words)
         except StageError:
             return  # another server of this workspace looks at them
     is_told = (out / photo_check.REPORT).is_file() or _error_of(out)
     if not is_told and out.is_dir():
-        last = err.decode(errors="replace").strip().splitlines()[-1:]
-        files.write_json(out / photo_check.ERROR, {"what": f"the check failed: {''.join(last)}"})
+        files.write_json(out / photo_check.ERROR, {"what": f"the check failed: {last}"})
 
 
 def _error_of(out: Path) -> str | None:

@@ -106,6 +106,13 @@ class Select:
         self._box.on("change", chosen, js_handler="(e) => emit(e.target.value)")
 
 
+def reading() -> Any:
+    """A place that a room fills once the registry has answered."""
+    with tag("div") as place:
+        tag("p", "Reading the registry.", classes="lead", role="status")
+    return place
+
+
 def facts(rows: Sequence[tuple[str, str]]) -> None:
     """Names with their values; rows without a value are left out."""
     with tag("dl", classes="lineage"):

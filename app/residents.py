@@ -15,7 +15,7 @@ from typing import Any
 
 from nicegui import app as web
 
-from app.commands import CommandError
+from app.commands import CommandError, error_of
 from app.site import Site
 
 _IDLE_S = 300.0
@@ -95,9 +95,7 @@ def _result(words: tuple[str, ...], answer: dict[str, Any]) -> dict[str, Any]:
         raise CommandError(said or f"dreambooth {words[0]} failed") from None
     if answer["exit_code"] == 0:
         return result
-    error = result["error"]
-    parts = {name: error.get(name) for name in ("got", "allowed", "hint")}
-    raise CommandError(error["what"], **parts)
+    raise error_of(result["error"])
 
 
 class Residents:

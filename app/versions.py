@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.layout import link, problem
+from app.parts import redrawn
 from app.residents import Resident
+from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.records import SCORES
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -43,6 +46,18 @@ class Versions:
 async def read(registry: Resident, name: str) -> Versions:
     """The versions of a subject. Raises CommandError if none is registered."""
     return Versions((await registry.call("compare", name))["versions"])
+
+
+async def shown_in(place: Any, registry: Resident, name: str) -> Versions | None:
+    """The versions of a subject; None with the reason in `place`, or if the page is gone."""
+    try:
+        found = await read(registry, name)
+    except DreamBoothError as error:
+        with redrawn(place):
+            problem(error)
+            link("Train it", f"/train/{name}", classes="act main")
+        return None
+    return None if place.is_deleted else found
 
 
 def title_of(row: Mapping[str, Any]) -> str:

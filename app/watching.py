@@ -12,9 +12,10 @@ from typing import Any
 
 from app.runs import log_of
 from app.site import Site
+from cli import status
 from dreambooth_core.pipeline import live_scores
 from dreambooth_core.pipeline.live_scores import ScoredRow
-from dreambooth_core.records import RECORD_NAME, Selection
+from dreambooth_core.records import Selection
 from dreambooth_core.training.progress import ProgressLine, numbers_in, read_log
 from dreambooth_core.workspace import STAGES
 from tasks import run_progress
@@ -74,13 +75,8 @@ def error_of(site: Site, subject: str) -> str | None:
 
 def finished_stages(site: Site, subject: str) -> dict[str, float]:
     """When each stage last wrote its output, in seconds since the epoch."""
-    found: dict[str, float] = {}
-    for stage in STAGES:
-        name = "index.html" if stage == "report" else RECORD_NAME
-        with contextlib.suppress(OSError):
-            path = site.workspace.stage_dir(subject, stage) / name
-            found[stage] = path.stat().st_mtime
-    return found
+    found = {stage: status.finished_at(site.workspace, subject, stage) for stage in STAGES}
+    return {stage: at for stage, at in found.items() if at is not None}
 
 
 def selected(site: Site, subject: str) -> str | None:

@@ -12,7 +12,7 @@ from nicegui import run, ui
 
 from app import images, results, versions
 from app.layout import Field, button, link, problem, say, tag
-from app.parts import add_pages, focus, redrawn
+from app.parts import add_pages, focus, reading, redrawn
 from app.residents import Residents, residents_of
 from app.rooms.playground import Playground
 from app.site import Site
@@ -52,21 +52,13 @@ class _Room:
         self._pair: _Pair | None = None
 
     def show(self) -> None:
-        self._place = tag("div")
-        with self._place:
-            tag("p", "Reading the registry.", classes="lead", role="status")
+        self._place = reading()
         ui.timer(0.05, self._fill, once=True)
 
     async def _fill(self) -> None:
-        try:
-            found = await versions.read(self._residents.registry, self._name)
-            prompts = await run.io_bound(results.suite_prompts, self._site, self._name)
-        except DreamBoothError as error:
-            with redrawn(self._place):
-                problem(error)
-                link("Train it", f"/train/{self._name}", classes="act main")
-            return
-        if self._place.is_deleted:
+        prompts = await run.io_bound(results.suite_prompts, self._site, self._name)
+        found = await versions.shown_in(self._place, self._residents.registry, self._name)
+        if found is None:
             return
         self._versions, self._prompts = found, prompts or []
         with redrawn(self._place):

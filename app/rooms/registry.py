@@ -8,12 +8,11 @@ from typing import Any
 from nicegui import run, ui
 
 from app import pictures, versions
-from app.layout import button, link, problem, say, tag
-from app.parts import Select, add_pages, ask_reason, facts, redrawn
+from app.layout import button, link, say, tag
+from app.parts import Select, add_pages, ask_reason, facts, reading, redrawn
 from app.residents import Residents, residents_of
 from app.site import Site
 from app.versions import CHAMPION, Versions
-from dreambooth_core.errors import DreamBoothError
 
 _LINEAGE = {
     "checkpoint": "checkpoint",
@@ -47,20 +46,12 @@ class _Room:
         self._site, self._registry, self._name = site, residents.registry, name
 
     def show(self) -> None:
-        self._place = tag("div")
-        with self._place:
-            tag("p", "Reading the registry.", classes="lead", role="status")
+        self._place = reading()
         ui.timer(0.05, self._draw, once=True)
 
     async def _draw(self) -> None:
-        try:
-            found = await versions.read(self._registry, self._name)
-        except DreamBoothError as error:
-            with redrawn(self._place):
-                problem(error)
-                link("Train it", f"/train/{self._name}", classes="act main")
-            return
-        if self._place.is_deleted:
+        found = await versions.shown_in(self._place, self._registry, self._name)
+        if found is None:
             return
         pages = await run.io_bound(self._pages, found) or {}
         with redrawn(self._place):

@@ -10,6 +10,7 @@ from nicegui import run, ui
 
 from app import commands
 from app.layout import Field, button, problem, room, say, tag
+from app.parts import Select, facts
 from app.setting_fields import SettingField
 from app.site import Site
 from dreambooth_core import config
@@ -177,18 +178,13 @@ class _Plan:
         if self._subject is None:
             tag("p", "Add a subject to see which stages a run would have, and whether it fits.")
         if len(subjects) > 1:
-            with tag("div", classes="field"):
-                label = tag("label", "Subject")
-                with tag("select") as box:
-                    for name in subjects:
-                        tag("option", name, value=name)
-                label.props["for"] = box.html_id
-            box.on("change", self._choose, js_handler="(e) => emit(e.target.value)")
+            names = {name: name for name in subjects}
+            Select("Subject", names, subjects[0], on_change=self._choose)
         self._state = tag("p", "", classes="small", role="status")
         self._box = tag("div")
 
-    async def _choose(self, event: Any) -> None:
-        self._subject = str(event.args)
+    async def _choose(self, subject: str) -> None:
+        self._subject = subject
         await self.show(self._changes)
 
     async def show(self, changes: dict[str, Any] | None = None) -> None:
@@ -224,13 +220,15 @@ def _show_plan(site: Site, plan: dict[str, Any]) -> None:
     memory, fits = plan["memory"], plan["memory"]["fits"]
     verdict = {True: "It fits.", False: "It does not fit."}.get(fits, "Whether it fits is unknown.")
     tag("p", verdict, classes="good" if fits else "bad" if fits is False else "")
-    with tag("dl", classes="lineage"):
-        _fact("Device", f"{plan['device']}, {memory['have_mib'] / _GIB:.1f} GiB")
-        peak = memory["peak_mib"]
-        _fact("Memory", "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB in training")
-        _fact("Time", _time_of(plan["time"]))
-        runs = [stage for stage in STAGES if plan["stages"][stage] == "run"]
-        _fact("Runs again", ", ".join(runs) or "nothing: all is up to date")
+    peak, runs = memory["peak_mib"], [each for each in STAGES if plan["stages"][each] == "run"]
+    facts(
+        [
+            ("Device", f"{plan['device']}, {memory['have_mib'] / _GIB:.1f} GiB"),
+            ("Memory", "not predicted" if peak is None else f"{peak / _GIB:.2f} GiB in training"),
+            ("Time", _time_of(plan["time"])),
+            ("Runs again", ", ".join(runs) or "nothing: all is up to date"),
+        ]
+    )
     for warning in plan["warnings"]:
         with tag("div", classes="notice"):
             tag("p", warning)
@@ -238,12 +236,6 @@ def _show_plan(site: Site, plan: dict[str, Any]) -> None:
     with tag("ul", classes="presets"):
         for preset in plan["presets"]:
             _show_preset(site, preset)
-
-
-def _fact(name: str, value: str) -> None:
-    with tag("div"):
-        tag("dt", name)
-        tag("dd", value)
 
 
 def _time_of(time: dict[str, Any]) -> str:
