@@ -1,18 +1,19 @@
 """Subject and prompt, on photos taken in one place: which recipe keeps both?
 
     python -m benchmarks.one_place [--recipes shipped,auto,files] [--subjects 0-7] [--json]
-    python -m benchmarks.one_place --several-places    # what a recipe costs on easy photos
+    python -m benchmarks.one_place --photos several-places  # what a recipe costs on easy photos
+    python -m benchmarks.one_place --photos trials          # subjects to find recipes with
 
-Draws subjects with three photos in one place (with `--several-places`: four in four), trains each
-recipe on them with the pipeline's own stages, and measures every scored checkpoint:
+Draws subjects with three photos in one place (`several-places`: four in four), trains each recipe
+on them with the pipeline's own stages, and measures every scored checkpoint:
 
     DINO way closed   (DINO - DINO(step 0)) / (DINO(real) - DINO(step 0))
     CLIP-T lost       as a part of the text range
     place right       share of images that show the place of their prompt, by the pocket classifier
 
-The recipes are the shipped settings with other `data.masks`. The subjects' seeds differ from those
-that the recipes were found with. Runs in a workspace of its own and resumes there. `--json` writes
-`benchmarks/results/one-place.json` and keeps the runs of other subjects and recipes there.
+A recipe is the shipped settings with a few other values. The subjects of the report differ from
+those that recipes are found with (`trials`). Runs in a separate workspace and resumes there.
+`--json` adds the runs to `benchmarks/results/one-place.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,9 +46,19 @@ RECIPES: Mapping[str, Any] = {
     "shipped": {},
     "auto": {"data": {"masks": "auto"}},
     "files": {"data": {"masks": "files"}},
+    "rate-1e-4": {"train": {"learning_rate": 1e-4}},
+    "rate-5e-5": {"train": {"learning_rate": 5e-5, "max_train_steps": 1200}},
+    "prior-0.5": {"prior": {"prior_loss_weight": 0.5}},
+    "prior-2": {"prior": {"prior_loss_weight": 2.0}},
+    "text-encoder": {"train": {"train_text_encoder": True, "text_encoder_lr": 5e-5}},
+    "every-30-steps": {
+        "train": {"checkpointing_steps": 30},
+        "select": {"early_stopping_patience": 4},
+    },
 }
 SEED = 8_202
-ONE, SEVERAL = "one place", "several places"
+ONE, SEVERAL, TRIALS = "one place", "several places", "one place, trials"
+PHOTOS = {"one-place": ONE, "several-places": SEVERAL, "trials": TRIALS}
 STAGES = ("validate", "class-images", "cache", "train", "evaluate", "select")
 RESULTS = ROOT / "benchmarks" / "results" / "one-place.json"
 
@@ -77,10 +89,10 @@ class Run:
 
 def draw(folder: Path, index: int, photos: str) -> str:
     """Draw a subject's photos and masks; returns its class noun."""
-    rng = generator(SEED, stream=photos.replace(" ", "-"), index=index)
+    rng = generator(SEED, stream=_slug(photos, "-"), index=index)
     individual = draw_individual(rng, thing=THINGS[index % len(THINGS)])
     known = list(PLACES)
-    places = [rng.choice(known)] * 3 if photos == ONE else rng.permutation(known)[:4]
+    places = rng.permutation(known)[:4] if photos == SEVERAL else [rng.choice(known)] * 3
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     for number, place in enumerate(map(str, places)):
         backdrop = int(rng.integers(2**31))
@@ -93,7 +105,12 @@ def draw(folder: Path, index: int, photos: str) -> str:
 
 def key_of(index: int, recipe: str, photos: str) -> str:
     """The name of a subject with a recipe in the workspace."""
-    return f"{photos.replace(' ', '_')}_{index:02d}_{recipe}"
+    return f"{_slug(photos, '_')}_{index:02d}_{_slug(recipe, '_')}"
+
+
+def _slug(text: str, separator: str) -> str:
+    """The words of a text, joined."""
+    return separator.join(re.findall(r"[a-z0-9]+", text))
 
 
 def write_settings(
@@ -102,7 +119,7 @@ def write_settings(
     """Write the shipped settings with every subject in every recipe."""
     subjects: dict[str, dict[str, Any]] = {}
     for index in indices:
-        folder = root / photos.replace(" ", "-") / f"{index:02d}"
+        folder = root / _slug(photos, "-") / f"{index:02d}"
         noun = draw(folder, index, photos)
         for recipe in recipes:
             subjects[key_of(index, recipe, photos)] = drawn_runs.subject(
@@ -180,14 +197,14 @@ def _line(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, default=ROOT / ".state" / "one-place")
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", default="shipped,auto,files", help=", ".join(RECIPES))
     parser.add_argument("--subjects", default="0-7", help="first-last")
-    parser.add_argument("--several-places", action="store_true")
+    parser.add_argument("--photos", choices=PHOTOS, default="one-place")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     first, last = map(int, arguments.subjects.split("-"))
     indices = range(first, last + 1)
-    photos = SEVERAL if arguments.several_places else ONE
+    photos = PHOTOS[arguments.photos]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, recipes = arguments.workspace.resolve(), arguments.recipes.split(",")
     workspace = write_settings(root, recipes, indices, photos)
