@@ -37,6 +37,23 @@ class NullSink:
         """Drop everything."""
 
 
+class SeveralSinks:
+    """A MetricSink that passes everything on to each of its sinks."""
+
+    def __init__(self, *sinks: MetricSink) -> None:
+        self._sinks = sinks
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record numbers at a step in each."""
+        for sink in self._sinks:
+            sink.metrics(values, step=step)
+
+    def close(self, *, status: str) -> None:
+        """End each record."""
+        for sink in self._sinks:
+            sink.close(status=status)
+
+
 class Progress(Protocol):
     """Reports progress."""
 

@@ -48,6 +48,11 @@ class Places:
         return self.store / "logs" / self.subject / f"{stage}.log"
 
     @property
+    def trackers_dir(self) -> Path:
+        """The files of TensorBoard and W&B (`runtime.report_to`), one folder per training."""
+        return self.store / "trackers" / self.subject
+
+    @property
     def report_page(self) -> Path:
         """The HTML report of the present outputs."""
         return self.stage_dir("report") / "index.html"

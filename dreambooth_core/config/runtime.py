@@ -46,6 +46,12 @@ class RuntimeSettings(Section):
         effect=Effect.NONE,
         default=None,
     )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = setting(
+        "Trackers that get the curves of a training in addition to MLflow: tensorboard (in "
+        ".state/trackers), wandb (Weights & Biases).",
+        effect=Effect.NONE,
+        default=(),
+    )
     commit_results: Literal["commit", "push"] | None = setting(
         "After a run, commit its dvc.lock and scores to the branch dreambooth-results; push: also "
         "`dvc push` its files and push the branch. Null: neither.",

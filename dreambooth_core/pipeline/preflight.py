@@ -98,6 +98,10 @@ def _machine_checks(root: Path, view: SubjectView, env: Mapping[str, str]) -> It
         from dreambooth_core.training.optim.deepspeed import check_deepspeed
 
         yield Check(stages, check_deepspeed)
+    if view.runtime.report_to:
+        from dreambooth_core.training.trackers import check_trackers
+
+        yield Check(("train",), lambda: check_trackers(view.runtime.report_to))
     if train.init_from is not None:
         from dreambooth_core.pipeline import init_from
 

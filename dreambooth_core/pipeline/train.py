@@ -103,6 +103,7 @@ def make_job(context: StageContext) -> TrainJob:
         init_from=initial.weights if initial else None,
         init_dir=initial.folder if initial else None,
         log_file=places.log_file("train"),
+        report_to=view.runtime.report_to,
         # An experiment of DVC's leaves no trace in the registry's store. The store's address goes
         # by the environment, as it may hold a password and the job is a file.
         tracking={} if context.is_experiment else {"name": view.model_name},

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from PIL import Image
 
 from dreambooth_core.config import TrainSettings
 from dreambooth_core.data.batches import LatentDataset
+from dreambooth_core.environment import is_installed
 from dreambooth_core.errors import Stopped
 from dreambooth_core.scripts import disk, resume
 from dreambooth_core.scripts.checkpoints import ScriptCheckpoint, ScriptLayout
+from dreambooth_core.scripts.flags import TRACKER_PACKAGES
 from dreambooth_core.scripts.settings import ScriptSettings
 from dreambooth_core.scripts.signals import Stop
-from dreambooth_core.scripts.trackers import TrackerSink
 from dreambooth_core.scripts.validation import Validation, make_is_due
 from dreambooth_core.training.distributed import broadcast_from_main, make_strategy
 from dreambooth_core.training.loop import Callback, Loop
+from dreambooth_core.training.trackers import TrackerSink
 from dreambooth_core.training.trainable import TrainableModel, load_trainable_model
 from dreambooth_core.training.trainer import StepTrainer, Trainer
 
 _SECRETS = ("hub_token",)
+_PROJECT = "dreambooth"
+"""The project name of the guide's scripts: TensorBoard writes to `logs/dreambooth`."""
+_RENAMED = {"learning_rate": "lr"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ def _make_trainer(inputs: TrainingInputs, model: TrainableModel, state: Path | N
     return Trainer(strategy, rows_at=data.rows_at)
 
 
-def _callbacks(inputs: TrainingInputs, sink: TrackerSink) -> list[Callback]:
+def _callbacks(inputs: TrainingInputs, sink: _Trackers) -> list[Callback]:
     """Validation if there is a prompt for it."""
     settings, train = inputs.settings, inputs.train
     if settings.flags.validation_prompt is None:
@@ -145,15 +151,43 @@ def _layout(inputs: TrainingInputs) -> ScriptLayout:
     )
 
 
+class _Trackers:
+    """The trackers of `--report_to`; they get the learning rate as `lr`, as in the guide."""
+
+    def __init__(self, inputs: TrainingInputs) -> None:
+        flags = inputs.settings.flags
+        self._sinks = [
+            TrackerSink(
+                name,
+                project=_PROJECT,
+                logging_dir=inputs.settings.output_dir / flags.logging_dir,
+                config=inputs.recorded,
+            )
+            for name, package in TRACKER_PACKAGES.items()
+            if inputs.is_main and flags.report_to in (name, "all") and is_installed(package)
+        ]
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Log numbers at a step."""
+        renamed = {_RENAMED.get(name, name): value for name, value in values.items()}
+        for sink in self._sinks:
+            sink.metrics(renamed, step=step)
+
+    def images(self, images: Sequence[Image.Image], *, name: str, step: int) -> None:
+        """Log images of one size under one name."""
+        for sink in self._sinks:
+            sink.images(images, name=name, step=step)
+
+    def close(self, *, status: str) -> None:
+        """Flush for a limited time."""
+        for sink in self._sinks:
+            sink.close(status=status)
+
+
 @contextlib.contextmanager
-def _tracking(inputs: TrainingInputs) -> Iterator[TrackerSink]:
-    flags = inputs.settings.flags
-    sink = TrackerSink(
-        flags.report_to if inputs.is_main else "none",
-        logging_dir=inputs.settings.output_dir / flags.logging_dir,
-        config=inputs.recorded,
-    )
+def _tracking(inputs: TrainingInputs) -> Iterator[_Trackers]:
+    trackers = _Trackers(inputs)
     try:
-        yield sink
+        yield trackers
     finally:
-        sink.close(status="FINISHED")
+        trackers.close(status="FINISHED")

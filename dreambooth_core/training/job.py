@@ -17,6 +17,7 @@ from dreambooth_core.config import (
     TrainSettings,
 )
 from dreambooth_core.records import BaseModelIdentity, InitialWeights, Record
+from dreambooth_core.workspace import Workspace
 
 _JOB = "job.json"
 _ENDED = "ended.json"
@@ -27,12 +28,12 @@ class TrainJob(Record):
 
     `prior_loss_weight` is None without class images. `state_dir` survives kills; `out_dir` appears
     complete at the end. `launch` is the content of `train.accelerate_config`. `tracking` configures
-    the metric sink. `entry` is the module that every process runs, followed by its arguments before
-    the job's path. `copies_of_checkpoints` is the number of copies of each checkpoint on disk after
-    the run. `ends_at` is the step of an early stop; the learning rate keeps to the schedule of
-    `max_train_steps`. `dry_run` enables the dry run before a new training. `seconds_between_lines`
-    is the interval of the progress lines. `init_from` are the weights to start from, in the folder
-    `init_dir`; None starts from the base model.
+    the metric sink; `report_to` are further trackers. `entry` is the module that every process
+    runs, followed by its arguments before the job's path. `copies_of_checkpoints` is the number of
+    copies of each checkpoint on disk after the run. `ends_at` is the step of an early stop; the
+    learning rate keeps to the schedule of `max_train_steps`. `dry_run` enables the dry run before a
+    new training. `seconds_between_lines` is the interval of the progress lines. `init_from` are the
+    weights to start from, in the folder `init_dir`; None starts from the base model.
     """
 
     subject: str
@@ -51,6 +52,7 @@ class TrainJob(Record):
     log_file: Path
     launch: LaunchConfig | None = None
     tracking: dict[str, str] = Field(default_factory=dict)
+    report_to: tuple[str, ...] = ()
     entry: tuple[str, ...] = ("dreambooth_core", "train-worker")
     copies_of_checkpoints: int = 1
     ends_at: int | None = None
@@ -68,6 +70,11 @@ class TrainJob(Record):
     def checkpoints_dir(self) -> Path:
         """Folder of all checkpoints so far, published or not."""
         return self.state_dir / "checkpoints"
+
+    @property
+    def trackers_dir(self) -> Path:
+        """Folder of the files of the trackers in `report_to`."""
+        return Workspace(self.workspace_root).places(self.subject).trackers_dir
 
     @property
     def last_step(self) -> int:

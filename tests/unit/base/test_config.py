@@ -232,6 +232,7 @@ def test_only_runtime_section_has_fields_without_effect() -> None:
         ("runtime__log_every_steps", 3, set()),
         ("runtime__async_checkpointing", True, set()),
         ("runtime__keep_checkpoints", "all", set()),
+        ("runtime__report_to", ["tensorboard"], set()),
         ("compute__num_threads", 2, {"class-images", "cache", "train", "evaluate", "confirm"}),
         ("versions__cache", 9, {"cache"}),
     ],

@@ -41,7 +41,7 @@ def _without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def _without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those that only some settings need."""
     real = importlib.util.find_spec
-    gone = ("xformers", "bitsandbytes", "deepspeed")
+    gone = ("xformers", "bitsandbytes", "deepspeed", "wandb")
 
     def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
         return None if name in gone else real(name, package)
@@ -103,6 +103,13 @@ def test_a_missing_deepspeed_is_told_with_the_pip_line(tmp_path):
     (line,) = lines_of(workspace_of(tmp_path, **own))
     assert "train.strategy: DeepSpeed cannot be imported" in line
     assert 'pip install "dreambooth-pipeline[deepspeed]"' in line
+
+
+@pytest.mark.usefixtures("_without_packages")
+def test_a_missing_tracker_is_told_with_the_pip_line(tmp_path):
+    (line,) = lines_of(workspace_of(tmp_path, runtime__report_to=["tensorboard", "wandb"]))
+    assert "runtime.report_to: wandb is not installed" in line
+    assert "what to do: pip install wandb" in line
 
 
 @pytest.mark.parametrize(
