@@ -35,6 +35,11 @@ def log_fields(**values: str) -> Iterator[None]:
         _fields.reset(token)
 
 
+def present_fields() -> Mapping[str, str]:
+    """The fields of a line that is logged now, for a process that works for this one."""
+    return _fields.get()
+
+
 def with_fields(message: str) -> str:
     """A message after the present fields."""
     values = _fields.get()

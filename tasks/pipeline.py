@@ -24,7 +24,7 @@ from dreambooth_core.errors import DataError, SettingsError, Stopped
 from dreambooth_core.pipeline.full_disk import full_disk_explained
 from dreambooth_core.ports import no_progress
 from dreambooth_core.records import Scores, Selection, Verdict
-from tasks import artifacts, events, results, retention
+from tasks import artifacts, events, ray_cluster, results, retention
 from tasks.run import SubjectRun
 from tasks.stage_guard import bring_up_to_date, commit_photos
 
@@ -66,13 +66,16 @@ def _run_stage(
     run: SubjectRun,
     stage: str,
     *,
+    prepare: Callable[[SubjectRun], None] | None = None,
     show: Callable[[SubjectRun], None] | None = None,
     is_lost: Callable[[], bool] = lambda: False,
 ) -> State[Any]:
-    """Bring a stage up to date, then publish its artifact."""
+    """Bring a stage up to date, then publish its artifact. `prepare` runs only if it is stale."""
 
     def work() -> None:
         with run.device() if stage in _ON_DEVICE else contextlib.nullcontext():
+            if prepare is not None:
+                prepare(run)
             pipeline.run_stage(run.context(stage), stage)
 
     with run.timed(stage) as ran:
@@ -99,7 +102,14 @@ def validate(run: SubjectRun) -> State[Any]:
 @task(**_options("class-images", hours=12, retries=1, tags=["device"]))
 def class_images(run: SubjectRun) -> State[Any]:
     """Generate the class images with the base model."""
-    return _run_stage(run, "class-images")
+    return _run_stage(run, "class-images", prepare=_spread_class_images)
+
+
+def _spread_class_images(run: SubjectRun) -> None:
+    """Let the Ray cluster, if there is one, complete the class images in the store."""
+    with ray_cluster.joined(run.env) as cluster:
+        if cluster is not None:
+            cluster.complete_class_images(run.context("class-images"))
 
 
 @task(**_options("cache", hours=6, retries=1, tags=["device"]))
@@ -135,12 +145,17 @@ def evaluate(run: SubjectRun) -> State[Any]:
     def work() -> None:
         from dreambooth_core.pipeline import evaluate  # torch, which an idle run does not need
 
-        def prepare(rows: Sequence[str], rounds: int) -> None:
-            score_row.map(list(rows), unmapped(rounds), unmapped(run)).result()
-
         with run.device():
-            context = dataclasses.replace(run.context("evaluate"), progress=no_progress)
-            evaluate.race(context, prepare)
+            with ray_cluster.joined(run.env) as cluster:
+
+                def prepare(rows: Sequence[str], rounds: int) -> None:
+                    if cluster is not None:
+                        cluster.score_rows(run.context("evaluate"), rows, rounds)
+                    else:
+                        score_row.map(list(rows), unmapped(rounds), unmapped(run)).result()
+
+                context = dataclasses.replace(run.context("evaluate"), progress=no_progress)
+                evaluate.race(context, prepare)
             gather_scores(run)
 
     with run.timed("evaluate") as ran:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 from dreambooth_core import files
-from dreambooth_core.blocks import Sampler, once
+from dreambooth_core.blocks import Sampler, complete_block, once
 from dreambooth_core.config import PriorSettings
 from dreambooth_core.data import class_images, gate
 from dreambooth_core.models import load, sampling
@@ -32,26 +34,63 @@ def run(context: StageContext) -> Manifest:
             manifest = Manifest(role="class", fingerprint=files.digest_of(None), images=())
             manifest.write(out)
             return manifest
-        key = set_key(  # downloads the base model if it must
-            context,
-            prior,
-            resolution=settings.data.resolution,
-            compute=[*machine(settings.compute), settings.versions.class_images],
-        )
-        prompt_checks.check_drawn(settings, context.places.root)
+        own = class_set(context, prior)
         return class_images.make_class_images(
-            state=context.places.store_dir("class-images", key),
+            state=own.folder,
             out=out,
-            key=key,
-            fingerprint=key,
-            num=prior.num_class_images,
-            block_size=prior.sample_batch_size,
-            sampler=make_sampler(context, prior, resolution=settings.data.resolution),
+            key=own.key,
+            fingerprint=own.key,
+            num=own.num,
+            block_size=own.block_size,
+            sampler=own.sampler,
             lanes=context.sampling_lanes(load.pick_device(settings.compute).type),
             warnings=gate.class_set_warnings(prior),
             should_stop=context.should_stop,
             progress=context.progress,
         )
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The class images of a subject's settings in the store, and how to sample them."""
+
+    folder: Path
+    key: str
+    num: int
+    block_size: int
+    sampler: Sampler
+
+    @property
+    def firsts(self) -> range:
+        """The first index of each block."""
+        return range(0, self.num, self.block_size)
+
+    def complete(self, first: int) -> None:
+        """Sample a block, unless the store has it."""
+        block = range(first, first + self.block_size)
+        complete_block(self.folder, self.key, block, sampler=self.sampler)
+
+
+def class_set(context: StageContext, prior: PriorSettings) -> ClassSet:
+    """The set of the context's settings. Downloads the base model if it must.
+
+    Raises SettingsError for a prompt that the base model cannot draw.
+    """
+    settings = context.settings
+    key = set_key(
+        context,
+        prior,
+        resolution=settings.data.resolution,
+        compute=[*machine(settings.compute), settings.versions.class_images],
+    )
+    prompt_checks.check_drawn(settings, context.places.root)
+    return ClassSet(
+        folder=context.places.store_dir("class-images", key),
+        key=key,
+        num=prior.num_class_images,
+        block_size=prior.sample_batch_size,
+        sampler=make_sampler(context, prior, resolution=settings.data.resolution),
+    )
 
 
 def set_key(

@@ -88,7 +88,7 @@ class RunContext:
     progress: Progress = no_progress
     should_stop: StopSignal = never_stop
     shares_cores: bool = False
-    """Whether a training runs at the same time."""
+    """Whether a training, or other tasks of a cluster, run on this machine at the same time."""
 
     def sampling_lanes(self, device: str) -> int:
         """How many blocks of images to sample at the same time; the bytes do not depend on it.
