@@ -144,20 +144,26 @@ class Manifest(Record):
 # ---- cache --------------------------------------------------------------------------------------
 
 
-class CachedImage(Record):
-    """The cached views (crops) of one image: the file of its VAE moments, and how many views."""
+class CachedImage(_WithOptionalFields):
+    """The cached views (crops) of one image: the file of its VAE moments, and how many views.
+
+    `prompt` is the photo's caption, if it has one. `instance_prompt` is what rows without the
+    caption are trained on, if there are any.
+    """
 
     image: str
     role: Role
     prompt: str
     file: str
     num_views: int
+    instance_prompt: str | None = None
 
 
 class LatentCache(_WithOptionalFields):
     """VAE moments of every image; token ids and embeddings of every prompt.
 
-    With masks, `weights_file` has the weights of each position in the loss.
+    With masks, `weights_file` has the weights of each position in the loss. `caption_rate` is the
+    share of the rows with a caption, if it is below 1.
     """
 
     fingerprint: str
@@ -170,6 +176,7 @@ class LatentCache(_WithOptionalFields):
     files: dict[str, str]
     warnings: tuple[str, ...] = ()
     weights_file: str | None = None
+    caption_rate: float | None = None
 
 
 # ---- train --------------------------------------------------------------------------------------

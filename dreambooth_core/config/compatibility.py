@@ -27,7 +27,13 @@ def _photo_counts(*, max_photos: int, min_photos: int) -> str | None:
     return None
 
 
-DATA_RULES: tuple[Rule, ...] = (_photo_counts,)
+def _caption_rate(*, caption_rate: float, captions: bool) -> str | None:
+    if caption_rate < 1 and not captions:
+        return "no effect while captions is off: turn it on, or set caption_rate to 1"
+    return None
+
+
+DATA_RULES: tuple[Rule, ...] = (_photo_counts, _caption_rate)
 
 
 def _warm_up(*, lr_warmup_steps: int, lr_scheduler: str) -> str | None:

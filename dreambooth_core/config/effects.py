@@ -21,7 +21,8 @@ STAGE_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "cache": (
         *("base_model", "compute", "data.resolution", "data.center_crop"),
-        *("data.crops_per_image", "data.random_flip", "data.masks", *_SUBJECT_WORDS),
+        *("data.crops_per_image", "data.random_flip", "data.caption_rate", "data.masks"),
+        *_SUBJECT_WORDS,
     ),
     "train": ("base_model", "compute", "prior.prior_loss_weight", "train", *_SUBJECT_WORDS),
     "evaluate": (
@@ -71,6 +72,9 @@ def settings_of(view: SubjectView, stage: str) -> dict[str, Any]:
         # Absent while off, so that results without masks stay valid.
         values.pop("data.masks", None)
         values.get("data", {}).pop("masks", None)
+    values.get("data", {}).pop("caption_rate", None)  # the data gate does not read it
+    if view.data.caption_rate == 1:
+        values.pop("data.caption_rate", None)
     if view.subject.choice is None:
         values.pop("subject.choice", None)
     if stage == "train":

@@ -57,6 +57,11 @@ class DataSettings(Section):
         "Use one caption per photo, from photo.txt next to it or from metadata.jsonl.",
         default=False,
     )
+    caption_rate: Annotated[float, Field(gt=0, le=1)] = setting(
+        "Share of the training rows that use their photo's caption; the others use the instance "
+        "prompt. 1: all.",
+        default=1.0,
+    )
     masks: Literal["files", "auto"] | None = setting(
         "Learn the subject alone, not its background: where masks/photo.png or alpha say it is "
         "(files), or where the base model sees it (auto). Null learns whole photos.",

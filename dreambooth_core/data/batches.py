@@ -18,7 +18,7 @@ from dreambooth_core.data.cache import prompt_key
 from dreambooth_core.errors import CorruptRecordError, SettingsError, repeat_hint
 from dreambooth_core.models.denoiser import TrainBatch
 from dreambooth_core.models.tensors import read_tensors
-from dreambooth_core.numerics.seeding import derive_seed, generator_for
+from dreambooth_core.numerics.seeding import SEED_BITS, derive_seed, generator_for
 from dreambooth_core.records import CachedImage, LatentCache, Role
 
 # B rows, V views, C latent channels, h w latent height and width, L tokens, D text width
@@ -109,11 +109,18 @@ class LatentDataset:
             position=position,
             image=entry.image,
             view=view,
-            prompt=entry.prompt,
+            prompt=self._prompt_of(entry, position),
             latents_Chw=self._draw_latents(entry, view, generator),
             time_ids_6=torch.cat([self._moments[entry.file]["size"][view], self._target]),
             weights_hw=None if weights_Vhw is None else weights_Vhw[view],
         )
+
+    def _prompt_of(self, entry: CachedImage, position: int) -> str:
+        """The image's prompt, or at some positions the instance prompt instead of its caption."""
+        if entry.instance_prompt is None or self.record.caption_rate is None:
+            return entry.prompt
+        drawn = derive_seed(self._seed, "caption", position) / 2**SEED_BITS
+        return entry.prompt if drawn < self.record.caption_rate else entry.instance_prompt
 
     def _draw_latents(
         self, entry: CachedImage, view: int, generator: torch.Generator

@@ -28,7 +28,13 @@ from dreambooth_core.models.subject_finder import SubjectFinder
 from dreambooth_core.models.tensors import eval_mode, tensor_bytes
 from dreambooth_core.models.text import encode, token_ids
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
-from dreambooth_core.records import BaseModelIdentity, CachedImage, LatentCache, Manifest
+from dreambooth_core.records import (
+    BaseModelIdentity,
+    CachedImage,
+    LatentCache,
+    Manifest,
+    ManifestImage,
+)
 
 TEXT_FILE = "text.safetensors"
 MOMENTS = "moments"
@@ -101,12 +107,13 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
                 prompt=entry.caption or image_set.prompt,
                 file=name,
                 num_views=len(moments["mean"]),
+                instance_prompt=_instance_prompt(image_set, entry, settings),
             )
         )
         progress(len(cached), len(entries))
     weighted = weights.write(out)
     hashes |= weighted
-    hashes[TEXT_FILE] = _write_text({entry.prompt for entry in cached}, encoders, out=out)
+    hashes[TEXT_FILE] = _write_text(cached, encoders, out=out)
     record = LatentCache(
         fingerprint=fingerprint,
         base_model=encoders.identity,
@@ -117,13 +124,23 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
         files=hashes,
         warnings=warnings,
         weights_file=next(iter(weighted), None),
+        caption_rate=settings.caption_rate if settings.caption_rate < 1 else None,
     )
     record.write(out)
     return record
 
 
-def _write_text(prompts: set[str], encoders: Encoders, *, out: Path) -> str:
-    """Write the embeddings of the prompts; returns the file's sha256."""
+def _instance_prompt(
+    image_set: ImageSet, entry: ManifestImage, settings: DataSettings
+) -> str | None:
+    """What rows without the image's caption are trained on, if there are any."""
+    return image_set.prompt if entry.caption and settings.caption_rate < 1 else None
+
+
+def _write_text(images: Sequence[CachedImage], encoders: Encoders, *, out: Path) -> str:
+    """Write the embeddings of the images' prompts; returns the file's sha256."""
+    prompts = {image.prompt for image in images}
+    prompts |= {image.instance_prompt for image in images if image.instance_prompt}
     data = tensor_bytes(embed_prompts(sorted(prompts), encoders))
     files.write_bytes(out / TEXT_FILE, data)
     return files.sha256_bytes(data)

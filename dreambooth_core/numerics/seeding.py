@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     import torch
 
 
+SEED_BITS = 63
+
+
 def derive_seed(seed: int, role: str, *index: int) -> int:
-    """A 63-bit seed from the run's seed, a role such as "noise", and the item's index.
+    """A seed of SEED_BITS bits from the run's seed, a role such as "noise", and the item's index.
 
     sha256 keeps neighbouring indices independent, and the value the same on every platform.
     """
     key = f"{seed}/{role}/" + "/".join(map(str, index))
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> (64 - SEED_BITS)
 
 
 def generator_for(seed: int, role: str, *index: int) -> torch.Generator:

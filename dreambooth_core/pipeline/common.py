@@ -174,8 +174,11 @@ def settings_that_count(view: SubjectView) -> dict[str, Any]:
     # accelerate_config and num_processes imply the strategy; a choice is a fact about one training.
     left_out = {"train": {"strategy"}, "subject": {"choice"}}
     dumped = view.model_dump(mode="json", by_alias=True, exclude=left_out)
+    # So that pages and versions without them stay the same.
     if view.train.init_from is None:
-        dumped["train"].pop("init_from")  # so that pages and versions without one stay the same
+        dumped["train"].pop("init_from")
+    if view.data.caption_rate == 1:
+        dumped["data"].pop("caption_rate")
     return {section: dumped[section] for section in sections}
 
 

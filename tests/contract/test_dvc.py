@@ -53,6 +53,7 @@ TABLE: dict[str, set[str]] = {
     "data.center_crop": {"validate", "cache"},
     "data.min_side": {"validate"},
     "data.captions": {"validate"},
+    "data.caption_rate": {"validate", "cache"},
     "data.masks": {"validate", "cache"},
     "prior.num_class_images": {"class-images", "train"},
     "prior.prior_loss_weight": {"class-images", "train"},

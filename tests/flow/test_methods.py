@@ -83,13 +83,16 @@ def test_text_encoder_captions_and_ema_train_then_lora_by_one_setting(tmp_path: 
     photos = tmp_path / "data" / "instance" / SUBJECT
     (photos / "photo-1.txt").write_text("sks mug on a table")
     changes = {"data.captions": True, "train.train_text_encoder": True, "train.ema_decay": 0.9}
-    for key, value in {**changes, "train.lora": LORA}.items():
+    for key, value in {**changes, "data.caption_rate": 0.5, "train.lora": LORA}.items():
         workspaces.change(tmp_path, key, value)
     full = _through_all_stages(workspace)
     assert {name.split("/")[0] for name in full.checkpoints[0].files} == {"unet", "text_encoder"}
     cache = LatentCache.read(workspace.stage_dir(SUBJECT, "cache"))
     prompts = {image.image: image.prompt for image in cache.images if image.role == "instance"}
     assert prompts["images/001.png"] == "sks mug on a table"
+    assert [i.instance_prompt for i in cache.images if i.prompt == "sks mug on a table"] == [
+        prompts["images/000.png"]
+    ]
     assert prompts["images/000.png"] == "a photo of sks mug"
 
     workspaces.change(tmp_path, "train.method", "lora")

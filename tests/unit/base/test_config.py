@@ -90,6 +90,11 @@ def test_lora_method_without_lora_section_is_refused(tmp_path: Path) -> None:
         config.load_settings(changed(tmp_path, train__method="lora", train__lora=None))
 
 
+def test_caption_rate_without_captions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data\.caption_rate: no effect while captions is off"):
+        config.load_settings(changed(tmp_path, data__caption_rate=0.5))
+
+
 def test_warm_up_without_effect_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match="lr_warmup_steps: lr_scheduler constant has no warm-up"

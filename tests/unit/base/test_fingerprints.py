@@ -60,6 +60,19 @@ def test_fingerprints_of_presets_are_unchanged(name: str, tmp_path: Path) -> Non
     assert digests(view_of(tmp_path, text)) == PRESETS[name]
 
 
+def test_caption_rate_counts_for_the_cache_alone(tmp_path: Path) -> None:
+    text = (ROOT / "presets" / "pocket.yaml").read_text()
+    captions = text.replace("captions: false", "captions: true")
+    whole, half = (
+        view_of(tmp_path, captions.replace("caption_rate: 1.0", f"caption_rate: {rate}"))
+        for rate in (1, 0.5)
+    )
+    moved = {s for s in STAGES if config.settings_of(whole, s) != config.settings_of(half, s)}
+    assert moved == {"cache"}
+    assert "data.caption_rate" not in config.settings_of(whole, "cache")
+    assert settings_that_count(half)["data"]["caption_rate"] == 0.5
+
+
 def test_stating_the_implied_strategy_moves_no_fingerprint(tmp_path: Path) -> None:
     text = (ROOT / "presets" / "pocket.yaml").read_text()
     stated = text.replace("strategy: null", "strategy: single")

@@ -136,6 +136,35 @@ def test_weights_of_the_loss_follow_the_rows_view(folder: Path) -> None:
         assert weight == (rows.sample_at(row, role="instance").view if masked else 1.0)
 
 
+def test_share_of_rows_with_their_caption_is_the_caption_rate(folder: Path) -> None:
+    """Image 0 has a caption; class rows and images without one always have their own prompt."""
+    record = LatentCache.read(folder)
+    caption = "a photo of mug"  # the class prompt, so that the cache has its text
+    first = record.images[0].model_copy(
+        update={"prompt": caption, "instance_prompt": PROMPTS["instance"]}
+    )
+    images = (first, *record.images[1:])
+    record.model_copy(update={"images": images, "caption_rate": 0.3}).write(folder)
+
+    rows = dataset(folder)
+    drawn = [rows.sample_at(p, role="instance") for p in range(5000)]
+    own = [sample.prompt for sample in drawn if sample.image == first.image]
+    assert len(own) == 1000
+    assert 256 <= own.count(caption) <= 344  # binomial(1000, 0.3): sd 14.5
+    assert {s.prompt for s in drawn if s.image != first.image} == {PROMPTS["instance"]}
+    batch = rows.rows_at(range(40))
+    expected = [float(sample.prompt == caption) for sample in drawn[:40]]
+    assert batch.text_BLD[:40, 0, 0].tolist() == expected
+    assert set(expected) == {0.0, 1.0}
+    other = dataset(folder)  # a resumed run
+    assert [other.sample_at(p, role="instance").prompt for p in (4999, 7)] == [
+        drawn[4999].prompt, drawn[7].prompt,
+    ]  # fmt: skip
+    assert [s.prompt for s in drawn] != [
+        dataset(folder, seed=43).sample_at(p, role="instance").prompt for p in range(5000)
+    ]
+
+
 def test_views_are_drawn_evenly_and_independently_of_the_image(folder: Path) -> None:
     rows = dataset(folder)
     drawn = [rows.sample_at(p, role="instance") for p in range(1000)]

@@ -318,3 +318,29 @@ def test_caption_replaces_the_prompt_of_its_photo_alone(
     assert set(text) == {
         cache.prompt_key(prompt, what) for prompt in prompts for what in ("ids", "hidden")
     }
+    published = (tmp_path / "out" / "record.json").read_text()
+    assert "caption_rate" not in published
+    assert "instance_prompt" not in published
+
+
+def test_caption_rate_keeps_the_instance_prompt_for_photos_with_captions(
+    tmp_path: Path, sets: list[ImageSet], encoders: Encoders
+) -> None:
+    captioned = [
+        image.model_copy(update={"caption": "sks mug on the table"})
+        for image in sets[0].manifest.images[:2]
+    ]
+    images = (*captioned, sets[0].manifest.images[2])
+    manifest = sets[0].manifest.model_copy(update={"images": images})
+    settings = SETTINGS.model_copy(update={"captions": True, "caption_rate": 0.25})
+    record = build(tmp_path, [replace(sets[0], manifest=manifest)], encoders, settings=settings)
+    own = "a photo of sks mug"
+    assert [image.instance_prompt for image in record.images] == [own, own, None]
+    assert record.caption_rate == 0.25
+    assert LatentCache.read(tmp_path / "out") == record
+    text = read_tensors(tmp_path / "out" / record.text_file)
+    assert set(text) == {
+        cache.prompt_key(prompt, what)
+        for prompt in ("sks mug on the table", own)
+        for what in ("ids", "hidden")
+    }
