@@ -1,4 +1,4 @@
-"""The command init, and the command group subject: add, list, remove and restore."""
+"""The command init, and the command group subject: add, caption, list, remove and restore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks import photos
 from tasks.dvc import Dvc
 
 subject_app = typer.Typer(
-    help="Add, list and remove subjects, and restore their photos.", no_args_is_help=True
+    help="Add, caption, list and remove subjects, and restore their photos.", no_args_is_help=True
 )
 
 
@@ -96,6 +96,64 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
         verb = "not copied" if added["copied"] else "not used"
         console.print(f"{verb}: {', '.join(left)}")
     console.print(f"next: dreambooth run {added['name']}")
+
+
+@subject_app.command("caption")
+def subject_caption(
+    name: SubjectArgument,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Captioner: hub id or folder of a BLIP model. Default: CLIP and the places that "
+            "the base model knows, otherwise BLIP.",
+            show_default=False,
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also replace captions that photos have.")
+    ] = False,
+    use: Annotated[
+        bool, typer.Option("--use", help="Also set data.captions: true for this subject.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the captions, and change nothing.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a caption for each photo that has none, with what it shows besides the subject."""
+    session = open_session(as_json=json)
+    from cli import captions  # torch, which would delay every command
+
+    dvc = Dvc(session.workspace, env=session.env)
+    made = captions.caption(
+        session.workspace, name, dvc, model=model, replace=replace, dry_run=dry_run
+    )
+    if use and not dry_run:
+        captions.use(session.workspace, name)
+        made["used"] = True
+    session.terminal.finish(made, lambda console: _show_captions(console, made, dry_run))
+
+
+def _show_captions(console: Console, made: dict[str, Any], dry_run: bool) -> None:  # noqa: FBT001
+    table = Table()
+    for title in ("photo", "caption", ""):
+        table.add_column(title, overflow="fold")
+    for row in made["captions"]:
+        table.add_row(row["photo"], row["caption"], row["state"])
+    console.print(table)
+    name = made["name"]
+    if dry_run:
+        console.print(f"nothing is written; to write them: dreambooth subject caption {name}")
+        return
+    console.print(f"{name}: {made['written']} captions written; edit the .txt files as you like")
+    if made["used"]:
+        console.print(f"next: dreambooth run {name}")
+    else:
+        console.print(
+            f"data.captions is off, so they are not used; to use them: "
+            f"dreambooth subject caption {name} --use"
+        )
 
 
 @subject_app.command("list")

@@ -24,6 +24,13 @@ from diffusers import (
 from PIL import Image, ImageDraw
 from tokenizers import pre_tokenizers
 from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    BlipProcessor,
+    BlipTextConfig,
+    BlipVisionConfig,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -265,6 +272,45 @@ def build_tiny_dino(folder: Path, *, seed: int = 2) -> Path:
         torch.manual_seed(seed)
         ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def build_tiny_blip(folder: Path, *, seed: int = 5) -> Path:
+    """Save a BlipForConditionalGeneration, a captioner, and its processor (PIL backend)."""
+    words = sorted({word for text in _CORPUS for word in text.split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertTokenizer(vocab={w: i for i, w in enumerate([*special, *words, "##s"])})
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "projection_dim": 32,
+    }
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer) + 1,
+        encoder_hidden_size=32,
+        max_position_embeddings=64,
+        bos_token_id=len(tokenizer),
+        eos_token_id=tokenizer.sep_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+    vision = BlipVisionConfig(image_size=SIDE, patch_size=16, **shape)
+    config = BlipConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=32,
+        image_text_hidden_size=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(
+        image_processor=BlipImageProcessorPil(size={"height": SIDE, "width": SIDE}),
+        tokenizer=tokenizer,
+    ).save_pretrained(folder)
     return folder
 
 

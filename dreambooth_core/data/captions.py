@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,34 @@ def write_caption(folder: Path, photo: str, caption: str) -> None:
         files.write_text(beside, f"{text}\n")
     elif beside.is_file():  # one caption is enough
         beside.unlink()
+
+
+def have_captions(folder: Path, photos: Sequence[str]) -> set[str]:
+    """The photos with a caption, or with a link in its place, which may not be followed.
+
+    Raises DataError if the folder's captions cannot be read.
+    """
+    found = read_captions(folder, [folder / name for name in photos]).by_name
+    return {n for n in photos if n in found or (folder / n).with_suffix(".txt").is_symlink()}
+
+
+@contextmanager
+def writing(folder: Path, captions: Mapping[str, str]) -> Iterator[None]:
+    """Write the captions of photos; none of them if writing, or the block, fails."""
+    beside = [(folder / photo).with_suffix(".txt") for photo in captions]
+    touched = [*beside, folder / METADATA]
+    before = {path: path.read_bytes() if path.is_file() else None for path in touched}
+    try:
+        for photo, caption in captions.items():
+            write_caption(folder, photo, caption)
+        yield
+    except BaseException:
+        for path, data in before.items():
+            if data is not None:
+                files.write_bytes(path, data)
+            elif path.is_file():
+                path.unlink()
+        raise
 
 
 def _is_own_file(path: Path, folder: Path) -> bool:

@@ -91,13 +91,13 @@ def local_folder(name: str, root: Path, *, revision: str | None = None) -> Path 
     return None
 
 
-def known_things(name: str, root: Path) -> list[str] | None:
-    """The things that a base model's folder says it can draw; None where nothing is said."""
+def known_words(name: str, root: Path, kind: str) -> list[str] | None:
+    """The words of a kind (thing, place) that a base model's folder says it knows, or None."""
     path = root / name / WORLD
     if not path.is_file():
         return None
-    things = read_json_file(path, what="a base model with a list of words").get("thing")
-    return sorted(map(str, things)) if isinstance(things, list) else None
+    words = read_json_file(path, what="a base model with a list of words").get(kind)
+    return sorted(map(str, words)) if isinstance(words, list) else None
 
 
 def _no_folder(name: str, root: Path) -> SettingsError:

@@ -289,7 +289,7 @@ def _side_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
 def _word_warnings(root: Path, view: SubjectView) -> Iterator[tuple[str, str]]:
     """A small base model lists what it can draw; a class noun outside the list is a surprise."""
     base, noun = view.base_model.pretrained_model_name_or_path, view.subject.class_noun
-    things = source.known_things(base, root)
+    things = source.known_words(base, root, "thing")
     if things is not None and set(noun.lower().split()).isdisjoint(things):
         yield (
             f"subjects.{view.name}.class_noun",

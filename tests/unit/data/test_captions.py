@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_core import files
 from dreambooth_core.config import DataSettings, load_settings
 from dreambooth_core.data import gate
 from dreambooth_core.data.captions import (
     METADATA,
+    have_captions,
     read_captions,
     without_identifier,
     write_caption,
+    writing,
 )
 from dreambooth_core.errors import DataError
 from dreambooth_core.records import Manifest, ManifestImage
@@ -136,3 +139,30 @@ def test_written_caption_is_read_again_where_the_photo_has_one(photos: Path) -> 
     for name in names[:2]:
         write_caption(photos, name, "  ")
     assert read_captions(photos, [photos / n for n in names]).by_name == {}
+
+
+def test_captions_are_written_all_or_none(folder: Path) -> None:
+    (folder / "photo-1.txt").write_text("mine")
+    list_captions(folder, ("photo-2.png", "listed"))
+    before = files.tree_hashes(folder)
+    made = dict.fromkeys(["photo-0.png", "photo-1.png", "photo-2.png"], "sks mug in the snow")
+    with pytest.raises(RuntimeError), writing(folder, made):
+        raise RuntimeError
+    assert files.tree_hashes(folder) == before
+    (folder / "photo-9.txt").mkdir()
+    with pytest.raises(OSError, match="directory"), writing(folder, {**made, "photo-9.png": "x"}):
+        pass
+    assert files.tree_hashes(folder) == before
+    with writing(folder, made):
+        pass
+    assert read_captions(folder, sorted(folder.glob("*.png"))).by_name == made
+    assert not (folder / "photo-2.txt").exists()
+
+
+def test_photo_with_a_caption_or_a_link_is_told_from_others(folder: Path, tmp_path: Path) -> None:
+    (folder / "photo-0.txt").write_text("mine")
+    (tmp_path / "secret.txt").write_text("a secret")
+    (folder / "photo-1.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "photo-2.txt").touch()
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert have_captions(folder, names) == set(names[:2])
