@@ -12,8 +12,9 @@ on them with the pipeline's own stages, and measures every scored checkpoint:
     place right       share of images that show the place of their prompt, by the pocket classifier
 
 A recipe is the shipped settings with a few other values. The subjects of the report differ from
-those that recipes are found with (`trials`). Runs in a separate workspace and resumes there.
-`--json` adds the runs to `benchmarks/results/one-place.json`.
+those that recipes are found with (`trials`). Captions name the place, as `dreambooth subject
+caption` writes them; recipes without captions do not read them. Runs in a separate workspace and
+resumes there. `--json` adds the runs to `benchmarks/results/one-place.json`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ import numpy as np
 from benchmarks import drawn_runs
 from benchmarks.common import ROOT, machine
 from benchmarks.pocket_subjects import make_place_accuracy
-from dreambooth_core import files
+from dreambooth_core import config, files
+from dreambooth_core.data.captions import write_caption
+from dreambooth_core.pipeline import captioning
 from dreambooth_core.records import REAL, STEP_0, CheckpointScore, Evaluation, Selection
 from dreambooth_core.workspace import Workspace
 from tools.pocket.drawing import render
@@ -46,6 +49,8 @@ RECIPES: Mapping[str, Any] = {
     "shipped": {},
     "auto": {"data": {"masks": "auto"}},
     "files": {"data": {"masks": "files"}},
+    "captions": {"data": {"captions": True}},
+    "half-captions": {"data": {"captions": True, "caption_rate": 0.5}},
     "rate-1e-4": {"train": {"learning_rate": 1e-4}},
     "rate-5e-5": {"train": {"learning_rate": 5e-5, "max_train_steps": 1200}},
     "prior-0.5": {"prior": {"prior_loss_weight": 0.5}},
@@ -131,6 +136,11 @@ def write_settings(
 def train(workspace: Workspace, key: str) -> None:
     """Run the stages, unless they have run."""
     began = time.monotonic()
+    view = config.load_view(workspace, key)
+    if view.data.captions:
+        _, suggested = captioning.suggest(view, workspace.places(key))
+        for photo, caption in suggested.items():
+            write_caption(workspace.resolve(view.subject.instance_dir), photo, caption)
     if drawn_runs.run_stages(workspace, key, STAGES):
         logging.info("%s: %.0f s", key, time.monotonic() - began)
 
