@@ -20,6 +20,7 @@ from dreambooth_core.errors import DreamBoothError, SettingsError, StageError
 from dreambooth_core.logs import logger
 from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.pipeline import STAGES, check_stage, input_checks
+from dreambooth_core.pipeline.full_disk import full_disk_among
 from tasks.progress import reporter
 from tasks.staleness import refuse_the_impossible
 
@@ -187,10 +188,11 @@ def run_evaluation(session: Session, subjects: list[str]) -> dict[str, Any]:
 def in_flow(session: Session, api_url: Any) -> Iterator[None]:
     """Set up Prefect and the terminal for a flow that the block calls.
 
-    Raises StageError if the Prefect server stops answering.
+    Raises StageError if the Prefect server stops answering, or fails.
     """
-    from httpx import TransportError
+    from httpx import HTTPError
     from prefect import tags
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
@@ -215,9 +217,21 @@ def in_flow(session: Session, api_url: Any) -> Iterator[None]:
         reporter.set(shown)
         try:
             yield
-        except TransportError as error:
-            raise StageError(
-                f"Prefect at {without_secrets(url)} no longer answers; finished work is kept",
-                got=scrubbed(str(error), url),
-                hint="start it again, or unset PREFECT_API_URL; then repeat the command",
-            ) from None
+        except (HTTPError, ConcurrencySlotAcquisitionError) as error:
+            raise _server_error(session, url, error) from None
+
+
+def _server_error(session: Session, url: str, error: Exception) -> StageError:
+    """The error about a Prefect server that is gone, or that cannot work, as on a full disk."""
+    from httpx import TransportError
+    from prefect.settings import PREFECT_HOME
+
+    is_gone = isinstance(error, TransportError)
+    folders = [session.workspace.root, PREFECT_HOME.value()]
+    full = None if is_gone else full_disk_among(folders, "Prefect's server stopped working")
+    return full or StageError(
+        f"Prefect at {without_secrets(url)} {'no longer answers' if is_gone else 'failed'}; "
+        "finished work is kept",
+        got=scrubbed(str(error), url),
+        hint="start it again, or unset PREFECT_API_URL; then repeat the command",
+    )

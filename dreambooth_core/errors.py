@@ -5,7 +5,7 @@ The class gives the exit code of the command line: 2 for wrong input or settings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -124,6 +124,19 @@ def file_error(error: Exception) -> StageError | None:
 
 class CorruptRecordError(DreamBoothError):
     """A file of the project does not match its record."""
+
+
+def corrupt_record(
+    path: Path, kind: str, text: str, unknown: Sequence[Sequence[int | str]]
+) -> CorruptRecordError:
+    """The error about a record that does not fit its class: of a newer version, or damaged."""
+    if not unknown:
+        return CorruptRecordError(f"{path} is not a {kind}", got=text, hint=repeat_hint(path))
+    return CorruptRecordError(
+        f"{path} has fields that this version does not know, so a newer version wrote it",
+        got=", ".join(".".join(map(str, place)) for place in unknown),
+        hint=f"install the newer version, or repeat the stage: {repeat_hint(path, delete=True)}",
+    )
 
 
 class RegistryError(DreamBoothError):

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from dreambooth_core import files
-from dreambooth_core.errors import CorruptRecordError, repeat_hint
+from dreambooth_core.errors import CorruptRecordError, corrupt_record, repeat_hint
 
 RECORD_NAME = "record.json"
 
@@ -52,9 +52,8 @@ class Record(BaseModel):
         except OSError as error:
             raise CorruptRecordError(f"{path} cannot be read", got=error.strerror) from None
         except ValidationError as error:
-            raise CorruptRecordError(
-                f"{path} is not a {cls.__name__}", got=str(error), hint=repeat_hint(path)
-            ) from None
+            unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+            raise corrupt_record(path, cls.__name__, str(error), unknown) from None
 
     @classmethod
     def read_if_there(cls, folder: Path, name: str = RECORD_NAME) -> Self | None:

@@ -2,6 +2,8 @@
 
 Every call takes the workspace lock, so that no stage replaces a folder while DVC reads it. DVC's
 own locks make a call fail while a `dvc repro` runs a stage; this raises Busy then.
+
+No call has `--quiet`, which would also hide why DVC failed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ _BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 _CORRUPT_RWLOCK = "Unable to read RWLock-file"
 _BROKEN_ENTRY = ("No such file or directory", "Too many levels of symbolic links")
 _UNREADABLE = "Permission denied"
+_ADVERTISEMENT = "Having any troubles?"
 
 Status = dict[str, list[Any]]
 """The output of `dvc status --json`: changes by stage or .dvc file, without unchanged ones."""
@@ -54,28 +57,24 @@ class Dvc:
 
     def commit_unlocked(self, *targets: str) -> None:
         """Like `commit`, for a caller that already holds the workspace lock."""
-        self._call("commit", "--force", "--quiet", *targets)
+        self._call("commit", "--force", *targets)
 
     def add_unlocked(self, path: str) -> None:
         """Track a file or folder in place; the caller holds the workspace lock."""
-        self._call("add", "--quiet", path)
+        self._call("add", path)
 
     def push(self, *targets: str) -> None:
         """Upload the files of stages, or of a .dvc file, to the remote. Raises Busy, StageError."""
         with self._locked():
-            self._call("push", "--quiet", *targets)
+            self._call("push", *targets)
 
-    def fetch(self, target: str) -> bool:
-        """Restore the files of a .dvc file from the cache or the remote; False on failure."""
+    def fetch(self, target: str) -> None:
+        """Restore the files of a .dvc file from the cache or remote. Raises Busy, StageError."""
         with self._locked():
             try:
-                self._call("checkout", "--quiet", target)
+                self._call("checkout", target)
             except StageError:
-                try:
-                    self._call("pull", "--quiet", target)
-                except StageError:
-                    return False
-        return True
+                self._call("pull", target)
 
     def _locked(self) -> Any:
         return locks.hold(self._workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S)
@@ -88,7 +87,7 @@ class Dvc:
             code, out, err = self._run(arguments)
         if code == 0:
             return out.strip()
-        raise _as_error(arguments, err.strip() or out.strip())
+        raise _as_error(arguments, _reason(err) or _reason(out))
 
     def _run(self, arguments: Sequence[str]) -> tuple[int, str, str]:
         process = subprocess.Popen(
@@ -115,6 +114,12 @@ def _settle(process: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait()
+
+
+def _reason(text: str) -> str:
+    """The messages in the output of a failed call."""
+    lines = (line.strip().removeprefix("ERROR: ") for line in text.splitlines())
+    return "\n".join(line for line in lines if line and _ADVERTISEMENT not in line)
 
 
 def _as_error(arguments: Sequence[str], text: str) -> StageError | DataError:

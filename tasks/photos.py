@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreambooth_core import config, files
 from dreambooth_core.config import SubjectView
-from dreambooth_core.errors import DataError
+from dreambooth_core.errors import DataError, StageError
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Dvc
 
@@ -43,12 +43,17 @@ def restore(workspace: Workspace, settings: SubjectView, dvc: Dvc) -> bool:
             hint="put 3 to 6 photos there, or name their folder in params.yaml",
         )
     target = pointer.relative_to(workspace.root).as_posix()
-    if _copy_example(workspace, folder, pointer) or dvc.fetch(target):
+    if _copy_example(workspace, folder, pointer):
         return True
-    raise DataError(
-        f"the photos of {subject} are missing, also in DVC's cache and remote",
-        hint=f"run `dvc pull {target}` if a remote is reachable, or put them into {folder}",
-    )
+    try:
+        dvc.fetch(target)
+    except StageError as error:
+        raise DataError(
+            f"the photos of {subject} are missing, also in DVC's cache and remote",
+            got=error.got,
+            hint=f"run `dvc pull {target}` if a remote is reachable, or put them into {folder}",
+        ) from None
+    return True
 
 
 def _copy_example(workspace: Workspace, folder: Path, pointer: Path) -> bool:

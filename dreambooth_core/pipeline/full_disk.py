@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dreambooth_core.errors import StageError
@@ -16,6 +16,8 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _SIGNS = (*map(os.strerror, sorted(_FULL)), "database or disk is full")
 """What libraries and other processes write about it, of which Python sees only the text."""
 _MIB = 2**20
+_NO_SPACE = _MIB
+"""Free bytes below which a disk counts as full, whatever an error says."""
 
 
 class DiskFullError(StageError):
@@ -37,6 +39,16 @@ def full_disk_explained(places: Places, stage: str) -> Iterator[None]:
         raise _explained(places, stage, Path(os.fsdecode(named)) if named else None) from None
 
 
+def full_disk_among(folders: Sequence[Path], stopped: str) -> DiskFullError | None:
+    """An error about the first of the folders' disks that is full, for errors of other programs.
+
+    `stopped` says what ended, such as "the run of mug stopped".
+    """
+    disks = (_mount_point(folder) for folder in folders)
+    full = next((disk for disk in disks if shutil.disk_usage(disk).free < _NO_SPACE), None)
+    return None if full is None else _error(full, stopped)
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -50,11 +62,15 @@ def _is_about_full_disk(error: BaseException) -> bool:
 
 
 def _explained(places: Places, stage: str, written: Path | None) -> DiskFullError:
-    disk = _mount_point(written or places.store)
-    usage = shutil.disk_usage(disk)
     what = f" while it wrote {written}" if written else ""
+    stopped = f"{stage} of {places.subject} stopped{what}"
+    return _error(_mount_point(written or places.store), stopped)
+
+
+def _error(disk: Path, stopped: str) -> DiskFullError:
+    usage = shutil.disk_usage(disk)
     return DiskFullError(
-        f"the disk is full: {stage} of {places.subject} stopped{what}",
+        f"the disk is full: {stopped}",
         got=f"{usage.free / _MIB:,.1f} of {usage.total / _MIB:,.0f} MiB are free on {disk}",
         hint="free space there, for example with `dreambooth clean`, and repeat the command: "
         "finished work is kept",

@@ -153,6 +153,21 @@ def test_record_round_trips_and_damage_is_detected(tmp_path: Path) -> None:
     assert Manifest.read_if_there(tmp_path / "nowhere") is None
 
 
+def test_record_of_a_newer_version_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").touch()
+    stage = tmp_path / "work" / "mug" / "class-images"
+    image = {"file": "a.png", "sha256": "0", "sharpness": 1}
+    files.write_json(
+        stage / "record.json", {"role": "class", "fingerprint": "f", "images": [image], "k": 1}
+    )
+    with pytest.raises(CorruptRecordError, match="so a newer version wrote it") as caught:
+        Manifest.read(stage)
+    assert caught.value.got == "images.0.sharpness, k"
+    assert (caught.value.hint or "").endswith(
+        "repeat the stage: rm -r work/mug/class-images && dreambooth run mug"
+    )
+
+
 def test_gate_report_has_the_keys_of_its_schema() -> None:
     report = GateReport(
         subject="s", accepted=(), rejected=(RejectedFile(name="a", reason="r"),), skipped=()
