@@ -17,7 +17,7 @@ from dreambooth_core import files, locks
 from dreambooth_core.errors import RegistryError, SettingsError
 from dreambooth_core.logs import logger
 from dreambooth_core.masking import scrubbed, without_secrets
-from dreambooth_core.registry import location, store_opening
+from dreambooth_core.registry import location, outages, store_opening
 from dreambooth_core.registry.store_uri import ARTIFACTS, SQLITE, STORE, sqlite_file, sqlite_uri
 from dreambooth_core.workspace import Workspace
 
@@ -96,6 +96,8 @@ def connect(tracking: Tracking) -> MlflowClient:
     file = sqlite_file(tracking.uri)
     if file is not None:
         _create_whole(tracking, file)
+    if tracking.is_server:
+        outages.warn_once(tracking.shown)
     client = store_opening.open_store(tracking.uri)
     if file is not None:
         location.refuse_other_roots(file, home=tracking.home)
