@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import typer
 
 from cli.server import lasting_api
-from cli.services import running_api
+from cli.services import api_in_use
 from cli.session import JsonOption, open_session
 
 
@@ -40,7 +40,7 @@ def watch(
     Deploy first: the automation of `train-subject/local` starts the run.
     """
     session = open_session(as_json=json)
-    url = lasting_api(session.env, running=running_api(session.workspace))
+    url = lasting_api(session.env, api_in_use(session.workspace, session.env))
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from tasks import photo_watch
@@ -68,7 +68,7 @@ def notify(
     Repeat with another address to replace it. Prefect stores the address encrypted.
     """
     session = open_session(as_json=json)
-    api = lasting_api(session.env, running=running_api(session.workspace))
+    api = lasting_api(session.env, api_in_use(session.workspace, session.env))
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from tasks import notifications

@@ -10,7 +10,7 @@ import typer
 
 from cli import running, screens
 from cli.progress import TerminalReporter
-from cli.services import running_api
+from cli.services import api_in_use
 from cli.session import JsonOption, Session, SubjectArgument, make_console, open_session, user_path
 from dreambooth_core import config
 from dreambooth_core.config import fields
@@ -310,7 +310,7 @@ def _change_champion(
 
     previous = registered.aliases_now(context).get("champion")
     info = change()
-    url = session.env.get("PREFECT_API_URL") or running_api(session.workspace)
+    url = api_in_use(session.workspace, session.env)
     if url and previous != info.version.version:
         from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

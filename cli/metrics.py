@@ -79,7 +79,7 @@ class WorkspaceCollector(Collector):
         yield from self._runs(subjects)
         yield from self._results(subjects)
         yield from self._machine()
-        api = self._env.get("PREFECT_API_URL") or services.running_api(self._workspace)
+        api = services.api_in_use(self._workspace, self._env)
         if api:
             yield from self._counts.collect(api)
 

@@ -118,8 +118,8 @@ def exit_code_of(results: Mapping[str, Any]) -> int:
 
 def open_api(session: Session) -> Any:
     """The Prefect API of this run: that of `up`, the one in the environment, or its own."""
-    running = services.running_api(session.workspace)
-    return prefect_api(session.workspace, session.env, running=running)
+    given = services.api_in_use(session.workspace, session.env)
+    return prefect_api(session.workspace, session.env, given)
 
 
 class _Warnings(logging.Handler):

@@ -48,14 +48,13 @@ def answers(url: str, *, timeout_s: float = 5.0) -> bool:
 
 @contextlib.contextmanager
 def prefect_api(
-    workspace: Workspace, env: Mapping[str, str], *, running: str | None
+    workspace: Workspace, env: Mapping[str, str], given: str | None
 ) -> Iterator[Callable[[], str]]:
     """Yield a function that waits for a Prefect API and returns its URL.
 
-    PREFECT_API_URL takes precedence over `running`, the API of `dreambooth up`. Call the function
-    late: the server starts while the caller imports its libraries.
+    It is the `given` one, or that of a server for this run alone. Call the function late: the
+    server starts while the caller imports its libraries.
     """
-    given = env.get("PREFECT_API_URL") or running
     if given:
         _require_api(given, env)
         yield lambda: given
@@ -67,9 +66,8 @@ def prefect_api(
         server.stop()
 
 
-def lasting_api(env: Mapping[str, str], *, running: str | None) -> str:
-    """The URL of a Prefect API that stays: PREFECT_API_URL, or `running`. Raises StageError."""
-    given = env.get("PREFECT_API_URL") or running
+def lasting_api(env: Mapping[str, str], given: str | None) -> str:
+    """The `given` URL of a Prefect API that stays. Raises StageError if there is none."""
     if not given:
         raise StageError(
             "no Prefect server runs", hint="start `dreambooth up`, or set PREFECT_API_URL"

@@ -27,7 +27,7 @@ _DEPLOY = "PREFECT_API_URL={api} prefect --no-prompt deploy --all"
 
 def examine(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
     """Check the servers in use: whether they answer, and whether scheduled runs can start."""
-    api = env.get("PREFECT_API_URL") or services.running_api(workspace)
+    api = services.api_in_use(workspace, env)
     if api is None:
         yield check("Prefect server", "not running; `dreambooth run` starts its own")
         yield from _ports()

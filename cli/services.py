@@ -38,6 +38,11 @@ def running_api(workspace: Workspace) -> str | None:
     return url if url and answers(f"{url}/health") else None
 
 
+def api_in_use(workspace: Workspace, env: Mapping[str, str]) -> str | None:
+    """The Prefect API of PREFECT_API_URL, else that of `dreambooth up`, else None."""
+    return env.get("PREFECT_API_URL") or running_api(workspace)
+
+
 class Service:
     """A service of the spec and its process, which `start` replaces."""
 

@@ -114,7 +114,7 @@ def _versions(
 
 def _servers(workspace: Workspace, env: Mapping[str, str]) -> dict[str, str | None]:
     """The addresses of the servers that answer."""
-    prefect = env.get("PREFECT_API_URL") or services.running_api(workspace)
+    prefect = services.api_in_use(workspace, env)
     mlflow = env.get("MLFLOW_TRACKING_URI", "")
     is_up = {
         "prefect": bool(prefect) and answers(f"{prefect}/health"),
