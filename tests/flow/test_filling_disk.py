@@ -103,8 +103,8 @@ def test_full_disk_in_each_stage_loses_nothing(disk: Path, tmp_path: Path) -> No
         code, printed = run_on_a_disk_that_fills_up(workspace, stage, tmp_path / f"{stage}.log")
         assert "Traceback" not in printed, printed
         if code != 0:
-            assert "error: the disk is full: " in printed, printed
-            assert f"of 700 MiB are free on {disk}" in printed, printed
+            assert re.search("the disk is (full: |too small for this run)", printed), printed
+            assert re.search(f" free (on|at) {disk}", printed), printed
     done = workspaces.call(workspace.root, "run", SUBJECT)
     assert done.returncode == 0, done.stderr
     assert published(workspace) == published(undisturbed)

@@ -185,7 +185,8 @@ def _failure(ended: TrainerExit, tail: Sequence[str]) -> DreamBoothError:
     """The error that the trainer reported, with the end of its log unless settings were wrong."""
     if ended.exit_code == SettingsError.exit_code:
         return SettingsError(str(ended.error))
-    return StageError(f"the training failed: {ended.error}", got=_last_lines(tail))
+    other = [line for line in tail if str(ended.error) not in line]  # the log has it, too
+    return StageError(f"the training failed: {ended.error}", got=_last_lines(other))
 
 
 def _crash(exit_code: int, tail: Sequence[str]) -> StageError:
