@@ -208,7 +208,9 @@ def _signal_of(exit_code: int) -> str | None:
     return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
-def _last_lines(tail: Sequence[str]) -> str:
+def _last_lines(tail: Sequence[str]) -> str | None:
+    if not tail:
+        return None
     return "the last lines of its log:\n" + "\n".join(f"    {line}" for line in tail)
 
 
