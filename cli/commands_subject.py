@@ -1,4 +1,4 @@
-"""The command init, and the command group subject: add, caption, list, remove and restore."""
+"""The command init, and the command group subject: add, list, caption, rename, remove, restore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tasks import photos
 from tasks.dvc import Dvc
 
 subject_app = typer.Typer(
-    help="Add, caption, list and remove subjects, and restore their photos.", no_args_is_help=True
+    help="Add, list, caption, rename and remove subjects, and restore their photos.",
+    no_args_is_help=True,
 )
 
 
@@ -209,6 +210,32 @@ def _show_removed(console: Console, removed: dict[str, Any], photos: bool) -> No
     console.print(f"kept: {', '.join(kept)}")
     if not removed["subjects_left"]:
         console.print("no subjects are left; add one: dreambooth subject add")
+
+
+@subject_app.command("rename")
+def subject_rename(
+    name: SubjectArgument,
+    new: Annotated[str, typer.Argument(help="Its new name: lower-case letters, digits, - and _.")],
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Rename a subject, with its photos, outputs and registered versions; nothing runs again."""
+    session = open_session(as_json=json)
+    from cli import renaming  # like `subjects`
+
+    dvc = Dvc(session.workspace, env=session.env)
+    renamed = renaming.rename(session.workspace, name, new, dvc=dvc, env=session.env)
+    session.terminal.finish(renamed, lambda console: _show_renamed(console, renamed))
+
+
+def _show_renamed(console: Console, renamed: dict[str, Any]) -> None:
+    name = renamed["name"]
+    console.print(f"{renamed['old']}: is now {name}, with photos in {renamed['instance_dir']}")
+    if renamed["model"]:
+        console.print(f"its versions are now those of models:/{renamed['model']}")
+    for text in renamed["mentions"]:
+        console.print(f"still has the old name: {text}")
+    console.print(f"next: dreambooth report {name}    # draws its page with the new name")
 
 
 @subject_app.command("restore")

@@ -77,7 +77,7 @@ def remove(workspace: Workspace, name: str, *, photos: bool) -> dict[str, Any]:
     """
     subject = config.for_subject(config.load_settings(workspace.params), name).subject
     with (
-        _not_running(workspace, name),
+        not_running(workspace, name, then=f"subject remove {name}"),
         locks.hold(workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S),
     ):
         settings = config.load_settings(workspace.params)
@@ -105,7 +105,8 @@ def is_running(workspace: Workspace, name: str) -> bool:
 
 
 @contextmanager
-def _not_running(workspace: Workspace, name: str) -> Iterator[None]:
+def not_running(workspace: Workspace, name: str, *, then: str) -> Iterator[None]:
+    """Keep runs of a subject from starting. Raises StageError if one is in progress."""
     try:
         with locks.hold(workspace.subject_lock(name), timeout_s=0):
             yield
@@ -115,7 +116,7 @@ def _not_running(workspace: Workspace, name: str) -> Iterator[None]:
         raise StageError(
             f"a run of {name} is in progress",
             got=str(error.what),
-            hint=f"stop it or wait for its end, then `dreambooth subject remove {name}`",
+            hint=f"stop it or wait for its end, then `dreambooth {then}`",
         ) from None
 
 

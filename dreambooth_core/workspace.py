@@ -143,6 +143,11 @@ class Workspace:
         _require_name(subject)
         return self.state / "progress" / f"{subject}.json"
 
+    def renaming(self, subject: str) -> Path:
+        """The note of a rename of the subject that has not finished."""
+        _require_name(subject)
+        return self.state / "renaming" / f"{subject}.json"
+
     def run_log(self, subject: str) -> Path:
         """The log of all runs of a subject."""
         return self.places(subject).log_file("run")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from dreambooth_core import config
 from dreambooth_core.config import SubjectView
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.workspace import STAGES, Workspace
 from tasks import photos
@@ -128,6 +129,7 @@ def refuse_the_impossible(
     their GPU nor their files. While another DVC process is at work, the stages ahead are unknown,
     and the first stage that runs raises instead.
     """
+    _refuse_half_renamed(workspace, settings.name)
     found = preflight.findings(workspace.root, settings, env, on_this_machine=on_this_machine)
     if not found:
         return
@@ -140,3 +142,14 @@ def refuse_the_impossible(
     ahead = _with_changes(ahead, config.load_view(workspace, settings.name), settings)
     up_to_last = STAGES[: STAGES.index(last) + 1]
     preflight.refuse(found, [stage for stage in up_to_last if ahead[stage] == "run"])
+
+
+def _refuse_half_renamed(workspace: Workspace, subject: str) -> None:
+    """Raise SettingsError if a rename was killed: outputs may be under the new name already."""
+    note = workspace.renaming(subject)
+    if note.is_file():
+        new = json.loads(note.read_bytes())["new"]
+        raise SettingsError(
+            f"the rename of {subject} to {new} was interrupted",
+            hint=f"dreambooth subject rename {subject} {new}",
+        )

@@ -1,4 +1,4 @@
-"""The room Subjects: the list, a page for each subject, and its removal."""
+"""The room Subjects: the list, a page for each subject, its new name and its removal."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def add_to(site: Site) -> None:
                 problem(error)
                 return
             await _show_subject(site, view)
+
+    @ui.page("/subjects/{name}/rename")
+    def renaming(name: str) -> None:
+        with room(site, f"Rename {name}", current="/", eyebrow="Subject"):
+            _show_renaming(site, name)
 
     @ui.page("/subjects/{name}/remove")
     def removal(name: str) -> None:
@@ -104,6 +109,7 @@ async def _show_subject(site: Site, view: SubjectView) -> None:
     tag("p", f"Prompts name it {subject.identifier} {subject.class_noun}.", classes="lead")
     with tag("div", classes="acts"):
         link("Train", f"/train/{view.name}", classes="act main")
+        link("Rename", f"/subjects/{view.name}/rename", classes="act")
         link("Remove", f"/subjects/{view.name}/remove", classes="act danger")
     with tag("section"):
         tag("h2", "Photos")
@@ -179,6 +185,32 @@ def _caption_of(folder: Any, photo: str) -> str:
         return read_captions(folder, [folder / photo]).by_name.get(photo, "")
     except DreamBoothError:
         return ""
+
+
+def _show_renaming(site: Site, name: str) -> None:
+    tag(
+        "p",
+        "Its photos, results and registered versions get the new name. Nothing is trained again.",
+        classes="lead",
+    )
+
+    async def rename() -> None:
+        new = field.value.strip()
+        if new == name:
+            field.show_error("That is its present name.")
+            return
+        try:
+            await commands.call(site, "subject", "rename", name, "--", new)
+        except DreamBoothError as error:
+            field.show_error(str(error))
+            field.focus()
+            return
+        go(f"/subjects/{new}")
+
+    field = Field("New name", name, hint="Lower-case letters, digits, - and _.")
+    with tag("div", classes="acts"):
+        button("Rename", rename, classes="main")
+        link("Keep the name", f"/subjects/{name}", classes="act")
 
 
 def _show_removal(site: Site, name: str) -> None:

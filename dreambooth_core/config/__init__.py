@@ -63,6 +63,7 @@ from dreambooth_core.config.yaml_files import (
     read_yaml,
     remove_entry,
     remove_item,
+    rename_key,
     replace_section,
     replace_text,
     replace_value,

@@ -114,7 +114,13 @@ def set_value(text: str, keys: Sequence[str], value: Any) -> str:
         raise SettingsError("missing", key=".".join(keys))
     if not any(key.value == last for key, _ in block.value):
         text = _append(text, parents, {last: None})
-    return replace_text(text, keys, _flow({"x": value}).removeprefix("x:").strip())
+    return replace_text(text, keys, _scalar(value))
+
+
+def rename_key(text: str, keys: Sequence[str], name: str) -> str:
+    """Give the last key another name, with its value and comments in place."""
+    key, _ = _find(text, keys)
+    return text[: key.start_mark.index] + _scalar(name) + text[key.end_mark.index :]
 
 
 def flow_text(value: dict[str, Any]) -> str:
@@ -273,6 +279,11 @@ def _flow(value: Any) -> str:
     yaml.representer.add_representer(_Quoted, _Quoted.represent)
     yaml.dump(_quoted(value), text)
     return text.getvalue().strip()[1:-1]
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line, in quotes if it needs them."""
+    return _flow({"x": value}).removeprefix("x:").strip()
 
 
 class _Quoted(str):

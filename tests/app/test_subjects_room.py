@@ -203,6 +203,24 @@ def test_removal_asks_first_and_keeps_the_photos_unless_chosen(
         assert home.is_dir() is stay
 
 
+def test_subject_gets_a_new_name_and_keeps_its_photos(
+    app: RunningApp, opened: Any, photos: Path
+) -> None:
+    add(app, "before", photos)
+    page = opened(f"{app.url}/subjects/before")
+    page.get_by_role("link", name="Rename").click()
+    page.get_by_label("New name").fill("My Dog")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_text("use my-dog").wait_for()
+    page.get_by_label("New name").fill("after")
+    page.get_by_role("button", name="Rename").press("Enter")
+    page.get_by_role("heading", name="after").wait_for()
+    names = config.load_settings(app.workspace.params).subjects
+    assert "before" not in names
+    assert names["after"].instance_dir == "data/instance/after"
+    assert page.locator(".photo").count() == len(list(photos.glob("*.png")))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_are_accessible_and_fit_a_phone(
     app: RunningApp, opened: Any, photos: Path, scheme: str
@@ -210,7 +228,13 @@ def test_pages_are_accessible_and_fit_a_phone(
     if "look" not in config.load_settings(app.workspace.params).subjects:
         shutil.copy(sorted(photos.glob("*.png"))[0], photos / "twice.png")
         add(app, "look", photos)
-    for path in ("", "/subjects/look", "/subjects/look/remove", "/subjects/none"):
+    for path in (
+        "",
+        "/subjects/look",
+        "/subjects/look/rename",
+        "/subjects/look/remove",
+        "/subjects/none",
+    ):
         page = opened(f"{app.url}{path}", viewport=PHONE, color_scheme=scheme)
         if path == "/subjects/look":
             page.locator(".photo .field").first.wait_for()
