@@ -200,8 +200,9 @@ def _show_renaming(site: Site, name: str) -> None:
             field.show_error("That is its present name.")
             return
         try:
-            await commands.call(site, "subject", "rename", name, "--", new)
-        except DreamBoothError as error:
+            config.check_name(new)  # before it becomes a word of a command line
+            await commands.call(site, "subject", "rename", name, new)
+        except (DreamBoothError, ValueError) as error:
             field.show_error(str(error))
             field.focus()
             return
