@@ -27,8 +27,7 @@ _SQLITE = "sqlite:///"
 
 def look(workspace: Workspace, env: Mapping[str, str], subject: str | None) -> dict[str, Any]:
     """Everything that `status` shows, as plain JSON. Raises SettingsError, StageError and Busy."""
-    names = [subject] if subject else list(config.load_settings(workspace.params).subjects)
-    views = [config.load_view(workspace, name) for name in names]
+    views = [config.load_view(workspace, subject)] if subject else config.load_views(workspace)
     with ThreadPoolExecutor() as pool:  # DVC takes a second, and so does importing MLflow
         versions = pool.submit(_versions, workspace, env, views)
         servers = pool.submit(_servers, workspace, env)

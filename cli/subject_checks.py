@@ -21,8 +21,7 @@ _STALLED_S = 1800.0
 def examine(workspace: Workspace) -> Iterator[Check]:
     """Check every subject of the settings; one line if nothing is wrong with any of them."""
     try:
-        names = list(config.load_settings(workspace.params).subjects)
-        views = [config.load_view(workspace, name) for name in names]
+        views = config.load_views(workspace)
     except DreamBoothError:  # another check reports it
         return
     found = [finding for view in views for finding in _subject(workspace, view)]

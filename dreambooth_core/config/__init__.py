@@ -29,6 +29,7 @@ from dreambooth_core.config.loading import (
     for_subject,
     load_settings,
     load_view,
+    load_views,
     with_strategy,
 )
 from dreambooth_core.config.runtime import RuntimeSettings

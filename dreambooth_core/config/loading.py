@@ -61,6 +61,12 @@ def load_view(workspace: Workspace, subject: str) -> SubjectView:
     return with_strategy(workspace, for_subject(load_settings(workspace.params), subject))
 
 
+def load_views(workspace: Workspace) -> list[SubjectView]:
+    """Load the settings of all subjects like `load_view`, but read params.yaml only once."""
+    settings = load_settings(workspace.params)
+    return [with_strategy(workspace, for_subject(settings, name)) for name in settings.subjects]
+
+
 def with_strategy(workspace: Workspace, view: SubjectView) -> SubjectView:
     """Fill in `train.strategy`. Raises SettingsError for a launch file that contradicts it."""
     strategy = strategy_of(view.train, read_launch_config(workspace, view.train))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dreambooth_core import config
 from dreambooth_core.config import Effect, Section, Settings, SubjectView, compatibility
 from dreambooth_core.config.__main__ import main as config_main
 from dreambooth_core.errors import SettingsError
+from dreambooth_core.workspace import Workspace
 
 ROOT = Path(__file__).parents[3]
 
@@ -284,3 +286,17 @@ def test_every_rule_reads_fields_of_its_section(
 def test_flattening_keeps_empty_sections_and_lists_as_values() -> None:
     nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [1, {"f": 2}], "g": None}
     assert config.flatten(nested) == {"a.b.c": 1, "a.d": {}, "e": [1, {"f": 2}], "g": None}
+
+
+def test_all_subjects_cost_few_readings_of_the_file(tmp_path: Path) -> None:
+    workspace, settings = Workspace(tmp_path), YAML().load(ROOT / "params.yaml")
+    one = next(iter(settings["subjects"].values()))
+    settings["subjects"] = {f"subject-{number}": dict(one) for number in range(100)}
+    with workspace.params.open("w") as stream:
+        YAML().dump(settings, stream)
+    start = time.process_time()
+    config.load_settings(workspace.params)
+    read = time.process_time()
+    views = config.load_views(workspace)
+    assert time.process_time() - read < 20 * (read - start)
+    assert views[7] == config.load_view(workspace, "subject-7")
