@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VARIABLE = "DREAMBOOTH_RAY"
 
 _POLL_S = 0.5
+_ANSWER_S = 10.0
 _RETRIES = 5
 """How many nodes may die under a task."""
 
@@ -178,15 +180,31 @@ def _connected(address: str) -> Any:
             f"{VARIABLE} names a cluster, but Ray is not installed",
             hint=f'pip install "dreambooth-pipeline[ray]", or unset {VARIABLE}',
         ) from None
+    _refuse_silence(address)
     handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it, and with it the orderly stop
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SettingsError(
-            f"no Ray cluster answers at {address}",
-            got=str(error).strip().splitlines()[0],
-            hint=f"start one with `ray start --head`, or unset {VARIABLE}",
-        ) from None
+        raise _no_cluster(address, error) from None
     finally:
         signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise SettingsError if nothing listens at the address: Ray itself waits for ever."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_S):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> SettingsError:
+    return SettingsError(
+        f"{VARIABLE}: no Ray cluster answers at {address}",
+        got=(str(error).strip() or type(error).__name__).splitlines()[0],
+        allowed="HOST:PORT of `ray start --head`, on a machine that has joined it",
+        hint=f"start one with `ray start --head`, or unset {VARIABLE}",
+    )
