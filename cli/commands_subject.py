@@ -147,7 +147,7 @@ def _show_captions(console: Console, made: dict[str, Any], dry_run: bool) -> Non
     if dry_run:
         console.print(f"nothing is written; to write them: dreambooth subject caption {name}")
         return
-    console.print(f"{name}: {made['written']} captions written; edit the .txt files as you like")
+    console.print(f"{name}: captions written: {made['written']}; change them as you like")
     if made["used"]:
         console.print(f"next: dreambooth run {name}")
     else:

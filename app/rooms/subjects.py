@@ -116,9 +116,29 @@ async def _show_subject(site: Site, view: SubjectView) -> None:
         tag("p", _how_words(view), classes="small")
         place = looks.of_subject(site, view.name, subject.instance_dir)
         listed: list[PhotoList] = []
+        _show_suggesting(site, view.name, listed)
         listed.append(
             PhotoList(site, place, extra=lambda row: _show_edits(site, view, row, listed))
         )
+
+
+def _show_suggesting(site: Site, name: str, listed: list[PhotoList]) -> None:
+    """The button that writes a caption for each photo without one."""
+
+    async def suggest() -> None:
+        say("Looking for captions.")
+        made = await commands.call(site, "subject", "caption", name)
+        count = made["written"]
+        say(
+            f"Captions written: {count}. Change any of them below."
+            if count
+            else "Every photo has a caption."
+        )
+        for each in listed:
+            each.look_again()
+
+    with tag("div", classes="acts small-acts"):
+        button("Suggest captions", suggest, classes="small-act")
 
 
 def _how_words(view: SubjectView) -> str:

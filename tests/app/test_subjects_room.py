@@ -19,6 +19,7 @@ from dreambooth_core.workspace import Workspace
 from tests import tiny_models
 from tests.app.conftest import PHONE, RunningApp, running_app, serious
 from tests.flow import workspaces
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(300)]
 
@@ -178,6 +179,42 @@ def test_caption_and_mask_are_written_where_the_gate_reads_them(
     page.get_by_role("button", name="Remove the mask").click()
     page.get_by_role("button", name="Remove the mask").wait_for(state="detached")
     assert not (home / "masks" / name).exists()
+
+
+def test_suggested_captions_fill_empty_fields_and_can_be_edited(
+    app: RunningApp, opened: Any, photos: Path
+) -> None:
+    add(app, "suggest", photos)
+    home = app.workspace.resolve("data/instance/suggest")
+    names = sorted(path.name for path in photos.glob("*.png"))
+    (home / names[1]).with_suffix(".txt").write_text("sks mug, by hand")
+    page = opened(f"{app.url}/subjects/suggest")
+    button = page.get_by_role("button", name="Suggest captions")
+    button.click()
+    page.get_by_text("the captioner cannot be used").wait_for()  # no hub, and no list of places
+    assert page.get_by_label(f"Caption of {names[0]}").input_value() == ""
+
+    world = app.workspace.root / "assets" / "pocket-sd" / "world.json"
+    shutil.copy(ROOT / "assets" / "pocket-sd" / "world.json", world)
+    try:
+        button.click()
+        page.get_by_text("Captions written: 3. Change any of them below.").wait_for()
+    finally:
+        world.unlink()
+    page.wait_for_function(
+        "label => document.querySelector(`[aria-label='${label}']`)?.value",
+        arg=f"Caption of {names[0]}",
+    )
+    suggested = page.get_by_label(f"Caption of {names[0]}").input_value()
+    assert suggested.startswith("a photo of sks mug ")
+    assert (home / names[0]).with_suffix(".txt").read_text() == f"{suggested}\n"
+    assert page.get_by_label(f"Caption of {names[1]}").input_value() == "sks mug, by hand"
+    page.get_by_label(f"Caption of {names[0]}").fill("sks mug on my desk")
+    page.keyboard.press("Tab")
+    page.get_by_text(f"The caption of {names[0]} is saved.").wait_for()
+    assert (home / names[0]).with_suffix(".txt").read_text() == "sks mug on my desk\n"
+    button.click()
+    page.get_by_text("Every photo has a caption.").wait_for()
 
 
 def add(app: RunningApp, name: str, photos: Path) -> None:

@@ -101,9 +101,9 @@ def test_captions_name_the_place_and_stages_use_them(workspace: Workspace) -> No
     assert [image.caption for image in manifest.images] == list(expected.values())
 
     again = command(workspace)
-    assert "0 captions written" in again.stdout
+    assert "captions written: 0" in again.stdout
     assert found(workspace) == expected
-    assert "5 captions written" in command(workspace, "--replace").stdout
+    assert "captions written: 5" in command(workspace, "--replace").stdout
     assert found(workspace) == SEEN
 
 
