@@ -1,4 +1,4 @@
-"""The commands run, status, report, up and metrics."""
+"""The commands run, save, status, report, up and metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import running, screens, services
+from cli import running, saving, screens, services
 from cli.ports import DEFAULT_PORTS, Ports
 from cli.session import JsonOption, SubjectArgument, open_session
 from dreambooth_core import config
@@ -25,6 +25,7 @@ _NOT_IN_NAMES = frozenset("/%&<>")
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(run)
+    app.command()(save)
     app.command()(status)
     app.command()(report)
     app.command()(up)
@@ -64,6 +65,20 @@ def run(
     summary = running.run_one(session, names[0], order)
     session.terminal.finish(summary, lambda console: screens.show_run(console, summary))
     return 0
+
+
+def save(subject: SubjectArgument, *, json: JsonOption = False) -> None:
+    """Save the training in progress at its present step, without stopping it."""
+    session = open_session(as_json=json)
+    view = config.load_view(session.workspace, subject)
+    step = saving.save_now(session.workspace, view.name)
+    session.terminal.finish(
+        {"subject": subject, "step": step},
+        lambda console: console.print(
+            f"{subject}: saved at step {step}; the training continues, and after a kill "
+            "it resumes from there"
+        ),
+    )
 
 
 def status(

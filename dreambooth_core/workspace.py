@@ -143,6 +143,11 @@ class Workspace:
         _require_name(subject)
         return self.state / "progress" / f"{subject}.json"
 
+    def save_request(self, subject: str) -> Path:
+        """The file that asks the training of a subject to save now; the answer is in `.json`."""
+        _require_name(subject)
+        return self.state / "saving" / subject
+
     def renaming(self, subject: str) -> Path:
         """The note of a rename of the subject that has not finished."""
         _require_name(subject)

@@ -1,4 +1,4 @@
-"""The room Train: start, watch, stop and continue the run of a subject."""
+"""The room Train: start, watch, save, stop and continue the run of a subject."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import run, ui
 
-from app import pictures, runs, watching
+from app import commands, pictures, runs, watching
 from app.layout import button, link, problem, room, say, tag
 from app.runs import Status
 from app.site import Site
@@ -114,6 +114,7 @@ class _Watch:
         self._bar = tag("progress", max=1, value=0, aria_label="steps done", classes="steps")
         with tag("div", classes="acts"):
             self._start = button("Start training", self._begin, classes="main")
+            self._save = button("Save now", self._save_now)
             self._stop = button("Stop", self._end)
             self._page = link(
                 "Open the report", f"/files/work/{name}/report/index.html", classes="act"
@@ -140,6 +141,10 @@ class _Watch:
         self._failure.clear()
         await self._poll()
 
+    async def _save_now(self) -> None:
+        saved = await commands.call(self._site, "save", self._name)
+        say(f"Saved at step {saved['step']}. The training continues.")
+
     async def _end(self) -> None:
         say(await run.io_bound(runs.stop, self._site, self._name) or "")
         await self._poll()
@@ -151,6 +156,8 @@ class _Watch:
         status, training = found["status"], found["training"]
         _set(self._said, found["sentence"])
         self._show_buttons(status.phase, found)
+        stage = found["stage"] if status.phase == "running" else None
+        self._save.set_visibility(bool(stage and stage.startswith("train ")))
         self._show_facts(found["facts"])
         if training is not None:
             self._bar.props["value"] = training.step / training.total

@@ -72,6 +72,11 @@ class TrainJob(Record):
         return self.state_dir / "checkpoints"
 
     @property
+    def save_request(self) -> Path:
+        """The file with which a user asks the training to save now."""
+        return Workspace(self.workspace_root).save_request(self.subject)
+
+    @property
     def trackers_dir(self) -> Path:
         """Folder of the files of the trackers in `report_to`."""
         return Workspace(self.workspace_root).places(self.subject).trackers_dir

@@ -14,6 +14,7 @@ from dreambooth_core.training.checkpoints.saving import CheckpointLayout, Saver
 from dreambooth_core.training.checks import MovedParameters
 from dreambooth_core.training.job import TrainerExit, TrainJob
 from dreambooth_core.training.progress import MetricsRow, ProgressReporter
+from dreambooth_core.training.save_request import SaveRequest
 from dreambooth_core.training.trainer import StepTrainer, UpdateReport
 
 _MAX_READ_INTERVAL = 10
@@ -60,22 +61,27 @@ class Loop:
         interval = min(_MAX_READ_INTERVAL, job.log_every_steps)
         self._read_every = interval if trainer.reading_waits else 1
 
-    def run(self, start: int, *, should_stop: StopSignal) -> TrainerExit:
+    def run(
+        self, start: int, *, should_stop: StopSignal, save_request: SaveRequest | None = None
+    ) -> TrainerExit:
         """Train from `start` completed updates to the last one, or until a stop is requested.
 
+        A `save_request` is met after the update in progress; it changes nothing else.
         Pending saves are on disk when this returns or raises. Raises StageError for a non-finite
         update or for a parameter that should not have moved, and every error of a save.
         """
         self._progress.begin(start)
         self._layout.begin(self._trainer.state, step=start)
         with self._saver:
-            return self._update(start, should_stop)
+            return self._update(start, should_stop, save_request)
 
     def metrics_table(self) -> str:
         """The metrics of all updates so far, as CSV."""
         return progress.to_csv(self._rows)
 
-    def _update(self, step: int, should_stop: StopSignal) -> TrainerExit:
+    def _update(
+        self, step: int, should_stop: StopSignal, save_request: SaveRequest | None
+    ) -> TrainerExit:
         last = self._last
         while step < last:
             self._saver.check()
@@ -94,9 +100,12 @@ class Loop:
                 moved.verify()
                 self._is_verified = True
             self._progress.report(self._rows)
-            if stop or self._layout.is_due(step):
-                is_last = stop or step == last
-                self._saver.save(step=step, metrics=self.metrics_table(), is_last=is_last)
+            is_asked = save_request is not None and save_request.is_made()
+            if stop or is_asked or self._layout.is_due(step):
+                waits = stop or is_asked or step == last
+                self._saver.save(step=step, metrics=self.metrics_table(), waits=waits)
+            if save_request is not None and is_asked:
+                save_request.answer(step)
             self._run_callbacks(step)
             if stop and step < last:
                 return TrainerExit(how="stopped", step=step)

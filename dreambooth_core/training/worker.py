@@ -26,6 +26,7 @@ from dreambooth_core.training.dry_run import check_disk_for_resume, disk_plan, d
 from dreambooth_core.training.job import TrainerExit, TrainJob, write_exit
 from dreambooth_core.training.loop import Loop
 from dreambooth_core.training.progress import log_line
+from dreambooth_core.training.save_request import SaveRequest
 from dreambooth_core.training.trainable import load_trainable_model
 from dreambooth_core.training.trainer import Trainer
 
@@ -114,7 +115,9 @@ def _train(
             log_line(f"training starts after step {start.step} of {job.last_step}")
         layout = PipelineLayout(job, is_main=accelerator.is_main_process)
         loop = Loop(job, trainer, layout=layout, sink=sink, rows=start.rows(job))
-        ended = loop.run(start.step, should_stop=should_stop)
+        ended = loop.run(
+            start.step, should_stop=should_stop, save_request=SaveRequest(job.save_request)
+        )
         status = "FINISHED" if ended.how == "done" else "KILLED"
         return ended, loop.metrics_table()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -94,6 +95,8 @@ def test_new_user_trains_stops_continues_and_sees_the_end(
     assert "Before training" in second.locator(".checkpoint").first.inner_text()
     assert second.locator(".checkpoint").nth(2).locator("img").count() > 3
     assert second.locator(".curve svg").count() == 1
+    second.get_by_role("button", name="Save now").click()
+    second.get_by_text(re.compile(r"Saved at step \d+\. The training continues\.")).wait_for()
     end(app, "cup", second)
     page.get_by_role("button", name="Continue training").wait_for()
 

@@ -29,11 +29,11 @@ class Saver:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[None] | None = None
 
-    def save(self, *, step: int, metrics: str, is_last: bool) -> None:
-        """Save `step`; wait for the write if no update follows or there is no snapshot."""
+    def save(self, *, step: int, metrics: str, waits: bool) -> None:
+        """Save `step`; wait for the write if it `waits` or there is no snapshot."""
         self.wait()  # the new snapshot reuses the memory of the last one
         save = self._layout.save
-        snapshot = self._state.snapshot() if self._is_async and not is_last else None
+        snapshot = self._state.snapshot() if self._is_async and not waits else None
         if snapshot is None:
             save(self._state, step=step, metrics=metrics)
         else:
@@ -82,14 +82,14 @@ class CheckpointLayout(Protocol):
         ...
 
     def save(self, source: CheckpointSource, *, step: int, metrics: str) -> None:
-        """Save `step`, because it is due or because the run was asked to stop."""
+        """Save `step`, because it is due or because a user asked for it or for a stop."""
         ...
 
 
 class PipelineLayout:
     """Writes checkpoints to publish and separate resume states to the job's folder in the store.
 
-    A save on a stop writes only a resume state.
+    A save that a user asked for writes only a resume state, unless the step is published.
     """
 
     def __init__(self, job: TrainJob, *, is_main: bool) -> None:
