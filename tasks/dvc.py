@@ -19,6 +19,8 @@ from dreambooth_core import locks
 from dreambooth_core.errors import DataError, StageError
 from dreambooth_core.workspace import Workspace
 
+_STATUS = "tasks.dvc_status"
+_CODE = Path(__file__).parents[1]
 _LOCK_TIMEOUT_S = 300.0
 _SETTLE_S = 5.0
 _BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
@@ -42,12 +44,16 @@ class Dvc:
         self._workspace = workspace
         own = str(Path(sys.executable).parent)
         # DVC runs stages as `python ...`, which must be this interpreter.
-        self._env = {**env, "PATH": f"{own}:{env.get('PATH', '')}"}
+        self._env = {
+            **env,
+            "PATH": f"{own}:{env.get('PATH', '')}",
+            "PYTHONPATH": f"{_CODE}:{env['PYTHONPATH']}" if env.get("PYTHONPATH") else str(_CODE),
+        }
 
     def status(self, targets: Sequence[str] = ()) -> Status:
         """The changes of `targets`, by default of everything. Raises Busy and StageError."""
         with self._locked():
-            text = self._call("status", "--json", *targets)
+            text = self._call("status", "--json", *targets, module=_STATUS)
         return json.loads(text or "{}")
 
     def commit(self, *targets: str) -> None:
@@ -79,19 +85,20 @@ class Dvc:
     def _locked(self) -> Any:
         return locks.hold(self._workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S)
 
-    def _call(self, *arguments: str) -> str:
-        code, out, err = self._run(arguments)
+    def _call(self, *arguments: str, module: str = "dvc") -> str:
+        code, out, err = self._run(arguments, module)
         if code != 0 and _CORRUPT_RWLOCK in err:
             # A kill left DVC's own lock file half-written; live processes write it again.
             (self._workspace.root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
-            code, out, err = self._run(arguments)
+            code, out, err = self._run(arguments, module)
         if code == 0:
             return out.strip()
         raise _as_error(arguments, _reason(err) or _reason(out))
 
-    def _run(self, arguments: Sequence[str]) -> tuple[int, str, str]:
+    def _run(self, arguments: Sequence[str], module: str) -> tuple[int, str, str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *arguments],
+            # Without the present folder, which may have a `tasks` of its own.
+            [sys.executable, "-P", "-m", module, *arguments],
             cwd=self._workspace.root,
             env=self._env,
             stdout=subprocess.PIPE,
