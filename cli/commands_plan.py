@@ -69,6 +69,7 @@ def plan(
     footprint = fit.memory_of(view, root, kind=device.kind)
     launch = launch_of(view.train, root)
     base = view.base_model.pretrained_model_name_or_path
+    presets = fit.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind)
     stages = stages_ahead_of_changes(session.workspace, view, env=session.env)
     result = {
         "subject": name,
@@ -79,7 +80,8 @@ def plan(
         "launch": _LAUNCHES[launch.strategy],
         "offloads": launch.offloads,
         "time": speed.describe(times, [stage for stage, does in stages.items() if does == "run"]),
-        "presets": fit.presets_that_fit(root, base, have_mib=have_mib, kind=device.kind),
+        "presets": presets,
+        "recommended": fit.recommended(presets, base, have_mib=have_mib, kind=device.kind),
         "warnings": input_checks.warnings(root, view),
     }
     session.terminal.finish(result, lambda console: show(console, result))
@@ -139,6 +141,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for line in _time_lines(result["time"], result["device"]):
         console.print(line)
     console.print(_preset_table(result))
+    if own := result["recommended"]:
+        console.print(f"preset for this device: {own['name']}. {own['why']}")
     if result["memory"]["fits"] is False:
         console.print(_advice(result["presets"], result["base_model"]))
     for warning in result["warnings"]:

@@ -233,9 +233,11 @@ def _show_plan(site: Site, plan: dict[str, Any]) -> None:
         with tag("div", classes="notice"):
             tag("p", warning)
     tag("h3", "Presets for this machine")
+    own = plan["recommended"] or {"name": "", "why": "No preset is known to fit this machine."}
+    tag("p", f"{own['name']}: {own['why']}".removeprefix(": "), classes="small")
     with tag("ul", classes="presets"):
-        for preset in plan["presets"]:
-            _show_preset(site, preset)
+        for preset in sorted(plan["presets"], key=lambda each: each["name"] != own["name"]):
+            _show_preset(site, preset, is_own=preset["name"] == own["name"])
 
 
 def _time_of(time: dict[str, Any]) -> str:
@@ -246,7 +248,7 @@ def _time_of(time: dict[str, Any]) -> str:
     return f"about {minutes} min {seconds:02d} s, as on {time['measured_on']}"
 
 
-def _show_preset(site: Site, preset: dict[str, Any]) -> None:
+def _show_preset(site: Site, preset: dict[str, Any], *, is_own: bool) -> None:
     fits = {True: "fits", False: "does not fit", None: "unknown"}[preset["fits"]]
     peak = preset["peak_mib"]
     size = "" if peak is None else f", {peak / _GIB:.1f} GiB"
@@ -255,8 +257,10 @@ def _show_preset(site: Site, preset: dict[str, Any]) -> None:
         await commands.call(site, "preset", "use", preset["name"])
         ui.navigate.reload()
 
-    with tag("li"):
+    with tag("li", classes="own" if is_own else ""):
         with tag("div"):
             tag("strong", preset["name"])
+            if is_own:
+                tag("p", "The one for this machine", classes="good")
             tag("p", f"{preset['base_model']}: {fits}{size}", classes="small")
         button("Use", use, classes="small-act", aria_label=f"Use the preset {preset['name']}")

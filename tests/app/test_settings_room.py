@@ -43,6 +43,10 @@ def test_every_setting_can_be_spelled_and_read_back() -> None:
 def test_change_is_checked_planned_and_saved(app: RunningApp, opened: Any) -> None:
     page = opened(f"{app.url}/settings")
     page.get_by_text("Runs again", exact=True).wait_for()
+    own = page.locator(".presets li").first
+    shown = own.inner_text().split("\n\n")[:2]
+    assert shown == ["pocket", "The one for this machine"]  # there is no GPU
+    page.get_by_text("pocket: Training uses the CPU").wait_for()
     assert page.get_by_label("train.seed").is_hidden()
     steps = page.get_by_label("train.max_train_steps")
     steps.fill("no")

@@ -220,3 +220,23 @@ def test_presets_of_every_model_are_listed_with_their_verdict():
 def test_planning_needs_no_torch():
     code = "import sys, dreambooth_core.planning.fit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "have_gib", "kind", "wanted"),
+    [
+        ("assets/pocket-sd", 16, "cpu", "pocket"),
+        ("assets/pocket-sd", 12, "gpu", "sd14-12gb"),
+        ("assets/pocket-sd", 24, "gpu", "sd14-24gb"),
+        ("assets/pocket-sd", 8, "gpu", "sd14-6gb"),
+        ("CompVis/stable-diffusion-v1-4", 6, "gpu", "sd14-6gb"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", 80, "gpu", "sdxl-lora"),
+        ("assets/pocket-sd", 1, "gpu", None),
+    ],
+)
+def test_recommended_preset_trains_the_most_that_fits(base, have_gib, kind, wanted):
+    have_mib = have_gib * 1024
+    presets = fit.presets_that_fit(ROOT, base, have_mib=have_mib, kind=kind)
+    found = fit.recommended(presets, base, have_mib=have_mib, kind=kind)
+    assert (found and found["name"]) == wanted
+    assert found is None or found["why"].endswith(".")
