@@ -18,7 +18,7 @@ from dreambooth_core import files
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.evaluation.scorer_files import Role, check_scorer_files, scorer_folder
 from dreambooth_core.models.source import MODEL_PATTERNS
-from dreambooth_core.models.tensors import eval_mode
+from dreambooth_core.models.tensors import LOADING_ERRORS, eval_mode
 from dreambooth_core.numerics.similarity import Floats, unit_rows
 from dreambooth_core.records import ScorerIdentity
 
@@ -175,7 +175,7 @@ def _load(cls: Any, folder: Path, *, name: str, **extra: object) -> torch.nn.Mod
             output_loading_info=True,
             **extra,
         )
-    except OSError as error:
+    except LOADING_ERRORS as error:
         raise SettingsError(
             "a scorer's weights cannot be read", got=f"{name} ({error})", allowed="safetensors only"
         ) from None

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer, BlipForConditionalGeneration
 
 from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import source
-from dreambooth_core.models.tensors import eval_mode
+from dreambooth_core.models.tensors import LOADING_ERRORS, eval_mode
 
 DEFAULT = "Salesforce/blip-image-captioning-large"
 """The smaller `-base` is published with pickled weights only, which are never loaded."""
@@ -80,5 +79,5 @@ def tidy(text: str) -> str:
 def _load(cls: Any, *, folder: Path, **options: Any) -> Any:
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise source.unusable(folder, error) from error

@@ -21,6 +21,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.models import prompts, source
 from dreambooth_core.models.families import Pipeline, pipeline_family, text_encoders_of
 from dreambooth_core.models.source import ModelSource
+from dreambooth_core.models.tensors import LOADING_ERRORS
 from dreambooth_core.records import BaseModelIdentity
 
 Component = Literal["unet", "vae", "scheduler"]
@@ -146,7 +147,7 @@ def load_pipeline_folder(
             local_files_only=True,
             **family.options,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise source.unusable(folder, error) from error
     pipe.set_progress_bar_config(disable=True)
     for name, part in {"unet": pipe.unet, "vae": pipe.vae, **text_encoders_of(pipe)}.items():
@@ -254,7 +255,7 @@ def _opened(cls: Any, part: Path, **options: Any) -> Any:
     _silence_loading_bars()
     try:
         return cls.from_pretrained(part, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except LOADING_ERRORS as error:
         raise source.unusable(part, error) from error
 
 

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save
 from dreambooth_core import files
 from dreambooth_core.errors import CorruptRecordError, repeat_hint
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
+"""What `from_pretrained` raises for a folder that holds no whole model."""
+
 
 def tensor_bytes(
     tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None

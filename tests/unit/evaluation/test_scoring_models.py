@@ -184,6 +184,13 @@ def test_a_scorer_with_missing_weights_is_refused(tiny_dino: Path, tmp_path: Pat
         load_dino("partial", root=tmp_path, device=CPU)
 
 
+def test_scorer_that_was_copied_in_part_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(tiny_clip, tmp_path / "clip") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match=r"weights cannot be read; found: clip \(.*header"):
+        load_clip("clip", root=tmp_path, device=CPU)
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "nobody/nothing-of-that-name"])
 def test_a_scorer_that_is_nowhere_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=name):

@@ -148,6 +148,14 @@ def test_another_kind_of_pipeline_is_refused_by_name(copy: Path, tmp_path: Path)
         load.load_pipeline(base("assets/sd"), tmp_path, device=CPU)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_were_copied_in_part_are_refused(copy: Path, part: str) -> None:
+    (weights,) = (copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match=r"cannot be loaded; found: .*must be a complete model"):
+        load.load_pipeline(base(copy), copy, device=torch.device("cpu"))
+
+
 def test_pickled_weights_are_never_loaded(copy: Path, tmp_path: Path) -> None:
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save({}, weights.with_suffix(".bin"))
