@@ -36,14 +36,24 @@ def caption(
         view, workspace.places(name), model=model, replace=replace
     )
     written = {} if dry_run else _write(workspace, view, dvc, suggested, replace=replace)
-    shown = suggested if dry_run else written
-    states = {n: "kept" if n not in shown else "new" for n in {**present, **suggested}}
-    states |= {n: "replaced" for n in shown if n in present}
+    now = {**present, **suggested}
+    if not dry_run:
+        folder = workspace.resolve(view.subject.instance_dir)
+        now = caption_files.read_captions(folder, [folder / photo for photo in now]).by_name
+    changed = suggested if dry_run else written
     return {
         "name": name,
         "captions": [
-            {"photo": n, "caption": {**suggested, **present, **shown}[n], "state": states[n]}
-            for n in sorted(states)
+            {
+                "photo": photo,
+                "caption": text,
+                "state": "kept"
+                if photo not in changed
+                else "replaced"
+                if photo in present
+                else "new",
+            }
+            for photo, text in sorted(now.items())
         ],
         "written": len(written),
         "used": view.data.captions,

@@ -6,7 +6,7 @@ that fits best. For photographs, a captioner completes "a photo of a dog".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -49,25 +49,24 @@ def suggest(
         if not wanted:
             return present, {}
         describe = _describer(view, places.root, model)
-        return present, {n: _described(inspection.copies[photos[n]], describe) for n in wanted}
-
-
-def _described(photo: Path, describe: Describe) -> str:
-    with Image.open(photo) as image:
-        return describe(image)
+        by_stem: dict[str, str] = {}  # cat.jpg and cat.png share cat.txt
+        for name in wanted:
+            with Image.open(inspection.copies[photos[name]]) as image:
+                by_stem[Path(name).stem] = by_stem.get(Path(name).stem) or describe(image)
+        return present, {name: by_stem[Path(name).stem] for name in wanted}
 
 
 def _describer(view: SubjectView, root: Path, model: str | None) -> Describe:
     known = source.known_words(view.base_model.pretrained_model_name_or_path, root, "place")
-    if model is None and known is not None:
-        return _from_suite(view, root, known)
+    suite = suites.load_suite(_POCKET_SUITE, root=root)
+    templates = [each for each in suite.templates if each.split()[-1] in (known or ())]
+    if model is None and templates:
+        return _from_suite(view, root, templates)
     return _from_captioner(view, root, model or captioner.DEFAULT)
 
 
-def _from_suite(view: SubjectView, root: Path, known: Collection[str]) -> Describe:
-    """Picks the prompt of the suite, among those with a place, whose CLIP feature is nearest."""
-    suite = suites.load_suite(_POCKET_SUITE, root=root)
-    templates = [each for each in suite.templates if each.split()[-1] in known]
+def _from_suite(view: SubjectView, root: Path, templates: Sequence[str]) -> Describe:
+    """Picks the prompt, among those with a known place, whose CLIP feature is nearest."""
     scorer = load_clip(view.evaluate.clip, root=root, device=load.pick_device(view.compute))
     words = view.subject
     texts_ND = scorer.texts(

@@ -128,6 +128,14 @@ def test_caption_written_during_the_captioners_work_stays(workspace: Workspace) 
     assert found(workspace)["03.png"] == OWN
 
 
+def test_photos_that_share_a_file_get_one_caption(workspace: Workspace) -> None:
+    folder = photos_of(workspace)
+    (folder / "02.png").rename(folder / "01.PNG")
+    _, suggested = captioning.suggest(config.load_view(workspace, "cup"), workspace.places("cup"))
+    assert suggested["01.png"] == suggested["01.PNG"]
+    assert suggested["03.png"] == SEEN["03.png"]
+
+
 def test_captioner_completes_the_prompt_of_the_subject(
     workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -154,8 +162,7 @@ def test_captioner_that_is_not_available_is_one_sentence(workspace: Workspace) -
     assert found(workspace) == {"03.png": OWN}
     assert config.load_settings(workspace.params).subjects["cup"].overrides == {}
 
-    real = {"base_model.pretrained_model_name_or_path": "CompVis/stable-diffusion-v1-4"}
-    for key, value in real.items():
-        workspaces.change(workspace.root, key, value)
+    real = "CompVis/stable-diffusion-v1-4"
+    workspaces.change(workspace.root, "base_model.pretrained_model_name_or_path", real)
     done = command(workspace)
     assert "found: Salesforce/blip-image-captioning-large: the model" in done.stderr
