@@ -101,8 +101,10 @@ def all_stages_ahead(
 ) -> dict[str, dict[str, str]]:
     """`stages_ahead` by subject, from one call of DVC. Raises Busy."""
     pointers = {view.name: photos.tracked_pointer(workspace, view) for view in subjects}
-    stages = [f"{stage}@{view.name}" for view in subjects for stage in STAGES]
-    status = Dvc(workspace, env=env).status([*stages, *filter(None, pointers.values())])
+    targets = [f"{stage}@{view.name}" for view in subjects for stage in STAGES]
+    targets += filter(None, pointers.values())
+    # DVC looks at the whole project for each target.
+    status = Dvc(workspace, env=env).status(targets if len(subjects) == 1 else ())
     return {name: _ahead(status, name, pointer) for name, pointer in pointers.items()}
 
 
