@@ -9,11 +9,14 @@ from typing import Any
 from app.layout import tag, text_input
 from dreambooth_core.config.reference import Entry
 
-_OFF = "null"
+_OFF, _ON = "null", "on"
 
 
 class SettingField:
-    """One setting: a list to choose from, or a text field. `on_change` gets its parsed value."""
+    """One setting: a list to choose from, or a text field. `on_change` gets its parsed value.
+
+    A whole section is on or off: its value is true or None.
+    """
 
     def __init__(self, entry: Entry, value: Any, on_change: Callable[[str, Any], Any]) -> None:
         self.entry, self._on_change = entry, on_change
@@ -30,6 +33,14 @@ class SettingField:
     async def _changed(self, event: Any) -> None:
         await self._on_change(self.entry.key, parse(self.entry, str(event.args)))
 
+    def enable(self, *, is_enabled: bool) -> None:
+        """Accept a value, or not while the setting's section is off."""
+        if is_enabled:
+            self.input.props.pop("disabled", None)
+        else:
+            self.input.props["disabled"] = True
+        self.input.update()
+
     def show_error(self, text: str | None) -> None:
         """Show the mistake, or None."""
         if self.error.text != (text or ""):
@@ -45,6 +56,8 @@ class SettingField:
 
 def parse(entry: Entry, text: str) -> Any:
     """The value that a user's text stands for; the settings' own check says whether it is valid."""
+    if entry.is_section:
+        return True if text == _ON else None
     kinds = [option.get("type") for option in _options(entry.schema)]
     text = text.strip()
     if "null" in kinds and text in ("", _OFF):
@@ -65,7 +78,7 @@ def parse(entry: Entry, text: str) -> Any:
 def _choices(entry: Entry, value: Any) -> Any:
     """A list of the allowed values, if there are few."""
     options = _options(entry.schema)
-    named: list[str] = []
+    named: list[str] = [_ON] if entry.is_section else []
     for option in options:
         named += [str(each) for each in option.get("enum", ())]
         named += [str(option["const"])] if "const" in option else []
@@ -76,7 +89,8 @@ def _choices(entry: Entry, value: Any) -> Any:
     with tag("select") as box:
         for each in named:
             shown = "off" if each == _OFF else each
-            tag("option", shown, value=each, selected=each == (_spell(value) or _OFF))
+            chosen = _ON if entry.is_section and value else _spell(value) or _OFF
+            tag("option", shown, value=each, selected=each == chosen)
     return box
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from dreambooth_core import config, files, locks
+from dreambooth_core.config import reference
 from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.workspace import Workspace
 
@@ -37,7 +38,11 @@ def problems_of(workspace: Workspace, values: Mapping[str, Any]) -> list[Problem
 def changed_text(text: str, values: Mapping[str, Any]) -> str:
     """A settings file with other values. Raises SettingsError for a section that is off."""
     for key, value in values.items():
-        text = config.set_value(text, key.split("."), value)
+        if isinstance(value, dict):
+            section = config.set_section(text, key.split("."), cast("dict[str, Any]", value))
+            text = reference.commented(section, within=f"{key}.")
+        else:
+            text = config.set_value(text, key.split("."), value)
     return text
 
 

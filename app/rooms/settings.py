@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import operator
 from typing import Any
 
 from nicegui import run, ui
@@ -87,7 +89,10 @@ class _Form:
             tag("p", meaning, classes="small")
             for entry in entries:
                 is_open = _parent(entry.key) in {_parent(key) for key in values}
-                if entry.key in values or (entry.has_default and is_open):
+                if entry.is_section:
+                    is_on = any(key.startswith(f"{entry.key}.") for key in values)
+                    self._fields[entry.key] = SettingField(entry, is_on, self._switch)
+                elif entry.key in values or (entry.has_default and is_open):
                     value = values.get(entry.key, entry.default)
                     self._fields[entry.key] = SettingField(entry, value, self._change)
         self._sections[name] = box
@@ -112,6 +117,16 @@ class _Form:
             shown |= {field.entry.section} if is_shown else set()
         for name, box in self._sections.items():
             box.set_visibility(name in shown)
+
+    async def _switch(self, key: str, value: Any) -> None:
+        """Turn a section on, with the values of a preset, or off."""
+        inner = f"{key}."
+        self._changes = {k: v for k, v in self._changes.items() if not k.startswith(inner)}
+        for name, field in self._fields.items():
+            if name.startswith(inner):
+                field.enable(is_enabled=value is not None)
+        section = await run.io_bound(_shipped, self._site, key) if value else None
+        await self._change(key, section)
 
     async def _change(self, key: str, value: Any) -> None:
         self._changes[key] = value
@@ -143,7 +158,11 @@ class _Form:
             self._show(found)
             say("Nothing is saved: correct the marked settings first.", is_problem=True)
             return
-        await run.io_bound(_save, self._site, dict(self._changes))
+        changes = dict(self._changes)
+        await run.io_bound(_save, self._site, changes)
+        if any(self._fields[key].entry.is_section for key in changes):
+            ui.navigate.reload()  # with the fields of the section, or without
+            return
         self._changes.clear()
         self._bar.set_visibility(False)
         say("Saved in params.yaml.")
@@ -153,6 +172,20 @@ class _Form:
 
 def _parent(key: str) -> str:
     return key.rpartition(".")[0]
+
+
+def _shipped(site: Site, key: str) -> dict[str, Any]:
+    """A section's values in the preset of the present base model, else in the first that has it."""
+    from cli import presets
+
+    def base_of(settings: Any) -> Any:
+        return settings["base_model"]["pretrained_model_name_or_path"]
+
+    present = base_of(config.read_yaml(site.workspace.params))
+    texts = [presets.read(site.workspace, name) for name in presets.list_all(site.workspace)]
+    known = sorted(map(config.parse_yaml, texts), key=lambda each: base_of(each) != present)
+    sections = (functools.reduce(operator.getitem, key.split("."), each) for each in known)
+    return next(section for section in sections if section)
 
 
 def _problems(site: Site, changes: dict[str, Any]) -> list[Problem]:

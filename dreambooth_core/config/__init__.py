@@ -68,6 +68,7 @@ from dreambooth_core.config.yaml_files import (
     replace_section,
     replace_text,
     replace_value,
+    set_section,
     set_value,
     value_text,
 )

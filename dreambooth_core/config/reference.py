@@ -54,6 +54,11 @@ class Entry:
         return self._default if self.has_default else None
 
     @property
+    def is_section(self) -> bool:
+        """Whether it is a whole section that may be null."""
+        return any("$ref" in option for option in self.schema.get("anyOf", ()))
+
+    @property
     def section(self) -> str:
         """The top-level section."""
         return self.key.partition(".")[0]
@@ -171,10 +176,12 @@ def comments() -> dict[str, str]:
     return {**sections, **{entry.key: entry.meaning for entry in entries()}}
 
 
-def commented(text: str) -> str:
-    """A settings file with the meaning of each setting behind its value."""
+def commented(text: str, within: str = "") -> str:
+    """A settings file with the meaning of each setting (`within` a section) behind its value."""
     known = comments()
-    return with_comments(text, lambda key: known.get(key_of(key)))
+    return with_comments(
+        text, lambda key: known.get(key_of(key)) if f"{key}.".startswith(within) else None
+    )
 
 
 def json_schema() -> str:

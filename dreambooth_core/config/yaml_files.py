@@ -114,7 +114,25 @@ def set_value(text: str, keys: Sequence[str], value: Any) -> str:
         raise SettingsError("missing", key=".".join(keys))
     if not any(key.value == last for key, _ in block.value):
         text = _append(text, parents, {last: None})
-    return replace_text(text, keys, _scalar(value))
+    return replace_text(_without_block(text, keys), keys, _scalar(value))
+
+
+def set_section(text: str, keys: Sequence[str], values: dict[str, Any]) -> str:
+    """Set a section that may be null to a block of values. Raises SettingsError like set_value."""
+    text = set_value(text, keys, {})
+    for name, value in values.items():
+        text = set_value(text, [*keys, name], value)
+    return text
+
+
+def _without_block(text: str, keys: Sequence[str]) -> str:
+    """The text with null behind the key, in place of the lines of a block."""
+    key, node = _find(text, keys)
+    if node.id == "scalar" or node.flow_style:
+        return text
+    colon = text.index(":", key.end_mark.index) + 1
+    line, last = text.index("\n", colon), text.find("\n", _end_of(node))
+    return f"{text[:colon]} null{text[colon:line]}{text[last:] if last >= 0 else ''}"
 
 
 def rename_key(text: str, keys: Sequence[str], name: str) -> str:

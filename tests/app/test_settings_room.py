@@ -73,6 +73,26 @@ def test_change_is_checked_planned_and_saved(app: RunningApp, opened: Any) -> No
     assert steps.input_value() == "6"
 
 
+def test_section_is_switched_off_and_on_again(app: RunningApp, opened: Any) -> None:
+    before = config.read_yaml(app.workspace.params)
+    page = opened(f"{app.url}/settings")
+    page.get_by_label("Show every setting").check()
+    switch = page.get_by_label("prior", exact=True)
+    switch.select_option("off")
+    page.get_by_text("1 change not saved").wait_for()
+    assert page.get_by_label("prior.seed").is_disabled()
+    page.get_by_role("button", name="Save").click()
+    page.get_by_label("prior.seed").wait_for(state="detached")
+    assert config.load_settings(app.workspace.params).prior is None
+    page.get_by_label("Show every setting").check()
+    page.get_by_label("prior", exact=True).select_option("on")
+    page.get_by_text("1 change not saved").wait_for()
+    page.get_by_role("button", name="Save").click()
+    page.get_by_label("prior.num_class_images").wait_for()
+    shipped = config.read_yaml(ROOT / "presets" / "pocket.yaml")["prior"]
+    assert config.read_yaml(app.workspace.params) == {**before, "prior": shipped}
+
+
 def test_search_finds_settings_that_are_not_basic(app: RunningApp, opened: Any) -> None:
     page = opened(f"{app.url}/settings")
     page.get_by_label("Search").fill("noise")

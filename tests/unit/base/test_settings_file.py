@@ -44,6 +44,28 @@ def test_saved_value_changes_its_line_alone(
     assert config.flatten(config.read_yaml(workspace.params))[key] == value
 
 
+@pytest.mark.parametrize("key", ["prior", "train.lora"])
+def test_section_is_one_line_while_it_is_off(workspace: Workspace, key: str) -> None:
+    before = workspace.params.read_text()
+    values = config.read_yaml(workspace.params)
+    for part in key.split("."):
+        values = values[part]
+    settings_file.save(workspace, {key: None})
+    assert config.flatten(config.read_yaml(workspace.params))[key] is None
+    off = workspace.params.read_text().splitlines()
+    assert set(off) - set(before.splitlines()) == {
+        line.replace(":", ": null", 1)
+        for line in before.splitlines()
+        if line.lstrip().startswith(f"{key.rpartition('.')[2]}:")
+    }
+    settings_file.save(workspace, {key: values})
+    assert config.read_yaml(workspace.params) == config.parse_yaml(before)
+    after = workspace.params.read_text().splitlines()
+    assert [line.partition("#")[2] for line in after] == [
+        line.partition("#")[2] for line in before.splitlines()
+    ]
+
+
 def test_setting_that_the_file_lacks_is_added(workspace: Workspace) -> None:
     text = workspace.params.read_text()
     lines = [line for line in text.splitlines(keepends=True) if "  captions:" not in line]
