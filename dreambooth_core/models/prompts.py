@@ -19,7 +19,7 @@ END_OF_WORD = "</w>"
 """What CLIP's vocabulary has at the end of a word's last token."""
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
-_TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 """The folders of a pipeline's tokenizers, each with that of its text encoder."""
 _SHOWN_WORDS = 4
 
@@ -135,7 +135,7 @@ def saved_tokenizers_in(pipeline: Path) -> list[SavedTokenizer]:
 def _folders_in(pipeline: Path) -> Iterator[tuple[Path, object]]:
     """The folders of a pipeline's tokenizers, each with the positions of its text encoder."""
     index = source.read_json_file(pipeline / "model_index.json", what="a saved pipeline")
-    for name, encoder in _TOKENIZERS.items():
+    for name, encoder in TOKENIZERS.items():
         if index.get(name) not in (None, [None, None]):
             yield pipeline / name, _positions(pipeline / encoder)
 
@@ -147,7 +147,7 @@ def _positions(text_encoder: Path) -> object:
 
 def tokenizers_of(pipe: Any) -> list[Any]:
     """The tokenizers of a loaded pipeline, as `tokenizers_in` gives those of a saved one."""
-    pairs = [(getattr(pipe, a, None), getattr(pipe, b, None)) for a, b in _TOKENIZERS.items()]
+    pairs = [(getattr(pipe, a, None), getattr(pipe, b, None)) for a, b in TOKENIZERS.items()]
     return [limited(t, e.config.max_position_embeddings) for t, e in pairs if t and e is not None]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from dreambooth_core.config import Solver
 from dreambooth_core.errors import Stopped
 from dreambooth_core.models.families import Pipeline, text_encoders_of
-from dreambooth_core.models.prompts import check_prompts, tokenizers_of
+from dreambooth_core.models.prompts import TOKENIZERS, check_prompts, tokenizers_of
 from dreambooth_core.models.tensors import eval_mode
 from dreambooth_core.ports import Progress, StopSignal, never_stop, no_progress
 
@@ -41,7 +41,7 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
     named = {f"the prompt {prompt!r}": prompt for prompt in dict.fromkeys(prompts)}
-    check_prompts({**named, "the negative prompt": negative_prompt}, tokenizers_of(pipe))
+    check_prompts({**named, "the negative prompt": negative_prompt}, tokenizers_of(_own_copy(pipe)))
     images: list[Image.Image] = []
     with eval_mode(pipe.unet, pipe.vae, *text_encoders_of(pipe).values()):
         for start in range(0, len(prompts), batch_size):
@@ -62,6 +62,19 @@ def sample(  # noqa: PLR0913 - the sampler's settings are all needed and all nam
             )
             progress(len(images), len(prompts))
     return images
+
+
+def _own_copy(pipe: Pipeline) -> Pipeline:
+    """The pipeline with a sampler and tokenizers of its own, so that threads share only models.
+
+    A call of a tokenizer sets its padding for later ones, also for a call in another thread that
+    has just set it: that one's prompts would lose their padding, and the image its bytes.
+    """
+    own: Any = copy.copy(pipe)
+    for name in ("scheduler", *TOKENIZERS):
+        if getattr(pipe, name, None) is not None:
+            setattr(own, name, copy.deepcopy(getattr(pipe, name)))
+    return own
 
 
 def _draw_block(
@@ -85,9 +98,7 @@ def _draw_block(
         _raise_if_stopped(should_stop)
         return tensors
 
-    # A sampler has state, so that each thread needs its own.
-    draw: Any = copy.copy(pipe)  # diffusers annotates the call more narrowly than it is
-    draw.scheduler = copy.deepcopy(pipe.scheduler)
+    draw: Any = _own_copy(pipe)  # diffusers annotates the call more narrowly than it is
     output = draw(
         prompt=filled_prompts,
         generator=generators,

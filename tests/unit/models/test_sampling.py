@@ -52,6 +52,14 @@ def test_a_stop_between_steps_raises_stopped(pipe: StableDiffusionPipeline) -> N
     assert draw(pipe, [5]) == draw(pipe, [5])
 
 
+def test_calls_in_other_threads_find_the_tokenizer_as_it_was(pipe: StableDiffusionPipeline) -> None:
+    tokenizer = pipe.tokenizer.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    draw(pipe, [1])
+    assert (tokenizer.padding, tokenizer.truncation) == (None, None)
+
+
 def test_training_mode_is_given_back(pipe: StableDiffusionPipeline) -> None:
     pipe.unet.train()
     try:
