@@ -85,6 +85,14 @@ class Up:
                     found.append(process)
         return found
 
+    def trainings(self) -> set[str]:
+        """The jobs that trainers of this project work on now."""
+        found = set[str]()
+        for process in self.processes("train-worker"):
+            with contextlib.suppress(psutil.Error, IndexError):
+                found.add(process.cmdline()[-1])
+        return found
+
 
 @contextlib.contextmanager
 def running(workspace: Workspace, log: Path, *, deploy: bool = True) -> Iterator[Up]:

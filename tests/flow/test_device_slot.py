@@ -76,3 +76,31 @@ def test_second_waits_and_gets_the_slot_of_a_killed_holder(tmp_path: Path) -> No
         up.prefect("gcl", "update", LIMIT, "--limit", "2")
     with running(workspace, tmp_path / "again", deploy=False) as up, up.client() as client:
         assert client.read_global_concurrency_limit_by_name(LIMIT).limit == 2
+
+
+@pytest.mark.slow
+@pytest.mark.service
+@pytest.mark.timeout(1800)
+def test_two_sweep_workers_train_in_turn(tmp_path: Path) -> None:
+    workspace = workspaces.build(tmp_path / "checkout")
+    workspaces.change(workspace.root, "compute.device", "auto")
+    command = [sys.executable, "-m", "cli", "sweep", "mug", "--trials", "3"]
+    command += ["--param", "prior.prior_loss_weight=1", "--param", "train.max_train_steps=4"]
+    logs, at_once, trained = [tmp_path / "first", tmp_path / "second"], 0, set[str]()
+    with running(workspace, tmp_path / "log", deploy=False) as up:
+        env = {**workspaces.environment(workspace.root), "PREFECT_API_URL": up.api}
+        workers = list[subprocess.Popen[bytes]]()
+        for log in logs:
+            with log.open("wb") as sink:
+                workers.append(
+                    subprocess.Popen(command, cwd=workspace.root, env=env, stdout=sink, stderr=sink)
+                )
+        while any(worker.poll() is None for worker in workers):
+            jobs = up.trainings()
+            at_once, trained = max(at_once, len(jobs)), trained | jobs
+            time.sleep(0.1)
+    texts = [log.read_text() for log in logs]
+    assert [worker.returncode for worker in workers] == [0, 0], texts
+    assert any("waiting for the accelerator" in text for text in texts)
+    assert len(trained) >= 3
+    assert at_once == 1
