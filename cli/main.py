@@ -32,7 +32,7 @@ from dreambooth_core.errors import DreamBoothError, file_error
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Prepare": ("init", "doctor", "preset", "settings", "subject", "validate", "plan"),
-    "Run": ("run", "sweep", "dreambench", "status", "report"),
+    "Run": ("run", "save", "sweep", "dreambench", "status", "report"),
     "Use the result": (
         *("choose", "generate", "export", "vote", "compare", "promote", "rollback"),
         "evaluate-again",

@@ -9,6 +9,7 @@ No call has `--quiet`, which would also hide why DVC failed.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ _CORRUPT_RWLOCK = "Unable to read RWLock-file"
 _BROKEN_ENTRY = ("No such file or directory", "Too many levels of symbolic links")
 _UNREADABLE = "Permission denied"
 _ADVERTISEMENT = "Having any troubles?"
+_LEVEL = re.compile("^(ERROR|WARNING): ")
 
 Status = dict[str, list[Any]]
 """The output of `dvc status --json`: changes by stage or .dvc file, without unchanged ones."""
@@ -125,7 +127,7 @@ def _settle(process: subprocess.Popen[str]) -> None:
 
 def _reason(text: str) -> str:
     """The messages in the output of a failed call."""
-    lines = (line.strip().removeprefix("ERROR: ") for line in text.splitlines())
+    lines = (_LEVEL.sub("", line.strip()) for line in text.splitlines())
     return "\n".join(line for line in lines if line and _ADVERTISEMENT not in line)
 
 
@@ -145,4 +147,4 @@ def _as_error(arguments: Sequence[str], text: str) -> StageError | DataError:
             got=text.splitlines()[0],
             hint="grant read permission, or remove the file",
         )
-    return StageError(f"`{command}` failed", got=text)
+    return StageError(f"`{command}` failed", got=" ".join(text.split()))
