@@ -11,6 +11,8 @@ from dreambooth_core.errors import Problem, SettingsError
 from dreambooth_core.workspace import Workspace
 
 _LOCK_TIMEOUT_S = 300.0
+_SECTIONS = frozenset(entry.key for entry in reference.entries() if entry.is_section)
+"""Settings whose value is a block of lines; other mappings take one line."""
 
 
 def save(workspace: Workspace, values: Mapping[str, Any]) -> None:
@@ -38,7 +40,7 @@ def problems_of(workspace: Workspace, values: Mapping[str, Any]) -> list[Problem
 def changed_text(text: str, values: Mapping[str, Any]) -> str:
     """A settings file with other values. Raises SettingsError for a section that is off."""
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key in _SECTIONS:
             section = config.set_section(text, key.split("."), cast("dict[str, Any]", value))
             text = reference.commented(section, within=f"{key}.")
         else:
