@@ -37,16 +37,7 @@ OWN = "sks mug on my desk"
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A project with the shipped models and the photos of an example."""
-    root = tmp_path / "project"
-    root.mkdir()
-    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, root)
-    (root / ".dvc").mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore"):
-        shutil.copy(ROOT / name, root / name)
-    (root / "assets").symlink_to(ROOT / "assets")
-    workspaces.run_in(root, "git", "init", "--quiet")
-    made = Workspace(root)
+    made = workspaces.shipped(tmp_path / "project")
     new = subjects.NewSubject("cup", class_noun="mug", identifier="sks")
     subjects.add(made, new, ROOT / "examples" / "mug-stripes", dvc_of(made))
     return made

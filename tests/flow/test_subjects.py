@@ -16,7 +16,6 @@ from dreambooth_core.errors import DataError, SettingsError, StageError
 from dreambooth_core.workspace import Workspace
 from tasks.dvc import Dvc
 from tests.flow import workspaces
-from tests.paths import ROOT
 
 DOG = subjects.NewSubject("my-dog", class_noun="dog", identifier="sks")
 
@@ -24,16 +23,7 @@ DOG = subjects.NewSubject("my-dog", class_noun="dog", identifier="sks")
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """The checkout's settings, DVC and git, without a model that a test would load."""
-    root = tmp_path / "project"
-    root.mkdir()
-    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, root)
-    (root / ".dvc").mkdir()
-    for name in (".dvc/config", ".dvc/.gitignore"):
-        shutil.copy(ROOT / name, root / name)
-    (root / "assets").symlink_to(ROOT / "assets")
-    workspaces.run_in(root, "git", "init", "--quiet")
-    return Workspace(root)
+    return workspaces.shipped(tmp_path / "project")
 
 
 def dvc_of(workspace: Workspace) -> Dvc:

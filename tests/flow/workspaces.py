@@ -69,6 +69,19 @@ def build(root: Path, *, subjects: tuple[str, ...] = (SUBJECT,)) -> Workspace:
     return Workspace(root)
 
 
+def shipped(root: Path) -> Workspace:
+    """The settings, DVC and models of this checkout, with git and without photos."""
+    root.mkdir()
+    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, root)
+    (root / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore"):
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "assets").symlink_to(REPOSITORY / "assets")
+    run_in(root, "git", "init", "--quiet")
+    return Workspace(root)
+
+
 def _small(path: Path) -> Any:
     """The settings of a file, made small."""
     settings = YAML().load(path.read_text())
