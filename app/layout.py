@@ -69,7 +69,8 @@ def add_look() -> None:
         '<link rel="stylesheet" href="/static/app.css">'
         '<link rel="stylesheet" href="/static/judging.css">'
         '<script src="/static/app.js" defer></script>'
-        '<script src="/static/gallery.js" defer></script>',
+        '<script src="/static/gallery.js" defer></script>'
+        '<script src="/static/painter.js" defer></script>',
         shared=True,
     )
 

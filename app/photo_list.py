@@ -12,11 +12,13 @@ from app import looks, pictures
 from app.layout import problem, tag
 from app.looks import Look
 from app.site import Site
+from dreambooth_core.data import messages
+from dreambooth_core.data.captions import METADATA
 
 _POLL_S = 0.6
 
 Extra = Callable[[dict[str, Any]], None]
-"""Adds more to the card of an accepted photo."""
+"""Adds more to the card of a photo."""
 
 
 class PhotoList:
@@ -77,7 +79,7 @@ class PhotoList:
             for entry in report["skipped"]:
                 with tag("li", classes="photo skipped"):
                     tag("h3", entry["name"])
-                    tag("p", f"Not used: {entry['reason']}", classes="small")
+                    tag("p", _said_of_skipped(entry, look), classes="small")
 
     def _draw(self, row: dict[str, Any], look: Look) -> None:
         is_accepted = row.get("reason") is None
@@ -90,11 +92,11 @@ class PhotoList:
                 tag("p", f"Accepted, {size}", classes="good")
                 for warning in row["warnings"]:
                     tag("p", _sentence(warning), classes="care")
-                if self._extra is not None and look.is_done:
-                    self._extra(row)
             else:
                 tag("p", f"Rejected: {row['reason']}", classes="bad")
                 tag("p", "It is left out of the training.", classes="small")
+            if self._extra is not None and look.is_done:
+                self._extra(row)
 
 
 def _draw_pictures(site: Site, row: dict[str, Any], look: Look, *, is_accepted: bool) -> None:
@@ -120,6 +122,18 @@ def _draw_pictures(site: Site, row: dict[str, Any], look: Look, *, is_accepted: 
             if row.get("mask"):
                 alt = f"the mask of {row['name']}"
                 tag("img", src=url(row["mask"]), alt=alt, classes="square", loading="lazy")
+
+
+def _said_of_skipped(entry: dict[str, Any], look: Look) -> str:
+    """What became of a file that is no photo."""
+    reason, path = entry["reason"], Path(entry["name"])
+    if reason in messages.READ:
+        return _sentence(reason)
+    stems = {Path(row["file"]).stem for row in look.rows}
+    is_caption = path.name == METADATA or (path.suffix == ".txt" and path.stem in stems)
+    if is_caption and reason == messages.SKIPPED_OTHER:
+        reason = "a caption, which only data.captions reads"
+    return f"Not used: {reason}"
 
 
 def _sentence(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from nicegui import app as web
 from nicegui import ui
 
-from app import layout, pictures, uploads
+from app import layout, mask_routes, pictures, uploads
 from app.access import AccessControl
 from app.rooms import (
     add_subject,
     judge,
+    mask,
     registry,
     result,
     settings,
@@ -18,7 +19,7 @@ from app.rooms import (
 )
 from app.site import Site
 
-ROOMS = (subjects, add_subject, train, settings, result, judge, registry)
+ROOMS = (subjects, add_subject, mask, train, settings, result, judge, registry)
 """The modules of the rooms: each adds its pages with `add_to(site)`."""
 
 _ICON = (
@@ -33,6 +34,7 @@ def serve(site: Site) -> None:
     layout.add_look()
     pictures.add_to(site)
     uploads.add_to(site)
+    mask_routes.add_to(site)
     for room in ROOMS:
         room.add_to(site)
     web.add_middleware(AccessControl, password=site.password)

@@ -6,10 +6,12 @@ A file is streamed to the disk; one that breaks off leaves nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nicegui import app as web
@@ -17,8 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.site import Site
-from dreambooth_core import config, files
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core import files
 
 MAX_FILE = 200 * 2**20
 MAX_DRAFT = 4 * 2**30
@@ -30,6 +31,7 @@ _MAX_FILES = 500
 _KEEP_FREE = 2**30
 _KEEP_S = 3 * 24 * 3600.0
 _ID = re.compile(r"[0-9a-f]{16}")
+_publishing = asyncio.Lock()
 
 
 def new_draft() -> str:
@@ -74,19 +76,6 @@ def add_to(site: Site) -> None:
         folder = folder_of(site, draft)
         return await receive(request, _free(folder / name))
 
-    @web.post("/mask/{subject}")
-    async def upload_mask(subject: str, photo: str, request: Request) -> Response:
-        from dreambooth_core.data import masks  # numpy and Pillow, which would delay the start
-
-        try:
-            view = config.load_view(site.workspace, subject)
-        except DreamBoothError as error:
-            return PlainTextResponse(str(error), status_code=404)
-        folder = site.workspace.resolve(view.subject.instance_dir)
-        if mistake_in(photo) or not (folder / photo).is_file():
-            return PlainTextResponse("no such photo", status_code=404)
-        return await receive(request, masks.own_file(folder, photo))
-
 
 def mistake_in(name: str) -> str | None:
     """The mistake in a file's name, if any; `masks/photo.png` is a valid one."""
@@ -114,8 +103,13 @@ def _problem_of_size(site: Site, draft: str, request: Request) -> str | None:
     return None
 
 
-async def receive(request: Request, target: Path) -> Response:
-    """Write the body to a file, completely or not at all."""
+async def receive(
+    request: Request, target: Path, *, refuse: Callable[[], Response | None] = lambda: None
+) -> Response:
+    """Write the body to a file, completely or not at all.
+
+    `refuse` is asked when the body is complete; with a response, the file stays as it is.
+    """
     writing = files.atomic_file(target)
     aside = writing.__enter__()
     try:
@@ -126,7 +120,12 @@ async def receive(request: Request, target: Path) -> Response:
             raise
         text = f"too large: at most {MAX_FILE >> 20} MiB are allowed"
         return PlainTextResponse(text, status_code=413)
-    await asyncio.to_thread(writing.__exit__, None, None, None)  # flushes to the disk
+    async with _publishing:
+        if refused := refuse():
+            with contextlib.suppress(_Refused):
+                writing.__exit__(_Refused, _Refused(), None)
+            return refused
+        await asyncio.to_thread(writing.__exit__, None, None, None)  # flushes to the disk
     return PlainTextResponse("received")
 
 
@@ -138,6 +137,10 @@ async def _stream(request: Request, target: Path) -> None:
             if size > MAX_FILE:
                 raise _TooLarge
             sink.write(chunk)
+
+
+class _Refused(Exception):
+    """The body is complete, but the file may not be replaced."""
 
 
 class _TooLarge(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cli import settings_file
 from dreambooth_core import config, locks
 from dreambooth_core.config import SubjectView
 from dreambooth_core.data import captions as caption_files
@@ -58,15 +57,6 @@ def caption(
         "written": len(written),
         "used": view.data.captions,
     }
-
-
-def use(workspace: Workspace, name: str) -> None:
-    """Switch `data.captions` on for a subject, unless it is on."""
-    if config.load_view(workspace, name).data.captions:
-        return
-    overrides = config.load_settings(workspace.params).subjects[name].overrides
-    data = {**overrides.get("data", {}), "captions": True}
-    settings_file.save(workspace, {f"subjects.{name}.overrides": {**overrides, "data": data}})
 
 
 def _write(

@@ -13,6 +13,7 @@ from rich.table import Table
 from cli import screens, workspace_setup
 from cli.session import JsonOption, SubjectArgument, open_session, open_terminal, user_path
 from dreambooth_core import config
+from dreambooth_core.data import messages
 from tasks import photos
 from tasks.dvc import Dvc
 
@@ -84,7 +85,8 @@ def _show_added(console: Console, added: dict[str, Any]) -> None:
     screens.show_gate(console, gate)
     for warning in added["warnings"]:
         console.print(f"warning: {warning}")
-    left = [each["name"] for each in (*gate["rejected"], *gate["skipped"])]
+    unread = [each for each in gate["skipped"] if each["reason"] not in messages.READ]
+    left = [each["name"] for each in (*gate["rejected"], *unread)]
     copied = {name.partition("/")[0] for name in added["copied"]}  # files, and folders of masks
     left = [name for name in left if name not in copied]
     folder = added["instance_dir"]
@@ -124,14 +126,14 @@ def subject_caption(
 ) -> None:
     """Write a caption for each photo that has none, with what it shows besides the subject."""
     session = open_session(as_json=json)
-    from cli import captions  # torch, which would delay every command
+    from cli import captions, settings_file  # torch, which would delay every command
 
     dvc = Dvc(session.workspace, env=session.env)
     made = captions.caption(
         session.workspace, name, dvc, model=model, replace=replace, dry_run=dry_run
     )
     if use and not dry_run:
-        captions.use(session.workspace, name)
+        settings_file.save_for_subject(session.workspace, name, "data.captions", value=True)
         made["used"] = True
     session.terminal.finish(made, lambda console: _show_captions(console, made, dry_run))
 

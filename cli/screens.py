@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dreambooth_core import config
+from dreambooth_core.data import messages
 from dreambooth_core.records import SCORES
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def show_gate(console: Console, report: Mapping[str, Any]) -> None:
     for entry in report["rejected"]:
         table.add_row(entry["name"], "rejected", entry["reason"], style="red")
     for entry in report["skipped"]:
-        table.add_row(entry["name"], "skipped", entry["reason"], style="dim")
+        verdict = "read" if entry["reason"] in messages.READ else "skipped"
+        table.add_row(entry["name"], verdict, entry["reason"], style="dim")
     console.print(table)
     for warning in report.get("warnings", ()):
         console.print(f"warning: {warning}")

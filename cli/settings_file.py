@@ -28,6 +28,19 @@ def save(workspace: Workspace, values: Mapping[str, Any]) -> None:
             files.write_bytes(workspace.params, after.encode())
 
 
+def save_for_subject(workspace: Workspace, name: str, key: str, *, value: Any) -> None:
+    """Write a setting such as `data.masks` for one subject, unless it has that value.
+
+    Raises SettingsError, and changes nothing, for a wrong one.
+    """
+    section, _, field = key.partition(".")
+    if getattr(getattr(config.load_view(workspace, name), section), field) == value:
+        return
+    overrides = config.load_settings(workspace.params).subjects[name].overrides
+    changed = {**overrides, section: {**overrides.get(section, {}), field: value}}
+    save(workspace, {f"subjects.{name}.overrides": changed})
+
+
 def problems_of(workspace: Workspace, values: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the settings after a change of some values."""
     try:

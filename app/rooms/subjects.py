@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nicegui import run, ui
 
-from app import commands, looks, pictures, uploads
+from app import commands, looks, pictures, unused, uploads
 from app.layout import Field, button, go, link, problem, room, say, tag
 from app.photo_list import PhotoList
+from app.rooms import mask
 from app.rooms.add_subject import drop_zone
 from app.site import Site
 from dreambooth_core import config, locks
 from dreambooth_core.config import SubjectView
+from dreambooth_core.data.captions import METADATA
 from dreambooth_core.errors import DreamBoothError
 
+_MASKS = "masks"  # the folder that the data gate reads
 _STRIP = 4
 _POLL_S = 1.0
 _LOOKED_AT = 12
@@ -115,6 +119,10 @@ async def _show_subject(site: Site, view: SubjectView) -> None:
         tag("h2", "Photos")
         tag("p", _how_words(view), classes="small")
         place = looks.of_subject(site, view.name, subject.instance_dir)
+        if _has_captions(place[0]):
+            unused.show_captions(site, view)
+        if (place[0] / _MASKS).is_dir():
+            unused.show_masks(site, view)
         listed: list[PhotoList] = []
         _show_suggesting(site, view.name, listed)
         listed.append(
@@ -150,6 +158,12 @@ def _how_words(view: SubjectView) -> str:
 
 def _show_edits(site: Site, view: SubjectView, row: dict[str, Any], listed: list[Any]) -> None:
     folder = site.workspace.resolve(view.subject.instance_dir)
+    if row.get("reason") is None:
+        _show_caption_edit(site, view, row, folder)
+    _show_mask_edit(view, row, folder, listed)
+
+
+def _show_caption_edit(site: Site, view: SubjectView, row: dict[str, Any], folder: Path) -> None:
 
     async def save(text: str) -> None:
         def write() -> None:
@@ -171,14 +185,20 @@ def _show_edits(site: Site, view: SubjectView, row: dict[str, Any], listed: list
         placeholder=view.subject.instance_prompt,
         aria_label=f"Caption of {row['name']}",
     )
-    _show_mask_edit(view, row, folder, listed)
 
 
-def _show_mask_edit(view: SubjectView, row: dict[str, Any], folder: Any, listed: list[Any]) -> None:
+def _show_mask_edit(
+    view: SubjectView, row: dict[str, Any], folder: Path, listed: list[Any]
+) -> None:
+    """What can be done with the mask of an accepted photo, or of one with a wrong mask."""
     from dreambooth_core.data import masks
 
     own = masks.own_file(folder, row["file"])
+    if row.get("reason") is not None and not own.is_file():
+        return
     with tag("div", classes="acts small-acts"):
+        paint = link("Paint the mask", mask.url_of(view.name, row["file"]), classes="act small-act")
+        paint.props["aria-label"] = f"Paint the mask of {row['name']}"
         with tag("label", "Upload a mask", classes="act small-act choose"):
             tag(
                 *("input",),
@@ -198,7 +218,11 @@ def _show_mask_edit(view: SubjectView, row: dict[str, Any], folder: Any, listed:
             button("Remove the mask", remove, classes="small-act")
 
 
-def _caption_of(folder: Any, photo: str) -> str:
+def _has_captions(folder: Path) -> bool:
+    return (folder / METADATA).is_file() or any(folder.glob("*.txt"))
+
+
+def _caption_of(folder: Path, photo: str) -> str:
     from dreambooth_core.data.captions import read_captions
 
     try:

@@ -195,7 +195,7 @@ def _examine(
     decoded = decode(
         path,
         background=settings.background,
-        max_pixels=_max_pixels(settings),
+        max_pixels=max_pixels_of(settings),
         min_side=settings.min_side,
     )
     image, name = decoded.image, printable(path.name)
@@ -224,7 +224,8 @@ def _examine(
     )
 
 
-def _max_pixels(settings: DataSettings) -> int:
+def max_pixels_of(settings: DataSettings) -> int:
+    """The number of pixels that a photo or its mask may have."""
     return int(settings.max_megapixels * 1_000_000)
 
 
@@ -234,7 +235,7 @@ def _write_mask(
     """Write a photo's mask next to its copy, if it has one. Raises DataError."""
     if settings.masks != "files":
         return None
-    mask = masks.mask_of(decoded, mask_file, max_pixels=_max_pixels(settings))
+    mask = masks.mask_of(decoded, mask_file, max_pixels=max_pixels_of(settings))
     if mask is None:
         return None
     target = copy.with_suffix(".mask.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,24 @@ from PIL import Image
 
 from dreambooth_core.data import messages
 from dreambooth_core.data.decode import Decoded, decode
-from dreambooth_core.data.listing import CacheDir, list_folder, printable
+from dreambooth_core.data.listing import CacheDir, is_picture, list_folder, printable
 from dreambooth_core.errors import DataError
 
 FOLDER = "masks"
 """The folder in the photos' folder. White is the subject; a cut-out with alpha works too."""
 
-_LEAST_SHARE = 0.01
+LEAST_SHARE = 0.01
+"""A mask with less white is rejected."""
 _OPAQUE = 255
 
 
 def own_file(folder: Path, photo: str) -> Path:
-    """The mask file of a photo: the one that is there, or where to put one."""
+    """The mask file of a photo: the one that the gate reads, or where to put one."""
     stem = Path(photo).stem
     there = [path for path in (folder / FOLDER).glob("*") if path.stem == stem and path.is_file()]
-    return min(there, default=folder / FOLDER / f"{stem}.png")
+    masks = [path for path in there if not path.name.startswith(".") and is_picture(path)]
+    new = folder / FOLDER / f"{stem}.png"
+    return max(masks, key=lambda path: os.fsencode(path.name), default=new)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def mask_of(photo: Decoded, file: Path | None, *, max_pixels: int) -> Image.Imag
                 found=_size(mask), size=_size(photo.image), folder=FOLDER
             )
         )
-    if np.asarray(mask).mean() < _LEAST_SHARE * _OPAQUE:
+    if np.asarray(mask).mean() < LEAST_SHARE * _OPAQUE:
         raise DataError(messages.REJECTED_MASK_EMPTY)
     return mask
 

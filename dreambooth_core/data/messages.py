@@ -119,6 +119,8 @@ CAPTION_WITHOUT = (
 
 MASK_READ = "read as masks (data.masks)"
 MASK_UNREAD = "masks, which only data.masks: files reads"
+READ = (CAPTION_READ, MASK_READ)
+"""The reasons why an entry is no photo, but used."""
 MASK_OF_NOTHING = "{name} is a mask for no photo of this folder"
 MASK_SKIPPED = "{name} is no mask: {reason}"
 MASK_MISSING = "without a mask, so the whole photo is learned: {names}"

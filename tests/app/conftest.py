@@ -78,17 +78,24 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Any]:
-    """Opens a page of an app; at the end no script has failed and no other host was asked."""
+    """Opens a page of an app; at the end no script has failed and no other host was asked.
+
+    `expects` is a part of an error that the browser itself logs.
+    """
     contexts, faults = [], list[str]()
 
-    def open_page(url: str, **options: Any) -> Any:
+    def open_page(url: str, *, expects: str = "", **options: Any) -> Any:
+        def log(message: Any) -> None:
+            if message.type == "error" and not (expects and expects in message.text):
+                faults.append(message.text)
+
         context = browser.new_context(viewport=options.pop("viewport", DESKTOP), **options)
         context.set_default_timeout(_PAGE_MS)
         contexts.append(context)
         page = context.new_page()
         own = tuple(f"{scheme}://{url.split('/')[2]}" for scheme in ("http", "ws"))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.on("console", log)
         page.on(
             "request",
             lambda r: None if r.url.startswith((*own, "data:", "blob:")) else faults.append(r.url),

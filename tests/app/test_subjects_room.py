@@ -171,6 +171,12 @@ def test_caption_and_mask_are_written_where_the_gate_reads_them(
     box = page.get_by_label(f"Caption of {name}")
     box.wait_for()
     assert box.input_value() == "sks mug on a <b>table</b>"
+    page.get_by_text("Not used: a caption, which only data.captions reads").wait_for()
+    page.get_by_role("button", name="Use the captions").click()
+    page.get_by_text("Training of cap will use them (data.captions: true).").wait_for()
+    page.reload()
+    page.get_by_text("Read as a caption (data.captions).").wait_for()
+    assert "Not used" not in page.locator(".photos").inner_text()
     mask = tmp_path / "mask.png"
     Image.new("L", Image.open(home / name).size, 255).save(mask)
     page.get_by_label("Upload a mask").first.set_input_files(mask)

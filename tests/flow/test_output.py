@@ -10,6 +10,7 @@ from rich.console import Console
 from cli import screens
 from cli.progress import TerminalReporter
 from cli.session import make_console
+from dreambooth_core.data import messages
 from tests.flow import workspaces
 from tests.paths import ROOT
 
@@ -89,6 +90,16 @@ def test_file_gets_long_lines_and_tables_whole_with_the_text_as_it_is(capsys):
     row, warning = [line for line in capsys.readouterr().out.splitlines() if "END" in line]
     assert name in row
     assert warning == f"warning: {gate['warnings'][0]}"
+
+
+def test_captions_and_masks_in_use_are_read_not_skipped(capsys):
+    reasons = (messages.CAPTION_READ, messages.MASK_READ, messages.MASK_UNREAD)
+    skipped = [{"name": f"entry {i}", "reason": reason} for i, reason in enumerate(reasons)]
+    gate = {"subject": "mug", "accepted": [], "rejected": [], "skipped": skipped}
+    screens.show_gate(make_console(stderr=False), gate)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "entry" in line]
+    assert ["skipped" in row for row in rows] == [False, False, True]
+    assert ["read as" in row for row in rows] == [True, True, False]
 
 
 def test_progress_of_a_photo_with_brackets_in_its_name(capsys):

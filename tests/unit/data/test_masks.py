@@ -12,7 +12,7 @@ from PIL import Image
 
 from dreambooth_core import files
 from dreambooth_core.config import DataSettings
-from dreambooth_core.data import gate, messages
+from dreambooth_core.data import gate, masks, messages
 from dreambooth_core.data.loss_weights import WEIGHTS_FILE, LossWeights, normalised
 from dreambooth_core.errors import CorruptRecordError, DataError
 from dreambooth_core.models.tensors import read_tensors
@@ -217,3 +217,27 @@ def test_photos_without_masks_write_no_weights(tmp_path: Path) -> None:
     weights.add(tmp_path, ManifestImage(file="images/000.png", sha256="a" * 64), MOMENTS)
     assert weights.write(tmp_path) == {}
     assert not (tmp_path / WEIGHTS_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("present", "read"),
+    [
+        ((), "a.png"),
+        (("a.jpg",), "a.jpg"),
+        (("a.jpg", "a.webp", "a.png"), "a.webp"),
+        (("a.txt", ".a.png"), "a.png"),
+    ],
+)
+def test_new_mask_replaces_the_one_that_is_read(
+    folder: Path, present: tuple[str, ...], read: str
+) -> None:
+    for name in present:
+        (folder / "masks" / name).write_bytes(
+            b"words" if name.endswith("txt") else encode(left_half(), "PNG")
+        )
+    target = masks.own_file(folder, "a.jpg")
+    assert target == folder / "masks" / read
+    target.write_bytes(encode(Image.new("L", SIZE, 255), "PNG"))
+    mask = inspect(folder).masks[0]
+    assert mask is not None
+    assert np.asarray(Image.open(mask)).min() == 255
