@@ -171,7 +171,6 @@ def test_caption_and_mask_are_written_where_the_gate_reads_them(
     box = page.get_by_label(f"Caption of {name}")
     box.wait_for()
     assert box.input_value() == "sks mug on a <b>table</b>"
-    page.get_by_text("Not used: a caption, which only data.captions reads").wait_for()
     page.get_by_role("button", name="Use the captions").click()
     page.get_by_text("Training of cap will use them (data.captions: true).").wait_for()
     page.reload()
@@ -195,6 +194,7 @@ def test_suggested_captions_fill_empty_fields_and_can_be_edited(
     names = sorted(path.name for path in photos.glob("*.png"))
     (home / names[1]).with_suffix(".txt").write_text("sks mug, by hand")
     page = opened(f"{app.url}/subjects/suggest")
+    page.get_by_text("Not used: a caption, which only data.captions reads").wait_for()
     button = page.get_by_role("button", name="Suggest captions")
     button.click()
     page.get_by_text("the captioner cannot be used").wait_for()  # no hub, and no list of places
