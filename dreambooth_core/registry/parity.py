@@ -7,7 +7,6 @@ import hashlib
 import io
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +15,7 @@ import mlflow.pyfunc
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from PIL import Image
 
+from dreambooth_core import files
 from dreambooth_core.config import ComputeSettings
 from dreambooth_core.errors import StageError, Stopped
 from dreambooth_core.masking import scrubbed
@@ -96,8 +96,7 @@ def check_parity(
 
     Raises StageError with the last lines of that process if it fails, and Stopped on a stop.
     """
-    with tempfile.TemporaryDirectory(prefix="parity-") as name:
-        folder = Path(name)
+    with files.scratch_dir(tracking.cache.with_name("parity"), "plan") as folder:
         plan.write(folder, "plan.json")
         # The address may hold a password, so it goes by the environment, never into a file.
         with as_default(tracking), (folder / "log").open("w+b") as log:
@@ -113,9 +112,12 @@ def check_parity(
 
 
 def _start(plan: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start the fresh process, which ends with this one."""
+    """Start the fresh process, which ends with this one.
+
+    A server's model is downloaded next to the plan: after a kill the next run removes both.
+    """
     return subprocess.Popen(
-        supervised([sys.executable, *_COMMAND, str(plan)]),
+        supervised([sys.executable, *_COMMAND, str(plan)], variables={"TMPDIR": str(plan.parent)}),
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
         stdout=log,

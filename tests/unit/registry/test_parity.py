@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dreambooth_core import files
 from dreambooth_core.config import ComputeSettings
 from dreambooth_core.errors import StageError, Stopped
 from dreambooth_core.models import load, sampling
@@ -101,7 +102,9 @@ def test_a_stopped_check_leaves_no_process(tracking, run) -> None:
 
 
 @pytest.mark.slow
-def test_the_fresh_process_does_not_outlive_a_killed_parent(tracking, tmp_path) -> None:
+def test_fresh_process_ends_with_a_killed_parent_and_leaves_no_folder_in_tmp(
+    tracking, tmp_path
+) -> None:
     program = f"""
 from dreambooth_core.registry import parity, tracking
 from dreambooth_core.workspace import Workspace
@@ -109,11 +112,17 @@ from pathlib import Path
 from tests.unit.registry.test_parity import plan
 parity.check_parity(tracking.resolve_tracking(Workspace(Path({str(tmp_path)!r}))), plan(()))
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path.cwd())
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    env = {**os.environ, "TMPDIR": str(shared)}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path.cwd(), env=env)
     child = first_child(psutil.Process(parent.pid))
+    assert child.environ()["TMPDIR"].startswith(str(tmp_path / ".state" / "parity"))
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     child.wait(timeout=60)
+    assert list(shared.iterdir()) == []
+    assert all(files.is_aside(path.name) for path in (tmp_path / ".state" / "parity").iterdir())
 
 
 def first_child(process: psutil.Process) -> psutil.Process:
