@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dreambooth_core.workspace import Workspace
@@ -58,16 +57,6 @@ def _await(pattern: str, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.05)
 
 
-def _processes(workspace: Workspace) -> list[str]:
-    """Processes that run in the workspace or have it in their command line."""
-    root, found = str(workspace.root), list[str]()
-    for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
-        words = " ".join(process.info["cmdline"] or ())
-        if process.info["pid"] != os.getpid() and (process.info["cwd"] == root or root in words):
-            found.append(words)
-    return found
-
-
 def _saved_step(workspace: Workspace) -> int:
     ended = [json.loads(p.read_text()) for p in workspace.state.glob("train/*/ended.json")]
     assert [e["how"] for e in ended] == ["stopped"]
@@ -106,7 +95,7 @@ def _stop_and_check(
         process.send_signal(number)
     assert process.wait(60) == 1
     assert time.monotonic() - start < 10
-    assert _processes(workspace) == []
+    assert workspaces.processes_in(workspace.root) == []
     assert log.read_text().rstrip().endswith("run the same command again to continue")
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -154,6 +155,17 @@ def answer(root: Path, *arguments: str) -> dict[str, Any]:
     done = call(root, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def processes_in(root: Path) -> list[str]:
+    """The command lines of other processes that run in a workspace or name it."""
+    found = list[str]()
+    for process in psutil.process_iter(["cmdline", "cwd", "pid"]):
+        words = " ".join(process.info["cmdline"] or ())
+        is_here = process.info["cwd"] == str(root) or str(root) in words
+        if is_here and process.info["pid"] != os.getpid():
+            found.append(words)
+    return found
 
 
 def use_environment(root: Path, patch: pytest.MonkeyPatch) -> None:
