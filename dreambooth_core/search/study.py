@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from dreambooth_core import locks
-from dreambooth_core.errors import SettingsError, StageError, Stopped
+from dreambooth_core.errors import SettingsError, StageError
 from dreambooth_core.masking import scrubbed, without_secrets
 from dreambooth_core.numerics.seeding import derive_seed
 from dreambooth_core.search.space import Candidates, Choices, Space
@@ -29,6 +30,8 @@ GRACE_S = 30
 _STARTUP_TRIALS = 5
 """Random trials before the sampler learns from them, and before the pruner compares."""
 _LOCK_TIMEOUT_S = 120.0
+_CHANGES, _ERROR = "changes", "error"
+"""Attributes of a trial: of one that has begun, and of one that failed on its settings."""
 _UNCHANGED, _INSIDE, _OUTSIDE = "unchanged", "inside the space", "outside the space"
 """Attribute of the trial of the unchanged settings: whether the sampler may learn from it."""
 _DIGITS = 3
@@ -93,10 +96,18 @@ class Study:
     """A study in a database."""
 
     def __init__(
-        self, uri: str, name: str, *, space: Space, unchanged: Mapping[str, Any], pruner: Pruner
+        self,
+        uri: str,
+        name: str,
+        *,
+        space: Space,
+        unchanged: Mapping[str, Any],
+        pruner: Pruner,
+        lock: Path,
     ) -> None:
         self.name, self._uri, self._space, self._unchanged = name, uri, space, unchanged
         self._pruner: Pruner = pruner
+        self._lock = lock
         self._retry = RetryHeartbeatStaleTrialCallback()
 
     @classmethod
@@ -115,15 +126,19 @@ class Study:
         Raises SettingsError if the database cannot be used.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with locks.hold(lock, timeout_s=_LOCK_TIMEOUT_S), _without_warnings():
-            study = cls(uri, name, space=space, unchanged=unchanged, pruner=pruner)
-            with _database_errors(uri):
+        with _without_warnings(), _database_errors(uri):
+            study = cls(uri, name, space=space, unchanged=unchanged, pruner=pruner, lock=lock)
+            with study._alone():
                 study._open()
         return study
 
+    def _alone(self) -> contextlib.AbstractContextManager[int]:
+        """Keep the other workers of this workspace away for a moment."""
+        return locks.hold(self._lock, timeout_s=_LOCK_TIMEOUT_S)
+
     def _open(self) -> None:
         is_file = make_url(self._uri).get_backend_name() == "sqlite"
-        storage = RDBStorage(
+        self._storage = RDBStorage(
             self._uri,
             engine_kwargs={"connect_args": {"timeout": 60}} if is_file else None,
             heartbeat_interval=HEARTBEAT_S,
@@ -132,7 +147,7 @@ class Study:
         )
         self._study = optuna.create_study(
             study_name=self.name,
-            storage=storage,
+            storage=self._storage,
             direction="maximize",
             load_if_exists=True,
             pruner=_make_pruner(self._pruner),
@@ -145,11 +160,14 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All trials, without those that were repeated."""
+        return [_trial_of(trial) for trial in self._unrepeated()]
+
+    def _unrepeated(self) -> list[FrozenTrial]:
         found = self._study.get_trials(deepcopy=False)
         with _without_warnings():
             history = map(RetryHeartbeatStaleTrialCallback.retry_history, found)
             repeated = {number for numbers in history for number in numbers}
-        return [_trial_of(trial) for trial in found if trial.number not in repeated]
+        return [trial for trial in found if trial.number not in repeated]
 
     def has_next(self, total: int) -> bool:
         """Whether a trial is to be run, of `total` with all workers.
@@ -168,48 +186,64 @@ class Study:
     def _is_due(self, total: int) -> bool:
         with _without_warnings():
             optuna.storages.fail_stale_trials(self._study)
+        if any(map(_is_lost, self._unrepeated())):
+            self._repeat_lost()
         trials = self.trials()
         return any(trial.state == "waiting" for trial in trials) or len(trials) < total
+
+    def _repeat_lost(self) -> None:
+        """Repeat trials whose worker died at a moment that Optuna does not notice."""
+        with self._alone():
+            for trial in filter(_is_lost, self._unrepeated()):
+                if trial.state == TrialState.RUNNING:
+                    self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                self._repeat(trial.number)
 
     def _is_running(self) -> bool:
         return any(trial.state == "running" for trial in self.trials())
 
     def run_next(self, objective: Callable[[Attempt], float], *, seed: int) -> Trial:
-        """Run the next trial and return it. Repeat it on the next call if it raises Stopped.
+        """Run the next trial and return it. Repeat it on the next call if this raises.
 
-        A trial that fails counts as one: with other settings the next may succeed. Raises what a
-        trial of the unchanged settings raises.
+        A trial that fails on its settings counts as one: with others the next may succeed. Raises
+        what a trial of the unchanged settings raises, and every other error.
         """
-        number = 0
+        number: int | None = None
 
         def run(trial: optuna.Trial) -> float:
             nonlocal number
             number = trial.number
             with _without_warnings():
+                # So that a trial with changes has a heartbeat, whenever its worker dies.
+                self._storage.record_heartbeat(trial._trial_id)
+                self._study.sampler = self._sampler(seed, trial.number)
                 attempt = Attempt(trial, self._space)
+            attempt.note(**{_CHANGES: dict(attempt.changes)})
             try:
                 return objective(attempt)
             except (StageError, SettingsError) as error:
-                attempt.note(error=str(error))
                 if attempt.is_unchanged:
                     raise _Fatal(error) from error
+                attempt.note(**{_ERROR: str(error)})
                 raise
 
-        # Seeded by the trial: a resumed search continues as if it had never ended.
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=derive_seed(seed, "sweep", len(self.trials())) % 2**32,
+        try:
+            self._study.optimize(run, n_trials=1, catch=(StageError, SettingsError))
+        except BaseException as error:
+            if number is not None and _is_unexplained(self._frozen(number)):
+                self._repeat(number)
+            raise (error.error if isinstance(error, _Fatal) else error) from None
+        assert number is not None  # noqa: S101
+        return _trial_of(self._frozen(number))
+
+    def _sampler(self, seed: int, number: int) -> optuna.samplers.TPESampler:
+        """A sampler for one trial: different at the same moment, equal in a resumed search."""
+        place = sum(trial.number < number for trial in self.trials())
+        return optuna.samplers.TPESampler(
+            seed=derive_seed(seed, "sweep", place) % 2**32,
             n_startup_trials=_STARTUP_TRIALS,
             multivariate=False,
         )
-        try:
-            self._study.optimize(run, n_trials=1, catch=(StageError, SettingsError))
-        except (Stopped, KeyboardInterrupt):
-            self._repeat(number)
-            raise
-        except _Fatal as fatal:
-            self._repeat(number)
-            raise fatal.error from None
-        return _trial_of(self._frozen(number))
 
     def _repeat(self, number: int) -> None:
         self._retry(self._study, self._frozen(number))
@@ -226,11 +260,28 @@ class _Fatal(Exception):
         self.error = error
 
 
+def _is_unexplained(trial: FrozenTrial) -> bool:
+    """Whether a trial failed for another reason than its settings."""
+    return trial.state == TrialState.FAIL and _ERROR not in trial.user_attrs
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Whether the worker died before the first heartbeat, or before it had a trial repeated."""
+    if trial.state == TrialState.RUNNING and _CHANGES not in trial.user_attrs:
+        since = trial.datetime_start
+    elif _is_unexplained(trial):
+        since = trial.datetime_complete
+    else:
+        return False
+    return since is not None and time.time() - since.timestamp() > GRACE_S
+
+
 def _trial_of(trial: FrozenTrial) -> Trial:
     notes = {name: value for name, value in trial.user_attrs.items() if name != _UNCHANGED}
     return Trial(
         number=trial.number,
-        state=_STATES[trial.state],
+        # One that is to be repeated has not ended.
+        state="running" if _is_unexplained(trial) else _STATES[trial.state],
         is_unchanged=_UNCHANGED in trial.user_attrs,
         merit=trial.value if trial.state == TrialState.COMPLETE else None,
         notes=notes,

@@ -125,7 +125,6 @@ class Sweep:
 
     def _try(self, attempt: Attempt) -> float:
         """Do the work of a trial and return the merit of its checkpoint."""
-        attempt.note(changes=dict(attempt.changes))
         name = f"trial-{attempt.number:03d}"
         view = changed_view(self.workspace, self.subject, attempt.changes, source="trial")
 

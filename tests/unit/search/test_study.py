@@ -25,6 +25,18 @@ from tests.postgres import postgres
 RATE, ENCODER = "train.learning_rate", "train.train_text_encoder"
 SPACE = {RATE: Range(1e-5, 1e-3), ENCODER: Choices((False, True))}
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from optuna.trial import TrialState
+from tests.unit.search.test_study import open_study
+study = open_study(sys.argv[1], Path(sys.argv[2]))._study
+trial = study.ask()
+if sys.argv[3] == "before it was repeated":
+    study.tell(trial, state=TrialState.FAIL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 WORKER = """
 import sys, time
 from pathlib import Path
@@ -55,6 +67,12 @@ def open_study(uri: str, folder: Path, unchanged: float = 1e-4, **more) -> Study
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return sqlite_uri(tmp_path / "study.db")
+
+
+def killed(uri: str, folder: Path, moment: str) -> None:
+    command = [sys.executable, "-c", KILLED, uri, str(folder), moment]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
 
 
 def worker(uri: str, folder: Path, *, total: int, seconds: float) -> subprocess.Popen[str]:
@@ -169,6 +187,30 @@ def test_killed_trial_is_repeated_and_finished_ones_are_not(uri: str, tmp_path: 
     assert trials[-1].notes["changes"] == interrupted.notes["changes"]
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("moment", ["before its first heartbeat", "before it was repeated"])
+def test_worker_killed_between_two_writes_loses_no_trial(uri, tmp_path, moment: str) -> None:
+    killed(uri, tmp_path, moment)
+    assert open_study(uri, tmp_path).trials()[0].state == "running"
+    again = worker(uri, tmp_path, total=3, seconds=0.0)
+    assert len(again.communicate(timeout=200)[0].split()) == 3
+    trials = open_study(uri, tmp_path).trials()
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    assert 0 not in [trial.number for trial in trials]
+    assert sum(trial.is_unchanged for trial in trials) == 1
+
+
+def test_trial_that_ends_on_the_machine_is_repeated(uri: str, tmp_path: Path) -> None:
+    def full_disk(_attempt: Attempt) -> float:
+        raise OSError("no space left")
+
+    study = open_study(uri, tmp_path)
+    with pytest.raises(OSError, match="no space"):
+        study.run_next(full_disk, seed=1)
+    assert study.run_next(peak, seed=1).is_unchanged
+    assert [trial.number for trial in study.trials()] == [1]
+
+
 @pytest.mark.timeout(300)
 def test_two_processes_share_one_study(uri: str, tmp_path: Path) -> None:
     _share(uri, tmp_path)
@@ -183,6 +225,7 @@ def _share(uri: str, folder: Path) -> None:
     assert sorted([*numbers[0], *numbers[1]]) == [trial.number for trial in trials]
     assert 8 <= len(trials) <= 9  # both may ask for the last one
     assert sum(trial.is_unchanged for trial in trials) == 1
+    assert len({json.dumps(trial.notes["changes"]) for trial in trials}) == len(trials)
 
 
 @pytest.fixture(scope="module")
