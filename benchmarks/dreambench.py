@@ -61,20 +61,6 @@ def draw_all(root: Path) -> list[str]:
     return list(classes)
 
 
-def run_case(bench: dreambench.Bench, subject: str, condition: str) -> None:
-    """Train and score a case, unless it has finished."""
-    if bench.finished(subject, condition):
-        return
-    began = time.monotonic()
-    context = bench.context(subject, condition)
-    dreambench.train(context)
-    if condition == paper_tables.SHIPPED:
-        dreambench.select(context)
-    dreambench.finish(bench, subject, condition)
-    dreambench.remove_weights(context.places)
-    logger.info("%s %s: %.0f s", subject, condition, time.monotonic() - began)
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -101,7 +87,9 @@ def main() -> None:
     dreambench.store_plan(workspace / "out", plan)
     bench = dreambench.Bench(common.ROOT, workspace / "out", plan)
     for case in plan.cases():
-        run_case(bench, *case)
+        began = time.monotonic()
+        dreambench.run_case(bench, *case)
+        logger.info("%s %s: %.0f s", *case, time.monotonic() - began)
     results = dreambench.write_results(bench)
     print(paper_tables.markdown(results))
     if arguments.json:

@@ -58,11 +58,14 @@ def ways(context: StageContext) -> dict[str, Complete]:
         for first in firsts:
             complete_class_block(context, first)
 
+    root = context.places.root
+
     def on(nodes: str) -> Complete:
         remote: Any = ray.remote(num_cpus=1, resources={nodes: 1})(on_node)
 
         def complete(firsts: Sequence[int]) -> None:
-            ray.get([remote.remote({}, complete_class_block, context, first) for first in firsts])
+            own = [(root, {}, complete_class_block, context, first) for first in firsts]
+            ray.get([remote.remote(*each) for each in own])
 
         return complete
 
@@ -72,7 +75,8 @@ def ways(context: StageContext) -> dict[str, Complete]:
 def empty_task_ms(context: StageContext) -> float:
     """What a task without work costs a worker that has taken the one before."""
     remote: Any = ray.remote(num_cpus=1, resources={"first": 1})(on_node)
-    total = seconds(lambda: ray.get([remote.remote({}, do_nothing, context) for _ in range(EMPTY)]))
+    own = context.places.root, dict[str, str](), do_nothing, context
+    total = seconds(lambda: ray.get([remote.remote(*own) for _ in range(EMPTY)]))
     return 1000 * total / EMPTY
 
 

@@ -24,6 +24,7 @@ from dreambooth_core.pipeline.dreambench import Bench
 from dreambooth_core.ports import no_progress
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import Workspace
+from tasks import ray_cluster
 from tasks.device_slot import device_slot
 from tasks.pipeline import is_worth_retrying
 from tasks.progress import StageTime, finished, progress_of, this_flow_run
@@ -50,18 +51,19 @@ def bench_run(
     scratch = out / "store" / "validate"
     with (
         stop_event() as stop,
-        locks.hold(out / "lock", timeout_s=_LOCK_TIMEOUT_S, inheritable=True) as fd,
+        locks.hold(out / "lock", timeout_s=_LOCK_TIMEOUT_S),
     ):
         files.remove_abandoned(out / "store")
         plan, _ = dreambench.plan_for(
             root, subjects_root, scratch=scratch, names=names, num_ablated=num_ablated
         )
         dreambench.store_plan(out, plan)
-        yield Bench(root, out, plan, should_stop=stop.is_set, lock_fd=fd)
+        yield Bench(root, out, plan, should_stop=stop.is_set)
 
 
 def run_cases(bench: Bench, env: Mapping[str, str]) -> None:
     """Train and score every case that has not finished."""
+    ended = _run_on_cluster(bench, env)
     for subject, condition in bench.plan.cases():
         began, is_done = time.monotonic(), bench.finished(subject, condition) is not None
         with log_fields(**this_flow_run(), subject=subject, stage=condition):
@@ -70,8 +72,27 @@ def run_cases(bench: Bench, env: Mapping[str, str]) -> None:
                 with device_slot(Workspace(bench.root), env, device=device):
                     _run_case(bench, subject, condition)
             dreambench.remove_weights(bench.places(subject, condition))
-            name = f"{subject}, {condition}"
-            finished(StageTime(name, time.monotonic() - began, skipped=is_done))
+            if (subject, condition) not in ended:
+                name = f"{subject}, {condition}"
+                finished(StageTime(name, time.monotonic() - began, skipped=is_done))
+
+
+def _run_on_cluster(bench: Bench, env: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Let the Ray cluster, if there is one, run the cases; returns those that it has finished."""
+    ended = set[tuple[str, str]]()
+
+    def note(case: tuple[str, str], seconds: float) -> None:
+        ended.add(case)
+        finished(StageTime(", ".join(case), seconds, skipped=False))
+
+    if left := [case for case in bench.plan.cases() if bench.finished(*case) is None]:
+        with log_fields(**this_flow_run()), ray_cluster.joined(env) as cluster:
+            if cluster is not None:
+                context = bench.context(left[0][0], SHIPPED, progress_of("cases"))
+                device = context.settings.compute.device
+                with device_slot(Workspace(bench.root), env, device=device):
+                    cluster.run_cases(context, bench, left, note)
+    return ended
 
 
 def _run_case(bench: Bench, subject: str, condition: str) -> None:

@@ -1,27 +1,35 @@
-"""Class images and rows of scores on a Ray cluster; `DREAMBOOTH_RAY=ADDRESS` turns it on.
+"""Work on a Ray cluster; `DREAMBOOTH_RAY=ADDRESS` turns it on.
 
-Every node sees the project's folder. A Ray task completes one block of images or one row in the
-store, as the stage itself would, and the stage then finds it there. So the bytes are the same, and
-whatever a lost node leaves undone is done by another one, or by the stage.
+Every node sees the project's folder. A Ray task completes one block of images, one row of scores
+or one case of a benchmark in the store, as the flow itself would, and the flow then finds it there.
+So the bytes are the same, and whatever a lost node leaves undone is done by another one, or by the
+flow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent import futures
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dreambooth_core import environment
 from dreambooth_core.errors import SettingsError, Stopped
 from dreambooth_core.logs import log_fields, logger, present_fields
 from dreambooth_core.pipeline import StageContext
+from dreambooth_core.supervision import stop_event
 
 if TYPE_CHECKING:
     from dreambooth_core.pipeline.class_images import ClassSet
+    from dreambooth_core.pipeline.dreambench import Bench, BenchPlan
+
+T = TypeVar("T")
 
 VARIABLE = "DREAMBOOTH_RAY"
 
@@ -66,47 +74,99 @@ class Cluster:
         """Score the first rounds of rows. Raises Stopped."""
         self._spread(context, score_row, [(row, rounds) for row in rows])
 
+    def run_cases(
+        self,
+        context: StageContext,
+        bench: Bench,
+        cases: Sequence[tuple[str, str]],
+        on_end: Callable[[tuple[str, str], float], None],
+    ) -> None:
+        """Run cases of a benchmark; `on_end` gets each finished one and its seconds.
+
+        An ablation waits for the first condition of its subject. Raises Stopped.
+        """
+        remote = self._remote(context, processes=context.settings.train.num_processes)
+        tasks: dict[tuple[str, str], Any] = {}
+        for subject, condition in cases:
+            fields = {**present_fields(), "subject": subject, "stage": condition}
+            own = bench.root, bench.out, bench.plan, subject, condition
+            first = tasks.get((subject, bench.plan.subject(subject).conditions[0]))
+            tasks[subject, condition] = remote.remote(bench.root, fields, run_case, *own, first)
+        self._wait(context, tasks, on_end)
+
     def _spread(
         self, context: StageContext, work: Callable[..., None], each: Sequence[tuple[Any, ...]]
     ) -> None:
-        """Call `work` once for each tuple, on all nodes.
-
-        What a task does not do, for another reason than a lost node, is left to the stage, which
-        then reports the reason.
-        """
-        ray = self._ray
+        """Call `work` once for each tuple, on all nodes. Raises Stopped."""
         # Without this process's environment, and with one lane in a task.
         sent = StageContext(context.settings, context.places, shares_cores=True)
-        remote = ray.remote(**self._needs(context), max_retries=_RETRIES)(on_node)
-        fields, start = dict(present_fields()), time.monotonic()
-        left = [remote.remote(fields, work, sent, *own) for own in each]
-        failures: list[str] = []
-        while left:
-            done, left = ray.wait(left, timeout=_POLL_S)
-            failures += [text for task in done if (text := self._failure(task))]
-            context.progress(len(each) - len(left), len(each), "tasks on the Ray cluster")
-            if context.should_stop():
-                raise Stopped(
-                    "stopped while the Ray cluster worked",
-                    hint="run the same command again: it continues",
-                )
+        remote, fields = self._remote(context), dict(present_fields())
+        root = context.places.root
+        self._wait(context, {own: remote.remote(root, fields, work, sent, *own) for own in each})
+
+    def _remote(self, context: StageContext, *, processes: int = 1) -> Any:
+        """`on_node` as a task that Ray repeats on another node if its node dies."""
+        needs = self._needs(context, processes)
+        return self._ray.remote(**needs, max_retries=_RETRIES)(on_node)
+
+    def _wait(
+        self,
+        context: StageContext,
+        tasks: Mapping[T, Any],
+        on_end: Callable[[T, float], None] = lambda *_: None,
+    ) -> None:
+        """Wait for tasks; end them if this process stops. Raises Stopped.
+
+        What a task does not do, for another reason than a lost node, is left to this machine,
+        which then reports the reason.
+        """
+        # Futures, because a signal handler that raises in ray.wait breaks it.
+        left = {task.future(): (name, task) for name, task in tasks.items()}
+        failures, start = list[str](), time.monotonic()
+        try:
+            while left:
+                for future in futures.wait(left, _POLL_S, futures.FIRST_COMPLETED).done:
+                    name, _ = left.pop(future)
+                    self._end(future, functools.partial(on_end, name), failures)
+                context.progress(len(tasks) - len(left), len(tasks), "tasks on the Ray cluster")
+                if context.should_stop():
+                    raise Stopped(
+                        "stopped while the Ray cluster worked",
+                        hint="run the same command again: it continues",
+                    )
+        finally:
+            for _, task in left.values():
+                self._ray.cancel(task)  # like Ctrl-C; a training is saved
+            futures.wait(left, context.settings.runtime.stop_grace_s)
         if failures:
             logger.warning(
                 "%d of %d tasks failed on the Ray cluster; this machine does their work (%s)",
                 len(failures),
-                len(each),
+                len(tasks),
                 failures[0],
             )
-        logger.info("the Ray cluster took %.1f s for %d tasks", time.monotonic() - start, len(each))
+        seconds = time.monotonic() - start
+        logger.info("the Ray cluster took %.1f s for %d tasks", seconds, len(tasks))
 
-    def _needs(self, context: StageContext) -> dict[str, int]:
+    def _end(
+        self, task: futures.Future[float], on_end: Callable[[float], None], failures: list[str]
+    ) -> None:
+        """Report the seconds of a finished task, or note why it failed."""
+        try:
+            seconds = task.result()
+        except self._ray.exceptions.RayError as error:
+            failures.append(str(error).strip().splitlines()[-1])
+        else:
+            on_end(seconds)
+
+    def _needs(self, context: StageContext, processes: int) -> dict[str, int]:
         """The cores and GPUs of a task; warns if no node has as many."""
         from dreambooth_core.models import load
 
         compute = context.settings.compute
         needs = {
-            "num_cpus": compute.num_threads,
-            "num_gpus": int(load.pick_device(compute).type == "cuda"),
+            "num_cpus": processes * compute.num_threads,
+            "num_gpus": processes * (load.pick_device(compute).type == "cuda"),
         }
         if not any(_is_large_enough(node, **needs) for node in self._ray.nodes()):
             logger.warning(
@@ -116,29 +176,21 @@ class Cluster:
             )
         return needs
 
-    def _failure(self, task: Any) -> str | None:
-        """Why a finished task failed."""
-        try:
-            self._ray.get(task)
-        except self._ray.exceptions.RayError as error:
-            return str(error).strip().splitlines()[-1]
-        return None
-
 
 def _is_large_enough(node: Mapping[str, Any], *, num_cpus: int, num_gpus: int) -> bool:
     has: Mapping[str, float] = node["Resources"]
     return bool(node["Alive"]) and has.get("CPU", 0) >= num_cpus and has.get("GPU", 0) >= num_gpus
 
 
-def on_node(
-    fields: Mapping[str, str], work: Callable[..., None], context: StageContext, *own: Any
-) -> None:
-    """Work in a process of a node; the log of that process names the run."""
-    environment.set_defaults(context.places.root)
+def on_node(root: Path, fields: Mapping[str, str], work: Callable[..., None], *own: Any) -> float:
+    """Work in a process of a node, whose log names the run; returns the seconds that it took."""
+    environment.set_defaults(root)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.INFO)
+    start = time.monotonic()
     with log_fields(**fields):
-        work(context, *own)
+        work(*own)
+    return time.monotonic() - start
 
 
 def complete_class_block(context: StageContext, first: int) -> None:
@@ -155,6 +207,19 @@ def score_row(context: StageContext, row: str, rounds: int) -> None:
     start = time.monotonic()
     evaluate.score_row(context, row, rounds=rounds)
     logger.info("%d rounds of %s took %.1f s", rounds, row, time.monotonic() - start)
+
+
+def run_case(
+    root: Path, out: Path, plan: BenchPlan, subject: str, condition: str, _after: object
+) -> None:
+    """Train and score a case of a benchmark; Ray interrupts it like Ctrl-C."""
+    from dreambooth_core.pipeline import dreambench
+
+    start = time.monotonic()
+    with stop_event() as stop:
+        bench = dreambench.Bench(root, out, plan, should_stop=stop.is_set, shares_cores=True)
+        dreambench.run_case(bench, subject, condition)
+    logger.info("the case took %.1f s", time.monotonic() - start)
 
 
 _resident: list[tuple[StageContext, ClassSet]] = []

@@ -13,13 +13,14 @@ same prompts and seeds, none of which has selected a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core import files
+from dreambooth_core import files, locks
 from dreambooth_core.config import Settings, SubjectView, load_settings, with_strategy
 from dreambooth_core.data import gate
 from dreambooth_core.data.subject_folders import SubjectFolder, read_subjects
@@ -59,6 +60,7 @@ _PAPER_SUITES = ("objects", "live")
 _PLAN = "plan.json"
 RESULTS, PAGE = "results.json", "results.md"
 _UNCOMPARED = ("runtime", "registry")
+_TRAINING_TIMEOUT_S = 96 * 3600.0
 
 
 class BenchSubject(Record):
@@ -234,10 +236,10 @@ class Bench:
         plan: BenchPlan,
         *,
         should_stop: StopSignal = never_stop,
-        lock_fd: int | None = None,
+        shares_cores: bool = False,
     ) -> None:
         self.root, self.out, self.plan = root, out, plan
-        self._should_stop, self._lock_fd = should_stop, lock_fd
+        self._should_stop, self._shares_cores = should_stop, shares_cores
 
     def places(self, subject: str, condition: str) -> Places:
         """The folders of a case."""
@@ -257,7 +259,7 @@ class Bench:
             self.places(subject, condition),
             progress=progress,
             should_stop=self._should_stop,
-            lock_fd=self._lock_fd,
+            shares_cores=self._shares_cores,
             env={"DVC_EXP_NAME": "dreambench"},  # registers nothing
         )
 
@@ -289,10 +291,39 @@ class Bench:
         return view.model_copy(update={"train": train, "select": select})
 
 
+def run_case(bench: Bench, subject: str, condition: str, progress: Progress = no_progress) -> None:
+    """Train and score a case, unless it has finished. Other processes may run other cases."""
+    if bench.finished(subject, condition) is not None:
+        return
+    context = bench.context(subject, condition, progress)
+    with _trained(context):
+        if condition == SHIPPED:
+            select(context)
+        finish(bench, subject, condition, progress)
+        remove_weights(context.places)
+
+
 def train(context: StageContext) -> None:
     """Run the stages up to the training. Each resumes from the store."""
-    for stage in ("validate", "class-images", "cache", "train"):
+    with _trained(context):
+        pass
+
+
+@contextlib.contextmanager
+def _trained(context: StageContext) -> Iterator[None]:
+    """Run the stages up to the training, and keep others away from it during the block.
+
+    Cases with equal photos and words have the same training, and the trainer of a killed process
+    still saves.
+    """
+    from dreambooth_core.pipeline.train import make_job  # loads the trainer's libraries
+
+    for stage in ("validate", "class-images", "cache"):
         run_stage(context, stage)
+    lock = context.places.store / "locks" / f"train-{make_job(context).fingerprint[:16]}.lock"
+    with locks.hold(lock, timeout_s=_TRAINING_TIMEOUT_S, inheritable=True) as fd:
+        run_stage(dataclasses.replace(context, lock_fd=fd), "train")
+        yield
 
 
 def select(context: StageContext) -> None:

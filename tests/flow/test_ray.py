@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dreambooth_core import files
@@ -23,6 +18,7 @@ from dreambooth_core.errors import SettingsError
 from dreambooth_core.supervision import free_port
 from tasks import ray_cluster
 from tests.flow import workspaces
+from tests.flow.ray_nodes import Nodes, run, start
 from tests.flow.workspaces import SUBJECT
 
 needs_ray = pytest.mark.skipif(
@@ -31,99 +27,17 @@ needs_ray = pytest.mark.skipif(
 pytestmark = pytest.mark.timeout(1200)
 
 _NUM_BLOCKS = 10
+_STAGE = ("run", SUBJECT, "--stage")
 _MANY = (
-    *("--stage", "class-images", "--set", f"prior.num_class_images={4 * _NUM_BLOCKS}"),
+    *(*_STAGE, "class-images", "--set", f"prior.num_class_images={4 * _NUM_BLOCKS}"),
     *("--set", "prior.num_inference_steps=30"),
 )
 
 
-class Nodes:
-    """A head without cores and nodes with one core each, in processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        # Sockets need a short path.
-        self.folder, self._logs = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), folder
-        self.address = f"127.0.0.1:{(port := free_port())}"
-        self.processes = list[subprocess.Popen[bytes]]()
-        self._start(
-            *("--head", "--port", str(port), "--num-cpus", "0", "--include-dashboard", "false")
-        )
-
-    def add(self) -> subprocess.Popen[bytes]:
-        """A node with one core."""
-        return self._start("--address", self.address, "--num-cpus", "1")
-
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-            *("--node-ip-address", "127.0.0.1", "--object-store-memory", "80000000"),
-            *("--temp-dir", str(self.folder), "--disable-usage-stats", *arguments),
-        ]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(workspaces.REPOSITORY),
-            "RAY_worker_niceness": "0",  # 15 starves beside other work
-        }
-        log = self._logs / f"node-{len(self.processes)}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                command, cwd=self._logs, env=environment, start_new_session=True,
-                stdout=stream, stderr=stream,
-            )  # fmt: skip
-        self.processes.append(process)
-        deadline = time.monotonic() + 120
-        while b"Ray runtime started" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.2)
-        return process
-
-    def lines(self) -> list[str]:
-        """What the tasks have logged on all nodes."""
-        logs = self.folder.glob("session_*/logs/worker-*.err")
-        text = "".join(path.read_text() for path in logs if not path.parent.parent.is_symlink())
-        return [line for line in text.splitlines() if f"subject={SUBJECT}" in line]
-
-    @staticmethod
-    def kill(node: subprocess.Popen[bytes]) -> None:
-        """End a node with all its processes, as a power cut does."""
-        family = [node, *psutil.Process(node.pid).children(recursive=True)]
-        for process in family:
-            psutil.Process(process.pid).suspend()
-        for process in family:
-            os.kill(process.pid, signal.SIGKILL)
-        node.wait(10)
-
-    def close(self) -> None:
-        """End all nodes."""
-        for node in reversed(self.processes):
-            if node.poll() is None:
-                self.kill(node)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    cluster = Nodes(tmp_path)
-    try:
+    with Nodes(tmp_path) as cluster:
         yield cluster
-    finally:
-        cluster.close()
-
-
-def start(root: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cli", "run", SUBJECT, *arguments],
-        cwd=root, env={**workspaces.environment(root), **more}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def run(root: Path, *arguments: str, **more: str) -> tuple[int, str]:
-    """The exit code and the errors of `dreambooth run`."""
-    process = start(root, *arguments, **more)
-    _, errors = process.communicate(timeout=900)
-    return process.returncode, errors
 
 
 def published(root: Path, stage: str) -> dict[str, str]:
@@ -175,13 +89,13 @@ def test_killed_node_costs_its_own_block_alone(tmp_path: Path, nodes: Nodes) -> 
 @pytest.mark.slow
 def test_scores_are_the_same_on_a_cluster(tmp_path: Path, nodes: Nodes) -> None:
     root = workspaces.build(tmp_path / "checkout").root
-    code, errors = run(root, "--stage", "evaluate")
+    code, errors = run(root, *_STAGE, "evaluate")
     assert code == 0, errors
     before = published(root, "evaluate")
     shutil.rmtree(root / ".state" / "evaluate")
     shutil.rmtree(root / "work" / SUBJECT / "evaluate")
     nodes.add()
-    code, errors = run(root, "--stage", "evaluate", DREAMBOOTH_RAY=nodes.address)
+    code, errors = run(root, *_STAGE, "evaluate", DREAMBOOTH_RAY=nodes.address)
     assert code == 0, errors
     assert "failed on the Ray cluster" not in errors
     assert published(root, "evaluate") == before
@@ -230,11 +144,10 @@ def test_without_the_variable_ray_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "ray.py").write_text("raise ModuleNotFoundError('ray')\n")
     path = f"{tmp_path / 'none'}:{workspaces.REPOSITORY}"
-    code, errors = run(root, "--stage", "class-images", PYTHONPATH=path)
+    code, errors = run(root, *_STAGE, "class-images", PYTHONPATH=path)
     assert code == 0, errors
     shutil.rmtree(root / "work" / SUBJECT / "class-images")
-    code, errors = run(
-        root, "--stage", "class-images", PYTHONPATH=path, DREAMBOOTH_RAY="127.0.0.1:6379"
-    )
+    none = {"PYTHONPATH": path, "DREAMBOOTH_RAY": "127.0.0.1:6379"}
+    code, errors = run(root, *_STAGE, "class-images", **none)
     assert code == 2
     assert 'pip install "dreambooth-pipeline[ray]"' in errors
