@@ -1,7 +1,9 @@
 """The disk space that two runs of the example subject leave, each pushed to a remote.
 
-python -m benchmarks.disk --workspace /tmp/disk --json
+python -m benchmarks.disk --workspace /tmp/disk
 python -m benchmarks.disk --workspace /tmp/disk-all --keep all
+
+Each call replaces its own part of the result file.
 """
 
 from __future__ import annotations
@@ -16,22 +18,25 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks.common import ROOT
+from dreambooth_core import files
 
 SUBJECT = "mug"
 FOLDERS = ("work", ".state", ".dvc", ".dvc-remote", "mlartifacts")
 SECOND_RATE = 1.9e-4
+RESULT = ROOT / "benchmarks" / "results" / "disk.json"
 _MIB = 2**20
 
 
 def main() -> None:
-    """Run twice, push, and print the table."""
+    """Run twice, push each time, and write and print the sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, required=True, help="folder of the new clone")
     parser.add_argument("--keep", choices=("selected", "all"), default="selected")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     measured = measure(arguments.workspace, keep=arguments.keep)
-    print(json.dumps(measured, indent=2) if arguments.json else _table(measured))
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    files.write_json(RESULT, known | {f"keep_checkpoints: {arguments.keep}": measured})
+    print(_table(measured))
 
 
 def measure(root: Path, *, keep: str) -> dict[str, dict[str, float]]:
