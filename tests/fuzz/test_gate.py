@@ -1,6 +1,7 @@
 """Any bytes under any name in a folder of photos end in a verdict or one sentence.
 
-Ten minutes: `timeout --signal INT 600 pytest -m slow --hypothesis-profile long tests/fuzz`
+For ten minutes, one test at a time (docs/threats.md):
+`timeout --signal INT 600 pytest -m slow --hypothesis-profile long tests/fuzz/... -k TEST`
 """
 
 from __future__ import annotations
