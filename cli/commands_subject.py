@@ -1,4 +1,4 @@
-"""The command init, and the command group subject: add, list, caption, rename, remove, restore."""
+"""The command init, and the command group subject, from add to restore."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from cli import screens, workspace_setup
 from cli.session import JsonOption, SubjectArgument, open_session, open_terminal, user_path
 from dreambooth_core import config
 from dreambooth_core.data import messages
+from dreambooth_core.errors import SettingsError
 from tasks import photos
 from tasks.dvc import Dvc
 
 subject_app = typer.Typer(
-    help="Add, list, caption, rename and remove subjects, and restore their photos.",
+    help="Add, list, caption, mask, rename and remove subjects, and restore their photos.",
     no_args_is_help=True,
 )
 
@@ -156,6 +157,68 @@ def _show_captions(console: Console, made: dict[str, Any], dry_run: bool) -> Non
         console.print(
             f"data.captions is off, so they are not used; to use them: "
             f"dreambooth subject caption {name} --use"
+        )
+
+
+@subject_app.command("mask")
+def subject_mask(
+    name: SubjectArgument,
+    *,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also replace masks that photos have.")
+    ] = False,
+    use: Annotated[
+        bool, typer.Option("--use", help="Also set data.masks: files for this subject.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="FOLDER",
+            help="Write the masks of all photos there, to look at; change nothing else.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a mask for each photo that has none, where the base model sees the subject."""
+    session = open_session(as_json=json)
+    if out is not None and (replace or use):
+        raise SettingsError(
+            "--out changes nothing of the subject, so --replace and --use have no effect",
+            hint="leave out --out, or both of the others",
+        )
+    from cli import automatic_masks, settings_file  # torch, which would delay every command
+
+    dvc = Dvc(session.workspace, env=session.env)
+    if out is not None:
+        made = automatic_masks.preview(session.workspace, name, dvc, out=out)
+    else:
+        made = automatic_masks.write(session.workspace, name, dvc, replace=replace)
+    if use:
+        settings_file.save_for_subject(session.workspace, name, "data.masks", value="files")
+        made["used"] = True
+    session.terminal.finish(made, lambda console: _show_masks(console, made, out))
+
+
+def _show_masks(console: Console, made: dict[str, Any], out: Path | None) -> None:
+    table = Table()
+    for title in ("photo", "mask", "white", ""):
+        table.add_column(title, overflow="fold")
+    for row in made["masks"]:
+        share = "" if row["share"] is None else f"{100 * row['share']:.0f} %"
+        table.add_row(row["photo"], row["mask"] or "", share, row["state"])
+    console.print(table)
+    name = made["name"]
+    console.print(f"{name}: masks written: {made['written']}, in {made['folder']}")
+    if out is not None:
+        console.print(f"to use and change them as files: dreambooth subject mask {name} --use")
+    elif made["used"]:
+        console.print(f"next: dreambooth run {name}")
+    else:
+        console.print(
+            f"data.masks is not files, so they are not used; to use them: "
+            f"dreambooth subject mask {name} --use"
         )
 
 

@@ -85,7 +85,7 @@ def build_cache(  # noqa: PLR0913 - the stage's inputs, all named
     Raises CorruptRecordError if an image differs from its manifest, StageError if the VAE returns
     a non-finite number, and Stopped between two images.
     """
-    encode = _Encoder(encoders.vae, settings=settings, store=MomentStore(content_store))
+    encode = MomentEncoder(encoders.vae, settings=settings, store=MomentStore(content_store))
     entries = [(one, entry) for one in image_sets for entry in one.manifest.images]
     cached: list[CachedImage] = []
     hashes: dict[str, str] = {}
@@ -146,7 +146,7 @@ def _write_text(images: Sequence[CachedImage], encoders: Encoders, *, out: Path)
     return files.sha256_bytes(data)
 
 
-class _Encoder:
+class MomentEncoder:
     """Returns an image's moments, from the store or from the VAE."""
 
     def __init__(self, vae: AutoencoderKL, *, settings: DataSettings, store: MomentStore) -> None:
@@ -154,6 +154,7 @@ class _Encoder:
         self._vae_sha256 = model_sha256(vae)
 
     def __call__(self, path: Path, *, sha256: str) -> tuple[str, bytes]:
+        """The address of an image's moments, and their file."""
         key = moments_key(sha256, vae_sha256=self._vae_sha256, settings=self._settings)
         data = self._store.find(key)
         if data is None:

@@ -38,12 +38,7 @@ class LossWeights:
     def add(self, folder: Path, entry: ManifestImage, moments: Mapping[str, torch.Tensor]) -> None:
         """Add a photo's weights, if it has a mask or the subject must be found."""
         if self._finder is not None:
-            target_V2 = torch.full((len(moments["size"]), 2), float(self._settings.resolution))
-            mask_Vhw = self._finder.find(
-                moments["mean"],
-                torch.cat([moments["size"], target_V2], dim=1),
-                seed=int(entry.sha256[:15], 16),
-            )
+            mask_Vhw = found_mask(self._finder, moments, self._settings, sha256=entry.sha256)
         elif entry.mask is not None:
             _, _, height, width = moments["mean"].shape
             mask_Vhw = _mask_views(
@@ -60,6 +55,19 @@ class LossWeights:
         data = tensor_bytes(self._by_image)
         files.write_bytes(out / WEIGHTS_FILE, data)
         return {WEIGHTS_FILE: files.sha256_bytes(data)}
+
+
+def found_mask(
+    finder: SubjectFinder,
+    moments: Mapping[str, torch.Tensor],
+    settings: DataSettings,
+    *,
+    sha256: str,
+) -> torch.Tensor:
+    """The mask that the base model finds in the views of an image: [V, h, w], 0 or 1."""
+    target_V2 = torch.full((len(moments["size"]), 2), float(settings.resolution))
+    time_ids_V6 = torch.cat([moments["size"], target_V2], dim=1)
+    return finder.find(moments["mean"], time_ids_V6, seed=int(sha256[:15], 16))
 
 
 def normalised(mask_Vhw: torch.Tensor) -> torch.Tensor:

@@ -100,10 +100,10 @@ def load_encoders(context: RunContext, identity: BaseModelIdentity) -> Encoders:
     )
     if settings.data.masks != "auto":
         return encoders
-    return dataclasses.replace(encoders, finder=_load_finder(context, encoders))
+    return dataclasses.replace(encoders, finder=load_finder(context, encoders))
 
 
-def _load_finder(context: RunContext, encoders: Encoders) -> SubjectFinder:
+def load_finder(context: RunContext, encoders: Encoders) -> SubjectFinder:
     """The base model's U-Net, to find the class in the photos."""
     base, root, device = context.settings.base_model, context.places.root, encoders.vae.device
     scheduler = load.load_component("scheduler", base, root)
