@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import run, ui
 
-from app import commands, looks, pictures, unused, uploads
+from app import automatic, commands, looks, pictures, unused, uploads
 from app.layout import Field, button, go, link, problem, room, say, tag
 from app.photo_list import PhotoList
 from app.rooms import mask
@@ -124,7 +124,9 @@ async def _show_subject(site: Site, view: SubjectView) -> None:
         if (place[0] / _MASKS).is_dir():
             unused.show_masks(site, view)
         listed: list[PhotoList] = []
-        _show_suggesting(site, view.name, listed)
+        with tag("div", classes="acts small-acts"):
+            _show_suggesting(site, view.name, listed)
+            _show_finding(site, view, listed)
         listed.append(
             PhotoList(site, place, extra=lambda row: _show_edits(site, view, row, listed))
         )
@@ -145,8 +147,20 @@ def _show_suggesting(site: Site, name: str, listed: list[PhotoList]) -> None:
         for each in listed:
             each.look_again()
 
-    with tag("div", classes="acts small-acts"):
-        button("Suggest captions", suggest, classes="small-act")
+    button("Suggest captions", suggest, classes="small-act")
+
+
+def _show_finding(site: Site, view: SubjectView, listed: list[PhotoList]) -> None:
+    """The button that shows where the base model sees the subject."""
+
+    async def find() -> None:
+        say("Looking for the subject in each photo.")
+        await automatic.make(site, view)
+        say("Each photo shows its automatic mask: white is the subject.")
+        for each in listed:
+            each.look_again()
+
+    button("Show automatic masks", find, classes="small-act")
 
 
 def _how_words(view: SubjectView) -> str:
@@ -160,7 +174,7 @@ def _show_edits(site: Site, view: SubjectView, row: dict[str, Any], listed: list
     folder = site.workspace.resolve(view.subject.instance_dir)
     if row.get("reason") is None:
         _show_caption_edit(site, view, row, folder)
-    _show_mask_edit(view, row, folder, listed)
+    _show_mask_edit(site, view, row, folder, listed)
 
 
 def _show_caption_edit(site: Site, view: SubjectView, row: dict[str, Any], folder: Path) -> None:
@@ -187,8 +201,26 @@ def _show_caption_edit(site: Site, view: SubjectView, row: dict[str, Any], folde
     )
 
 
+def _show_automatic(site: Site, view: SubjectView, row: dict[str, Any]) -> None:
+    """The automatic mask of a photo, if it was made, and the way to change it."""
+    found = automatic.picture_of(site, view, row["file"])
+    if found is None:
+        return
+    with tag("div", classes="automatic"):
+        source = pictures.url_of(site, automatic.small(found))
+        tag("img", src=source, alt=f"the automatic mask of {row['name']}", loading="lazy")
+        with tag("div"):
+            tag("p", "Automatic mask", classes="small")
+            start = link(
+                "Start from it",
+                mask.url_of(view.name, row["file"], from_automatic=True),
+                classes="act small-act",
+            )
+            start.props["aria-label"] = f"Start from the automatic mask of {row['name']}"
+
+
 def _show_mask_edit(
-    view: SubjectView, row: dict[str, Any], folder: Path, listed: list[Any]
+    site: Site, view: SubjectView, row: dict[str, Any], folder: Path, listed: list[Any]
 ) -> None:
     """What can be done with the mask of an accepted photo, or of one with a wrong mask."""
     from dreambooth_core.data import masks
@@ -196,6 +228,7 @@ def _show_mask_edit(
     own = masks.own_file(folder, row["file"])
     if row.get("reason") is not None and not own.is_file():
         return
+    _show_automatic(site, view, row)
     with tag("div", classes="acts small-acts"):
         paint = link("Paint the mask", mask.url_of(view.name, row["file"]), classes="act small-act")
         paint.props["aria-label"] = f"Paint the mask of {row['name']}"

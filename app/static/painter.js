@@ -37,10 +37,16 @@
       this.find(".stage img").src = this.layers.photo;
       this.spot = { x: this.canvas.width / 2, y: this.canvas.height / 2 };
       if (this.layers.mask) await this.take(this.layers.mask);
+      this.past = [];
       this.isChanged = false;
+      if (this.dataset.start) return this.show(`Started from the automatic mask. ${await this.take(this.dataset.start)}`);
       const origin = this.layers.source === "alpha" ? "the transparency of the photo" : this.layers.source;
       const problem = this.layers.problem ? `Not used: ${this.layers.problem}. ` : "";
-      this.tell(`${problem}${origin ? `Shown: the mask from ${origin}. ` : "No mask yet. "}${this.share()}`);
+      this.show(`${problem}${origin ? `Shown: the mask from ${origin}. ` : "No mask yet. "}${this.share()}`);
+    }
+
+    show(text) {
+      this.tell(text);
       this.move(0, 0);
       this.classList.add("ready");
     }
@@ -231,6 +237,7 @@
       }
       this.pen.putImageData(pixels, 0, 0);
       this.tell(this.share());
+      return this.share();
     }
 
     // ---- saving -----------------------------------------------------------------------------------

@@ -249,6 +249,31 @@ def test_finger_paints_and_unknown_photos_are_told(app: RunningApp, opened: Any)
         layers_of(app.workspace, config.load_view(app.workspace, "mug"), "none.png")
 
 
+def test_automatic_masks_are_shown_and_painted_on(app: RunningApp, opened: Any) -> None:
+    (home(app) / "masks" / "photo-0.png").unlink(missing_ok=True)
+    page, other = (opened(f"{app.url}/subjects/mug") for _ in range(2))
+    for each in (page, other):
+        each.get_by_role("button", name="Show automatic masks").click()
+    for each in (page, other):
+        each.get_by_alt_text("the automatic mask of photo-0.png").wait_for()
+    made = list((app.workspace.state / "app" / "automatic" / "mug").glob("*/photo-0.png"))
+    assert len(made) == 1
+    assert not (home(app) / "masks" / "photo-0.png").exists()
+    page.get_by_role("link", name="Start from the automatic mask of photo-0.png").click()
+    page.get_by_text("Started from the automatic mask.").wait_for()
+    save(page)
+    found = np.asarray(Image.open(made[0])) / 255
+    assert np.abs(mask_of(app, "photo-0.png") - found).max() < 0.01
+    page.get_by_role("button", name="Fill").click()
+    page.get_by_role("button", name="Start from the automatic mask").click()
+    page.get_by_text("The automatic mask is in place of yours").wait_for()
+    page.wait_for_function("!document.querySelector('.told').textContent.includes('100 %')")
+    page.get_by_role("button", name="Undo").click()
+    assert told(page) == "Undone. Subject: 100 % of the photo."
+    page.get_by_role("button", name="Redo").click()
+    assert f"{round(100 * found.mean())} %" in told(page)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("masks", [None, "auto"])
 def test_page_is_accessible_and_fits_a_phone(
