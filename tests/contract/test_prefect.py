@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,32 @@ def test_deployments_named_by_the_documentation_exist() -> None:
     local = {f"{flow}/local" for flow in ("train-subject", "sweep", "dreambench", "evaluate-again")}
     assert set(DEPLOYMENTS) == {*local, "retrain-all/nightly"}
     assert DEPLOYMENTS["retrain-all/nightly"]["schedules"][0]["cron"] == "0 2 * * *"
+
+
+def test_deployments_take_the_pool_of_the_settings() -> None:
+    """Prefect ignores --pool for several deployments, so only the settings can name another one."""
+    assert [name for name, deployment in DEPLOYMENTS.items() if "work_pool" in deployment] == []
+    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
+    assert settings["deployments"] == {"default_work_pool_name": "local"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "limit"),
+    [
+        ("train-subject/local", "training", {"limit": 1, "collision_strategy": "ENQUEUE"}),
+        ("retrain-all/nightly", "training", {"limit": 1, "collision_strategy": "CANCEL_NEW"}),
+        ("evaluate-again/local", "scoring", {"limit": 1, "collision_strategy": "ENQUEUE"}),
+        ("dreambench/local", "scoring", {"limit": 1, "collision_strategy": "ENQUEUE"}),
+        ("sweep/local", "search", None),
+    ],
+)
+def test_deployment_has_the_tags_and_limit_of_the_documentation(
+    name: str, tag: str, limit: dict[str, object] | None
+) -> None:
+    assert DEPLOYMENTS[name]["tags"] == ["dreambooth", tag]
+    assert DEPLOYMENTS[name].get("concurrency_limit") == limit
+    assert DEPLOYMENTS[name]["description"].endswith(".")
+    assert f"`{tag}`" in (ROOT / "docs" / "how-to-schedule.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
