@@ -33,7 +33,7 @@ def examine(workspace: Workspace, env: Mapping[str, str]) -> Iterator[Check]:
         yield from _ports()
     elif answers(f"{api}/health"):
         yield check("Prefect server", f"{without_secrets(api)} ({_named(api, env)})")
-        yield from _prefect(api)
+        yield from _prefect(workspace, api)
     else:
         yield check(
             "Prefect server",
@@ -73,7 +73,7 @@ def _ports() -> Iterator[Check]:
         )
 
 
-def _prefect(api: str) -> Iterator[Check]:
+def _prefect(workspace: Workspace, api: str) -> Iterator[Check]:
     from httpx import HTTPError
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.exceptions import PrefectHTTPStatusError
@@ -82,7 +82,7 @@ def _prefect(api: str) -> Iterator[Check]:
         with SyncPrefectClient(api) as client:
             # The processes of a server elsewhere are not to be seen from here.
             if urlsplit(api).hostname in environment.LOOPBACK:
-                yield from _stuck(client)
+                yield from _stuck(client, is_of_up=api == services.running_api(workspace))
             yield from _deployments(client, without_secrets(api))
     except (HTTPError, PrefectHTTPStatusError) as error:
         found = f"{without_secrets(api)} answers {type(error).__name__}"
@@ -90,11 +90,14 @@ def _prefect(api: str) -> Iterator[Check]:
         yield check("Prefect", found, state="wrong", hint=hint)
 
 
-def _stuck(client: SyncPrefectClient) -> Iterator[Check]:
-    names = [run.name for run in stuck_runs(client)]
-    if names:
-        found = f"no process works on {', '.join(names)}"
+def _stuck(client: SyncPrefectClient, *, is_of_up: bool) -> Iterator[Check]:
+    stuck = stuck_runs(client)
+    if stuck:
+        found = f"no process works on {', '.join(run.name for run in stuck)}"
         hint = "`dreambooth up` ends them when it starts, and within a minute while it runs"
+        if not is_of_up:
+            commands = " && ".join(f"prefect flow-run delete {run.id}" for run in stuck)
+            hint = f"if they stay so for three minutes (docs/runbook.md, number 4): {commands}"
         yield check("Prefect runs", found, state="warning", hint=hint)
 
 

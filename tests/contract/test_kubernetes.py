@@ -81,7 +81,7 @@ def test_every_resource_fits_the_schema_of_kubernetes(tmp_path: Path) -> None:
 
 def test_every_pod_fulfils_the_restricted_standard(tmp_path: Path) -> None:
     templates = [*pods(built(tmp_path, ray=True)), flow_run()["spec"]["template"]["spec"]]
-    assert len(templates) == 9
+    assert len(templates) == 10
     for pod in templates:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] > 0
@@ -108,10 +108,38 @@ def test_no_password_stands_outside_the_secret(tmp_path: Path) -> None:
         entry["valueFrom"]["secretKeyRef"]["key"]
         for pod in [*pods(resources), flow_run()["spec"]["template"]["spec"]]
         for container in [*pod["containers"], *pod.get("initContainers", ())]
-        for entry in container["env"]
+        for entry in container.get("env", ())
         if "valueFrom" in entry
     }
     assert keys == set(names)
+
+
+def test_cluster_runs_every_service_of_the_compose_file(tmp_path: Path) -> None:
+    found = {
+        container["name"]: container.get("args", container.get("command"))
+        for pod in pods(built(tmp_path))
+        for container in pod["containers"]
+    }
+    compose = services.compose(services.make_secrets(tmp_path / ".env"))
+    assert set(compose) - set(found) == {"objects-owner"}  # Kubernetes gives a volume to its user
+    for name in ("watch", "metrics", "prefect", "mlflow"):
+        assert found[name] == compose[name]["command"], name
+
+
+def test_pods_of_the_project_use_images_that_an_overlay_names(tmp_path: Path) -> None:
+    images = {
+        container["image"]
+        for pod in pods(built(tmp_path))
+        for container in [*pod["containers"], *pod.get("initContainers", ())]
+    }
+    assert [image for image in images if image.startswith("dreambooth")] == []
+
+
+def test_flow_run_sends_the_heartbeats_of_the_compose_worker(tmp_path: Path) -> None:
+    worker = services.compose(services.make_secrets(tmp_path / ".env"))["worker"]["environment"]
+    name = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    (container,) = flow_run()["spec"]["template"]["spec"]["containers"]
+    assert {"name": name, "value": worker[name]} in container["env"]
 
 
 def test_flow_run_has_time_to_save_when_evicted() -> None:

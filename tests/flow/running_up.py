@@ -68,10 +68,10 @@ class Up:
             )
             return {str(each.state_name) for each in (client.read_flow_run(run), *below)}
 
-    def slots(self) -> int:
-        """The taken slots of the nightly deployment."""
+    def slots(self, deployment: str = NIGHTLY) -> int:
+        """The taken slots of a deployment."""
         with self.client() as client:
-            found = client.read_deployment_by_name(NIGHTLY)
+            found = client.read_deployment_by_name(deployment)
             return client.read_global_concurrency_limit_by_name(
                 f"deployment:{found.id}"
             ).active_slots
