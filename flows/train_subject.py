@@ -14,7 +14,8 @@ from tasks import forms, pipeline
 from tasks.run import subject_run
 
 SubjectName = Annotated[str, WithJsonSchema(forms.subject_schema(Path.cwd()))]
-ChangedSettings = Annotated[dict[str, Any], WithJsonSchema(forms.changes_schema())]
+# Nullable for Python alone: a choice between an object and null is a closed field in the form.
+ChangedSettings = Annotated[dict[str, Any] | None, WithJsonSchema(forms.changes_schema())]
 
 
 @flow(
@@ -24,7 +25,7 @@ ChangedSettings = Annotated[dict[str, Any], WithJsonSchema(forms.changes_schema(
     task_runner=pipeline.ROW_RUNNER,
 )
 def train_subject(
-    subject: SubjectName, workspace: str | None = None, changes: ChangedSettings | None = None
+    subject: SubjectName, workspace: str | None = None, changes: ChangedSettings = None
 ) -> dict[str, Any]:
     """Bring all stages of a subject up to date and compare the result with the champion.
 
