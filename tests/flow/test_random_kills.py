@@ -1,8 +1,9 @@
 """Kills processes of whole runs at 50 random moments, ten in each of five histories.
 
-A moment is a fraction of the time that a stage takes in an undisturbed run on the same machine.
-The seed of a history fixes stages, fractions and victims, and whether the next run starts while
-processes of the killed one may still end. It cannot fix the instruction at which a process dies.
+A moment is a fraction of the time that a stage takes in an undisturbed run on the same machine, or
+the end of the stage if that comes earlier. The seed of a history fixes stages, fractions and
+victims, and whether the next run starts while processes of the killed one may still end. It cannot
+fix the instruction at which a process dies.
 A history that fails is in the message; `-k seed-N` repeats it.
 """
 
@@ -92,9 +93,14 @@ class Run:
             time.sleep(0.01)
         return self.process.poll() is None
 
-    def is_at_work_after(self, seconds: float) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+    def is_at_work_in(self, phase: str, seconds: float) -> bool:
+        """Wait for a moment in a phase that the run has reached; False if the run ended before."""
+        deadline = time.monotonic() + seconds
+        later = PHASES[PHASES.index(phase) + 1 :][:1]
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if any(self.has_reached(each) for each in later):
+                break
+            time.sleep(0.01)
         return self.process.poll() is None
 
     def family(self) -> list[psutil.Process]:
@@ -153,12 +159,10 @@ class History:
 
     def apply(self, kill: Kill) -> None:
         run = self.at_work()
-        if not (
-            run.reach(kill.phase) and run.is_at_work_after(kill.fraction * self.times[kill.phase])
-        ):
+        if not self._reaches(run, kill):
             self._note_end(run, run.end())
             kill, run = dataclasses.replace(kill, phase=PHASES[0]), self.start()
-            assert run.is_at_work_after(kill.fraction * self.times[kill.phase]), run.printed()
+            assert self._reaches(run, kill), run.printed()
         victims = victims_of(run, kill)
         names = [_short(each) for each in victims]
         for process in victims:
@@ -169,6 +173,10 @@ class History:
             run.process.wait()
             if kill.waits:
                 self.wait_for_processes()
+
+    def _reaches(self, run: Run, kill: Kill) -> bool:
+        seconds = kill.fraction * self.times[kill.phase]
+        return run.reach(kill.phase) and run.is_at_work_in(kill.phase, seconds)
 
     def _note_end(self, run: Run, code: int) -> None:
         self.events.append(f"run {self.runs.index(run)} ended with {code}")
