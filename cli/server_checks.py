@@ -97,7 +97,7 @@ def _stuck(client: SyncPrefectClient, *, is_of_up: bool) -> Iterator[Check]:
         hint = "`dreambooth up` ends them when it starts, and within a minute while it runs"
         if not is_of_up:
             commands = " && ".join(f"prefect flow-run delete {run.id}" for run in stuck)
-            hint = f"if they stay so for three minutes (docs/runbook.md, number 4): {commands}"
+            hint = f"if they stay so for ten minutes (docs/runbook.md, number 4): {commands}"
         yield check("Prefect runs", found, state="warning", hint=hint)
 
 

@@ -53,6 +53,15 @@ def test_deployment_has_the_tags_and_limit_of_the_documentation(
     assert f"`{tag}`" in (ROOT / "docs" / "how-to-schedule.md").read_text()
 
 
+def test_run_with_the_default_heartbeats_is_not_called_lost() -> None:
+    from prefect.settings.models.flows import FlowsSettings
+
+    every_s = FlowsSettings.model_fields["heartbeat_frequency"].default
+    lost, *_ = config.read_yaml(ROOT / "infra/automations/lost-runs.yaml")["automations"]
+    assert lost["trigger"]["after"] == ["prefect.flow-run.heartbeat"]
+    assert lost["trigger"]["within"] >= 3 * every_s
+
+
 @pytest.mark.parametrize("name", sorted(DEPLOYMENTS))
 def test_entrypoint_is_a_flow_that_takes_its_parameters(name: str) -> None:
     file, function = DEPLOYMENTS[name]["entrypoint"].split(":")

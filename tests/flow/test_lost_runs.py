@@ -34,8 +34,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     (built.root / "flows").symlink_to(workspaces.REPOSITORY / "flows")
     automations = built.root / "infra" / "automations" / "lost-runs.yaml"
     text = automations.read_text()
-    assert "within: 360" in text
-    automations.write_text(text.replace("within: 360", "within: 20"))
+    for waits, here in (("within: 600", "within: 90"), ("within: 360", "within: 20")):
+        assert waits in text
+        text = text.replace(waits, here)
+    automations.write_text(text)
     return built
 
 
