@@ -1,7 +1,8 @@
 """Starts and stops runs. A run belongs to no browser and not to the app: it outlives both.
 
 Where `dreambooth up` runs, a run is one of its deployment; otherwise it is `dreambooth run` in a
-new session. The subject's lock shows whether one is at work, whoever started it.
+new session, after the runs of other subjects that are at work or wait already. The subject's lock
+shows whether one is at work, whoever started it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,6 +44,8 @@ class Note:
     created: float = 0.0
     flow_run: str | None = None
     api: str | None = None
+    waited: bool = False
+    """Whether others were ahead when the process was started."""
     stopping: tuple[int, ...] = ()
     """The processes that were asked to stop."""
 
@@ -52,6 +56,8 @@ class Status:
 
     phase: Phase
     holder: str | None
+    ahead: str | None = None
+    """The subject whose run a queued one waits for."""
 
 
 def log_of(site: Site, subject: str) -> Path:
@@ -69,25 +75,43 @@ def status(site: Site, subject: str) -> Status:
     if holder is not None:
         return Status("running", holder)
     if at_work:
-        return Status("starting", None)
+        ahead = ahead_of(site, subject) if note.waited else None
+        return Status("queued" if ahead else "starting", None, ahead)
     if note.flow_run is not None and _state_of(note) in _QUEUED:
-        return Status("queued", None)
+        return Status("queued", None, ahead_of(site, subject))
     return Status("idle", None)
+
+
+def ahead_of(site: Site, subject: str) -> str | None:
+    """Another subject whose run is at work, or was started before this one's and waits."""
+    for name, path in site.workspace.subject_locks().items():
+        if name != subject and locks.holder_of(path) is not None:
+            return name
+    own = _read(site, subject)
+    before = own.created if _is_alive(own) else float("inf")
+    for path in sorted((site.files / "runs").glob("*.json")):
+        note = _read(site, path.stem)
+        if path.stem != subject and note.created < before and _is_alive(note):
+            return path.stem
+    return None
 
 
 def start(site: Site, subject: str) -> str:
     """Start a run unless one is at work; return what happened, as a sentence."""
     from cli import services
 
-    with locks.hold(site.files / "runs" / f"{subject}.lock", timeout_s=_TIMEOUT_S):
+    with locks.hold(site.files / "runs" / "start.lock", timeout_s=_TIMEOUT_S):
         present = status(site, subject)
         if present.phase != "idle":
-            return f"A run of {subject} is already at work: nothing was started."
+            does = "waits already" if present.phase == "queued" else "is already at work"
+            return f"A run of {subject} {does}: nothing was started."
         api = services.running_api(site.workspace)
         note = _deploy(api, subject) if api else None
         if note is None:
             note = _launch(site, subject)
         files.write_json(_file(site, subject), asdict(note))
+    if note.waited:
+        return f"The run of {subject} waits in the queue."
     where = "The worker of `dreambooth up` takes it on." if note.flow_run else ""
     return f"The run of {subject} is started. {where}".rstrip()
 
@@ -95,10 +119,15 @@ def start(site: Site, subject: str) -> str:
 def stop(site: Site, subject: str) -> str:
     """Stop the run as Ctrl-C does: it saves first, and the next run continues it."""
     note, found = _read(site, subject), status(site, subject)
-    if found.phase == "queued":
-        _cancel(str(note.api), str(note.flow_run))
-        return "The run is taken from the queue."
     import psutil
+
+    if found.phase == "queued":
+        if note.flow_run is not None:
+            _cancel(str(note.api), note.flow_run)
+        elif note.pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(note.pid).terminate()
+        return "The run is taken from the queue."
 
     worker = _pid_of(found.holder)
     pids = {worker} if worker else set[int]()
@@ -127,11 +156,12 @@ def _launch(site: Site, subject: str) -> Note:
     """Run in a new session, so that neither Ctrl-C nor the end of the app reaches it."""
     import psutil
 
-    log = log_of(site, subject)
+    log, waits = log_of(site, subject), ahead_of(site, subject) is not None
+    waiting = [sys.executable, "-m", "app.turn", str(site.workspace.root), subject]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command("run", subject),
+            waiting if waits else command("run", subject),
             cwd=site.workspace.root,
             env=dict(site.env),
             stdin=subprocess.DEVNULL,
@@ -140,7 +170,8 @@ def _launch(site: Site, subject: str) -> Note:
             start_new_session=True,
         )
     threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
-    return Note(pid=process.pid, created=psutil.Process(process.pid).create_time())
+    created = psutil.Process(process.pid).create_time()
+    return Note(pid=process.pid, created=created, waited=waits)
 
 
 def _deploy(api: str, subject: str) -> Note | None:

@@ -17,6 +17,7 @@ STAGES = (
 # Paths below the store that a subject's places and the workspace share.
 _HASH_CACHE = "hashes.json"
 _WORKSPACE_LOCK = Path("locks", "workspace.lock")
+_SUBJECT = "subject-"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,12 @@ class Workspace:
     def subject_lock(self, subject: str) -> Path:
         """The lock held for the whole run of a subject's stages."""
         _require_name(subject)
-        return self.state / "locks" / f"subject-{subject}.lock"
+        return self.state / "locks" / f"{_SUBJECT}{subject}.lock"
+
+    def subject_locks(self) -> dict[str, Path]:
+        """The locks of all subjects that ever had a run, by name."""
+        paths = sorted((self.state / "locks").glob(f"{_SUBJECT}*.lock"))
+        return {path.stem.removeprefix(_SUBJECT): path for path in paths}
 
     def run_progress(self, subject: str) -> Path:
         """The note of how far the run of a subject is; only a running one has it."""

@@ -27,7 +27,7 @@ _SINCE = re.compile(r"since \S+ (\d\d:\d\d)")
 
 _PHASES = {
     "idle": "No run is at work.",
-    "queued": "Waiting in the queue of `dreambooth up` for its worker.",
+    "queued": "Waiting in the queue.",
     "starting": "Starting.",
     "stopping": "Stopping. The run saves its work first.",
 }
@@ -94,6 +94,8 @@ class _Overview:
 
 def _sentence(site: Site, name: str, status: Status) -> str:
     """The present work of the run, in words."""
+    if status.phase == "queued" and status.ahead is not None:
+        return f"Waiting in the queue for the run of {status.ahead}."
     if status.phase != "running":
         return _PHASES[status.phase]
     stage = watching.stage_now(site, name)
