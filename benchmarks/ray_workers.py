@@ -32,8 +32,9 @@ RESULT = ROOT / "benchmarks" / "results" / "ray-workers-cpu.json"
 Complete = Callable[[Sequence[int]], None]
 
 
-def do_nothing(_context: StageContext) -> None:
+def do_nothing(_context: StageContext) -> str:
     """The work of an empty task."""
+    return "nothing"
 
 
 def context_in(folder: Path) -> StageContext:

@@ -10,7 +10,7 @@ from prefect import flow
 from dreambooth_core import environment
 from dreambooth_core.workspace import find_workspace
 from flows.train_subject import SubjectName, train_subject
-from tasks.sweep import decide, keep_settings, open_sweep, run_trial
+from tasks.sweep import decide, keep_settings, open_sweep, run_trials
 
 
 @flow(name="sweep", flow_run_name="sweep {subject}", persist_result=False)
@@ -37,8 +37,7 @@ def sweep(
     with open_sweep(
         subject, root, env, trials=trials, params=params or [], pruner=pruner
     ) as search:
-        while search.has_next():
-            run_trial(search)
+        run_trials(search)
         outcome = decide(search)
     if apply and outcome["winner"] is not None:
         outcome["applied"] = train_subject(subject, str(root), outcome["changes"] or None)

@@ -1,14 +1,15 @@
 """Work on a Ray cluster; `DREAMBOOTH_RAY=ADDRESS` turns it on.
 
 Every node sees the project's folder. A Ray task completes one block of images, one row of scores
-or one case of a benchmark in the store, as the flow itself would, and the flow then finds it there.
-So the bytes are the same, and whatever a lost node leaves undone is done by another one, or by the
-flow.
+or one case of a benchmark in the store, or one trial of a search, as the flow itself would, and the
+flow then finds it there. So the bytes are the same, and whatever a lost node leaves undone is done
+by another one, or by the flow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import signal
@@ -20,14 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dreambooth_core import environment
+from dreambooth_core.config import SubjectView
 from dreambooth_core.errors import SettingsError, Stopped
 from dreambooth_core.logs import log_fields, logger, present_fields
 from dreambooth_core.pipeline import StageContext
+from dreambooth_core.ports import Progress, no_progress
 from dreambooth_core.supervision import stop_event
+from dreambooth_core.workspace import Workspace
 
 if TYPE_CHECKING:
     from dreambooth_core.pipeline.class_images import ClassSet
     from dreambooth_core.pipeline.dreambench import Bench, BenchPlan
+    from dreambooth_core.search.sweep import Order, Sweep
 
 T = TypeVar("T")
 
@@ -92,10 +97,28 @@ class Cluster:
             own = bench.root, bench.out, bench.plan, subject, condition
             first = tasks.get((subject, bench.plan.subject(subject).conditions[0]))
             tasks[subject, condition] = remote.remote(bench.root, fields, run_case, *own, first)
-        self._wait(context, tasks, on_end)
+        self._wait(context, tasks, lambda case, _, seconds: on_end(case, seconds))
+
+    def run_trials(
+        self, sweep: Sweep, progress: Progress, on_end: Callable[[str, float], None]
+    ) -> bool:
+        """Run the trials that no worker has begun; `on_end` gets each finished one.
+
+        Every task is a worker of the study that runs one trial. Returns whether all have
+        succeeded. Raises Stopped, and SettingsError for files that machines would have to share.
+        """
+        _refuse_files(self._ray.nodes(), sweep)
+        context = dataclasses.replace(sweep.context, progress=progress)
+        remote = self._remote(context, processes=sweep.view.train.num_processes)
+        fields = {**present_fields(), "subject": sweep.subject, "stage": "trial"}
+        variables = {k: v for k, v in sweep.env.items() if k.startswith("MLFLOW_")}
+        root = sweep.workspace.root
+        own = root, fields, run_trial, sweep.view, sweep.order, root, variables
+        tasks = {number: remote.remote(*own) for number in range(sweep.num_left)}
+        return self._wait(context, tasks, lambda _, *trial: on_end(*trial))
 
     def _spread(
-        self, context: StageContext, work: Callable[..., None], each: Sequence[tuple[Any, ...]]
+        self, context: StageContext, work: Callable[..., str], each: Sequence[tuple[Any, ...]]
     ) -> None:
         """Call `work` once for each tuple, on all nodes. Raises Stopped."""
         # Without this process's environment, and with one lane in a task.
@@ -113,12 +136,12 @@ class Cluster:
         self,
         context: StageContext,
         tasks: Mapping[T, Any],
-        on_end: Callable[[T, float], None] = lambda *_: None,
-    ) -> None:
-        """Wait for tasks; end them if this process stops. Raises Stopped.
+        on_end: Callable[[T, str, float], None] = lambda *_: None,
+    ) -> bool:
+        """Wait for tasks; end them if this process stops. Returns whether all have succeeded.
 
         What a task does not do, for another reason than a lost node, is left to this machine,
-        which then reports the reason.
+        which then reports the reason. Raises Stopped.
         """
         # Futures, because a signal handler that raises in ray.wait breaks it.
         left = {task.future(): (name, task) for name, task in tasks.items()}
@@ -147,17 +170,21 @@ class Cluster:
             )
         seconds = time.monotonic() - start
         logger.info("the Ray cluster took %.1f s for %d tasks", seconds, len(tasks))
+        return not failures
 
     def _end(
-        self, task: futures.Future[float], on_end: Callable[[float], None], failures: list[str]
+        self,
+        task: futures.Future[tuple[str, float]],
+        on_end: Callable[[str, float], None],
+        failures: list[str],
     ) -> None:
-        """Report the seconds of a finished task, or note why it failed."""
+        """Report a finished task and its seconds, or note why it failed."""
         try:
-            seconds = task.result()
+            name, seconds = task.result()
         except self._ray.exceptions.RayError as error:
             failures.append(str(error).strip().splitlines()[-1])
         else:
-            on_end(seconds)
+            on_end(name, seconds)
 
     def _needs(self, context: StageContext, processes: int) -> dict[str, int]:
         """The cores and GPUs of a task; warns if no node has as many."""
@@ -182,44 +209,82 @@ def _is_large_enough(node: Mapping[str, Any], *, num_cpus: int, num_gpus: int) -
     return bool(node["Alive"]) and has.get("CPU", 0) >= num_cpus and has.get("GPU", 0) >= num_gpus
 
 
-def on_node(root: Path, fields: Mapping[str, str], work: Callable[..., None], *own: Any) -> float:
-    """Work in a process of a node, whose log names the run; returns the seconds that it took."""
+def _refuse_files(nodes: Sequence[Mapping[str, Any]], sweep: Sweep) -> None:
+    """Raise SettingsError if several machines would write into the same SQLite file."""
+    if len({node["NodeManagerAddress"] for node in nodes if node["Alive"]}) < 2:
+        return
+    stores = {
+        "--storage (or DREAMBOOTH_SWEEP_STORAGE)": sweep.order.storage,
+        "MLFLOW_TRACKING_URI": sweep.context.tracking_uri,
+    }
+    if wrong := [name for name, uri in stores.items() if (uri or "sqlite").startswith("sqlite")]:
+        raise SettingsError(
+            f"the Ray cluster has several machines, but {' and '.join(wrong)} names no server",
+            allowed="a study in PostgreSQL and an MLflow server: SQLite files break if several "
+            "machines write into them",
+            hint=f"see docs/how-to-sweep.md, or unset {VARIABLE}",
+        )
+
+
+def on_node(
+    root: Path, fields: Mapping[str, str], work: Callable[..., str], *own: Any
+) -> tuple[str, float]:
+    """Work in a process of a node, whose log names the run; returns what it did in which time."""
     environment.set_defaults(root)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logger.setLevel(logging.INFO)
     start = time.monotonic()
     with log_fields(**fields):
-        work(*own)
-    return time.monotonic() - start
+        done = work(*own)
+        seconds = time.monotonic() - start
+        logger.info("%s took %.1f s", done, seconds)
+    return done, seconds
 
 
-def complete_class_block(context: StageContext, first: int) -> None:
+def complete_class_block(context: StageContext, first: int) -> str:
     """Complete the block of class images that starts with `first`."""
-    start = time.monotonic()
     _resident_set(context).complete(first)
-    logger.info("block %d took %.1f s", first, time.monotonic() - start)
+    return f"block {first}"
 
 
-def score_row(context: StageContext, row: str, rounds: int) -> None:
+def score_row(context: StageContext, row: str, rounds: int) -> str:
     """Score the first rounds of a row."""
     from dreambooth_core.pipeline import evaluate
 
-    start = time.monotonic()
     evaluate.score_row(context, row, rounds=rounds)
-    logger.info("%d rounds of %s took %.1f s", rounds, row, time.monotonic() - start)
+    return f"{rounds} rounds of {row}"
 
 
 def run_case(
     root: Path, out: Path, plan: BenchPlan, subject: str, condition: str, _after: object
-) -> None:
+) -> str:
     """Train and score a case of a benchmark; Ray interrupts it like Ctrl-C."""
     from dreambooth_core.pipeline import dreambench
 
-    start = time.monotonic()
     with stop_event() as stop:
         bench = dreambench.Bench(root, out, plan, should_stop=stop.is_set, shares_cores=True)
         dreambench.run_case(bench, subject, condition)
-    logger.info("the case took %.1f s", time.monotonic() - start)
+    return "the case"
+
+
+def run_trial(view: SubjectView, order: Order, root: Path, variables: Mapping[str, str]) -> str:
+    """Run the next trial of a study, if one is left; Ray interrupts it like Ctrl-C."""
+    from dreambooth_core.search.sweep import Sweep
+
+    env = environment.set_defaults(root, **variables)
+    with stop_event() as stop:
+        sweep = Sweep(
+            Workspace(root),
+            view,
+            order,
+            env=env,
+            should_stop=stop.is_set,
+            progress=lambda _: no_progress,
+        )
+        if not sweep.has_next():
+            return "looking for a trial"
+        trial = sweep.run_next()
+    return f"trial {trial.number} {trial.state}"
 
 
 _resident: list[tuple[StageContext, ClassSet]] = []

@@ -20,7 +20,7 @@ from dreambooth_core.logs import log_fields, logger
 from dreambooth_core.pipeline import preflight
 from dreambooth_core.supervision import stop_event
 from dreambooth_core.workspace import STAGES, Workspace
-from tasks import photos, this_run
+from tasks import photos, ray_cluster, this_run
 from tasks.device_slot import device_slot
 from tasks.dvc import Dvc
 from tasks.progress import StageTime, finished, progress_of, this_flow_run
@@ -111,6 +111,22 @@ def _shared_lock(workspace: Workspace, subject: str) -> Iterator[None]:
 
 def _say_waiting(holder: str) -> None:
     logger.warning("waiting for %s, which works on the subject", holder)
+
+
+def run_trials(sweep: Sweep) -> None:
+    """Run the trials of the study, on the Ray cluster if there is one."""
+    if sweep.has_next():
+        with log_fields(**this_flow_run()), ray_cluster.joined(sweep.env) as cluster:
+            while cluster is not None and sweep.has_next():
+                with _device(sweep):
+                    if not cluster.run_trials(sweep, progress_of("trials"), _note):
+                        break
+    while sweep.has_next():
+        run_trial(sweep)
+
+
+def _note(trial: str, seconds: float) -> None:
+    finished(StageTime(trial, seconds, skipped=False))
 
 
 @task(name="trial", cache_policy=NO_CACHE, persist_result=False, tags=["device"])

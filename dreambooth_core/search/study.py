@@ -237,8 +237,9 @@ class Study:
         return _trial_of(self._frozen(number))
 
     def _sampler(self, seed: int, number: int) -> optuna.samplers.TPESampler:
-        """A sampler for one trial: different at the same moment, equal in a resumed search."""
-        place = sum(trial.number < number for trial in self.trials())
+        """A sampler for one trial: different at the same moment, equal in a repeated trial."""
+        origins = {trial.number: _origin(trial) for trial in self._study.get_trials(deepcopy=False)}
+        place = sum(origin < origins[number] for origin in set(origins.values()))
         return optuna.samplers.TPESampler(
             seed=derive_seed(seed, "sweep", place) % 2**32,
             n_startup_trials=_STARTUP_TRIALS,
@@ -274,6 +275,12 @@ def _is_lost(trial: FrozenTrial) -> bool:
     else:
         return False
     return since is not None and time.time() - since.timestamp() > GRACE_S
+
+
+def _origin(trial: FrozenTrial) -> int:
+    """The number of the trial, or of the first one that it repeats."""
+    first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return trial.number if first is None else first
 
 
 def _trial_of(trial: FrozenTrial) -> Trial:

@@ -68,7 +68,7 @@ class Sweep:
         should_stop: StopSignal,
         progress: Progresses,
     ) -> None:
-        self.subject, self._order, self.workspace = view.name, order, workspace
+        self.subject, self.order, self.workspace = view.name, order, workspace
         self.view, self.env, self._should_stop = view, env, should_stop
         self._progress = progress
         self._folder = workspace.state / "sweep" / view.name
@@ -77,7 +77,7 @@ class Sweep:
 
     def _open_study(self) -> Study:
         """Open the study of these settings, these photos and this space."""
-        photos = run_stage(self._context("photos", self.view), "validate")
+        photos = run_stage(self.context, "validate")
         assert isinstance(photos, Manifest)  # noqa: S101
         before_register = STAGES[: STAGES.index("register")]
         settings = {stage: settings_of(self.view, stage) for stage in before_register}
@@ -86,11 +86,11 @@ class Sweep:
         own = files.digest_of([settings, steps, space, photos.fingerprint])
         self._folder.mkdir(parents=True, exist_ok=True)
         return Study.open(
-            self._order.storage or sqlite_uri(self._folder / "study.db"),
+            self.order.storage or sqlite_uri(self._folder / "study.db"),
             f"sweep-{self.subject}-{own[:8]}",
             space=self.space,
             unchanged={key: spaces.value_of(self.view, key) for key in self.space},
-            pruner=self._order.pruner,
+            pruner=self.order.pruner,
             lock=self.workspace.state / "locks" / f"sweep-{self.subject}.lock",
         )
 
@@ -103,15 +103,27 @@ class Sweep:
     def _parent(self) -> RunRef:
         """The MLflow run of the search."""
         return sweeps.open_sweep(
-            tracking_of(self._context("photos", self.view)),
+            tracking_of(self.context),
             experiment=self.view.model_name,
             study=self.name,
-            params={"space": spaces.to_json(self.space), "pruner": self._order.pruner},
+            params={"space": spaces.to_json(self.space), "pruner": self.order.pruner},
         )
 
     def has_next(self) -> bool:
         """Whether a trial is to be run."""
-        return self._study.has_next(self._order.trials)
+        return self._study.has_next(self.order.trials)
+
+    @property
+    def context(self) -> StageContext:
+        """The context of the photos, which all trials share."""
+        return self._context("photos", self.view)
+
+    @property
+    def num_left(self) -> int:
+        """The number of trials that no worker has begun."""
+        trials = self.trials()
+        waiting = sum(trial.state == "waiting" for trial in trials)
+        return max(waiting, self.order.trials - len(trials) + waiting)
 
     def trials(self) -> list[Trial]:
         """All trials of the study."""
@@ -296,7 +308,7 @@ class Sweep:
         return comparison.compare(challenger, rival, settings=self.view.select, noise=noise)
 
     def _log_winner(self, winner: Trial | None) -> None:
-        tracking = tracking_of(self._context("photos", self.view))
+        tracking = tracking_of(self.context)
         number = "none" if winner is None else str(winner.number)
         sweeps.end_sweep(tracking, self._parent, winner=number)
 

@@ -30,14 +30,14 @@ class Nodes:
             *("--head", "--port", str(port), "--num-cpus", "0", "--include-dashboard", "false")
         )
 
-    def add(self) -> subprocess.Popen[bytes]:
+    def add(self, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
         """A node with one core."""
-        return self._start("--address", self.address, "--num-cpus", "1")
+        return self._start("--address", self.address, "--num-cpus", "1", host=host)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-            *("--node-ip-address", "127.0.0.1", "--object-store-memory", "80000000"),
+            *("--node-ip-address", host, "--object-store-memory", "80000000"),
             *("--temp-dir", str(self.folder), "--disable-usage-stats", *arguments),
         ]
         environment = {

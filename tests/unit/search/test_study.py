@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 
 from dreambooth_core.errors import SettingsError, StageError, Stopped
 from dreambooth_core.registry.store_uri import sqlite_uri
@@ -111,6 +112,10 @@ def test_resumed_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -
             if interrupt and number == 3:
                 with pytest.raises(Stopped):
                     study.run_next(stopped, seed=1)
+            if interrupt and number == 4:  # lost before it had settings
+                with studies._without_warnings():
+                    study._study.tell(lost := study._study.ask(), state=TrialState.FAIL)
+                    study._repeat(lost.number)
             if interrupt:
                 study = open_study(uri, tmp_path)
             study.run_next(peak, seed=1)
