@@ -137,7 +137,7 @@ class Sweep:
 
     def _try(self, attempt: Attempt) -> float:
         """Do the work of a trial and return the merit of its checkpoint."""
-        name = f"trial-{attempt.number:03d}"
+        name = _folder_of(attempt.number)
         view = changed_view(self.workspace, self.subject, attempt.changes, source="trial")
 
         def report(row: CheckpointScore, limits: Limits) -> None:
@@ -270,7 +270,8 @@ class Sweep:
             why = "The unchanged settings have the best checkpoint of all trials."
             return unchanged, why, {"confirmed": scores}
         challenger = self._contender(best)
-        verdict = self._compare(challenger, rival)
+        measured = confirmation_of(self._context(_folder_of(unchanged.number), self.view))
+        verdict = self._compare(challenger, rival, text_range=measured.text_range)
         confirmed = {
             "confirmed": {**scores, "best": challenger.row.means()},
             "difference": {name: gap.to_json() for name, gap in verdict.difference.items()},
@@ -286,7 +287,7 @@ class Sweep:
     def _contender(self, trial: Trial) -> Contender:
         """A trial's checkpoint on fresh seeds; what its stages need comes from the store."""
         view = changed_view(self.workspace, self.subject, trial.notes["changes"], source="trial")
-        context = self._context(f"trial-{trial.number:03d}", view)
+        context = self._context(_folder_of(trial.number), view)
         with self._dropping_outputs(context):
             for stage in _PREPARE:
                 self._run(context, stage, trial.number)
@@ -301,9 +302,8 @@ class Sweep:
             harness=evaluation.harness,
         )
 
-    def _compare(self, challenger: Contender, rival: Contender) -> Verdict:
+    def _compare(self, challenger: Contender, rival: Contender, *, text_range: float) -> Verdict:
         settings = self.view.evaluate
-        text_range = confirmation_of(self._context("trial-000", self.view)).text_range
         noise = Noise(samples=settings.bootstrap_samples, seed=settings.seed, text_range=text_range)
         return comparison.compare(challenger, rival, settings=self.view.select, noise=noise)
 
@@ -311,6 +311,11 @@ class Sweep:
         tracking = tracking_of(self.context)
         number = "none" if winner is None else str(winner.number)
         sweeps.end_sweep(tracking, self._parent, winner=number)
+
+
+def _folder_of(number: int) -> str:
+    """The name of a trial's folder."""
+    return f"trial-{number:03d}"
 
 
 def best_of(trials: list[Trial]) -> Trial | None:
