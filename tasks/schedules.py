@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
-
-from dreambooth_core import config
 
 
 def keep_schedules(deployment: str) -> dict[str, str]:
@@ -40,16 +37,3 @@ def keep_automation(name: str) -> dict[str, bool]:
     with get_client(sync_client=True) as client:
         found = client.read_automations_by_name(name)
     return {"enabled": all(automation.enabled for automation in found)}
-
-
-def create_automations(file: str) -> dict[str, str]:
-    """Create the automations of a file, except those that exist: a user may have changed them."""
-    from prefect.client.orchestration import get_client
-    from prefect.events.schemas.automations import AutomationCore
-
-    with get_client(sync_client=True) as client:
-        for spec in config.read_yaml(Path(file))["automations"]:
-            automation = AutomationCore.model_validate(spec)
-            if not client.read_automations_by_name(automation.name):
-                client.create_automation(automation)
-    return {}
