@@ -24,7 +24,8 @@ from tests.flow.workspaces import SUBJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.service, pytest.mark.timeout(1800)]
 
-GONE_S = 20.0
+GONE_S, LONG_S = 20.0, 120.0
+GONE_LONG = ("training", "register")
 STEPS = 40
 MODEL = f"name = 'dreambooth-{SUBJECT}'"
 USES = {
@@ -112,7 +113,7 @@ def test_run_waits_for_a_server_that_is_gone_for_a_while(
         assert process.poll() is None, log.read_text(errors="replace")
         time.sleep(0.02)
     server.kill()
-    time.sleep(GONE_S)
+    time.sleep(LONG_S if use in GONE_LONG else GONE_S)
     server.start()
     code, printed = process.wait(600), log.read_text(errors="replace")
     assert code == 0, printed
