@@ -90,10 +90,12 @@ QUIET: Mapping[str, str] = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-_CHATTY = (
+_CHATTY = {
     # Says at its import, on some CPUs, that a kernel for inference in 4 bits is not installed.
-    "bitsandbytes.backends.cpu.ops",
-)
+    "bitsandbytes.backends.cpu.ops": logging.ERROR,
+    # Prints the traceback of an error, such as a full disk, that it then raises.
+    "mlflow.store.db.utils": logging.CRITICAL,
+}
 
 _PROXIES = frozenset(("http_proxy", "https_proxy", "all_proxy"))
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -111,8 +113,8 @@ def library_defaults() -> dict[str, str]:
     Loggers that no variable silences are silenced in this process. DeepSpeed, which accelerate
     imports, looks for a GPU and logs what it finds; without a GPU it is told to use the CPU.
     """
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in _CHATTY.items():
+        logging.getLogger(name).setLevel(level)
     defaults = {**QUIET, "TORCH_EXTENSIONS_DIR": str(_EXTENSIONS)}
     has_gpu = _NVIDIA.exists() or _AMD.exists()
     return defaults if has_gpu else {**defaults, "DS_ACCELERATOR": "cpu"}

@@ -197,7 +197,12 @@ class _Watch:
 
     def _show_stages(self, found: dict[str, Any], *, is_running: bool) -> None:
         done, now = found["stages"], found["stage"] if is_running else None
-        state = [(stage, stage in done, bool(now and now.startswith(stage))) for stage in STAGES]
+        present = next((stage for stage in STAGES if now and now.startswith(stage)), None)
+        # An earlier run may have left outputs of the stages ahead.
+        ahead = STAGES[STAGES.index(present) + 1 :] if present else ()
+        state = [
+            (stage, stage in done and stage not in ahead, stage == present) for stage in STAGES
+        ]
         if self._shown_stages == state:
             return
         self._shown_stages = state

@@ -115,7 +115,6 @@ def test_full_disk_in_each_stage_loses_nothing(disk: Path, tmp_path: Path) -> No
             assert re.search("the disk is (full: |too small for this run)", printed), printed
             assert re.search(f" free (on|at) {disk}", printed), printed
             hit.add(stage)
-    print("hit", hit)
     assert hit >= LARGE
     done = workspaces.call(workspace.root, "run", SUBJECT)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
-"""`gc_paused` disables the garbage collector during imports and restores it afterwards."""
+"""`gc_paused` stops the garbage collector during imports; libraries are told to be quiet."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -65,3 +67,12 @@ def test_cycles_are_freed_after_later_imports() -> None:
         assert reference() is None
     finally:
         gc.unfreeze()
+
+
+def test_error_that_mlflow_raises_is_not_printed_too() -> None:
+    code = (
+        "from dreambooth_core import environment; environment.library_defaults();"
+        "import mlflow.store.db.utils as store; store._logger.error('a traceback')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "a traceback" not in done.stderr
