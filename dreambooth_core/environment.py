@@ -95,6 +95,8 @@ _CHATTY = {
     "bitsandbytes.backends.cpu.ops": logging.ERROR,
     # Prints the traceback of an error, such as a full disk, that it then raises.
     "mlflow.store.db.utils": logging.CRITICAL,
+    # Prints a traceback when Prefect's server goes away, although its client connects again.
+    "websockets.client": logging.CRITICAL,
 }
 
 _PROXIES = frozenset(("http_proxy", "https_proxy", "all_proxy"))
