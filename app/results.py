@@ -107,10 +107,14 @@ def pictures_folder(site: Site, name: str) -> Path:
     return site.workspace.places(name).outputs / "pictures"
 
 
-def made_pictures(site: Site, name: str, *, without: tuple[str, ...] = ()) -> list[MadePicture]:
-    """The latest pictures, newest first."""
+undecided = set[Path]()
+"""Pictures of pairs on any page that nobody has voted on yet."""
+
+
+def made_pictures(site: Site, name: str) -> list[MadePicture]:
+    """The latest pictures, newest first, without the undecided ones."""
     found = sorted(pictures_folder(site, name).glob("[0-9]*.png"), reverse=True)
-    shown = [path for path in found if path.name not in without][:_LATEST]
+    shown = [path for path in found if path not in undecided][:_LATEST]
     return [made for path in shown if (made := _read(path)) is not None]
 
 

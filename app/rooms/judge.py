@@ -35,6 +35,7 @@ class _Pair:
     prompt: str
     seed: int
     sides: tuple[int, int]
+    files: tuple[Path, ...]
     challenger: int
     champion: int
 
@@ -109,8 +110,7 @@ class _Room:
             return
         if self._duel.is_deleted:
             return
-        self._pair = _Pair(prompt, seed, sides, *pair)
-        self._playground.hidden = tuple(path.name for path in files)
+        self._pair = _Pair(prompt, seed, sides, tuple(files), *pair)
         self._show_pair(self._pair, shown)
 
     def _default_prompt(self) -> str:
@@ -124,7 +124,9 @@ class _Room:
             *(f"--prompt={prompt}", "--seed", str(seed), "--num", "1", "--batch-size", "1"),
             *("--no-sheet", "--out", str(out)),
         )
-        return Path(made["images"][0])
+        drawn = Path(made["images"][0])
+        results.undecided.add(drawn)
+        return drawn
 
     def _show_pair(self, pair: _Pair, shown: list[str]) -> None:
         with redrawn(self._duel):
@@ -167,7 +169,7 @@ class _Room:
         except DreamBoothError:
             self._pair = pair
             raise
-        self._playground.hidden = ()
+        results.undecided.difference_update(pair.files)
         self._reveal(pair, side)
         self._show_preference(pair.challenger, pair.champion, told["preference"])
         await self._playground.refresh()

@@ -29,8 +29,6 @@ class Playground:
         self, site: Site, drawing: Resident, name: str, found: Versions, prompts: list[str]
     ) -> None:
         self._site, self._drawing, self._name, self._versions = site, drawing, name, found
-        self.hidden: tuple[str, ...] = ()
-        """The files of a pair that nobody has voted on yet."""
         with tag("section"):
             tag("h2", "Playground")
             with tag("div", classes="playground"):
@@ -69,9 +67,7 @@ class Playground:
 
     async def refresh(self) -> None:
         """Show the pictures that are there."""
-        found = await run.io_bound(
-            results.made_pictures, self._site, self._name, without=self.hidden
-        )
+        found = await run.io_bound(results.made_pictures, self._site, self._name)
         if self._made.is_deleted:
             return
         with redrawn(self._made):

@@ -196,7 +196,13 @@ def test_ten_blind_votes_by_keyboard_are_counted(
 def test_blind_pictures_do_not_say_who_drew_them(app: RunningApp, opened: Any) -> None:
     page = opened(f"{app.url}/judge/{SUBJECT}")
     page.get_by_role("button", name="Show the first pair").wait_for(timeout=WAIT)
+    page.wait_for_timeout(1000)
+    before = page.locator(".made figure").count()
     _show_pair(page)
+    other = opened(f"{app.url}/judge/{SUBJECT}")
+    other.get_by_role("button", name="Show the first pair").wait_for(timeout=WAIT)
+    other.wait_for_timeout(1000)
+    assert other.locator(".made figure").count() == before
     sources = page.locator(".duel img").evaluate_all(
         "(all) => all.map((it) => atob(it.src.split(',')[1]))"
     )
