@@ -44,13 +44,7 @@ def write(workspace: Workspace, name: str, dvc: Dvc, *, replace: bool) -> dict[s
         is_written = row["photo"] in wanted
         row["state"] = "kept" if not is_written else "replaced" if row["photo"] in there else "new"
         row["mask"] = str(targets[row["photo"]].relative_to(folder)) if is_written else None
-    return {
-        "name": name,
-        "masks": rows,
-        "written": len(wanted),
-        "folder": str(folder),
-        "used": view.data.masks == "files",
-    }
+    return _table(view, rows, folder, num_written=len(wanted))
 
 
 def preview(workspace: Workspace, name: str, dvc: Dvc, *, out: Path) -> dict[str, Any]:
@@ -64,11 +58,17 @@ def preview(workspace: Workspace, name: str, dvc: Dvc, *, out: Path) -> dict[str
         for row in rows:
             files.write_bytes(out / row["mask"], (scratch / row["mask"]).read_bytes())
             row["state"] = "new"
+    return _table(view, rows, out, num_written=len(rows))
+
+
+def _table(
+    view: SubjectView, rows: list[dict[str, Any]], folder: Path, *, num_written: int
+) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": view.name,
         "masks": rows,
-        "written": len(rows),
-        "folder": str(out),
+        "written": num_written,
+        "folder": str(folder),
         "used": view.data.masks == "files",
     }
 

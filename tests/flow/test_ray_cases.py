@@ -7,6 +7,7 @@ import importlib.util
 import json
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_dreambench_outlives_a_lost_task_and_a_lost_node(
     assert len(ended) <= NUM_CASES + 1
 
 
+def stop_in_training(process: subprocess.Popen[str], store: Path) -> None:
+    """Stop a command in its training: it ends with a sentence, and no trainer is left."""
+    wait(lambda: trainers(store))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "error: stopped" in errors, errors
+    assert "Traceback" not in errors
+    wait(lambda: not trainers(store))
+
+
 def test_stopped_dreambench_leaves_no_task_and_continues_alone(
     built: Workspace, alone: Path, nodes: Nodes
 ) -> None:
@@ -123,13 +135,7 @@ def test_stopped_dreambench_leaves_no_task_and_continues_alone(
     out = built.root / "stopped"
     nodes.add()
     process = start(built.root, *few, DREAMBOOTH_RAY=nodes.address)
-    wait(lambda: trainers(out / "store"))
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "error: stopped" in errors, errors
-    assert "Traceback" not in errors
-    wait(lambda: not trainers(out / "store"))
+    stop_in_training(process, out / "store")
     before = files.tree_hashes(out / "runs")
     time.sleep(5)
     assert files.tree_hashes(out / "runs") == before
@@ -186,13 +192,7 @@ def test_stopped_search_leaves_no_trial_and_continues_alone(tmp_path: Path, node
     root = workspaces.build(tmp_path / "checkout").root
     nodes.add()
     process = start(root, *SWEEP, "2", DREAMBOOTH_RAY=nodes.address)
-    wait(lambda: trainers(root / ".state"))
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "error: stopped" in errors, errors
-    assert "Traceback" not in errors
-    wait(lambda: not trainers(root / ".state"))
+    stop_in_training(process, root / ".state")
     outcome = sweep(root, 2)
     assert [trial["state"] for trial in outcome["trials"]] == ["complete"] * 2
     assert outcome["trials"][0]["unchanged"]
