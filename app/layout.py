@@ -17,6 +17,7 @@ Rules:
   as a child process and raises its error; quick reads of files go through
   `await run.io_bound(...)`. Nothing slow on the event loop, no torch in this process.
 - Show errors with `problem(error)`, the result of an action with `say(text)` (a live region).
+- Handle events with `button`, `checkbox`, `Field`, `Select` or `listen`, never with `element.on`.
 - Poll with `ui.timer(seconds, ...)` and redraw only what has changed, so that the focus stays.
 - Pictures: `pictures.url_of(site, path)` for files below work/ and the store.
 """
@@ -26,6 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def button(
     """A button. It is disabled while its handler runs, so that a second click does nothing."""
     made = tag("button", text, classes=f"act {classes}", type="button", **more)
 
-    async def run() -> None:
+    async def press(_: None) -> None:
         if made.props.get("disabled"):
             return
         made.props["disabled"] = True
@@ -108,15 +110,46 @@ def button(
             result = on_click()
             if result is not None:
                 await result
-        except DreamBoothError as error:
-            say(str(error), is_problem=True)
         finally:
             if not made.is_deleted:
                 made.props.pop("disabled", None)
                 made.update()
 
-    made.on("click", run, args=[])
+    listen(made, "click", press)
     return made
+
+
+def checkbox(label: str, on_change: Callable[[bool], Awaitable[None] | None]) -> None:
+    """A checkbox with its label."""
+    with tag("label", classes="tick"):
+        box = tag("input", type="checkbox")
+        tag("span", label)
+    listen(box, "change", on_change, value="e.target.checked")
+
+
+def listen(
+    element: Element,
+    event: str,
+    handler: Callable[[Any], Awaitable[None] | None],
+    *,
+    value: str = "null",
+) -> None:
+    """Call `handler` on each event, with a JavaScript value of it such as "e.target.value".
+
+    The handler runs in the context of the page. NiceGUI's own is the element's parent; after a
+    redraw during the handler, that could neither say anything nor open a page. An error is said.
+    """
+
+    async def receive(told: Any) -> None:
+        with element.client:
+            try:
+                result = handler(told.args)
+                if result is not None:
+                    await result
+            except (DreamBoothError, OSError) as error:
+                say(str(error), is_problem=True)
+
+    element.on(event, receive, js_handler=f"(e) => emit({value})")
 
 
 def text_input(value: str) -> TextElement:
@@ -158,16 +191,11 @@ class Field:
         described = f"{self.hint.html_id} {self.error.html_id}"
         self.input.props["aria-describedby"] = described
         for event, handler in {"input": on_change, "change": on_commit}.items():
-            self._listen(event, handler)
+            listen(self.input, event, partial(self._receive, handler), value="e.target.value")
 
-    def _listen(self, event: str, handler: OnValue | None) -> None:
-        async def receive(told: Any) -> None:
-            self.value = str(told.args)
-            result = handler(self.value) if handler is not None else None
-            if result is not None:
-                await result
-
-        self.input.on(event, receive, js_handler="(e) => emit(e.target.value)")
+    def _receive(self, handler: OnValue | None, value: str) -> Awaitable[None] | None:
+        self.value = value
+        return handler(value) if handler is not None else None
 
     def set_value(self, value: str) -> None:
         """Replace what stands in the field."""

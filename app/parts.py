@@ -9,7 +9,7 @@ from typing import Any
 from nicegui import run, ui
 from starlette.responses import RedirectResponse, Response
 
-from app.layout import Field, button, link, problem, room, tag
+from app.layout import Field, button, link, listen, problem, room, tag
 from app.site import Site
 from dreambooth_core import config
 from dreambooth_core.errors import DreamBoothError
@@ -86,7 +86,7 @@ class Select:
         options: Mapping[str, str],
         value: str,
         *,
-        on_change: Callable[[str], Any] | None = None,
+        on_change: Show | None = None,
     ) -> None:
         self.value = value
         with tag("div", classes="field"):
@@ -97,13 +97,11 @@ class Select:
                 for key, text in options.items():
                     tag("option", text, value=key, selected=key == value)
 
-        async def chosen(event: Any) -> None:
-            self.value = str(event.args)
-            result = on_change(self.value) if on_change else None
-            if isinstance(result, Awaitable):
-                await result
+        def chosen(value: str) -> Awaitable[None] | None:
+            self.value = value
+            return on_change(value) if on_change else None
 
-        self._box.on("change", chosen, js_handler="(e) => emit(e.target.value)")
+        listen(self._box, "change", chosen, value="e.target.value")
 
 
 def reading() -> Any:

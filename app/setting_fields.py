@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.layout import tag, text_input
+from app.layout import listen, tag, text_input
 from dreambooth_core.config.reference import Entry
 
 _OFF, _ON = "null", "on"
@@ -28,10 +28,10 @@ class SettingField:
             hint = tag("p", _hint(entry), classes="small")
             self.error = tag("p", "", classes="wrong", role="alert")
         self.input.props["aria-describedby"] = f"{hint.html_id} {self.error.html_id}"
-        self.input.on("change", self._changed, js_handler="(e) => emit(e.target.value)")
+        listen(self.input, "change", self._changed, value="e.target.value")
 
-    async def _changed(self, event: Any) -> None:
-        await self._on_change(self.entry.key, parse(self.entry, str(event.args)))
+    async def _changed(self, text: str) -> None:
+        await self._on_change(self.entry.key, parse(self.entry, text))
 
     def enable(self, *, is_enabled: bool) -> None:
         """Accept a value, or not while the setting's section is off."""

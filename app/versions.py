@@ -20,6 +20,8 @@ class Versions:
     """All versions, oldest first, as plain JSON."""
 
     rows: list[dict[str, Any]]
+    earlier_champion: int | None = None
+    """The version that a rollback would put back in use."""
 
     def row(self, number: int) -> dict[str, Any]:
         """One version."""
@@ -45,7 +47,8 @@ class Versions:
 
 async def read(registry: Resident, name: str) -> Versions:
     """The versions of a subject. Raises CommandError if none is registered."""
-    return Versions((await registry.call("compare", name))["versions"])
+    told = await registry.call("compare", name)
+    return Versions(told["versions"], told["earlier_champion"])
 
 
 async def shown_in(place: Any, registry: Resident, name: str) -> Versions | None:

@@ -27,10 +27,8 @@ def write(workspace: Workspace, name: str, dvc: Dvc, *, replace: bool) -> dict[s
     Raises SettingsError and DataError, and after an error no mask has changed.
     """
     view = config.load_view(workspace, name)
-    photos.restore(workspace, view, dvc)
     folder = workspace.resolve(view.subject.instance_dir)
-    with files.scratch_dir(workspace.places(name).store / "masks", name) as scratch:
-        rows = _find(workspace, view, scratch, only_missing=not replace)
+    with _found(workspace, view, dvc, only_missing=not replace) as (rows, scratch):
         made = {row["photo"]: scratch / row["mask"] for row in rows if row["mask"]}
         with locks.hold(workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
             # Somebody may have painted one meanwhile: it stays.
@@ -52,9 +50,7 @@ def preview(workspace: Workspace, name: str, dvc: Dvc, *, out: Path) -> dict[str
     if out.exists() and not out.is_dir():
         raise SettingsError("--out is not a folder", got=str(out))
     view = config.load_view(workspace, name)
-    photos.restore(workspace, view, dvc)
-    with files.scratch_dir(workspace.places(name).store / "masks", name) as scratch:
-        rows = _find(workspace, view, scratch, only_missing=False)
+    with _found(workspace, view, dvc, only_missing=False) as (rows, scratch):
         for row in rows:
             files.write_bytes(out / row["mask"], (scratch / row["mask"]).read_bytes())
             row["state"] = "new"
@@ -71,6 +67,16 @@ def _table(
         "folder": str(folder),
         "used": view.data.masks == "files",
     }
+
+
+@contextlib.contextmanager
+def _found(
+    workspace: Workspace, view: SubjectView, dvc: Dvc, *, only_missing: bool
+) -> Iterator[tuple[list[dict[str, Any]], Path]]:
+    """The rows of the accepted photos, and the folder with their masks, until the block ends."""
+    photos.restore(workspace, view, dvc)
+    with files.scratch_dir(workspace.places(view.name).store / "masks", view.name) as scratch:
+        yield _find(workspace, view, scratch, only_missing=only_missing), scratch
 
 
 def _find(

@@ -238,12 +238,14 @@ def compare(
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
+    context = _context(session, subject)
     wanted = [*(versions or ()), *(more or ())]
-    found = stage.side_by_side(_context(session, subject), wanted or None)
-    every = stage.side_by_side(_context(session, subject)) if wanted else found
+    found = stage.side_by_side(context, wanted or None)
+    every = stage.side_by_side(context) if wanted else found
     rows = [_as_row(info, every) for info in found]
+    earlier = stage.earlier_champion(context)
     session.terminal.finish(
-        {"subject": subject, "versions": rows},
+        {"subject": subject, "versions": rows, "earlier_champion": earlier},
         lambda console: screens.show_versions(console, rows),
     )
 

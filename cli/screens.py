@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cli.disk_usage import Usage
 
 _LABEL_WIDTH, _VERSION_WIDTH = 26, 24
+_OVERRIDES = "subject.overrides"
 """Columns of a terminal that the names and a version need in `compare`."""
 
 
@@ -263,9 +264,12 @@ def _votes(version: Mapping[str, Any]) -> str:
 
 
 def differing(versions: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that differ between versions, by dotted key."""
+    """The settings that differ between versions, by dotted key.
+
+    A subject's overrides are left out: each stands under its own key, too.
+    """
     flat = [config.flatten(version["settings"]) for version in versions]
-    keys = sorted({key for settings in flat for key in settings})
+    keys = sorted({k for settings in flat for k in settings if not k.startswith(_OVERRIDES)})
     rows = {key: [settings.get(key) for settings in flat] for key in keys}
     return {key: values for key, values in rows.items() if any(v != values[0] for v in values)}
 

@@ -184,8 +184,7 @@ class _Room:
         with redrawn(self._votes):
             after = button("Next pair", self._next, classes="main")
         focus(after)
-        with self._place:  # the pressed button is gone
-            say(f"Your vote is recorded: {pair.winner(side)}.")
+        say(f"Your vote is recorded: {pair.winner(side)}.")
 
     def _show_preference(self, challenger: int, champion: int, told: dict[str, Any]) -> None:
         wins, losses, ties, share = (told[k] for k in ("wins", "losses", "ties", "share"))
@@ -200,8 +199,9 @@ class _Room:
                 f"{champion}, the champion{f'; {ties} ties count for neither' if ties else ''}.",
             )
             _show_share(share)
-            low, high = (f"{100 * share[key]:.0f} %" for key in ("low", "high"))
-            tag("p", f"95 % interval of its share: {low} to {high}. {_meaning(share)}")
+            low, high = (_percent(100 * share[key]) for key in ("low", "high"))
+            interval = f"{_percent(95)} interval of its share: {low} to {high}."
+            tag("p", f"{interval} {_meaning(share)}")
 
 
 def _meaning(share: dict[str, float]) -> str:
@@ -209,7 +209,12 @@ def _meaning(share: dict[str, float]) -> str:
         return "People prefer it to the champion."
     if share["high"] < 0.5:
         return "People prefer the champion."
-    return "The votes do not decide yet: the interval includes 50 %."
+    return f"The votes do not decide yet: the interval includes {_percent(50)}."
+
+
+def _percent(value: float) -> str:
+    """A number and its sign, which no line break parts."""
+    return f"{value:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _show_share(share: dict[str, float]) -> None:

@@ -59,8 +59,8 @@ class Playground:
             )
         finally:
             self._state.set_text("")
-        say(f"Drawn: {made['images'][0]}")
         await self.refresh()
+        say(f"Drawn: {made['images'][0]}")
 
     def _uri(self) -> str:
         return versions.uri_of(self._versions.row(int(self._version.value)))

@@ -72,13 +72,12 @@ class _Room:
         text = f"Version {champion} is the champion: it is in use." if champion else "No champion."
         tag("p", text, classes="lead")
         self._reason = tag("div")
-        if champion is not None:
+        earlier = found.earlier_champion
+        if champion is not None and earlier is not None:
+            title = f"Put version {earlier} back in use"
+            ask = partial(ask_reason, self._reason, title, "Roll back", self._roll_back)
             with tag("div", classes="acts"):
-                ask = partial(
-                    ask_reason, self._reason, "Put the champion before this one back in use",
-                    "Roll back", self._roll_back,
-                )  # fmt: skip
-                button("Roll back", ask)
+                button(f"Roll back to version {earlier}", ask)
 
     def _show_version(self, row: dict[str, Any], page: str | None) -> None:
         is_champion = CHAMPION in row["aliases"]
@@ -122,9 +121,8 @@ class _Room:
     async def _call(self, *words: str) -> None:
         done = await self._registry.call(*words)
         await self._draw()
-        with self._place:  # the pressed button is gone
-            ui.run_javascript("window.scrollTo({top: 0})")
-            say(f"Version {done['champion']} is the champion now.")
+        ui.run_javascript("window.scrollTo({top: 0})")
+        say(f"Version {done['champion']} is the champion now.")
 
 
 def _show_scores(row: dict[str, Any]) -> None:

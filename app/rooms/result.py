@@ -199,6 +199,5 @@ class _Room:
         done: dict[str, Any] = await commands.call(self._site, *words)
         chosen = done["chosen"]
         await self._draw()
-        with self._place:  # the pressed button is gone
-            ui.run_javascript("window.scrollTo({top: 0})")
-            say(f"Chosen: {chosen['name']}." if chosen else "The rule selects again.")
+        ui.run_javascript("window.scrollTo({top: 0})")
+        say(f"Chosen: {chosen['name']}." if chosen else "The rule selects again.")

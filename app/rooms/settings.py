@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import run, ui
 
 from app import commands
-from app.layout import Field, button, problem, room, say, tag
+from app.layout import Field, button, checkbox, problem, room, say, tag
 from app.parts import Select, facts
 from app.setting_fields import SettingField
 from app.site import Site
@@ -64,10 +64,7 @@ class _Form:
         tag("p", "Settings of all subjects, in params.yaml.", classes="lead")
         with tag("div", classes="search"):
             Field("Search", on_change=self._search, hint="A key or a word, such as noise.")
-        with tag("label", classes="tick"):
-            box = tag("input", type="checkbox")
-            tag("span", "Show every setting")
-        box.on("change", self._show_all, js_handler="(e) => emit(e.target.checked)")
+        checkbox("Show every setting", lambda is_on: self._show_all(is_on=is_on))
         self._problems = tag("div")
         self._fields: dict[str, SettingField] = {}
         self._sections: dict[str, Any] = {}
@@ -101,8 +98,8 @@ class _Form:
         self._word = word.strip()
         self._filter()
 
-    def _show_all(self, event: Any) -> None:
-        self._shows_all = bool(event.args)
+    def _show_all(self, *, is_on: bool) -> None:
+        self._shows_all = is_on
         self._filter()
 
     def _filter(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import run, ui
 
 from app import automatic, commands, looks, pictures, unused, uploads
-from app.layout import Field, button, go, link, problem, room, say, tag
+from app.layout import Field, button, checkbox, go, link, problem, room, say, tag
 from app.photo_list import PhotoList
 from app.rooms import mask
 from app.rooms.add_subject import drop_zone
@@ -186,11 +186,8 @@ def _show_caption_edit(site: Site, view: SubjectView, row: dict[str, Any], folde
             with locks.hold(site.workspace.workspace_lock, timeout_s=_LOCK_TIMEOUT_S):
                 write_caption(folder, row["file"], text)
 
-        try:
-            await run.io_bound(write)
-            say(f"The caption of {row['name']} is saved.")
-        except DreamBoothError as error:
-            say(str(error), is_problem=True)
+        await run.io_bound(write)
+        say(f"The caption of {row['name']} is saved.")
 
     Field(
         "Caption",
@@ -304,14 +301,7 @@ def _show_removal(site: Site, name: str) -> None:
         await commands.call(site, "subject", "remove", name, *options)
         go("/")
 
-    with tag("label", classes="tick"):
-        box = tag("input", type="checkbox")
-        tag("span", "Also delete the copies of its photos")
-    box.on(
-        "change",
-        lambda event: chosen.update(photos=bool(event.args)),
-        js_handler="(e) => emit(e.target.checked)",
-    )
+    checkbox("Also delete the copies of its photos", lambda is_on: chosen.update(photos=is_on))
     with tag("div", classes="acts"):
         button("Remove", remove, classes="danger")
         link("Keep it", f"/subjects/{name}", classes="act")

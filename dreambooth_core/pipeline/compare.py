@@ -166,6 +166,11 @@ def rollback(context: StageContext, *, why: str) -> VersionInfo:
     return info
 
 
+def earlier_champion(context: StageContext) -> int | None:
+    """The version that a rollback would put back in use, or None. Raises RegistryError."""
+    return aliases.earlier_champion(tracking_of(context), name=context.settings.model_name)
+
+
 def side_by_side(context: StageContext, numbers: list[int] | None = None) -> list[VersionInfo]:
     """The registry's versions of a subject (all, or some). Raises RegistryError."""
     found = versions.list_versions(tracking_of(context), name=context.settings.model_name)

@@ -58,6 +58,13 @@ def champion(tracking: Tracking, *, name: str) -> VersionInfo | None:
     return None if version is None else get_version(tracking, name=name, version=version)
 
 
+def earlier_champion(tracking: Tracking, *, name: str) -> int | None:
+    """The version that `rollback` would restore, or None. Raises RegistryError."""
+    current = aliases_of(tracking, name=name).get(CHAMPION)
+    before = _champions_before(tracking, name, current)
+    return before[-1] if before else None
+
+
 def set_challenger(tracking: Tracking, *, name: str, version: int) -> VersionInfo:
     """Make a version the challenger, unless it is already the champion.
 
@@ -109,12 +116,7 @@ def rollback(
     """
     with mlflow_lock(tracking):
         _require_champion(tracking, name, expected, wanted=None)
-        history = _history(tracking, name)
-        replaced = history.pop() if expected is not None else None
-        existing = {info.version.version for info in list_versions(tracking, name=name)}
-        before = [version for version in history if version in existing]
-        while before and before[-1] == replaced:
-            before.pop()
+        before = _champions_before(tracking, name, expected)
         if not before:
             raise RegistryError(
                 f"{name} has no earlier champion to go back to",
@@ -124,8 +126,8 @@ def rollback(
         # The alias first: a history with one entry too many can be repaired, a lost entry cannot.
         _point(tracking, name, CHAMPION, before[-1])
         _write_history(tracking, name, before)
-        if replaced is not None:
-            _state(tracking, name, replaced, "rolled_back", decision)
+        if expected is not None:
+            _state(tracking, name, expected, "rolled_back", decision)
         _state(tracking, name, before[-1], "restored", decision)
     return get_version(tracking, name=name, version=before[-1])
 
@@ -146,6 +148,18 @@ def _require_champion(
 
 def _spell(version: int | None) -> str:
     return "none" if version is None else f"version {version}"
+
+
+def _champions_before(tracking: Tracking, name: str, current: int | None) -> list[int]:
+    """The versions that were champion before the current one and still exist, oldest first."""
+    history = _history(tracking, name)
+    if current is not None:
+        history.pop()
+    existing = {info.version.version for info in list_versions(tracking, name=name)}
+    before = [version for version in history if version in existing]
+    while before and before[-1] == current:
+        before.pop()
+    return before
 
 
 def _history(tracking: Tracking, name: str) -> list[int]:

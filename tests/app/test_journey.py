@@ -162,6 +162,9 @@ def test_result_is_seen_and_another_checkpoint_chosen(app: RunningApp, user: Key
         user.press("link", "Open the page of this run")
     caught.value.get_by_role("heading", name=SUBJECT).first.wait_for()
     caught.value.close()
+    page.get_by_text("All weights were trained, so there is no small adapter file").wait_for()
+    assert page.get_by_role("button", name="Whole pipeline (zip)").count() == 1
+    assert page.get_by_role("button", name="LoRA for diffusers").count() == 0
     best = Selection.read(app.workspace.stage_dir(SUBJECT, "select")).best
     step = STEPS if best != f"checkpoint-{STEPS}" else STEPS - STEPS // 6
     user.press("button", f"Choose step {step}")
@@ -188,9 +191,11 @@ def test_ten_votes_promotion_and_rollback(app: RunningApp, user: Keyboard) -> No
         user.press("button", "Next pair")
     page.get_by_text(re.compile(r"won \d of 8 votes .* 2 ties count")).wait_for()
     user.press("link", "Registry", within="header")
+    page.get_by_role("button", name="Promote version 2").wait_for(timeout=WAIT)
+    assert page.get_by_role("button", name="Roll back").count() == 0  # no earlier champion
     user.press("button", "Promote version 2")
     user.say_why("Promote", "people prefer it")
     page.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
-    user.press("button", "Roll back")
+    user.press("button", "Roll back to version 1")
     user.say_why("Roll back", "its colours fade")
     page.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)

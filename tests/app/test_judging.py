@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import config
+from dreambooth_core.models import lora
 from dreambooth_core.pipeline import StageContext, compare, voting
 from dreambooth_core.records import Selection
 from dreambooth_core.registry import votes
@@ -45,6 +46,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     photos = shutil.copytree(ROOT / "examples" / "cat-patches", workspace.root.parent / "photos")
     words = ("--class-noun", "cat", "--images", str(photos))
     dreambooth(workspace, "subject", "add", SUBJECT, *words)
+    workspaces.change(workspace.root, "train.method", "lora")
     workspaces.change(workspace.root, "select.early_stopping_patience", None)
     dreambooth(workspace, "run", SUBJECT)
     return workspace
@@ -143,17 +145,39 @@ def test_choice_by_hand_needs_a_reason_and_is_recorded(
     assert page.locator(".notice").count() == 0
 
 
-def test_version_is_downloaded_as_a_pipeline(app: RunningApp, opened: Any, tmp_path: Path) -> None:
-    page = opened(f"{app.url}/result/{SUBJECT}")
-    act = page.get_by_role("button", name="Whole pipeline (zip)")
+def download(page: Any, title: str, folder: Path) -> Path:
+    """Press a button of the downloads; the saved file, with the name that the browser gives it."""
+    act = page.get_by_role("button", name=title, exact=True)
     act.wait_for(timeout=WAIT)
-    assert page.get_by_role("button", name="For ComfyUI").count() == 0  # all weights were trained
     with page.expect_download(timeout=WAIT) as caught:
         act.click()
-    caught.value.save_as(tmp_path / "model.zip")
-    names = zipfile.ZipFile(tmp_path / "model.zip").namelist()
+    path = folder / caught.value.suggested_filename
+    caught.value.save_as(path)
+    return path
+
+
+def test_adapter_is_downloaded_for_diffusers_and_for_kohya(
+    app: RunningApp, opened: Any, workspace: Workspace, tmp_path: Path
+) -> None:
+    best = Selection.read(workspace.stage_dir(SUBJECT, "select")).best
+    assert best is not None
+    checkpoint = workspace.stage_dir(SUBJECT, "train") / best
+    page = opened(f"{app.url}/result/{SUBJECT}")
+    adapter = download(page, "LoRA for diffusers", tmp_path)
+    assert adapter.name == f"dreambooth-{SUBJECT}-2-lora.safetensors"
+    assert adapter.read_bytes() == (checkpoint / lora.LORA_FILE).read_bytes()
+    kohya = download(page, "For ComfyUI and kohya", tmp_path)
+    assert kohya.name == f"dreambooth-{SUBJECT}-2-kohya.safetensors"
+    lora.write_kohya(checkpoint, out=tmp_path / "expected.safetensors")
+    assert kohya.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+
+
+def test_version_is_downloaded_as_a_pipeline(app: RunningApp, opened: Any, tmp_path: Path) -> None:
+    page = opened(f"{app.url}/result/{SUBJECT}")
+    names = zipfile.ZipFile(download(page, "Whole pipeline (zip)", tmp_path)).namelist()
     assert {f"dreambooth-{SUBJECT}-2/model_index.json"} <= set(names)
     assert any(name.endswith(".safetensors") for name in names)
+    assert not any("lora" in name for name in names)  # merged into the weights
 
 
 def _show_pair(page: Any, prompt: str = "") -> None:
@@ -275,7 +299,7 @@ def test_promotion_and_rollback_by_keyboard_with_reasons(
     press(page, "Promote version 2")
     say_why(page, "Promote", "people prefer it")
     page.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
-    press(page, "Roll back")
+    press(page, "Roll back to version 1")
     say_why(page, "Roll back", "its colours fade")
     page.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
     tags = compare.side_by_side(context)[1].tags

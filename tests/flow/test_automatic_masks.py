@@ -14,16 +14,13 @@ import torch
 from PIL import Image
 
 from cli import automatic_masks as writing
-from cli import subjects
 from dreambooth_core import config, files
 from dreambooth_core.data.loss_weights import WEIGHTS_FILE, normalised
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.models.tensors import read_tensors, tensor_bytes
 from dreambooth_core.pipeline import StageContext, automatic_masks, run_stage
 from dreambooth_core.workspace import Workspace
-from tasks.dvc import Dvc
 from tests.flow import workspaces
-from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -34,19 +31,9 @@ CROPS = {"center_crop": False, "crops_per_image": 3, "random_flip": True}
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A project with the shipped models and the photos of an example."""
-    made = workspaces.shipped(tmp_path / "project")
+    made = workspaces.with_cup(tmp_path / "project")
     workspaces.make_small(made.root)
-    new = subjects.NewSubject("cup", class_noun="mug", identifier="sks")
-    subjects.add(made, new, ROOT / "examples" / "mug-stripes", dvc_of(made))
     return made
-
-
-def dvc_of(workspace: Workspace) -> Dvc:
-    return Dvc(workspace, env=workspaces.environment(workspace.root))
-
-
-def photos_of(workspace: Workspace) -> Path:
-    return workspace.root / "data" / "instance" / "cup"
 
 
 def command(workspace: Workspace, *options: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +73,7 @@ def test_masks_have_the_bytes_that_the_cache_stage_uses(
 
 
 def test_only_photos_without_a_mask_get_one(workspace: Workspace) -> None:
-    folder = photos_of(workspace)
+    folder = workspaces.cup_photos(workspace)
     own = folder / "masks" / "03.png"
     own.parent.mkdir()
     Image.new("L", (256, 256), 255).save(own)
@@ -112,7 +99,7 @@ def test_only_photos_without_a_mask_get_one(workspace: Workspace) -> None:
         assert mask.read_bytes() == (workspace.root / "look" / name).read_bytes()
         assert Image.open(mask).size == (256, 256)
         assert 0.2 < np.asarray(Image.open(mask)).mean() / 255 < 0.7
-    assert dvc_of(workspace).status(["data/instance/cup.dvc"]) == {}
+    assert workspaces.dvc_of(workspace).status(["data/instance/cup.dvc"]) == {}
     overrides = config.load_settings(workspace.params).subjects["cup"].overrides
     assert overrides == {"data": {"masks": "files"}}
     assert "masks written: 0" in command(workspace).stdout
@@ -121,18 +108,18 @@ def test_only_photos_without_a_mask_get_one(workspace: Workspace) -> None:
 
 
 def test_error_while_writing_leaves_everything_as_it_was(workspace: Workspace) -> None:
-    before = files.tree_hashes(photos_of(workspace))
+    before = files.tree_hashes(workspaces.cup_photos(workspace))
     shutil.move(workspace.root / ".dvc" / "config", workspace.root / "elsewhere")
     (workspace.root / ".dvc" / "config").mkdir()
     with pytest.raises(DreamBoothError, match="dvc add"):
-        writing.write(workspace, "cup", dvc_of(workspace), replace=True)
-    assert files.tree_hashes(photos_of(workspace)) == before
-    assert not (photos_of(workspace) / "masks").exists()
+        writing.write(workspace, "cup", workspaces.dvc_of(workspace), replace=True)
+    assert files.tree_hashes(workspaces.cup_photos(workspace)) == before
+    assert not (workspaces.cup_photos(workspace) / "masks").exists()
 
 
 def test_wrong_input_is_one_sentence(workspace: Workspace) -> None:
     (workspace.root / "file").write_text("")
-    folder = photos_of(workspace)
+    folder = workspaces.cup_photos(workspace)
     for options, said in (
         (("--out", "file"), "--out is not a folder; found: file"),
         (("--out", "look", "--use"), "--out changes nothing of the subject"),

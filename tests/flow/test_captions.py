@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cli import captions, subjects
+from cli import captions
 from dreambooth_core import config, files
 from dreambooth_core.data.captions import read_captions
 from dreambooth_core.errors import DreamBoothError, SettingsError
 from dreambooth_core.pipeline import StageContext, captioning, run_stage
 from dreambooth_core.records import Manifest
 from dreambooth_core.workspace import Workspace
-from tasks.dvc import Dvc
 from tests import tiny_models
 from tests.flow import workspaces
-from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -37,22 +35,11 @@ OWN = "sks mug on my desk"
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """A project with the shipped models and the photos of an example."""
-    made = workspaces.shipped(tmp_path / "project")
-    new = subjects.NewSubject("cup", class_noun="mug", identifier="sks")
-    subjects.add(made, new, ROOT / "examples" / "mug-stripes", dvc_of(made))
-    return made
-
-
-def dvc_of(workspace: Workspace) -> Dvc:
-    return Dvc(workspace, env=workspaces.environment(workspace.root))
-
-
-def photos_of(workspace: Workspace) -> Path:
-    return workspace.root / "data" / "instance" / "cup"
+    return workspaces.with_cup(tmp_path / "project")
 
 
 def found(workspace: Workspace) -> dict[str, str]:
-    folder = photos_of(workspace)
+    folder = workspaces.cup_photos(workspace)
     return read_captions(folder, sorted(folder.glob("*.png"))).by_name
 
 
@@ -63,7 +50,7 @@ def command(workspace: Workspace, *options: str) -> subprocess.CompletedProcess[
 
 def is_tracked(workspace: Workspace) -> bool:
     """Whether DVC knows the folder of photos as it is."""
-    return dvc_of(workspace).status(["data/instance/cup.dvc"]) == {}
+    return workspaces.dvc_of(workspace).status(["data/instance/cup.dvc"]) == {}
 
 
 def test_captions_name_the_place_and_stages_use_them(workspace: Workspace) -> None:
@@ -73,7 +60,7 @@ def test_captions_name_the_place_and_stages_use_them(workspace: Workspace) -> No
     assert "nothing is written" in tried.stdout
     assert found(workspace) == {}
 
-    (photos_of(workspace) / "03.txt").write_text(OWN)
+    (workspaces.cup_photos(workspace) / "03.txt").write_text(OWN)
     done = command(workspace, "--use", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
@@ -99,28 +86,30 @@ def test_captions_name_the_place_and_stages_use_them(workspace: Workspace) -> No
 
 
 def test_error_while_writing_leaves_everything_as_it_was(workspace: Workspace) -> None:
-    (photos_of(workspace) / "03.txt").write_text(OWN)
-    before = files.tree_hashes(photos_of(workspace))
+    (workspaces.cup_photos(workspace) / "03.txt").write_text(OWN)
+    before = files.tree_hashes(workspaces.cup_photos(workspace))
     shutil.move(workspace.root / ".dvc" / "config", workspace.root / "elsewhere")
     (workspace.root / ".dvc" / "config").mkdir()
     options = {"model": None, "replace": True, "dry_run": False}
     with pytest.raises(DreamBoothError, match="dvc add"):
-        captions.caption(workspace, "cup", dvc_of(workspace), **options)
-    assert files.tree_hashes(photos_of(workspace)) == before
+        captions.caption(workspace, "cup", workspaces.dvc_of(workspace), **options)
+    assert files.tree_hashes(workspaces.cup_photos(workspace)) == before
 
 
 def test_caption_written_during_the_captioners_work_stays(workspace: Workspace) -> None:
     view = config.load_view(workspace, "cup")
     _, suggested = captioning.suggest(view, workspace.places("cup"))
     assert suggested == SEEN
-    (photos_of(workspace) / "03.txt").write_text(OWN)
-    written = captions._write(workspace, view, dvc_of(workspace), suggested, replace=False)
+    (workspaces.cup_photos(workspace) / "03.txt").write_text(OWN)
+    written = captions._write(
+        workspace, view, workspaces.dvc_of(workspace), suggested, replace=False
+    )
     assert sorted(written) == sorted(set(SEEN) - {"03.png"})
     assert found(workspace)["03.png"] == OWN
 
 
 def test_photos_that_share_a_file_get_one_caption(workspace: Workspace) -> None:
-    folder = photos_of(workspace)
+    folder = workspaces.cup_photos(workspace)
     (folder / "02.png").rename(folder / "01.PNG")
     _, suggested = captioning.suggest(config.load_view(workspace, "cup"), workspace.places("cup"))
     assert suggested["01.png"] == suggested["01.PNG"]
@@ -139,7 +128,7 @@ def test_captioner_completes_the_prompt_of_the_subject(
 
 
 def test_captioner_that_is_not_available_is_one_sentence(workspace: Workspace) -> None:
-    (photos_of(workspace) / "03.txt").write_text(OWN)
+    (workspaces.cup_photos(workspace) / "03.txt").write_text(OWN)
     for model, said in (
         ("nobody/none", "nor available from the hub"),
         ("assets/pocket-sd", r"it has no config.json"),

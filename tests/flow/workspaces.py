@@ -14,7 +14,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from cli import subjects
 from dreambooth_core.workspace import Workspace
+from tasks.dvc import Dvc
 from tests import tiny_models
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,6 +83,24 @@ def shipped(root: Path) -> Workspace:
     (root / "assets").symlink_to(REPOSITORY / "assets")
     run_in(root, "git", "init", "--quiet")
     return Workspace(root)
+
+
+def dvc_of(workspace: Workspace) -> Dvc:
+    """DVC in a workspace, as the commands use it."""
+    return Dvc(workspace, env=environment(workspace.root))
+
+
+def with_cup(root: Path) -> Workspace:
+    """A shipped project with the subject `cup`, of an example's photos."""
+    made = shipped(root)
+    new = subjects.NewSubject("cup", class_noun="mug", identifier="sks")
+    subjects.add(made, new, REPOSITORY / "examples" / "mug-stripes", dvc_of(made))
+    return made
+
+
+def cup_photos(workspace: Workspace) -> Path:
+    """The photos of the subject `cup`."""
+    return workspace.root / "data" / "instance" / "cup"
 
 
 def _small(path: Path) -> Any:

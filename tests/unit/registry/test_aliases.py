@@ -76,7 +76,9 @@ def test_the_champion_is_never_its_own_challenger(three) -> None:
 def test_rollback_walks_back_to_the_first_champion(three) -> None:
     for version in (1, 2, 1, 3):
         promote(three, version)
-    assert [rollback(three) for _ in range(3)] == [1, 2, 1]
+    foretold = [(aliases.earlier_champion(three, name=MODEL), rollback(three)) for _ in range(3)]
+    assert foretold == [(1, 1), (2, 2), (1, 1)]
+    assert aliases.earlier_champion(three, name=MODEL) is None
     with pytest.raises(RegistryError, match=r"no earlier champion.*champion: version 1"):
         rollback(three)
     assert champion(three) == 1
