@@ -234,6 +234,11 @@ def say(text: str, *, is_problem: bool = False) -> None:
     ui.run_javascript(f"dreambooth.say({_js(text)}, {_js(is_problem)})")
 
 
+def unbroken(text: str) -> str:
+    """A sentence whose line breaks part no number from its per cent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def go(to: str) -> None:
     """Open another page of the app."""
     ui.navigate.to(to)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ _LIMIT = 64 << 20
 
 
 class Resident:
-    """A process of `cli.resident`, started at the first call and again after its end."""
+    """A process of `cli.resident`, started at the first call and again after its end.
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    It imports `modules` before its first command.
+    """
+
+    def __init__(self, site: Site, *modules: str) -> None:
+        self._site, self._modules = site, modules
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._end: asyncio.TimerHandle | None = None
@@ -40,16 +44,26 @@ class Resident:
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(work)
 
+    async def warm_up(self) -> None:
+        """Start the process ahead of its first call: its imports take longer than a picture."""
+        async with self._at_work():
+            await self._started()
+
     async def _call(self, words: tuple[str, ...]) -> dict[str, Any]:
+        async with self._at_work():
+            answer = await self._ask([*words, "--json"])
+        return _result(words, answer)
+
+    @contextlib.asynccontextmanager
+    async def _at_work(self) -> AsyncIterator[None]:
+        """One call after another; the process ends some idle minutes after the last."""
         async with self._turn:
             if self._end is not None:
                 self._end.cancel()
             try:
-                answer = await self._ask([*words, "--json"])
+                yield
             finally:
-                loop = asyncio.get_running_loop()
-                self._end = loop.call_later(_IDLE_S, self.stop)
-        return _result(words, answer)
+                self._end = asyncio.get_running_loop().call_later(_IDLE_S, self.stop)
 
     async def _ask(self, words: list[str]) -> dict[str, Any]:
         process, line = await self._started(), b""
@@ -69,7 +83,7 @@ class Resident:
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "cli.resident"),
+                *(sys.executable, "-m", "cli.resident", *self._modules),
                 cwd=self._site.workspace.root,
                 env=dict(self._site.env),
                 stdin=asyncio.subprocess.PIPE,
@@ -102,7 +116,7 @@ class Residents:
     """The resident processes of the app."""
 
     def __init__(self, site: Site) -> None:
-        self.drawing, self.registry = Resident(site), Resident(site)
+        self.drawing, self.registry = Resident(site, "cli.generation"), Resident(site)
         web.on_shutdown(self._stop)
 
     def _stop(self) -> None:

@@ -1,25 +1,34 @@
 """Runs commands one after another in a process that stays: `python -m cli.resident`.
 
-Imports and models are loaded once. Each line of stdin is a JSON list of words, as they stand behind
-`dreambooth`; the answer is a line of stdout with the exit code and what the command printed.
+Imports and models are loaded once; the modules that are given as arguments are imported before the
+first command. Each line of stdin is a JSON list of words, as they stand behind `dreambooth`; the
+answer is a line of stdout with the exit code and what the command printed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from cli import main, session
+from dreambooth_core import environment
+from dreambooth_core.workspace import find_workspace
 
 
-def serve() -> None:
-    """Answer until stdin ends."""
+def serve(modules: Sequence[str] = ()) -> None:
+    """Import modules, then answer until stdin ends."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # what libraries print is no answer
+        if modules:
+            environment.set_defaults(find_workspace(Path.cwd()))  # libraries read it at import
+        for name in modules:
+            importlib.import_module(name)
         for line in sys.stdin:
             answers.write(json.dumps(_run(json.loads(line))) + "\n")
             answers.flush()
@@ -54,4 +63,4 @@ def _redirected(fd: int, target: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     session.keeps_models.set(True)
-    serve()
+    serve(sys.argv[1:])

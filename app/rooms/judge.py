@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import run, ui
 
 from app import images, results, versions
-from app.layout import Field, button, link, problem, say, tag
+from app.layout import Field, button, link, problem, say, tag, unbroken
 from app.parts import add_pages, focus, reading, redrawn
 from app.residents import Residents, residents_of
 from app.rooms.playground import Playground
@@ -68,6 +68,7 @@ class _Room:
                 self._site, self._residents.drawing, self._name, found, self._prompts
             )
         await self._playground.refresh()
+        await self._residents.drawing.warm_up()
 
     def _show_duel(self, found: Versions) -> None:
         tag(
@@ -199,9 +200,9 @@ class _Room:
                 f"{champion}, the champion{f'; {ties} ties count for neither' if ties else ''}.",
             )
             _show_share(share)
-            low, high = (_percent(100 * share[key]) for key in ("low", "high"))
-            interval = f"{_percent(95)} interval of its share: {low} to {high}."
-            tag("p", f"{interval} {_meaning(share)}")
+            low, high = (f"{100 * share[key]:.0f} %" for key in ("low", "high"))
+            interval = f"95 % interval of its share: {low} to {high}."
+            tag("p", unbroken(f"{interval} {_meaning(share)}"))
 
 
 def _meaning(share: dict[str, float]) -> str:
@@ -209,12 +210,7 @@ def _meaning(share: dict[str, float]) -> str:
         return "People prefer it to the champion."
     if share["high"] < 0.5:
         return "People prefer the champion."
-    return f"The votes do not decide yet: the interval includes {_percent(50)}."
-
-
-def _percent(value: float) -> str:
-    """A number and its sign, which no line break parts."""
-    return f"{value:.0f}\N{NO-BREAK SPACE}%"
+    return "The votes do not decide yet: the interval includes 50 %."
 
 
 def _show_share(share: dict[str, float]) -> None:

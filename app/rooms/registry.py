@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import run, ui
 
 from app import pictures, versions
-from app.layout import button, link, say, tag
+from app.layout import button, link, say, tag, unbroken
 from app.parts import Select, add_pages, ask_reason, facts, reading, redrawn
 from app.residents import Residents, residents_of
 from app.site import Site
@@ -91,9 +91,9 @@ class _Room:
                     tag("span", "does not qualify", classes="badge bad")
             _show_scores(row)
             if row["verdict"]:
-                tag("p", row["verdict"]["why"])
+                tag("p", unbroken(row["verdict"]["why"]))
             for text in (*_decisions(row["tags"]), *_votes(row)):
-                tag("p", text, classes="small")
+                tag("p", unbroken(text), classes="small")
             with tag("details"):
                 tag("summary", "Lineage")
                 facts(_lineage(row))

@@ -272,6 +272,8 @@ def _show_plan(site: Site, plan: dict[str, Any]) -> None:
 
 def _time_of(time: dict[str, Any]) -> str:
     total = time["total_seconds"]
+    if not time["stage_seconds"]:
+        return ""  # none of the long stages is ahead
     if total is None:
         return "not measured on this device"
     minutes, seconds = divmod(round(total), 60)

@@ -23,6 +23,9 @@ _POLL_S = 1.0
 _GIB = 2**30
 _SAMPLES = 6
 
+_AHEAD = "Each checkpoint appears here as soon as it is scored."
+_SCORED_LATER = "The checkpoints were scored after the training: the room Result shows them."
+
 _SINCE = re.compile(r"since \S+ (\d\d:\d\d)")
 
 _PHASES = {
@@ -132,9 +135,7 @@ class _Watch:
             self._curve = ui.html("", sanitize=False).classes("card wide curve")
         with tag("section"):
             tag("h2", "Checkpoints")
-            self._hint = tag(
-                "p", "Each checkpoint appears here as soon as it is scored.", classes="small"
-            )
+            self._hint = tag("p", "", classes="small")
             self._list = tag("div", classes="checkpoints")
         self._timer = ui.timer(_POLL_S, self._poll)
 
@@ -178,6 +179,7 @@ class _Watch:
         self._start.set_visibility(is_idle)
         self._stop.set_visibility(not is_idle)
         self._page.set_visibility("report" in found["stages"])
+        self._hint.set_text(_SCORED_LATER if is_idle and "evaluate" in found["stages"] else _AHEAD)
         self._failure.clear()
         if is_idle and found["error"]:
             with self._failure:

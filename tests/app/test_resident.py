@@ -16,9 +16,9 @@ from tests.paths import ROOT
 
 
 @pytest.fixture
-def resident() -> Iterator[subprocess.Popen[str]]:
+def resident(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "cli.resident"],
+        [sys.executable, "-m", "cli.resident", *getattr(request, "param", ())],
         cwd=ROOT,
         env=workspaces.environment(ROOT),
         stdin=subprocess.PIPE,
@@ -54,6 +54,13 @@ def test_each_command_answers_alone_and_leaves_nothing_open(resident) -> None:
     assert usage["output"] == ""
     assert "No such option" in usage["messages"]
     assert num_open(resident) == files
+
+
+@pytest.mark.parametrize("resident", [["cli.generation"]], indirect=True)
+def test_modules_are_imported_before_the_first_command(resident) -> None:
+    answer = ask(resident, "settings", "train.seed", "--json")  # waits for the imports
+    assert json.loads(answer["output"])["settings"][0]["key"] == "train.seed"
+    assert "libtorch_cpu" in Path(f"/proc/{resident.pid}/maps").read_text()
 
 
 def test_resident_ends_with_its_input(resident) -> None:
