@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -78,5 +79,6 @@ async def finds_a_full_disk() -> None:
 def test_handler_reaches_the_page_after_its_button_is_gone(
     on_click: Callable[[], Coroutine[Any, Any, None]], text: str
 ) -> None:
-    told = asyncio.run(press_and_redraw(on_click))
+    with ThreadPoolExecutor() as threads:  # Playwright's loop may be running in this one
+        told = threads.submit(asyncio.run, press_and_redraw(on_click)).result()
     assert any(text in each for each in told), told
