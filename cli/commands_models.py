@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from dreambooth_core.registry.versions import VersionInfo
 
 WhyOption = Annotated[str, typer.Option(help="Reason, saved in the version's tags.")]
+IfChampionOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Change nothing unless this version is the champion.", show_default=False
+    ),
+]
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -101,6 +107,9 @@ def choose(
     by_rule: Annotated[
         bool, typer.Option("--by-rule", help="Take the choice back: the rule selects again.")
     ] = False,
+    if_weights: Annotated[
+        str, typer.Option(help="Choose nothing unless the weights' sha256 begins with this.")
+    ] = "",
     json: JsonOption = False,
 ) -> None:
     """Choose a checkpoint by hand; the next run registers and compares it."""
@@ -114,7 +123,8 @@ def choose(
         before = choices.choose_by_rule(session.workspace, subject)
         chosen, said = None, f"the rule selects again, instead of step {before.step}"
     else:
-        chosen = choices.choose(session.workspace, subject, step, why=why).to_json()
+        checkpoint = choices.choose(session.workspace, subject, step, why=why, weights=if_weights)
+        chosen = checkpoint.to_json()
         said = f"chosen: {chosen['name']} ({chosen['why']})"
     session.terminal.finish(
         {"subject": subject, "chosen": chosen},
@@ -277,6 +287,7 @@ def promote(
     version: Annotated[int, typer.Argument(help="Version number in the registry.")],
     *,
     why: WhyOption = "promoted by hand",
+    if_champion: IfChampionOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a version the champion."""
@@ -285,19 +296,27 @@ def promote(
     session = open_session(as_json=json)
     context = _context(session, subject)
     _change_champion(
-        session, context, "promote", why, lambda: stage.promote(context, version, why=why)
+        *(session, context, "promote", why),
+        lambda: stage.promote(context, version, why=why, expected=if_champion),
     )
 
 
 def rollback(
-    subject: SubjectArgument, *, why: WhyOption = "rolled back by hand", json: JsonOption = False
+    subject: SubjectArgument,
+    *,
+    why: WhyOption = "rolled back by hand",
+    if_champion: IfChampionOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Restore the previous champion."""
     from dreambooth_core.pipeline import compare as stage
 
     session = open_session(as_json=json)
     context = _context(session, subject)
-    _change_champion(session, context, "rollback", why, lambda: stage.rollback(context, why=why))
+    _change_champion(
+        *(session, context, "rollback", why),
+        lambda: stage.rollback(context, why=why, expected=if_champion),
+    )
 
 
 def _change_champion(

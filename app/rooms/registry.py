@@ -44,6 +44,7 @@ def add_to(site: Site) -> None:
 class _Room:
     def __init__(self, site: Site, residents: Residents, name: str) -> None:
         self._site, self._registry, self._name = site, residents.registry, name
+        self._champion: int | None = None
 
     def show(self) -> None:
         self._place = reading()
@@ -68,7 +69,7 @@ class _Room:
         return {n: pictures.url_of(self._site, path) for n, path in paths.items() if path.is_file()}
 
     def _show_state(self, found: Versions) -> None:
-        champion = found.with_alias(CHAMPION)
+        champion = self._champion = found.with_alias(CHAMPION)
         text = f"Version {champion} is the champion: it is in use." if champion else "No champion."
         tag("p", text, classes="lead")
         self._reason = tag("div")
@@ -119,8 +120,12 @@ class _Room:
         await self._call("rollback", self._name, f"--why={why}")
 
     async def _call(self, *words: str) -> None:
-        done = await self._registry.call(*words)
-        await self._draw()
+        """Change the champion, unless it is no longer the one on the page."""
+        seen = [] if self._champion is None else [f"--if-champion={self._champion}"]
+        try:
+            done = await self._registry.call(*words, *seen)
+        finally:
+            await self._draw()
         ui.run_javascript("window.scrollTo({top: 0})")
         say(f"Version {done['champion']} is the champion now.")
 

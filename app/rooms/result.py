@@ -180,24 +180,28 @@ class _Room:
                     tag("span", "selected", classes="badge good")
                 else:
                     label = f"Choose step {one.step}"
-                    button("Choose", partial(self._ask, one), aria_label=label)
+                    button("Choose", partial(self._ask, found, one.step), aria_label=label)
             for value in (one.dino, one.clip_t, one.pres):
                 tag("td", f"{value:.3f}", classes="num")
             tag("td", f"{'qualifies' if one.qualified else 'does not qualify'}: {one.why}")
 
-    def _ask(self, one: RankedCheckpoint) -> None:
-        title = f"Choose the checkpoint at step {one.step}"
-        ask_reason(self._reason, title, "Choose it", partial(self._choose, one.step))
+    def _ask(self, found: Result, step: int) -> None:
+        title = f"Choose the checkpoint at step {step}"
+        seen = found.options.checkpoint(found.options.row(step)).sha256
+        ask_reason(self._reason, title, "Choose it", partial(self._choose, step, seen))
 
-    async def _choose(self, step: int, why: str) -> None:
-        await self._call("choose", self._name, str(step), f"--why={why}")
+    async def _choose(self, step: int, seen: str, why: str) -> None:
+        """Choose the checkpoint on the page, unless a later run has replaced it."""
+        await self._call("choose", self._name, str(step), f"--why={why}", f"--if-weights={seen}")
 
     async def _choose_by_rule(self) -> None:
         await self._call("choose", self._name, "--by-rule")
 
     async def _call(self, *words: str) -> None:
-        done: dict[str, Any] = await commands.call(self._site, *words)
+        try:
+            done: dict[str, Any] = await commands.call(self._site, *words)
+        finally:
+            await self._draw()
         chosen = done["chosen"]
-        await self._draw()
         ui.run_javascript("window.scrollTo({top: 0})")
         say(f"Chosen: {chosen['name']}." if chosen else "The rule selects again.")

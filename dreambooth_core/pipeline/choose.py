@@ -74,11 +74,13 @@ def options(workspace: Workspace, subject: str) -> Options:
     return Options(training, evaluation, selection)
 
 
-def choose(workspace: Workspace, subject: str, step: int, *, why: str) -> RankedCheckpoint:
+def choose(
+    workspace: Workspace, subject: str, step: int, *, why: str, weights: str = ""
+) -> RankedCheckpoint:
     """Choose the checkpoint at `step` for the next run of the subject; returns its scores.
 
-    Raises SettingsError for an empty reason or an unknown step, and StageError before the first run
-    or if the weights are gone.
+    Raises SettingsError for an empty reason or an unknown step, and StageError before the first
+    run, if the weights are gone, or if their sha256 does not begin with `weights`.
     """
     try:
         reason = config.check_reason(why)
@@ -87,6 +89,12 @@ def choose(workspace: Workspace, subject: str, step: int, *, why: str) -> Ranked
     there = options(workspace, subject)
     row = there.row(step)
     checkpoint = there.checkpoint(row)
+    if not checkpoint.sha256.startswith(weights):
+        raise StageError(
+            f"another training has replaced {row.name} meanwhile, so nothing was chosen",
+            got=f"weights {checkpoint.sha256[:WEIGHTS_LETTERS]}, not {weights}",
+            hint="look at the pictures of the present one first",
+        )
     retention.weights_dir(workspace.places(subject), there.training, row.name)
     choice = Choice(
         step=step,

@@ -139,31 +139,43 @@ def _carry_out(
     )
 
 
-def promote(context: StageContext, version: int, *, why: str) -> VersionInfo:
-    """Make a version the champion by hand. Raises RegistryError."""
+def promote(
+    context: StageContext, version: int, *, why: str, expected: int | None = None
+) -> VersionInfo:
+    """Make a version the champion by hand. Raises RegistryError.
+
+    Raises ChampionChanged, and changes nothing, if another version than `expected` is the champion.
+    """
     tracking, name = tracking_of(context), context.settings.model_name
     info = aliases.promote(
         tracking,
         name=name,
         version=version,
         decision=decision(why),
-        expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
+        expected=expected or _champion_now(tracking, name),
     )
     report.refresh(context)
     return info
 
 
-def rollback(context: StageContext, *, why: str) -> VersionInfo:
-    """Make the champion before this one the champion again. Raises RegistryError."""
+def rollback(context: StageContext, *, why: str, expected: int | None = None) -> VersionInfo:
+    """Make the champion before this one the champion again. Raises RegistryError.
+
+    Raises ChampionChanged, and changes nothing, if another version than `expected` is the champion.
+    """
     tracking, name = tracking_of(context), context.settings.model_name
     info = aliases.rollback(
         tracking,
         name=name,
         decision=decision(why),
-        expected=versions.aliases_of(tracking, name=name).get(aliases.CHAMPION),
+        expected=expected or _champion_now(tracking, name),
     )
     report.refresh(context)
     return info
+
+
+def _champion_now(tracking: Tracking, name: str) -> int | None:
+    return versions.aliases_of(tracking, name=name).get(aliases.CHAMPION)
 
 
 def earlier_champion(context: StageContext) -> int | None:

@@ -142,7 +142,7 @@ def _require_champion(
     raise ChampionChanged(
         f"the champion of {name} was changed meanwhile, so this decision was not carried out",
         got=f"champion: {_spell(current)}; the decision was made against {_spell(expected)}",
-        hint="run the same command again: it decides against the present champion",
+        hint="look at the present champion; if the decision still holds, repeat it",
     )
 
 

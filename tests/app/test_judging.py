@@ -310,6 +310,25 @@ def test_promotion_and_rollback_by_keyboard_with_reasons(
     assert page.get_by_text("Rolled back by").count() == 1
 
 
+def test_page_of_an_earlier_champion_changes_nothing(
+    app: RunningApp, opened: Any, context: StageContext
+) -> None:
+    new = opened(f"{app.url}/registry/{SUBJECT}")
+    press(new, "Promote version 2")
+    say_why(new, "Promote", "it is sharper")
+    new.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
+    stale = opened(f"{app.url}/registry/{SUBJECT}")
+    stale.get_by_role("button", name="Roll back to version 1").wait_for(timeout=WAIT)
+    press(new, "Roll back to version 1")
+    say_why(new, "Roll back", "its colours fade")
+    new.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
+    press(stale, "Roll back to version 1")
+    say_why(stale, "Roll back", "I did not see yours")
+    stale.locator("#said").get_by_text("was changed meanwhile").wait_for(timeout=WAIT)
+    stale.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
+    assert compare.side_by_side(context)[1].tags["rolled_back.why"] == "its colours fade"
+
+
 def test_registry_compares_any_two_versions(app: RunningApp, opened: Any) -> None:
     page = opened(f"{app.url}/registry/{SUBJECT}")
     table = page.get_by_role("region", name="two versions side by side")

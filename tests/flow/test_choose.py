@@ -10,7 +10,7 @@ from prefect.testing.utilities import prefect_test_harness
 from cli.main import run as command
 from dreambooth_core import config
 from dreambooth_core.pipeline import StageContext, compare
-from dreambooth_core.records import Selection
+from dreambooth_core.records import Selection, TrainingRun
 from dreambooth_core.workspace import Workspace
 from flows.train_subject import train_subject
 from tests.flow import workspaces
@@ -79,6 +79,15 @@ def test_wrong_choices_are_refused_and_change_nothing(workspace: Workspace, capf
         ("choose", SUBJECT, "2", "--why", "  "): "the reason is empty",
         ("choose", SUBJECT, "2", "--why", "a\nb"): "a reason is one line of at most 500",
         ("choose", "cup", "2", "--why", "x"): "cup",
+        (
+            "choose",
+            SUBJECT,
+            "2",
+            "--why",
+            "x",
+            "--if-weights",
+            "0123",
+        ): "another training has replaced checkpoint-2 meanwhile, so nothing was chosen",
         ("choose", SUBJECT): "choose takes a step or --by-rule; allowed: 2, 4, or --by-rule",
         ("choose", SUBJECT, "--by-rule"): "so the rule selects already",
     }
@@ -90,7 +99,10 @@ def test_wrong_choices_are_refused_and_change_nothing(workspace: Workspace, capf
 def test_chosen_checkpoint_becomes_a_version_with_the_reason(workspace: Workspace) -> None:
     by_rule = Selection.read(workspace.stage_dir(SUBJECT, "select"))
     step = next(one.step for one in by_rule.ranked if one.name != by_rule.best)
-    assert _dreambooth(workspace, "choose", SUBJECT, str(step), "--why", "the handle: right") == 0
+    training = TrainingRun.read(workspace.stage_dir(SUBJECT, "train"))
+    seen = next(c.sha256 for c in training.checkpoints if c.name == f"checkpoint-{step}")
+    words = ("choose", SUBJECT, str(step), "--why", "the handle: right", "--if-weights", seen)
+    assert _dreambooth(workspace, *words) == 0
     summary = _run(workspace)
     ran = {stage["stage"] for stage in summary["stages"] if not stage["skipped"]}
     assert ran == {"select", "confirm", "register", "compare", "report"}
