@@ -260,7 +260,7 @@ def test_prompt_with_html_is_text_everywhere(
     assert page.locator(".asked").inner_text() == HTML
     page.keyboard.press("ArrowDown")
     _voted(page)
-    page.locator(".made figcaption strong").first.wait_for()
+    page.locator(".made").get_by_text(HTML, exact=True).first.wait_for(timeout=WAIT)
     assert page.locator(".made figcaption strong").first.inner_text() == HTML
     assert page.locator("main").locator("b, i").count() == 0
     infos = compare.side_by_side(context)
