@@ -292,16 +292,26 @@ def test_playground_keeps_the_settings_in_the_file(
     assert "version 2, seed 41, steps 2, guidance 1.5, strength 0.5" in shown
 
 
+def promote(page: Any, why: str) -> None:
+    """Make version 2 the champion, by keyboard."""
+    press(page, "Promote version 2")
+    say_why(page, "Promote", why)
+    page.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
+
+
+def roll_back(page: Any, why: str) -> None:
+    """Put version 1 back in use, by keyboard."""
+    press(page, "Roll back to version 1")
+    say_why(page, "Roll back", why)
+    page.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
+
+
 def test_promotion_and_rollback_by_keyboard_with_reasons(
     app: RunningApp, opened: Any, context: StageContext
 ) -> None:
     page = opened(f"{app.url}/registry/{SUBJECT}")
-    press(page, "Promote version 2")
-    say_why(page, "Promote", "people prefer it")
-    page.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
-    press(page, "Roll back to version 1")
-    say_why(page, "Roll back", "its colours fade")
-    page.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
+    promote(page, "people prefer it")
+    roll_back(page, "its colours fade")
     tags = compare.side_by_side(context)[1].tags
     assert (tags["promoted.why"], tags["rolled_back.why"]) == (
         "people prefer it",
@@ -314,14 +324,10 @@ def test_page_of_an_earlier_champion_changes_nothing(
     app: RunningApp, opened: Any, context: StageContext
 ) -> None:
     new = opened(f"{app.url}/registry/{SUBJECT}")
-    press(new, "Promote version 2")
-    say_why(new, "Promote", "it is sharper")
-    new.get_by_text("Version 2 is the champion: it is in use.").wait_for(timeout=WAIT)
+    promote(new, "it is sharper")
     stale = opened(f"{app.url}/registry/{SUBJECT}")
     stale.get_by_role("button", name="Roll back to version 1").wait_for(timeout=WAIT)
-    press(new, "Roll back to version 1")
-    say_why(new, "Roll back", "its colours fade")
-    new.get_by_text("Version 1 is the champion: it is in use.").wait_for(timeout=WAIT)
+    roll_back(new, "its colours fade")
     press(stale, "Roll back to version 1")
     say_why(stale, "Roll back", "I did not see yours")
     stale.locator("#said").get_by_text("was changed meanwhile").wait_for(timeout=WAIT)
